@@ -1,0 +1,75 @@
+"""What every config section shares: the error that a user reads, and reading a section from `params.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from interp.errors import InterpError, nearest
+
+__all__ = ["MISSING", "ConfigError", "load_section", "nearest", "section_from"]
+
+Schema = TypeVar("Schema")
+
+
+class ConfigError(InterpError):
+    """A config that cannot be run. The message says what was expected, what came and what to do."""
+
+
+def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Schema:
+    """Turn plain values into one config section, typed and complete.
+
+    Arguments:
+        schema: the dataclass of the section.
+        values: the section as plain containers (no interpolation left).
+        where: the section's path in the config, for messages (`task`, `lens.patchscope`).
+
+    Returns:
+        An instance of the dataclass.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a wrong type or a missing value (`???`).
+    """
+    fields = list(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, fields)}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), values)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{where}: no value for {', '.join(missing)}. Set it, e.g. {where}.{missing[0]}=VALUE")
+        section = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        at = getattr(error, "full_key", None) or getattr(error, "key", None)
+        first = str(error).split("\n", 1)[0]
+        raise ConfigError(f"{where}{f'.{at}' if at else ''}: {first}") from None
+    assert isinstance(section, schema)
+    return section
+
+
+def load_section(name: str, params: str | Path = "params.yaml") -> dict[str, Any]:
+    """Read one section of a run folder's `params.yaml` as plain containers.
+
+    Arguments:
+        name: the section (`task`, `model`, `collect`, ...).
+        params: the file.
+
+    Raises:
+        ConfigError: there is no such file or no such section in it.
+    """
+    path = Path(params)
+    if not path.is_file():
+        raise ConfigError(
+            f"expected {path} in {Path.cwd()}, found none. A stage runs in a run folder: cd into one of outputs/, "
+            "or write the config with `python -m pipeline --cfg job > params.yaml`."
+        )
+    values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    if not isinstance(values, dict) or name not in values:
+        known = list(values) if isinstance(values, dict) else []
+        raise ConfigError(f"{path} has no section {name!r}.{nearest(name, [str(k) for k in known])}")
+    section = values[name]
+    return section if isinstance(section, dict) else {}

@@ -1,0 +1,37 @@
+"""Section `collect`: which activations are kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config.base import load_section, section_from
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Which places of the model are read, at which tokens, and how.
+
+    Arguments:
+        sites: sites (`interp.sites`), e.g. `resid_post.*`, `attn_out.3-5`.
+        positions: token positions (`interp.positions`), e.g. `last`, `query.last`.
+        batch_size: prompts in a forward pass at most.
+        dtype: `model` keeps the model's own, else `float32`, `bfloat16`, `float16`.
+        block_size: prompts in a shard of the store, the unit in which collecting resumes.
+    """
+
+    sites: list[str] = field(default_factory=lambda: ["resid_post.*"])
+    positions: list[str] = field(default_factory=lambda: ["last", "query.last"])
+    batch_size: int = 32
+    dtype: str = "model"
+    block_size: int = 64
+
+
+def collect_from(values: dict[str, Any]) -> CollectConfig:
+    """The section from plain values; see `section_from`."""
+    return section_from(CollectConfig, values, "collect")
+
+
+def load_collect_config(params: str = "params.yaml") -> CollectConfig:
+    """The section of a run folder's `params.yaml`."""
+    return collect_from(load_section("collect", params))

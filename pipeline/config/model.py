@@ -1,0 +1,47 @@
+"""Section `model`: which language model, and how it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config.base import MISSING, load_section, section_from
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder language model.
+
+    Arguments:
+        name: short name, used in figures and tracking.
+        source: hub id or local folder (relative to the run folder, or absolute).
+        revision: branch, tag or commit on the hub; null: the hub's default.
+        dtype: `float32`, `bfloat16` or `float16`.
+        device_map: accelerate's placement: `auto`, `cpu`, `cuda:0`, ...
+        attention_implementation: `sdpa`, `eager`, `flash_attention_2`, ...
+        trust_remote_code: run code that the hub repository carries.
+        num_layers: known depth, so that a bad layer is rejected before anything is loaded; null: read it from a local
+            folder's config, or not checked.
+        depends_on: file or folder whose content the stages depend on: the folder itself for a local model, and this
+            project's own marker file for a model on the hub, which its revision identifies.
+    """
+
+    name: str = MISSING
+    source: str = MISSING
+    revision: str | None = None
+    dtype: str = "float32"
+    device_map: str = "auto"
+    attention_implementation: str = "sdpa"
+    trust_remote_code: bool = False
+    num_layers: int | None = None
+    depends_on: str = MISSING
+
+
+def model_from(values: dict[str, Any]) -> ModelConfig:
+    """The section from plain values; see `section_from`."""
+    return section_from(ModelConfig, values, "model")
+
+
+def load_model_config(params: str = "params.yaml") -> ModelConfig:
+    """The section of a run folder's `params.yaml`."""
+    return model_from(load_section("model", params))

@@ -1,0 +1,143 @@
+"""Section `task`: what the experiment asks. `kind` selects the schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config.base import MISSING, ConfigError, load_section, nearest, section_from
+
+
+@dataclass  # not frozen: OmegaConf cannot merge into a nested frozen dataclass
+class PatchIntoConfig:
+    """The prompts that a patchscope patches into (Dumas et al. 2025: the *target* prompts).
+
+    Arguments:
+        source_language: language of the word that they ask about.
+        target_language: language that they ask for.
+    """
+
+    source_language: str = MISSING
+    target_language: str = MISSING
+
+
+@dataclass(frozen=True)
+class TranslationConfig:
+    """Few-shot word translation (Wendler et al. 2024; Dumas et al. 2025).
+
+    Arguments:
+        kind: `translation`.
+        lexicon: path of the lexicon file.
+        source_languages: languages in which the prompts give the word; with several, a patchscope can take their mean.
+        target_language: language in which the prompts ask for the word.
+        latent_languages: further languages whose words are measured (English in the papers).
+        patch_into: the prompts that a patchscope patches into; null: none.
+        shots: solved lines before the question.
+        template: one line; `{source_name}`, `{source_word}`, `{target_name}`, `{target_word}` are filled in. The
+            question is the line up to the target word.
+        pairs: how many (source concept, target concept) pairs at most; null: all.
+        max_concepts: how many concepts at most; null: all.
+        single_token_queries: keep only concepts whose query words are one token.
+        target_policy: which tokens count as an answer: `first_token`, `all_prefixes` or `exact`.
+        seed: of the shots and the pairs.
+        depends_on: the file that the stage depends on, the lexicon.
+    """
+
+    kind: str = "translation"
+    lexicon: str = MISSING
+    source_languages: list[str] = field(default_factory=lambda: ["de"])
+    target_language: str = MISSING
+    latent_languages: list[str] = field(default_factory=list)
+    patch_into: PatchIntoConfig | None = None
+    shots: int = 5
+    template: str = '{source_name}: "{source_word}" - {target_name}: "{target_word}"'
+    pairs: int | None = 200
+    max_concepts: int | None = None
+    single_token_queries: bool = False
+    target_policy: str = "first_token"
+    seed: int = 0
+    depends_on: str = MISSING
+
+
+@dataclass(frozen=True)
+class ClozeConfig:
+    """Cloze: complete a sentence that describes a masked word (Wendler et al. 2024).
+
+    Arguments:
+        kind: `cloze`.
+        sentences: path of a JSON-lines file with `concept`, `language`, `text` (where `___` stands for the word) and
+            `words`, the accepted words in that language; a concept's rows in other languages give its words there.
+        language: language of the sentences.
+        latent_languages: further languages whose words are measured.
+        shots: solved sentences before the question.
+        template: one line; `{sentence}` and `{word}` are filled in. The question is the line up to the word.
+        max_concepts, target_policy, seed: as in `TranslationConfig`.
+        depends_on: the file that the stage depends on, the sentences.
+    """
+
+    kind: str = "cloze"
+    sentences: str = MISSING
+    language: str = MISSING
+    latent_languages: list[str] = field(default_factory=list)
+    shots: int = 2
+    template: str = '{sentence} "{word}"'
+    max_concepts: int | None = None
+    target_policy: str = "first_token"
+    seed: int = 0
+    depends_on: str = MISSING
+
+
+@dataclass(frozen=True)
+class NextTokenConfig:
+    """The user's own prompts: from CSV, JSON lines, parquet or a hub dataset (`datasets.load_dataset`).
+
+    Arguments:
+        kind: `next_token`.
+        source: a file (`.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`), or a dataset id on the hub.
+        name: configuration of a hub dataset.
+        split: split of a hub dataset.
+        revision: revision of a hub dataset.
+        prompt_column: column that holds the prompts.
+        target_columns: columns that hold accepted answers (a string or a list of strings), one target group each.
+        label_columns: columns kept as labels.
+        max_prompts: how many rows at most, in order; null: all.
+        target_policy: as in `TranslationConfig`.
+        depends_on: the file that the stage depends on; for a hub dataset this project's own marker file.
+    """
+
+    kind: str = "next_token"
+    source: str = MISSING
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    prompt_column: str = "prompt"
+    target_columns: list[str] = field(default_factory=list)
+    label_columns: list[str] = field(default_factory=list)
+    max_prompts: int | None = None
+    target_policy: str = "first_token"
+    depends_on: str = MISSING
+
+
+TaskConfig = TranslationConfig | ClozeConfig | NextTokenConfig
+TASKS: dict[str, type[TaskConfig]] = {
+    "translation": TranslationConfig,
+    "cloze": ClozeConfig,
+    "next_token": NextTokenConfig,
+}
+
+
+def task_from(values: dict[str, Any]) -> TaskConfig:
+    """The section from plain values.
+
+    Raises:
+        ConfigError: an unknown `kind`, and all that `section_from` raises.
+    """
+    kind = values.get("kind")
+    if kind not in TASKS:
+        raise ConfigError(f"task.kind: unknown task {kind!r}.{nearest(str(kind), list(TASKS))}")
+    return section_from(TASKS[kind], values, "task")
+
+
+def load_task_config(params: str = "params.yaml") -> TaskConfig:
+    """The section of a run folder's `params.yaml`."""
+    return task_from(load_section("task", params))

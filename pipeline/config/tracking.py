@@ -1,0 +1,37 @@
+"""Section `tracking`: where MLflow runs go. No stage depends on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config.base import load_section, section_from
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where and how a run is tracked.
+
+    Arguments:
+        enabled: track at all.
+        uri: MLflow tracking URI; null: `mlflow.db` (sqlite) in the repository's root, artifacts beside it.
+        experiment: name of the MLflow experiment.
+        tags: further tags.
+        timeout: seconds that an unreachable server may cost at most.
+    """
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "interpipe"
+    tags: dict[str, str] = field(default_factory=dict)
+    timeout: int = 5
+
+
+def tracking_from(values: dict[str, Any]) -> TrackingConfig:
+    """The section from plain values; see `section_from`."""
+    return section_from(TrackingConfig, values, "tracking")
+
+
+def load_tracking_config(params: str = "params.yaml") -> TrackingConfig:
+    """The section of a run folder's `params.yaml`."""
+    return tracking_from(load_section("tracking", params))

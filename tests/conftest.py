@@ -1,0 +1,27 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import tiny_folder
+
+# Two busy processes on two cores stall at OpenMP's barriers.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`model_folder(family)`: a local folder with a tiny random model of that family, made once per test run."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = tiny_folder(family, tmp_path_factory.mktemp(f"tiny-{family}"))
+        return made[family]
+
+    return folder

@@ -1,0 +1,190 @@
+"""Runs sent to a real MLflow: sqlite directly, a server, and a server that is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from interp.errors import InterpError
+from pipeline.config.tracking import TrackingConfig
+from pipeline.tracking import client as client_module
+from pipeline.tracking.__main__ import main
+from pipeline.tracking.client import connect, prepare
+from pipeline.tracking.runs import begin_sweep, end_sweep, log_run
+from tests.pipeline.tracking.run_folders import make_run_folder, write_run
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository root of its own, so that no test writes into the real one."""
+    monkeypatch.setattr(client_module, "repository_root", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def config(root: Path) -> TrackingConfig:
+    return TrackingConfig(uri=f"sqlite:///{root}/tracked.db", experiment="tests", timeout=1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert isinstance(port, int)
+    return port
+
+
+def all_runs(config: TrackingConfig) -> list:  # type: ignore[type-arg]
+    client = connect(config)
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def test_a_run_arrives_whole_and_once(root: Path, config: TrackingConfig) -> None:
+    folder = make_run_folder(root / "run", str(config.uri))
+    assert log_run(folder) and log_run(folder)
+    (run,) = all_runs(config)
+    client = connect(config)
+    assert run.info.status == "FINISHED" and run.info.end_time - run.info.start_time == 10_000
+    assert run.data.params["task.source_languages"] == '["de", "en"]'
+    assert run.data.metrics["summary/patchscope/probability/a/peak"] == 0.75
+    history = client.get_metric_history(run.info.run_id, "patchscope/probability/target_concept")
+    assert [(point.step, point.value) for point in sorted(history, key=lambda p: p.step)] == [
+        (0, 0.0), (1, 0.125), (2, 0.25), (3, 0.375),
+    ]  # fmt: skip
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+        "params.yaml", "dvc.lock", "run.json", "metrics.json", "curves.parquet", "report",
+    }  # fmt: skip
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.digest == "a" * 32 + ".dir"
+    assert run.data.tags["team"] == "unit" and run.data.tags["git.commit"] == "0123abc"
+    assert (root / "mlartifacts").is_dir(), "artifacts lie beside the database, wherever the run was started"
+
+
+def test_a_resumed_run_updates_its_record(root: Path, config: TrackingConfig) -> None:
+    folder = make_run_folder(root / "run", str(config.uri), status="KILLED")
+    assert log_run(folder)
+    (run,) = all_runs(config)
+    assert run.info.status == "KILLED" and "patchscope/probability/target_concept" not in run.data.metrics
+    write_run(folder, "FINISHED")
+    assert log_run(folder)
+    (again,) = all_runs(config)
+    assert again.info.run_id == run.info.run_id and again.info.status == "FINISHED"
+    assert again.data.metrics["patchscope/probability/target_concept"] == 0.375
+
+
+def test_a_run_whose_sending_broke_off_is_found_again(
+    root: Path, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    folder = make_run_folder(root / "run", str(config.uri))
+    broken = mlflow.MlflowClient.log_inputs
+
+    def dies(*_: object, **__: object) -> None:
+        raise ConnectionError("the server died")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", dies)
+    assert not log_run(folder)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", broken)
+    assert main(["sync", str(folder)]) == 0
+    (run,) = all_runs(config)
+    history = connect(config).get_metric_history(run.info.run_id, "patchscope/probability/target_concept")
+    assert len(history) == 4, "metrics sent twice are kept once"
+    assert run.info.status == "FINISHED" and len(run.inputs.dataset_inputs) == 1
+
+
+def test_a_sweep_has_one_parent(root: Path, config: TrackingConfig) -> None:
+    begin_sweep(config, "sweep 1", ["lens=a,b"])
+    for lens in ("a", "b"):
+        log_run(make_run_folder(root / lens, str(config.uri), sweep={"name": "sweep 1", "swept": {"lens": lens}}))
+    end_sweep(config, "sweep 1", "FAILED")
+    runs = all_runs(config)
+    (parent,) = [run for run in runs if "interpipe.sweep" in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert {child.info.run_name for child in children} == {"lens=a", "lens=b"} and len(runs) == 3
+    assert parent.info.status == "FAILED" and parent.data.tags["overrides"] == "lens=a,b"
+
+
+def test_a_database_is_made_once_by_many_at_once(root: Path) -> None:
+    script = (
+        "import pathlib, sys\n"
+        "from pipeline.tracking import client\n"
+        "from pipeline.config.tracking import TrackingConfig\n"
+        "client.repository_root = lambda: pathlib.Path(sys.argv[1])\n"
+        "assert client.prepare(TrackingConfig(experiment='tests'))\n"
+    )
+    jobs = [subprocess.Popen([sys.executable, "-c", script, str(root)]) for _ in range(4)]
+    assert [job.wait(timeout=120) for job in jobs] == [0, 0, 0, 0]
+    assert all_runs(TrackingConfig(uri=f"sqlite:///{root}/mlflow.db")) == []
+
+
+def test_a_server_that_is_down_costs_a_warning(
+    root: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    config = TrackingConfig(uri=uri, experiment="tests", timeout=1)
+    assert not prepare(config)
+    folder = make_run_folder(root / "run ünï", uri)
+    assert not log_run(folder)
+    assert f"python -m pipeline.tracking sync '{folder}'" in caplog.text
+    assert json.loads((folder / "tracking.json").read_text())["sent"] is None
+    assert main(["sync", str(folder)]) == 1 and "not sent" in capsys.readouterr().err
+
+
+def test_sync_of_no_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sync", str(tmp_path)]) == 1
+    assert "A stage runs in a run folder" in capsys.readouterr().err
+    with pytest.raises(InterpError):
+        log_run(tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A real tracking server on a port of its own."""
+    port = free_port()
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
+            "--artifacts-destination", str(tmp_path / "artifacts"),
+        ],
+        cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    uri = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(f"{uri}/health", timeout=5):
+                break
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline, "the tracking server did not start"
+            time.sleep(0.3)
+    yield uri, process
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_server_that_dies_is_synced_later(root: Path, server: tuple[str, subprocess.Popen[bytes]]) -> None:
+    uri, process = server
+    config = TrackingConfig(uri=uri, experiment="tests", timeout=5)
+    assert prepare(config)
+    first, second = make_run_folder(root / "first", uri), make_run_folder(root / "second", uri)
+    assert log_run(first)
+    (run,) = all_runs(config)
+    assert {file.path for file in connect(config).list_artifacts(run.info.run_id)} >= {"report", "metrics.json"}
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not log_run(second)
