@@ -1,0 +1,165 @@
+"""Model and tokenizer from a folder or the hub, with transformers, and errors that say what to do.
+
+nnsight can load by name too, but its lazy load fails under transformers 5.23 ("Impossible to guess which tokenizer").
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from interp.errors import InterpError, nearest
+
+__all__ = ["as_dtype", "execution_device", "load_model", "load_tokenizer"]
+
+# What a bad folder, a hub that is down, an unknown model type or a missing package raise inside transformers.
+_LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError)
+# Names of the plain tokenizer that does what its tokenizer.json says.
+_PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
+    """A dtype by name; `auto`, the checkpoint's own, for None."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype or "auto"
+    if dtype == "auto":
+        return dtype
+    if dtype not in _DTYPES:
+        raise InterpError(f"dtype: expected a floating point type, got {dtype!r}.{nearest(dtype, _DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def load_model(
+    source: str | Path,
+    *,
+    revision: str | None,
+    dtype: str | torch.dtype | None,
+    device_map: Any,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+) -> nn.Module:
+    """Load a causal language model, safetensors only, every weight accounted for.
+
+    Arguments:
+        source: a local folder or a hub id; the rest as in `StandardizedTransformer`.
+
+    Raises:
+        InterpError: there is no such model, or it is not whole; the message says how to get it.
+    """
+    name = _checked_source(source)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        placed = {} if device_map is None else {"device_map": device_map}
+        attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        module, report = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=as_dtype(dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **placed,
+            **attention,
+            **options,
+        )
+    except InterpError:
+        raise
+    except _LOAD_ERRORS as error:
+        raise InterpError(_not_loaded(source, revision, error)) from error
+    absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
+    if absent:
+        # transformers only warns, and leaves them random.
+        raise InterpError(
+            f"the weights of {str(source)!r} are not whole: {len(absent)} of {type(module).__name__}'s tensors are "
+            f"missing or of another shape, e.g. {', '.join(absent[:3])}. Get a checkpoint of a causal language model."
+        )
+    return module
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """Where a module computes, also where accelerate keeps its weights elsewhere; None: it has no weights."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    if device is not None:
+        return torch.device(device)
+    return next((parameter.device for parameter in module.parameters()), None)
+
+
+def load_tokenizer(source: str | Path, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the hub.
+
+    Where the folder asks for the plain tokenizer, it gets that: transformers' `AutoTokenizer` would put the family's
+    own splitting rules over those of tokenizer.json (Qwen 2 does), and the same text would become other tokens.
+
+    Raises:
+        InterpError: there is none.
+    """
+    name = str(Path(source).expanduser()) if _is_local(source) else str(source)
+    try:
+        asked = get_tokenizer_config(name, revision=revision).get("tokenizer_class")
+        loader = PreTrainedTokenizerFast if asked in _PLAIN_TOKENIZERS else AutoTokenizer
+        return loader.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except _LOAD_ERRORS as error:
+        raise InterpError(
+            f"no tokenizer in {str(source)!r} ({_first_line(error)}). Expected tokenizer.json or the family's "
+            "tokenizer files beside the weights; or pass tokenizer=, an object or where to load it from."
+        ) from error
+
+
+def _is_local(source: str | Path) -> bool:
+    """A folder, or a spelling that can only be a path. `gpt2` and `meta-llama/Llama-3.2-1B` are hub ids."""
+    path = Path(source).expanduser()
+    text = str(source)
+    return isinstance(source, Path) or path.exists() or text.startswith((".", "/", "~")) or text.count("/") > 1
+
+
+def _checked_source(source: str | Path) -> str:
+    """What to give to transformers; a local folder is looked at first, because transformers' own errors mislead."""
+    if not _is_local(source):
+        return str(source)
+    folder = Path(source).expanduser()
+    get = f"hf download ORGANISATION/NAME --local-dir {folder}"
+    if not folder.is_dir():
+        what = "found a file" if folder.exists() else "there is none"
+        raise InterpError(
+            f"expected a folder with a model at {folder.absolute()}, {what}. Get one with `{get}`, or give a hub id "
+            "such as openai-community/gpt2."
+        )
+    if not (folder / "config.json").is_file():
+        raise InterpError(f"expected a model in {folder}, found no config.json. Get one with `{get}`.")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")))
+        found = f"only {', '.join(pickles[:3])}, which are pickles and can run code" if pickles else "config.json only"
+        raise InterpError(
+            f"expected weights as *.safetensors in {folder}, found {found}. Get them with `{get} --include "
+            "'*.safetensors' '*.json'`."
+        )
+    return str(folder)
+
+
+def _not_loaded(source: str | Path, revision: str | None, error: BaseException) -> str:
+    what = f"could not load {str(source)!r}" + (f" at revision {revision!r}" if revision else "")
+    if _is_local(source):
+        return f"{what} from its folder: {_first_line(error)}."
+    return (
+        f"{what}: no local folder of that name, and the hub gave: {_first_line(error)}. Where this machine reaches "
+        f"the hub, `hf download {source}{f' --revision {revision}' if revision else ''}` gets it (gated models: "
+        f"`hf auth login` first); else copy its folder here and give the path."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

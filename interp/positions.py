@@ -1,0 +1,187 @@
+"""The vocabulary of token positions, resolved for each prompt.
+
+| spelling | tokens |
+|---|---|
+| `first`, `last`, `all` | of the prompt |
+| `0`, `-2` | an integer, from the start or from the end |
+| `2:5`, `:3`, `-2:` | a slice, the end left out |
+| `random:3`, `random:3@7` | three drawn without replacement, with seed 0 or 7, in ascending order |
+| `query.first`, `query.last`, `query.all`, `query.1`, ... | any of these, within a span that the prompt marks |
+
+Positions count the prompt's own tokens, the beginning-of-text token included and padding left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from interp.errors import InterpError, nearest
+
+__all__ = ["Position", "check_positions"]
+
+_INTEGER = re.compile(r"-?\d+")
+_SLICE = re.compile(r"(-?\d+)?:(-?\d+)?")
+_RANDOM = re.compile(r"random:(\d+)(?:@(\d+))?")
+_SPAN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_FORMS = (
+    "first, last, all, an integer (0, -2), a slice (2:5), random:3 or random:3@SEED, "
+    "or one of these in a span (query.last)"
+)
+
+
+@dataclass(frozen=True)
+class Position:
+    """One or several token positions, named without knowing the prompt.
+
+    `Position.parse` makes them.
+
+    Arguments:
+        text: the spelling.
+        span_name: the span that the positions count within; None: the whole prompt.
+        start: first token, from the end where negative; None: the first of all.
+        stop: the token after the last; None: up to the end.
+        single: exactly one token, `start`.
+        draw: how many tokens to draw at random; None: all of them.
+        seed: seed of the draw.
+    """
+
+    text: str
+    span_name: str | None = None
+    start: int | None = None
+    stop: int | None = None
+    single: bool = False
+    draw: int | None = None
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str | int) -> Position:
+        """Read a spelling.
+
+        Arguments:
+            text: see the table at the top of `interp.positions`.
+
+        Raises:
+            InterpError: it cannot be read.
+        """
+        spelling = str(text).strip()
+        span, dot, selection = spelling.rpartition(".")
+        span_name = span if dot else None
+        if span_name is not None and not _SPAN.fullmatch(span_name):
+            raise InterpError(f"position {spelling!r}: {span_name!r} is not the name of a span. Expected {_FORMS}.")
+        if selection in ("first", "last"):
+            return cls(spelling, span_name, start=0 if selection == "first" else -1, single=True)
+        if selection == "all":
+            return cls(spelling, span_name)
+        if _INTEGER.fullmatch(selection):
+            return cls(spelling, span_name, start=int(selection), single=True)
+        if match := _SLICE.fullmatch(selection):
+            start, stop = (None if end is None else int(end) for end in match.groups())
+            if start is not None and stop is not None and (start < 0) == (stop < 0) and start >= stop:
+                raise InterpError(
+                    f"position {spelling!r}: the slice is empty. Its end is left out: write start < stop."
+                )
+            return cls(spelling, span_name, start, stop)
+        if match := _RANDOM.fullmatch(selection):
+            if int(match[1]) == 0:
+                raise InterpError(f"position {spelling!r} draws no token. Write random:1 or more.")
+            return cls(spelling, span_name, draw=int(match[1]), seed=int(match[2] or 0))
+        if _SPAN.fullmatch(selection) and not dot:
+            known = nearest(selection, ["first", "last", "all"])
+            advice = known if known.startswith(" Did") else f" Expected {_FORMS}."
+            raise InterpError(
+                f"position {spelling!r}: of a span, say which tokens: {spelling}.first, {spelling}.last, "
+                f"{spelling}.all or {spelling}.0.{advice}"
+            )
+        raise InterpError(f"position {spelling!r} cannot be read. Expected {_FORMS}.")
+
+    def __str__(self) -> str:
+        return self.text
+
+    def resolve(self, length: int, spans: Mapping[str, tuple[int, int]]) -> list[int]:
+        """The positions in one prompt.
+
+        Arguments:
+            length: number of the prompt's tokens, without padding.
+            spans: the prompt's spans by name, as token positions (start, stop), half open.
+
+        Returns:
+            Indices into the unpadded prompt, ascending; never none.
+
+        Raises:
+            InterpError: the prompt has no such span, or too few tokens.
+        """
+        if length < 1:
+            raise InterpError(f"position {self.text!r}: the prompt has no tokens.")
+        first, end, of = 0, length, "the prompt"
+        if self.span_name is not None:
+            if self.span_name not in spans:
+                known = nearest(self.span_name, spans) if spans else " It marks none."
+                raise InterpError(f"position {self.text!r}: the prompt has no span {self.span_name!r}.{known}")
+            first, end = spans[self.span_name]
+            of = f"the span {self.span_name!r} (tokens {first} to {end - 1} of a prompt of {length})"
+            if not 0 <= first < end <= length:
+                raise InterpError(
+                    f"position {self.text!r}: the span {self.span_name!r} is ({first}, {end}); expected "
+                    f"0 <= start < stop <= {length}, the number of the prompt's tokens."
+                )
+        size = end - first
+        if self.single:
+            assert self.start is not None
+            if not -size <= self.start < size:
+                raise InterpError(
+                    f"position {self.text!r} is out of range: {of} has {_tokens(size)}, 0 to {size - 1} or "
+                    f"{-size} to -1."
+                )
+            return [first + self.start % size]
+        if self.draw is not None:
+            if self.draw > size:
+                raise InterpError(f"position {self.text!r} draws {self.draw}, but {of} has {_tokens(size)}.")
+            return sorted(first + index for index in self._drawn(size))
+        bounds = [0 if self.start is None else self.start, size if self.stop is None else self.stop]
+        for bound in bounds:
+            if not -size <= bound <= size:
+                raise InterpError(f"position {self.text!r} is out of range at {bound}: {of} has {_tokens(size)}.")
+        start, stop = (bound + size if bound < 0 else bound for bound in bounds)
+        if start >= stop:
+            raise InterpError(f"position {self.text!r} holds no token: {of} has {_tokens(size)}.")
+        return list(range(first + start, first + stop))
+
+    def labels(self, count: int) -> list[str]:
+        """Names along a position axis that holds up to `count` of these: `last`, or `query.all[0]`, `query.all[1]`."""
+        return [self.text] if self.single else [f"{self.text}[{index}]" for index in range(count)]
+
+    def _drawn(self, size: int) -> list[int]:
+        # By hash, not `random`: the same draw on every version of Python, for good.
+        def key(index: int) -> bytes:
+            return hashlib.sha256(f"{self.seed}/{size}/{index}".encode()).digest()
+
+        return sorted(range(size), key=key)[: self.draw]
+
+
+def check_positions(texts: str | Iterable[str]) -> list[Position]:
+    """Reject bad positions before anything is loaded.
+
+    Arguments:
+        texts: one spelling or several.
+
+    Returns:
+        The positions, in the given order.
+
+    Raises:
+        InterpError: one cannot be read, one is given twice, or there is none.
+    """
+    spellings = [texts] if isinstance(texts, str) else list(texts)
+    positions = [Position.parse(text) for text in spellings]
+    if not positions:
+        raise InterpError("expected at least one position, e.g. last, got none.")
+    for index, position in enumerate(positions):
+        if position in positions[:index]:
+            raise InterpError(f"position {position.text!r} is given twice.")
+    return positions
+
+
+def _tokens(count: int) -> str:
+    return "1 token" if count == 1 else f"{count} tokens"

@@ -1,0 +1,119 @@
+"""From a text with marked characters to token ids with marked tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from interp.errors import InterpError
+
+if TYPE_CHECKING:  # transformers imports torch, which this module does without
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Encoded", "encode"]
+
+SHOWN = 60  # characters of a text in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt as a model is fed it.
+
+    Arguments:
+        input_ids: token ids with the tokenizer's start token, unpadded.
+        spans: name -> (first token, one past the last token), indices into `input_ids`.
+    """
+
+    input_ids: list[int]
+    spans: dict[str, tuple[int, int]]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, spans: Mapping[str, tuple[int, int]] | None = None
+) -> Encoded:
+    """Tokenize a prompt and find the tokens of marked characters.
+
+    Special tokens that the tokenizer puts before the text (`<s>`) are kept. Those that it would put after the text
+    (`</s>`) are left out, because the model is asked to go on with the text.
+
+    A span covers every token that has a part of its characters, so it may reach over them: where ` "Buch` is one token,
+    the span of `Buch` is that token. Tokens are found by the offsets that the tokenizer reports, not by comparing text.
+
+    Arguments:
+        tokenizer: a transformers tokenizer.
+        text: the prompt.
+        spans: name -> (first character, one past the last character).
+
+    Returns:
+        The token ids and the token ranges of the spans.
+
+    Raises:
+        InterpError: a span is empty, is outside the text or has no token of its own (a tokenizer may drop characters,
+            such as spaces at a word's edge); spans are asked for and the tokenizer gives no offsets; the text begins
+            with the start token that the tokenizer adds itself, gives no token, or is not valid Unicode.
+    """
+    spans = spans or {}
+    check_unicode(text)
+    for name, (start, stop) in spans.items():
+        if not 0 <= start < stop <= len(text):
+            raise InterpError(
+                f"span {name!r}: expected a non-empty range inside the {len(text)} characters of {_shown(text)}, "
+                f"got {start}:{stop}."
+            )
+    if spans and not tokenizer.is_fast:
+        raise InterpError(
+            f"{type(tokenizer).__name__} reports no character offsets, so the tokens of span "
+            f"{', '.join(map(repr, spans))} cannot be found. Use a fast tokenizer of this model (a tokenizer.json in "
+            "its folder), or ask for positions without spans, e.g. `last`."
+        )
+    batch = tokenizer(
+        text,
+        return_offsets_mapping=tokenizer.is_fast,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    input_ids: list[int] = list(batch["input_ids"])
+    added: list[int] = list(batch["special_tokens_mask"])  # 1 where the tokenizer added the token itself
+    if 0 in added:
+        stop_of_text = len(added) - added[::-1].index(0)
+        input_ids = input_ids[:stop_of_text]
+    if not input_ids:
+        raise InterpError(f"expected a prompt with at least one token, got {_shown(text)}.")
+    start_token = tokenizer.bos_token
+    if start_token and added[0] == 1 and input_ids[0] == tokenizer.bos_token_id and text.startswith(start_token):
+        raise InterpError(
+            f"the prompt {_shown(text)} begins with {start_token!r}, which the tokenizer adds itself: the model would "
+            "see it twice. Remove it from the prompt."
+        )
+    found = {}
+    for name, (start, stop) in spans.items():
+        # A token that the tokenizer added, or one that stands for no character, has an empty range and never overlaps.
+        tokens = [
+            index
+            for index, (first, end) in enumerate(batch["offset_mapping"][: len(input_ids)])
+            if first < stop and end > start and first < end
+        ]
+        if not tokens:
+            raise InterpError(
+                f"span {name!r}: the tokenizer gives the characters {text[start:stop]!r} ({start}:{stop} of "
+                f"{_shown(text)}) no token of their own."
+            )
+        found[name] = (tokens[0], tokens[-1] + 1)
+    return Encoded(input_ids=input_ids, spans=found)
+
+
+def check_unicode(text: str) -> None:
+    """Raise `InterpError` for a text with half of a surrogate pair, which no tokenizer can read."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InterpError(
+            f"expected valid Unicode, got half of a surrogate pair ({text[error.start : error.end]!r}, character "
+            f"{error.start} of {_shown(text)}). The text was cut or decoded wrongly."
+        ) from None
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")

@@ -1,0 +1,241 @@
+"""Collected activations against plain transformers forward passes with torch hooks, one prompt at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interp.activations import batches_by_length, collect, left_padded
+from interp.errors import InterpError
+from interp.model import StandardizedTransformer
+from interp.sites import Site, parse_sites
+from tests.tiny import NUM_LAYERS, VOCABULARY_SIZE, tiny_model, tiny_tokenizer
+
+LENGTHS = [5, 9, 3, 12, 7, 5, 1]
+
+# Where plain PyTorch finds each site: the module's path in the model (with the layer's number) and its side.
+_LLAMA = {
+    "embed": ("model.layers.0", "input"),
+    "resid_pre": ("model.layers.{}", "input"),
+    "attn_in": ("model.layers.{}.input_layernorm", "output"),
+    "attn_out": ("model.layers.{}.self_attn", "output"),
+    "resid_mid": ("model.layers.{}.post_attention_layernorm", "input"),
+    "mlp_in": ("model.layers.{}.mlp", "input"),
+    "mlp_out": ("model.layers.{}.mlp", "output"),
+    "resid_post": ("model.layers.{}", "output"),
+    "final_norm": ("model.norm", "output"),
+    "logits": ("lm_head", "output"),
+}
+PLACES = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "gemma2": {  # norms stand behind attention and MLP too, and the logits are capped after the head
+        **_LLAMA,
+        "attn_out": ("model.layers.{}.post_attention_layernorm", "output"),
+        "resid_mid": ("model.layers.{}.pre_feedforward_layernorm", "input"),
+        "mlp_out": ("model.layers.{}.post_feedforward_layernorm", "output"),
+        "logits": ("", "logits"),
+    },
+    "gpt2": {
+        "embed": ("transformer.h.0", "input"),
+        "resid_pre": ("transformer.h.{}", "input"),
+        "attn_in": ("transformer.h.{}.ln_1", "output"),
+        "attn_out": ("transformer.h.{}.attn", "output"),
+        "resid_mid": ("transformer.h.{}.ln_2", "input"),
+        "mlp_in": ("transformer.h.{}.ln_2", "output"),
+        "mlp_out": ("transformer.h.{}.mlp", "output"),
+        "resid_post": ("transformer.h.{}", "output"),
+        "final_norm": ("transformer.ln_f", "output"),
+        "logits": ("lm_head", "output"),
+    },
+    "gpt_neox": {  # attention and MLP in parallel: no resid_mid
+        "embed": ("gpt_neox.layers.0", "input"),
+        "resid_pre": ("gpt_neox.layers.{}", "input"),
+        "attn_in": ("gpt_neox.layers.{}.input_layernorm", "output"),
+        "attn_out": ("gpt_neox.layers.{}.attention", "output"),
+        "mlp_in": ("gpt_neox.layers.{}.post_attention_layernorm", "output"),
+        "mlp_out": ("gpt_neox.layers.{}.mlp", "output"),
+        "resid_post": ("gpt_neox.layers.{}", "output"),
+        "final_norm": ("gpt_neox.final_layer_norm", "output"),
+        "logits": ("lm_head", "output"),
+    },
+}
+
+
+@cache
+def standardized(family: str) -> StandardizedTransformer:
+    return StandardizedTransformer(tiny_model(family), tokenizer=tiny_tokenizer())
+
+
+def prompts(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, VOCABULARY_SIZE, (n,), generator=generator).tolist() for n in lengths]
+
+
+def sites_of(family: str) -> list[Site]:
+    return [
+        Site(kind, layer)
+        for kind, (path, _) in PLACES[family].items()
+        for layer in (range(NUM_LAYERS) if "{}" in path else [None])
+    ]
+
+
+def plain_values(family: str, input_ids: list[int], sites: list[Site]) -> dict[Site, torch.Tensor]:
+    """(position, hidden) of each site: one prompt, no padding, torch hooks on a model that nnsight has not touched."""
+    model = _untouched(family)
+    seen: dict[Site, torch.Tensor] = {}
+
+    def first(value: Any) -> torch.Tensor:
+        return value if isinstance(value, torch.Tensor) else value[0]
+
+    def hook(site: Site, side: str) -> Callable[..., None]:
+        def keep(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if side == "logits":
+                seen[site] = output.logits[0].clone()
+            elif side == "output":
+                seen[site] = first(output)[0].clone()
+            else:
+                seen[site] = (args[0] if args else kwargs["hidden_states"])[0].clone()
+
+        return keep
+
+    handles = []
+    for site in sites:
+        path, side = PLACES[family][site.kind]
+        module = model.get_submodule(path.format(site.layer))
+        handles.append(module.register_forward_hook(hook(site, side), with_kwargs=True))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([input_ids]))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+@cache
+def _untouched(family: str) -> torch.nn.Module:
+    return tiny_model(family)
+
+
+@pytest.mark.parametrize("family", PLACES)
+def test_every_site_equals_a_plain_forward_pass_of_one_prompt(family: str) -> None:
+    input_ids, sites = prompts(), sites_of(family)
+    positions = [[0, len(ids) - 1, len(ids) // 2] for ids in input_ids]
+    got = collect(standardized(family), input_ids, sites, positions, batch_size=3)
+    assert list(got) == list(PLACES[family])
+    for row, ids in enumerate(input_ids):
+        expected = plain_values(family, ids, sites)
+        for site, values in expected.items():
+            kept = got[site.kind][site.layer or 0, row]
+            assert kept.dtype == torch.float32
+            torch.testing.assert_close(kept, values[positions[row]], rtol=1e-5, atol=1e-5, msg=str(site))
+
+
+def test_what_comes_back_is_detached_on_the_cpu_and_its_own() -> None:
+    model, input_ids = standardized("llama"), prompts()
+    positions = [[len(ids) - 1] for ids in input_ids]
+    sites = parse_sites("resid_pre.1 resid_post.0", NUM_LAYERS)  # the same tensor in the model
+    got = collect(model, input_ids, sites, positions)
+    assert all(t.device.type == "cpu" and not t.requires_grad and t.is_contiguous() for t in got.values())
+    torch.testing.assert_close(got["resid_pre"], got["resid_post"], rtol=0, atol=0)
+    got["resid_pre"].zero_()
+    assert got["resid_post"].abs().sum() > 0
+    assert torch.is_grad_enabled()
+
+
+def test_it_stops_after_the_last_layer_that_is_asked_for() -> None:
+    model, ran = standardized("llama"), []
+    handles = [
+        model._module.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: ran.append(path))
+        for path in ("model.layers.1", "model.layers.2", "model.norm", "lm_head")
+    ]
+    ids = prompts([4])
+    collect(model, ids, [Site("resid_post", 1), Site("attn_out", 0)], [[3]])
+    assert ran == ["model.layers.1"]
+    ran.clear()
+    collect(model, ids, [Site("final_norm")], [[3]])
+    assert ran[-1] == "model.norm"
+    for handle in handles:
+        handle.remove()
+
+
+def test_ragged_positions_are_padded_with_nan_and_none_may_stand_anywhere() -> None:
+    model, input_ids = standardized("gpt2"), prompts([4, 6, 5])
+    sites = [Site("resid_post", 3), Site("resid_post", 0)]  # the order asked for is the order given back
+    got = collect(model, input_ids, sites, [[1, 3], [5, -1, 0], []])["resid_post"]
+    assert got.shape == (2, 3, 3, 32)
+    whole = [collect(model, [ids], sites, [range(len(ids))])["resid_post"][:, 0] for ids in input_ids]
+    for row, column, position in [(0, 0, 1), (0, 1, 3), (1, 0, 5), (1, 2, 0)]:
+        torch.testing.assert_close(got[:, row, column], whole[row][:, position], rtol=1e-5, atol=1e-5)
+    for row, column in [(0, 2), (1, 1), (2, 0), (2, 1), (2, 2)]:
+        assert got[:, row, column].isnan().all()
+    torch.testing.assert_close(got[1, 0, 0], plain_values("gpt2", input_ids[0], sites)[sites[1]][1])
+
+
+@settings(deadline=None, max_examples=15)
+@given(data=st.data())
+def test_neither_the_order_nor_the_batches_of_prompts_change_a_value(data: st.DataObject) -> None:
+    family = data.draw(st.sampled_from(["llama", "gpt2", "mistral"]))
+    input_ids = prompts(data.draw(st.lists(st.integers(1, 14), min_size=1, max_size=7)), seed=1)
+    order = data.draw(st.permutations(range(len(input_ids))))
+    sites = parse_sites("embed resid_post.* mlp_out.2", NUM_LAYERS)
+    positions = [[len(ids) - 1, 0] for ids in input_ids]
+    model = standardized(family)
+    alone = collect(model, input_ids, sites, positions, batch_size=1)
+    shuffled = collect(
+        model, [input_ids[i] for i in order], sites, [positions[i] for i in order],
+        batch_size=data.draw(st.integers(1, 8)),
+    )  # fmt: skip
+    for kind, values in alone.items():
+        torch.testing.assert_close(shuffled[kind], values[:, list(order)], rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_prompts_give_the_same_bits() -> None:
+    model, input_ids = standardized("gemma2"), prompts()
+    positions = [[len(ids) - 1] for ids in input_ids]
+    sites = parse_sites("resid_post.*", NUM_LAYERS)
+    first, second = (collect(model, input_ids, sites, positions, batch_size=3)["resid_post"] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_progress_counts_prompts() -> None:
+    done: list[int] = []
+    ids = prompts()
+    collect(standardized("gpt2"), ids, [Site("embed")], [[0]] * len(ids), batch_size=3, progress=done.append)
+    assert done == [3, 6, 7]
+
+
+def test_batches_are_by_length_and_left_padded() -> None:
+    assert batches_by_length(LENGTHS, 3) == [[6, 2, 0], [5, 4, 1], [3]]
+    batch = left_padded([[7, 8], [9]], 0, torch.device("cpu"))
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[7, 8], [0, 9]],
+        "attention_mask": [[1, 1], [0, 1]],
+        "position_ids": [[0, 1], [0, 0]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("sites", "positions", "message"),
+    [
+        ([Site("embed")], [[4], [0]], r"prompt 0 has 4 tokens, position 4 .* Expected 0\.\.3, or -1"),
+        ([Site("embed")], [[-2], [0]], "position -2"),
+        ([Site("embed")], [[0]], "positions for 2 prompts, got 1"),
+        ([Site("embed")], [[], []], "at least one position"),
+        ([Site("embed"), Site("embed")], [[0], [0]], "embed is asked for twice"),
+        ([], [[0], [0]], "got 2 prompts and 0 sites"),
+        ([Site("resid_post", 9)], [[0], [0]], "layer 9 is out of range"),
+        ([Site("resid_mid", 0)], [[0], [0]], "resid_mid.0' does not exist in GPTNeoX"),
+    ],
+)
+def test_what_cannot_be_read_is_said(sites: list[Site], positions: list[list[int]], message: str) -> None:
+    with pytest.raises(InterpError, match=message):
+        collect(standardized("gpt_neox"), prompts([4, 3]), sites, positions)
+    with pytest.raises(InterpError, match="prompt 1 has no tokens"):
+        collect(standardized("gpt_neox"), [[1], []], [Site("embed")], [[0], []])
