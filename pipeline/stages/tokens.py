@@ -3,7 +3,7 @@
     tokens = load_tokens()          # tokens/ of the current run folder
     rows = load_prompts()           # tokens/prompts alone, for a stage that must not depend on the rest
 
-The folders are `datasets` datasets; their Arrow files are read directly, because importing `datasets` takes longer than that.
+The folders are `datasets` datasets. Their Arrow files are read directly: importing `datasets` takes longer than that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m pipeline.tracking sync RUN_FOLDER...` sends runs that MLflow did not get, once each; `... ui` shows the page."""
+"""`python -m pipeline.tracking sync RUN_FOLDER...` sends runs that MLflow did not get; `... ui` shows MLflow's page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from interp.errors import InterpError
 from pipeline.config.tracking import TrackingConfig, load_tracking_config
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     page.add_argument("--port", type=int, default=5000)
     parsed = parser.parse_args(arguments)
     if parsed.command == "ui":
-        return show(parsed.port)
+        show(parsed.port)
     failed = 0
     for folder in parsed.folders:
         try:
@@ -38,11 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     return min(failed, 1)
 
 
-def show(port: int) -> int:
+def show(port: int) -> NoReturn:
     """Replace this process by MLflow's server on the repository's own database, for this machine only."""
     config = TrackingConfig()
     if not prepare(config):  # has said why
-        return 1
+        raise SystemExit(1)
     print(f"MLflow: http://127.0.0.1:{port} (Ctrl-C stops it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [*command, "--backend-store-uri", tracking_uri(config)])

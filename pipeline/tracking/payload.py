@@ -94,18 +94,21 @@ def curves_of(path: Path) -> list[tuple[str, int, float]]:
 
 
 def summary_of(metrics: dict[str, Any], stages: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Scalars: the numbers of `metrics.json` under `summary/`, and what each stage cost under `stage/`."""
+    """Scalars: the numbers of `metrics.json` under `summary/`, and what each stage cost under `stage/`.
+
+    MLflow's chart page makes a section of everything before the last slash, so dots separate the rest.
+    """
     summary = {}
     for key, value in flatten(metrics, ""):
         if isinstance(value, int | float) and math.isfinite(value):
-            summary[metric_name("summary", *key.split("."))] = float(value)
+            summary[metric_name("summary", key)] = float(value)
     for stage, measured in stages.items():
         for key, value in measured.items():
             if isinstance(value, int | float) and math.isfinite(value):
-                summary[metric_name("stage", stage, key)] = float(value)
+                summary[metric_name("stage", f"{stage}.{key}")] = float(value)
         tokens, seconds = measured.get("tokens"), measured.get("model_seconds") or measured.get("seconds")
         if tokens and seconds:
-            summary[metric_name("stage", stage, "tokens_per_second")] = tokens / seconds
+            summary[metric_name("stage", f"{stage}.tokens_per_second")] = tokens / seconds
     return summary
 
 

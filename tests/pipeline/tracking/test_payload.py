@@ -46,13 +46,13 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
     assert ("patchscope/probability/source_concept", 2, 0.25) in payload.curves
     assert len(payload.curves) == 8, "two groups of four layers; the NaN row is left out"
     assert payload.summary == {
-        "summary/patchscope/n": 7.0,
-        "summary/patchscope/probability/a/peak": 0.75,
-        "stage/collect/cached": 0.0,
-        "stage/collect/seconds": 4.0,
-        "stage/collect/model_seconds": 2.0,
-        "stage/collect/tokens": 100.0,
-        "stage/collect/tokens_per_second": 50.0,
+        "summary/patchscope.n": 7.0,
+        "summary/patchscope.probability.a.peak": 0.75,
+        "stage/collect.cached": 0.0,
+        "stage/collect.seconds": 4.0,
+        "stage/collect.model_seconds": 2.0,
+        "stage/collect.tokens": 100.0,
+        "stage/collect.tokens_per_second": 50.0,
     }
     assert payload.tags["git.dirty"] == "True" and payload.tags["sweep.lens"] == "patchscope"
     assert payload.tags["store.activations.zarr.digest"] == "b" * 32 + ".dir"

@@ -58,7 +58,7 @@ def test_a_run_arrives_whole_and_once(root: Path, config: TrackingConfig) -> Non
     client = connect(config)
     assert run.info.status == "FINISHED" and run.info.end_time - run.info.start_time == 10_000
     assert run.data.params["task.source_languages"] == '["de", "en"]'
-    assert run.data.metrics["summary/patchscope/probability/a/peak"] == 0.75
+    assert run.data.metrics["summary/patchscope.probability.a.peak"] == 0.75
     history = client.get_metric_history(run.info.run_id, "patchscope/probability/target_concept")
     assert [(point.step, point.value) for point in sorted(history, key=lambda p: p.step)] == [
         (0, 0.0), (1, 0.125), (2, 0.25), (3, 0.375),

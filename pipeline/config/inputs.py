@@ -1,0 +1,273 @@
+"""What a config's input files hold, as far as it decides whether the config can run. Reads headers and word lists only."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import string
+from pathlib import Path
+from typing import Any
+
+from pipeline.config.base import ConfigError, nearest
+from pipeline.config.model import ModelConfig
+from pipeline.config.paths import HUB_DATASET, HUB_MODEL, PROMPT_FILES, located
+from pipeline.config.task import ClozeConfig, NextTokenConfig, TaskConfig, TranslationConfig
+from pipeline.demo.lexicon import load_lexicon
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+def model_depth(model: ModelConfig) -> int | None:
+    """Check where the model comes from.
+
+    Arguments:
+        model: section `model`, localized.
+
+    Returns:
+        The number of its layers, where the config or a local folder tells.
+
+    Raises:
+        ConfigError: a local folder that is missing or is no model, or that has another depth than the config says.
+    """
+    if model.depends_on == HUB_MODEL:
+        if not HUB_ID.fullmatch(model.source):
+            raise ConfigError(
+                f"model.source: expected a hub id such as 'openai-community/gpt2' or a local folder, got {model.source!r}."
+            )
+        return model.num_layers
+    folder = located(model.source)
+    if not folder.is_dir():
+        remedy = (
+            "It belongs to the repository: `git restore pipeline/demo/model`." if model.source == "pipeline/demo/model" else
+            "Give a folder with config.json, weights and a tokenizer, or a hub id."
+        )  # fmt: skip
+        raise ConfigError(f"model.source: expected a model folder at {folder}, found none. {remedy}")
+    config = read_json(folder / "config.json", "model.source", "a model folder holds config.json; `save_pretrained` writes it")
+    if not any(folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"model.source: expected weights (*.safetensors) in {folder}, found none. Convert others with "
+            "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)`."
+        )
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise ConfigError(
+            f"model.source: expected a tokenizer (tokenizer.json) in {folder}, found none. Save it there with "
+            "`tokenizer.save_pretrained(FOLDER)`."
+        )
+    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    depth = next((inner[key] for key in DEPTH_KEYS if isinstance(inner.get(key), int)), None)
+    if model.num_layers is not None and depth is not None and model.num_layers != depth:
+        raise ConfigError(
+            f"model.num_layers: {model.num_layers}, but {folder / 'config.json'} says {depth}. Set model.num_layers=null, "
+            "and it is read from there."
+        )
+    return depth if model.num_layers is None else model.num_layers
+
+
+def read_json(path: Path, where: str, remedy: str) -> dict[str, Any]:
+    """A JSON file's mapping.
+
+    Raises:
+        ConfigError: there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{where}: expected a file {path}, found none; {remedy}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{where}: expected JSON in {path}, got a syntax error: {error}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: expected a JSON object in {path}, got {type(content).__name__}.")
+    return content
+
+
+def check_task(task: TaskConfig) -> None:
+    """Check a task against its input file.
+
+    Arguments:
+        task: section `task`, localized.
+
+    Raises:
+        ConfigError: a missing or unreadable file, languages or columns that it lacks, languages that contradict each
+            other, a template with unknown blanks.
+    """
+    if isinstance(task, TranslationConfig):
+        _check_translation(task)
+    elif isinstance(task, ClozeConfig):
+        _check_cloze(task)
+    else:
+        _check_next_token(task)
+
+
+def _check_translation(task: TranslationConfig) -> None:
+    try:
+        lexicon = load_lexicon(located(task.lexicon))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"task.lexicon: {error}") from None
+    known = lexicon.languages
+    if not task.source_languages:
+        raise ConfigError("task.source_languages: expected at least one language, got none.")
+    languages = [(f"task.source_languages[{i}]", code) for i, code in enumerate(task.source_languages)]
+    languages += [("task.target_language", task.target_language)]
+    languages += [(f"task.latent_languages[{i}]", code) for i, code in enumerate(task.latent_languages)]
+    if task.patch_into is not None:
+        languages += [("task.patch_into.source_language", task.patch_into.source_language)]
+        languages += [("task.patch_into.target_language", task.patch_into.target_language)]
+    for where, code in languages:
+        _check_language(where, code, known, task.lexicon)
+    _check_different("task.source_languages", task.source_languages)
+    _check_different("task.latent_languages", task.latent_languages)
+    if task.target_language in task.source_languages:
+        raise ConfigError(
+            f"task.target_language: {task.target_language!r} is also one of task.source_languages "
+            f"({', '.join(task.source_languages)}). Translation needs two languages: change one of the two."
+        )
+    if task.patch_into is not None and task.patch_into.source_language == task.patch_into.target_language:
+        raise ConfigError(
+            f"task.patch_into: source_language and target_language are both {task.patch_into.target_language!r}. "
+            "Translation needs two languages: change one of the two."
+        )
+    measured = [task.target_language] + ([task.patch_into.target_language] if task.patch_into else [])
+    for code in task.latent_languages:
+        if code in measured:
+            raise ConfigError(
+                f"task.latent_languages: {code!r} is already measured as a target language, so every prompt would collide "
+                "with itself. Leave it out."
+            )
+    if set(task.source_languages) <= set(task.latent_languages):
+        raise ConfigError(
+            f"task.latent_languages: {', '.join(task.latent_languages)} covers every source language, whose words are "
+            "measured already, so every prompt would collide with itself. Leave one out."
+        )
+    if task.shots >= len(lexicon.concepts):
+        raise ConfigError(
+            f"task.shots: {task.shots} solved lines and a question need {task.shots + 1} concepts, and {task.lexicon} has "
+            f"{len(lexicon.concepts)}. Lower task.shots."
+        )
+    if task.patch_into is not None and task.max_concepts == 1:
+        raise ConfigError("task.max_concepts: a pair needs two different concepts, got 1. Raise it.")
+    _check_template(task.template, ("source_name", "source_word", "target_name", "target_word"))
+
+
+def _check_cloze(task: ClozeConfig) -> None:
+    path = located(task.sentences)
+    rows = _json_lines(path, "task.sentences")
+    concepts: dict[str, set[str]] = {}
+    for number, row in enumerate(rows, 1):
+        missing = [key for key in ("concept", "language", "text", "words") if key not in row]
+        if missing:
+            raise ConfigError(f"task.sentences: {path}, line {number}: expected the key {missing[0]!r}, got {sorted(row)}.")
+        concepts.setdefault(str(row["language"]), set()).add(str(row["concept"]))
+    _check_language("task.language", task.language, concepts, task.sentences)
+    for index, code in enumerate(task.latent_languages):
+        _check_language(f"task.latent_languages[{index}]", code, concepts, task.sentences)
+    _check_different("task.latent_languages", task.latent_languages)
+    if task.language in task.latent_languages:
+        raise ConfigError(
+            f"task.latent_languages: {task.language!r} is the language of the sentences, so every prompt would collide with "
+            "itself. Leave it out."
+        )
+    if task.shots >= len(concepts[task.language]):
+        raise ConfigError(
+            f"task.shots: {task.shots} solved sentences and a question need {task.shots + 1} sentences, and {task.sentences} "
+            f"has {len(concepts[task.language])} in {task.language!r}. Lower task.shots."
+        )
+    _check_template(task.template, ("sentence", "word"))
+
+
+def _check_next_token(task: NextTokenConfig) -> None:
+    if task.depends_on == HUB_DATASET:
+        if not HUB_ID.fullmatch(task.source):
+            raise ConfigError(f"task.source: expected a dataset's hub id or a file, got {task.source!r}.")
+        return
+    path = located(task.source)
+    if path.suffix not in PROMPT_FILES:
+        raise ConfigError(f"task.source: expected a file that ends in {', '.join(PROMPT_FILES)}, got {task.source!r}.")
+    if not path.is_file():
+        raise ConfigError(f"task.source: expected a file with prompts at {path}, found none. Check the path.")
+    columns = _columns(path)
+    asked = [("task.prompt_column", task.prompt_column)]
+    asked += [(f"task.target_columns[{i}]", name) for i, name in enumerate(task.target_columns)]
+    asked += [(f"task.label_columns[{i}]", name) for i, name in enumerate(task.label_columns)]
+    for where, name in asked:
+        if name not in columns:
+            raise ConfigError(f"{where}: {path} has no column {name!r}.{nearest(name, columns)}")
+    _check_different("task.target_columns", task.target_columns)
+
+
+def _columns(path: Path) -> list[str]:
+    """The columns of a file with prompts."""
+    if path.suffix in (".csv", ".tsv"):
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            return next(csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ","), [])
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as parquet
+
+        try:
+            return list(parquet.read_schema(path).names)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"task.source: expected a parquet file, got {path}: {error}.") from None
+    if path.suffix == ".json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"task.source: expected JSON in {path}, got a syntax error: {error}.") from None
+        if not isinstance(content, list) or not content or not isinstance(content[0], dict):
+            raise ConfigError(f"task.source: expected a JSON list of objects in {path}; one object a line goes into .jsonl.")
+        return list(content[0])
+    return list(_json_lines(path, "task.source", only_first=True)[0])
+
+
+def _json_lines(path: Path, where: str, only_first: bool = False) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, at least one."""
+    if not path.is_file():
+        raise ConfigError(f"{where}: expected a JSON-lines file at {path}, found none. Check the path.")
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ConfigError(f"{where}: {path}, line {number}: expected a JSON object, got {error}.") from None
+            if not isinstance(row, dict):
+                raise ConfigError(f"{where}: {path}, line {number}: expected a JSON object, got {line.strip()[:60]!r}.")
+            rows.append(row)
+            if only_first:
+                break
+    if not rows:
+        raise ConfigError(f"{where}: {path} is empty.")
+    return rows
+
+
+def _check_language(where: str, code: str, known: Any, file: str) -> None:
+    if not code:
+        raise ConfigError(f"{where}: expected a language, got nothing. {file} has {', '.join(sorted(known))}.")
+    if code not in known:
+        raise ConfigError(f"{where}: {file} has no language {code!r}. It has {', '.join(sorted(known))}.")
+
+
+def _check_different(where: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: expected each once, got {name!r} {names.count(name)} times.")
+
+
+def _check_template(template: str, blanks: tuple[str, ...]) -> None:
+    """Check the blanks of one line; those that end in `word` or `sentence` are needed, and the answer's comes last."""
+    try:
+        found = [blank for _, blank, _, _ in string.Formatter().parse(template) if blank is not None]
+    except ValueError as error:
+        raise ConfigError(f"task.template: {error} in {template!r}. Write a brace of the text itself twice.") from None
+    for blank in found:
+        if blank not in blanks:
+            raise ConfigError(f"task.template: unknown blank {{{blank}}}.{nearest(blank, blanks)}")
+    *_, answer = blanks
+    for blank in blanks:
+        if not blank.endswith("_name") and blank not in found:
+            raise ConfigError(f"task.template: expected {{{blank}}}, got {template!r}.")
+    query = next(blank for blank in blanks if not blank.endswith("_name"))
+    if found.index(query) > found.index(answer):
+        raise ConfigError(f"task.template: expected {{{query}}} before {{{answer}}}, got {template!r}.")

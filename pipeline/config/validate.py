@@ -1,0 +1,316 @@
+"""Rejects a config that cannot run, before anything is loaded: no torch, no transformers, no network.
+
+    values = plain(config)                # a composed Hydra config as plain containers
+    values = localize(values, Path.cwd())  # pipeline.config.paths
+    validate(values)
+
+Checked are each section on its own (keys, types, choices, sizes), the sections against each other (a lens reads what is
+collected, and patches into what the task has), and all against the input files (languages, columns, the model's depth).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from interp.errors import InterpError
+from interp.positions import Position, check_positions
+from interp.prompts.identity import identity_prompt
+from interp.sites import LAYER_KINDS, check_layers, check_sites, parse_layers, parse_sites
+from pipeline.config.base import ConfigError, nearest
+from pipeline.config.collect import CollectConfig, collect_from
+from pipeline.config.evaluate import EvaluateConfig, evaluate_from
+from pipeline.config.inputs import check_task, model_depth
+from pipeline.config.lens import LensConfig, LogitLensConfig, PatchscopeConfig, lenses_from
+from pipeline.config.model import ModelConfig, model_from
+from pipeline.config.report import ReportConfig, report_from
+from pipeline.config.store import StoreConfig, store_from
+from pipeline.config.task import TaskConfig, TranslationConfig, task_from
+from pipeline.config.tracking import TrackingConfig, tracking_from
+
+Rule = TypeVar("Rule")
+DTYPES = ("float32", "bfloat16", "float16")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "model.dtype": DTYPES,
+    "model.attention_implementation": (
+        "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention",
+    ),
+    "task.target_policy": ("first_token", "all_prefixes", "exact"),
+    "collect.dtype": ("model", *DTYPES),
+    "evaluate.entropy_unit": ("bits", "nats"),
+    "report.interval": ("normal", "bootstrap"),
+    "report.figure_format": ("svg", "png"),
+    "store.compression": ("none", "zstd"),
+    "lens.*.patch": ("one_layer", "from_layer"),
+    "lens.*.target": ("task", "identity"),
+    "lens.*.sources": ("first", "mean"),
+}  # fmt: skip
+MINIMA = {
+    "model.num_layers": 1,
+    "task.shots": 0,
+    "task.pairs": 1,
+    "task.max_concepts": 1,
+    "task.max_prompts": 1,
+    "collect.batch_size": 1,
+    "collect.block_size": 1,
+    "evaluate.bootstrap_samples": 1,
+    "evaluate.seed": 0,
+    "report.examples": 0,
+    "store.chunk_bytes": 1,
+    "tracking.timeout": 1,
+    "lens.*.top_k": 1,
+    "lens.*.batch_size": 1,
+}
+TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc")
+SPANS = {"translation": ("query",), "cloze": ("query", "blank"), "next_token": ()}  # what each task marks in its prompts
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every section of a config, typed.
+
+    Arguments:
+        model, task, collect, evaluate, report, store, tracking: the sections.
+        lens: lens name -> its section.
+    """
+
+    model: ModelConfig
+    task: TaskConfig
+    collect: CollectConfig
+    lens: dict[str, LensConfig]
+    evaluate: EvaluateConfig
+    report: ReportConfig
+    store: StoreConfig
+    tracking: TrackingConfig
+
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "model": model_from,
+    "task": task_from,
+    "collect": collect_from,
+    "lens": lenses_from,
+    "evaluate": evaluate_from,
+    "report": report_from,
+    "store": store_from,
+    "tracking": tracking_from,
+}
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """A composed config as plain containers, interpolations resolved.
+
+    Arguments:
+        config: what Hydra composed, without its `hydra` node.
+
+    Raises:
+        ConfigError: a value is missing (`???`) or an interpolation leads nowhere.
+    """
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigError(f"{missing[0]}: no value (???). Set it, e.g. {missing[0]}=VALUE")
+        values = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """Check a whole config.
+
+    Arguments:
+        values: the localized config as plain containers, one mapping a section.
+
+    Returns:
+        The typed sections.
+
+    Raises:
+        ConfigError: the first thing found that cannot run; the message says what was expected, what came, what to do.
+    """
+    for section in values:
+        if section not in SECTIONS:
+            raise ConfigError(f"unknown section {section!r} in the config.{nearest(section, SECTIONS)}")
+    typed: dict[str, Any] = {}
+    for section, read in SECTIONS.items():
+        if not isinstance(values.get(section), dict):
+            came = "nothing" if values.get(section) is None else repr(values[section])
+            raise ConfigError(f"{section}: expected a mapping, got {came}. Choose one of the group, e.g. {section}=default")
+        typed[section] = read(values[section])
+    config = Config(**typed)
+    _check_values(config)
+    num_layers = model_depth(config.model)
+    check_task(config.task)
+    _check_collect(config, num_layers)
+    for name, lens in config.lens.items():
+        _check_lens(f"lens.{name}", lens, config, num_layers)
+    return config
+
+
+def _check_values(config: Config) -> None:
+    """What each value may be, on its own."""
+    for where, allowed, value in _listed(config, CHOICES):
+        if value not in allowed:
+            raise ConfigError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}.{_close(value, allowed)}")
+    for where, minimum, value in _listed(config, MINIMA):
+        if value is not None and value < minimum:
+            raise ConfigError(f"{where}: expected {minimum} or more, got {value}.")
+    if not 0 < config.evaluate.confidence < 1:
+        raise ConfigError(
+            f"evaluate.confidence: expected a number between 0 and 1, such as 0.95, got {config.evaluate.confidence}."
+        )
+    for where, text in (("model.name", config.model.name), ("tracking.experiment", config.tracking.experiment)):
+        if not text.strip():
+            raise ConfigError(f"{where}: expected a name, got nothing.")
+    uri = config.tracking.uri
+    if uri is not None and urlsplit(uri).scheme.split("+")[0] not in TRACKING_SCHEMES:
+        raise ConfigError(
+            f"tracking.uri: expected a server (http://HOST:PORT) or a database (sqlite:////absolute/path.db), got {uri!r}. "
+            "MLflow no longer writes to plain folders."
+        )
+
+
+def _listed(config: Config, rules: Mapping[str, Rule]) -> Iterable[tuple[str, Rule, Any]]:
+    """(key, rule, value) of every rule whose key this config has; `*` stands for each lens."""
+    for where, rule in rules.items():
+        section, *_, key = where.split(".")
+        owners = (
+            {f"lens.{name}": lens for name, lens in config.lens.items()}
+            if section == "lens"
+            else {section: getattr(config, section)}
+        )
+        for path, owner in owners.items():
+            if hasattr(owner, key):
+                yield f"{path}.{key}", rule, getattr(owner, key)
+
+
+def _close(value: object, allowed: Iterable[str]) -> str:
+    sentence = nearest(str(value), allowed)
+    return sentence if sentence.startswith(" Did") else ""
+
+
+def _check_collect(config: Config, num_layers: int | None) -> None:
+    try:
+        check_sites(config.collect.sites, num_layers)
+    except InterpError as error:
+        raise ConfigError(f"collect.sites: {error}") from None
+    try:
+        positions = check_positions(config.collect.positions)
+    except InterpError as error:
+        raise ConfigError(f"collect.positions: {error}") from None
+    for position in positions:
+        _check_span("collect.positions", position, config.task.kind)
+
+
+def _check_span(where: str, position: Position, kind: str) -> None:
+    spans = SPANS[kind]
+    if position.span_name is not None and position.span_name not in spans:
+        marked = f"marks {', '.join(spans)}" if spans else "marks none"
+        remedy = _close(position.span_name, spans) if spans else " Choose collect=last, or positions such as last, -2."
+        raise ConfigError(f"{where}: {position.text!r} is in a span, and the task {kind} {marked}.{remedy}")
+
+
+def _check_lens(where: str, lens: LensConfig, config: Config, num_layers: int | None) -> None:
+    """One lens against what is collected and what the task has."""
+    collected = _collected(config, num_layers)
+    if lens.site not in LAYER_KINDS:
+        raise ConfigError(
+            f"{where}.site: expected a kind of site that each layer has, got {lens.site!r}.{nearest(lens.site, LAYER_KINDS)}"
+        )
+    if lens.site not in collected:
+        raise ConfigError(
+            f"{where}.site: {lens.site!r} is not among collect.sites ({', '.join(config.collect.sites)}). Add it there, "
+            f"e.g. 'collect.sites=[{lens.site}.*]'"
+        )
+    try:
+        check_layers(lens.layers, num_layers)
+    except InterpError as error:
+        raise ConfigError(f"{where}.layers: {error}") from None
+    if num_layers is not None:
+        layers = parse_layers(lens.layers, num_layers)
+        from_first = isinstance(lens, PatchscopeConfig) and lens.patch == "from_layer"
+        needed = range(layers[0], num_layers) if from_first else layers
+        absent = [layer for layer in needed if layer not in collected[lens.site]]
+        if absent:
+            why = "patch: from_layer writes every layer from the first on, and " if from_first else ""
+            raise ConfigError(
+                f"{where}.layers: {why}collect.sites ({', '.join(config.collect.sites)}) lacks {lens.site} of layer "
+                f"{', '.join(map(str, absent))}. Collect it, or choose other layers."
+            )
+    if isinstance(lens, LogitLensConfig):
+        _check_source_position(f"{where}.position", lens.position, config)
+    else:
+        _check_source_position(f"{where}.source_position", lens.source_position, config)
+        _check_target(where, lens, config)
+
+
+def _collected(config: Config, num_layers: int | None) -> dict[str, set[int]]:
+    """Kind -> the layers that `collect.sites` names."""
+    collected: dict[str, set[int]] = {}
+    for site in parse_sites(config.collect.sites, num_layers or 1000):  # the kinds are right whatever the depth
+        collected.setdefault(site.kind, set()).update([] if site.layer is None else [site.layer])
+    return collected
+
+
+def _check_source_position(where: str, text: str, config: Config) -> None:
+    position = _one_position(where, text)
+    if position not in [Position.parse(other) for other in config.collect.positions]:
+        raise ConfigError(
+            f"{where}: {text!r} is not among collect.positions ({', '.join(config.collect.positions)}). Add it there, or "
+            "choose one of them."
+        )
+
+
+def _one_position(where: str, text: str) -> Position:
+    try:
+        position = Position.parse(text)
+    except InterpError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if not position.single:
+        raise ConfigError(f"{where}: a lens reads one token of a prompt, and {text!r} can be several. Write e.g. last.")
+    return position
+
+
+def _check_target(where: str, lens: PatchscopeConfig, config: Config) -> None:
+    task = config.task
+    position = _one_position(f"{where}.target_position", lens.target_position)
+    if lens.target == "task":
+        if not isinstance(task, TranslationConfig) or task.patch_into is None:
+            has = "no task.patch_into" if isinstance(task, TranslationConfig) else f"task {task.kind}, which has none"
+            raise ConfigError(
+                f"{where}.target: 'task' patches into the task's own target prompts, and there is {has}. Set "
+                "task.patch_into (translation), or choose lens=patchscope_identity or lens=logit_lens."
+            )
+        _check_span(f"{where}.target_position", position, task.kind)
+    else:
+        try:
+            identity_prompt(lens.target_prompt)
+        except InterpError as error:
+            raise ConfigError(f"{where}.target_prompt: {error}") from None
+        if position.span_name is not None:
+            raise ConfigError(
+                f"{where}.target_position: {position.text!r} is in a span, and an identity prompt marks none. "
+                "Write e.g. last."
+            )
+    if lens.sources == "mean":
+        if not isinstance(task, TranslationConfig):
+            raise ConfigError(
+                f"{where}.sources: 'mean' averages over task.source_languages, which the task {task.kind} has not. "
+                "Choose first."
+            )
+        if len(task.source_languages) == 1:
+            raise ConfigError(
+                f"{where}.sources: the mean over one source language ({task.source_languages[0]}) is that language. "
+                "Choose first, or add languages to task.source_languages."
+            )
+        if lens.target == "identity":
+            raise ConfigError(
+                f"{where}.sources: 'mean' averages over the prompts of a pair, and target: identity reads each prompt "
+                "alone. Choose first, or target: task."
+            )

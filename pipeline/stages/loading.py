@@ -1,0 +1,24 @@
+"""The model of a run, as its config names it."""
+
+from __future__ import annotations
+
+from interp.model import StandardizedTransformer
+from pipeline.config.model import ModelConfig
+
+__all__ = ["load_model"]
+
+
+def load_model(config: ModelConfig) -> StandardizedTransformer:
+    """Load the model of the section `model`.
+
+    Raises:
+        InterpError: as `StandardizedTransformer`.
+    """
+    return StandardizedTransformer(
+        config.source,
+        revision=config.revision,
+        dtype=config.dtype,
+        device_map=config.device_map,
+        attn_implementation=config.attention_implementation,
+        trust_remote_code=config.trust_remote_code,
+    )

@@ -1,0 +1,165 @@
+"""Stage `report`: one self-contained page about a run, and its figures.
+
+    python -m pipeline.stages.report          # in a run folder
+
+Reads the sections `model`, `task`, `collect`, `lens`, `evaluate` and `report` of `params.yaml`, `tokens/`, `lens.zarr`
+and `curves.parquet`; writes `report/index.html` and `report/figures/LENS.svg` (or `.png`). The page loads nothing and
+runs no script; what is shown of prompts and tokens is escaped.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from interp import __version__
+from interp.errors import InterpError, nearest
+from pipeline.config.base import ConfigError, load_section
+from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
+from pipeline.config.lens import load_lens_configs
+from pipeline.config.report import ReportConfig, load_report_config
+from pipeline.stages.common import code_digest, digest_of, publish, stage_main
+from pipeline.stages.evaluate import read_curves
+from pipeline.stages.report_content import LensSection, lens_section
+from pipeline.stages.report_figures import save_figure
+from pipeline.stages.report_page import Page, readable_value, render
+from pipeline.stages.report_text import readable
+from pipeline.stages.tokens import Tokens, load_tokens
+from pipeline.store import open_store
+
+__all__ = ["run"]
+
+STAGES = ("tokenize", "collect", "lens", "evaluate", "report")
+SECTIONS = ("model", "task", "collect", "lens", "evaluate", "report")  # not `tracking`, which may hold a password
+MODEL_FACTS = ("name", "source", "revision", "dtype", "attention_implementation")
+INTERVALS = {"normal": "normal", "bootstrap": "percentile bootstrap"}
+FIGURE_FORMATS = ("svg", "png")
+COMMANDS = (
+    ("In this run’s folder, compute again what has changed, or with --force everything:", "dvc repro"),
+    (
+        "With this page alone: save the config below as params.yaml in a folder, and run in the repository, with that "
+        "folder for FOLDER:",
+        "python -m pipeline --config-dir FOLDER --config-name params +hydra=default +store=default +tracking=default",
+    ),
+)
+
+
+def run() -> dict[str, float]:
+    """Run the stage in the current folder."""
+    config, statistics = load_report_config(), load_evaluate_config()
+    _check(config)
+    tokens, rows = load_tokens(), read_curves()
+    sections, model = [], {}
+    for name, lens in load_lens_configs().items():
+        store = open_store(f"lens.zarr/{name}")
+        lens_rows = [row for row in rows if row.lens == name]
+        if not lens_rows:
+            raise InterpError(
+                f"curves.parquet has no lens {name!r}.{nearest(name, {row.lens for row in rows})} It was made for "
+                "another config: run `dvc repro` in the run folder."
+            )
+        model = store.attributes.get("model", {})
+        sections.append(
+            lens_section(name, store, lens_rows, tokens, lens, interval=config.interval, num_examples=config.examples)
+        )
+    page = _page(config, statistics, tokens, sections, model)
+    with tempfile.TemporaryDirectory() as scratch:
+        finished = Path(scratch) / "report"
+        finished.mkdir()
+        (finished / "index.html").write_text(render(page, sections), encoding="utf-8", newline="\n")
+        for section in sections:
+            save_figure(section, finished / "figures" / f"{section.name}.{config.figure_format}")
+        publish(finished, "report")
+    return {"lenses": float(len(sections))}
+
+
+def _check(config: ReportConfig) -> None:
+    for key, known in (("interval", INTERVALS), ("figure_format", FIGURE_FORMATS)):
+        value = getattr(config, key)
+        if value not in known:
+            raise ConfigError(f"report.{key}: unknown value {value!r}.{nearest(value, known)}")
+    if config.examples < 0:
+        raise ConfigError(f"report.examples: expected 0 or more, got {config.examples}.")
+
+
+def _page(
+    config: ReportConfig,
+    statistics: EvaluateConfig,
+    tokens: Tokens,
+    sections: Sequence[LensSection],
+    model: Mapping[str, Any],
+) -> Page:
+    """What the page says beside its lenses."""
+    params = {name: load_section(name) for name in SECTIONS}
+    counts = _flat(tokens.manifest["counts"])
+    num_layers = sorted({len(_layers(section)) for section in sections})
+    digests = {
+        "model": model.get("digest"),
+        "tokenizer": tokens.manifest.get("tokenizer_digest"),
+        "prompts": tokens.manifest.get("prompts_digest"),
+        "prompts, targets and pairs": tokens.manifest.get("data_digest"),
+        "code of all stages": digest_of({stage: code_digest(stage) for stage in STAGES}),
+    }
+    return Page(
+        title=readable(config.title),
+        lede=readable(_lede(params["model"], params["task"], len(sections))),
+        highlights=[
+            ("Model", readable(f"{params['model']['name']}, {params['model']['dtype']}")),
+            ("Layers measured", ", ".join(map(str, num_layers))),
+            ("Examples", ", ".join(dict.fromkeys(f"{s.num_examples} {s.unit}" for s in sections))),
+            ("Intervals", f"{100 * statistics.confidence:g} %, {INTERVALS[config.interval]}"),
+        ],
+        facts=[
+            ("Model", _facts({key: params["model"].get(key) for key in MODEL_FACTS})),
+            ("Task", _facts({key: value for key, value in params["task"].items() if key != "depends_on"})),
+            ("Data", _facts({**counts, "tokens in prompts": tokens.manifest["tokens"]})),
+        ],
+        digests=[(name, str(digest)) for name, digest in digests.items() if digest],
+        commands=COMMANDS,
+        config=readable(OmegaConf.to_yaml(OmegaConf.create(params))),
+        confidence=statistics.confidence,
+        interval=INTERVALS[config.interval],
+        entropy_unit=statistics.entropy_unit,
+        figure_format=config.figure_format,
+        version=__version__,
+    )
+
+
+def _layers(section: LensSection) -> Sequence[int]:
+    return (section.main or section.panels[0]).series[0].layers
+
+
+def _lede(model: Mapping[str, Any], task: Mapping[str, Any], num_lenses: int) -> str:
+    """The experiment in one sentence."""
+    if task["kind"] == "translation":
+        what = f"word translation from {readable_value(task['source_languages'])} to {task['target_language']}"
+        into = task.get("patch_into")
+        if into:
+            what += f", patched into translation from {into['source_language']} to {into['target_language']}"
+    elif task["kind"] == "cloze":
+        what = f"cloze sentences in {task['language']}"
+    else:
+        what = f"the next token of prompts from {task['source']}"
+    lenses = "one lens" if num_lenses == 1 else f"{num_lenses} lenses"
+    return f"What {model['name']} knows at each layer about {what}, seen through {lenses}."
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested counts with their names joined by a comma."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}, {key}" if prefix else str(key)
+        flat |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(readable(key.replace("_", " ")), readable(readable_value(value))) for key, value in values.items()]
+
+
+if __name__ == "__main__":
+    stage_main("report", run)

@@ -1,0 +1,275 @@
+"""Where things lie in the page's charts: from a panel's numbers to coordinates. The markup is in `report.html.j2`.
+
+The y axis of an SVG runs down: `Axis.at` turns a value into a coordinate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pipeline.stages.report_content import Group, Panel, Series
+
+__all__ = [
+    "COMPACT",
+    "SMALL",
+    "WIDE",
+    "Axis",
+    "Chart",
+    "Frame",
+    "draw",
+    "layer_ticks",
+    "spread",
+    "value_axis",
+    "wrapped",
+]
+
+PALETTE = 8  # colours in the style sheet; a ninth series starts over with another dash
+LINE_HEIGHT = 15.0
+LABEL_CHARACTERS = 40  # that fit beside the plot
+DENSE = 48  # layers above which points are drawn smaller
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Size of a chart and the margins around its plot, in SVG units; `labelled` names the curves at their ends."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    labelled: bool
+    x_ticks: int
+    y_ticks: int
+
+
+WIDE = Frame(1040, 400, 38, 282, 14, 44, True, 16, 4)
+COMPACT = Frame(380, 280, 34, 10, 12, 40, False, 7, 4)
+SMALL = Frame(330, 178, 38, 10, 10, 36, False, 7, 2)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear axis from values `low`..`high` to coordinates `start`..`stop`; values outside end at its ends."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+
+    def at(self, value: float) -> float:
+        """The coordinate of a value."""
+        if self.high == self.low:
+            return (self.start + self.stop) / 2
+        share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.stop - self.start), 2)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: SVG paths of the line and of its band, and (x, y, text) of its points."""
+
+    style: str
+    path: str
+    band: str
+    points: Sequence[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Label:
+    """A name at the end of a curve: lines of text from (x, y) on, and the path that leads to it."""
+
+    style: str
+    x: float
+    y: float
+    lines: Sequence[str]
+    leader: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A dashed horizontal line with its name."""
+
+    style: str
+    y: float
+    label: str
+    label_y: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart ready for the template; ticks are (coordinate, text)."""
+
+    frame: Frame
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
+    lines: Sequence[Line]
+    rules: Sequence[Rule]
+    labels: Sequence[Label]
+    radius: float
+
+
+def style_of(group: Group | None) -> str:
+    """The classes of the style sheet for a group's colour and dash."""
+    if group is None:
+        return "plain"
+    return f"c{group.color % PALETTE} d{group.color // PALETTE % 3}"
+
+
+def draw(panel: Panel, frame: Frame) -> Chart:
+    """Lay a panel out in a frame."""
+    layers = panel.series[0].layers
+    x = Axis(min(layers), max(layers), frame.left + 6, frame.width - frame.right - 6)
+    low, high, y_ticks = value_axis(panel, frame.y_ticks)
+    y = Axis(low, high, frame.height - frame.bottom, frame.top)
+    lines = [_line(series, x, y) for series in panel.series]
+    return Chart(
+        frame=frame,
+        x_ticks=[(x.at(layer), str(layer)) for layer in layer_ticks(layers, frame.x_ticks)],
+        y_ticks=[(y.at(value), f"{value:g}") for value in y_ticks],
+        lines=lines,
+        rules=_rules(panel, y, frame),
+        labels=_labels(panel, x, y, frame) if frame.labelled else [],
+        radius=2.6 if len(layers) <= DENSE else 1.6,
+    )
+
+
+def layer_ticks(layers: Sequence[int], at_most: int) -> list[int]:
+    """Which layers are written on the axis: multiples of the smallest of 1, 2, 5, 10, 20, ... that gives few enough."""
+    for step in (1, 2, 5, 10, 20, 50, 100, 200, 500):
+        ticks = [layer for layer in range(min(layers), max(layers) + 1) if layer % step == 0]
+        if len(ticks) <= at_most:
+            return ticks or [min(layers)]
+    return [min(layers), max(layers)]
+
+
+def value_axis(panel: Panel, intervals: int) -> tuple[float, float, list[float]]:
+    """(low, high, ticks) of the value axis: 0 to 1 for fractions, else from 0 to a round number above all bands."""
+    if panel.fraction:
+        return 0.0, 1.0, [i / intervals for i in range(intervals + 1)]
+    values = [v for series in panel.series for v in (*series.mean, *series.high) if math.isfinite(v)]
+    largest = max(values, default=1.0)
+    if largest <= 0:
+        return 0.0, 1.0, [0.0, 1.0]
+    raw = largest / intervals
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude * intervals >= largest * (1 - 1e-9))
+    return 0.0, step * intervals, [step * i for i in range(intervals + 1)]
+
+
+def _stretches(series: Series) -> Iterator[list[int]]:
+    """Indices of consecutive layers at which the mean is known."""
+    stretch: list[int] = []
+    for index, mean in enumerate(series.mean):
+        if math.isfinite(mean):
+            stretch.append(index)
+        elif stretch:
+            yield stretch
+            stretch = []
+    if stretch:
+        yield stretch
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:g},{y:g}" for x, y in points)
+
+
+def _line(series: Series, x: Axis, y: Axis) -> Line:
+    path, band, points = "", "", []
+    for stretch in _stretches(series):
+        path += _path([(x.at(series.layers[i]), y.at(series.mean[i])) for i in stretch])
+        known = [i for i in stretch if math.isfinite(series.low[i]) and math.isfinite(series.high[i])]
+        if len(known) > 1:
+            upper = [(x.at(series.layers[i]), y.at(series.high[i])) for i in known]
+            lower = [(x.at(series.layers[i]), y.at(series.low[i])) for i in reversed(known)]
+            band += _path(upper + lower) + "Z"
+        for i in stretch:
+            interval = f" [{series.low[i]:.3g}, {series.high[i]:.3g}]" if i in known else ""
+            name = f"{series.group.label}, " if series.group else ""
+            text = f"{name}layer {series.layers[i]}: {series.mean[i]:.3g}{interval}, n = {series.n[i]}"
+            points.append((x.at(series.layers[i]), y.at(series.mean[i]), text))
+    return Line(style_of(series.group), path, band, points)
+
+
+def _rules(panel: Panel, y: Axis, frame: Frame) -> list[Rule]:
+    rules = [(baseline, y.at(baseline.value)) for baseline in panel.baselines]
+    heights = spread([at - 5 for _, at in rules], [12.0] * len(rules), frame.top + 9, frame.height - frame.bottom - 3)
+    return [
+        Rule(style_of(baseline.group), at, baseline.label, label_y)
+        for (baseline, at), label_y in zip(rules, heights, strict=True)
+    ]
+
+
+def wrapped(text: str, width: int = LABEL_CHARACTERS) -> list[str]:
+    """Text on at most two lines of at most `width` characters; what does not fit is cut with an ellipsis."""
+    if len(text) <= width:
+        return [text]
+    cut = text.rfind(" ", 0, width + 1)
+    cut = cut if cut > 0 else width
+    rest = text[cut:].lstrip()
+    return [text[:cut], rest if len(rest) <= width else rest[: width - 1] + "…"]
+
+
+def _labels(panel: Panel, x: Axis, y: Axis, frame: Frame) -> list[Label]:
+    """Names at the right ends, moved apart; none where they would not fit (the page then shows its legend instead)."""
+    ends = []
+    for series in panel.series:
+        last = max((i for i, mean in enumerate(series.mean) if math.isfinite(mean)), default=None)
+        if series.group is not None and last is not None:
+            ends.append((y.at(series.mean[last]), x.at(series.layers[last]), series.group, wrapped(series.group.label)))
+    heights = [LINE_HEIGHT * len(lines) + 3 for _, _, _, lines in ends]
+    bottom = frame.height - frame.bottom + 12
+    if sum(heights) > bottom - frame.top:
+        return []
+    centers = spread([end[0] for end in ends], heights, frame.top, bottom)
+    edge = frame.width - frame.right
+    return [
+        Label(
+            style=style_of(group),
+            x=edge + 24,
+            y=round(center - LINE_HEIGHT * (len(lines) - 1) / 2 + 4.5, 2),
+            lines=lines,
+            leader=_path([(at_x + 5, at_y), (edge + 6, at_y), (edge + 19, round(center, 2))]),
+        )
+        for (at_y, at_x, group, lines), center in zip(ends, centers, strict=True)
+    ]
+
+
+def spread(wanted: Sequence[float], heights: Sequence[float], low: float, high: float) -> list[float]:
+    """Move labels apart as little as needed.
+
+    Arguments:
+        wanted: where the centre of each label should lie.
+        heights: of the labels.
+        low, high: ends of the room, which is large enough for all.
+
+    Returns:
+        The centres, in the order given; labels do not overlap and keep their order.
+    """
+    # Neighbours that touch form a block that lies where its labels want to be on average (pool adjacent violators).
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[tuple[list[int], float, float]] = []  # labels, height of the block, its centre
+
+    def centre(labels: list[int]) -> tuple[float, float]:
+        height, shift = 0.0, 0.0
+        for i in labels:  # where the block's middle would lie if this label had its wish
+            shift += wanted[i] - (height + heights[i] / 2)
+            height += heights[i]
+        middle = shift / len(labels) + height / 2
+        return height, min(max(middle, low + height / 2), high - height / 2)
+
+    for i in order:
+        blocks.append(([i], *centre([i])))
+        while len(blocks) > 1 and blocks[-2][2] + blocks[-2][1] / 2 > blocks[-1][2] - blocks[-1][1] / 2:
+            merged = blocks[-2][0] + blocks[-1][0]
+            blocks[-2:] = [(merged, *centre(merged))]
+    centres = [0.0] * len(wanted)
+    for labels, height, middle in blocks:
+        top = middle - height / 2
+        for i in labels:
+            centres[i] = top + heights[i] / 2
+            top += heights[i]
+    return centres

@@ -1,0 +1,138 @@
+"""The static figures of a run, for papers and slides: one per lens, the same bytes for the same numbers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from pipeline.stages.report_chart import layer_ticks, spread, value_axis, wrapped
+from pipeline.stages.report_content import LensSection, Panel, Series
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+__all__ = ["COLORS", "save_figure"]
+
+# Okabe and Ito (2008), darkened where a line would be too faint on white; the page uses the same.
+COLORS = ("#0072B2", "#D55E00", "#00805E", "#B0568B", "#2F95CF", "#B97F00", "#6B6B6B", "#7A4A1E")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
+STRIP = ("entropy_bits", "entropy_nats", "kl_nats")
+INK, FAINT = "#222222", "#dddddd"
+STYLE: dict[RcKeyType, Any] = {
+    "svg.hashsalt": "interpipe",
+    "svg.fonttype": "path",  # looks the same wherever it is opened
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 8,
+    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+}
+
+
+def save_figure(section: LensSection, path: Path) -> None:
+    """Draw one lens: probabilities with intervals and baselines above, entropy and KL divergence below.
+
+    Arguments:
+        section: what the report says about the lens.
+        path: where it is written; its suffix (`.svg`, `.png`) is the format.
+    """
+    below = [panel for panel in section.panels if panel.metric in STRIP]
+    panels = [*([section.main] if section.main else []), *below]
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # A label may hold a script that the font lacks: it shows as boxes, which is no reason to fail.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        ratios = [3.2 if panel is section.main else 1.0 for panel in panels]
+        figure = Figure(figsize=(7.2, 0.5 + 0.95 * sum(ratios)), layout=None)
+        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})
+        figure.subplots_adjust(
+            left=0.05,
+            right=0.66,
+            top=1 - 0.25 / figure.get_figheight(),
+            bottom=0.42 / figure.get_figheight(),
+            hspace=0.3,
+        )
+        for axes, panel in zip(grid[:, 0], panels, strict=True):
+            _draw(axes, panel)
+        if section.main:
+            _name_curves(figure, grid[0, 0], section.main)
+        layers = panels[0].series[0].layers
+        grid[-1, 0].set_xlabel(f"Layer  ({section.n_text})")
+        grid[-1, 0].set_xticks(layer_ticks(layers, 16))
+        _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".svg":
+        FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
+    else:
+        FigureCanvasAgg(figure)
+        figure.savefig(path, dpi=200, format="png", metadata={"Software": None})
+
+
+def _look(series: Series) -> dict[str, Any]:
+    if series.group is None:
+        return {"color": INK, "linestyle": "-"}
+    color = series.group.color
+    return {"color": COLORS[color % len(COLORS)], "linestyle": DASHES[color // len(COLORS) % len(DASHES)]}
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    low, high, ticks = value_axis(panel, 4 if panel.series[0].group else 2)
+    axes.set_ylim(low, high)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.grid(axis="y", color=FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.set_title(f"{panel.title} ({panel.unit})" if panel.unit else panel.title, loc="left", fontsize=8, pad=5)
+    for series in panel.series:
+        look = _look(series)
+        axes.fill_between(series.layers, series.low, series.high, color=look["color"], alpha=0.18, linewidth=0)
+        axes.plot(series.layers, series.mean, linewidth=1.4, marker="o", markersize=2.2, **look)
+    for baseline in panel.baselines:
+        color = COLORS[baseline.group.color % len(COLORS)]
+        axes.axhline(baseline.value, color=color, linewidth=0.8, dashes=(4, 3))
+        axes.annotate(
+            baseline.label, (0.005, baseline.value), (0, 2), xycoords=("axes fraction", "data"),
+            textcoords="offset points", color=color, fontsize=6.5,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+        )  # fmt: skip
+
+
+def _name_curves(figure: Figure, axes: Axes, panel: Panel) -> None:
+    """Write each curve's name at its right end, moved apart."""
+    box = axes.get_position()
+    points = box.height * figure.get_figheight() * 72  # height of the plot
+    names = []
+    for series in panel.series:
+        last = max((i for i, mean in enumerate(series.mean) if math.isfinite(mean)), default=None)
+        if series.group is not None and last is not None:
+            names.append((series.mean[last], series, wrapped(series.group.label)))
+    heights = [9.5 * len(lines) + 2 for _, _, lines in names]
+    room = max(points, sum(heights))
+    centres = spread([mean * points for mean, _, _ in names], heights, points - room, points)
+    for (mean, series, lines), centre in zip(names, centres, strict=True):
+        color = _look(series)["color"]
+        axes.annotate(
+            "\n".join(lines), (1.0, mean), (1.045, centre / points), xycoords=("axes fraction", "data"),
+            textcoords="axes fraction", color=color, va="center", fontsize=7.5, linespacing=1.15, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0,
+                        "relpos": (0.0, 0.5)},
+        )  # fmt: skip

@@ -1,0 +1,201 @@
+"""Stage `tokenize`: from the task and the model's tokenizer to prompts, targets and pairs.
+
+    python -m pipeline.stages.tokenize      # in a run folder
+
+Reads the sections `task` and `model` of params.yaml. Writes `tokens/`: the `datasets` datasets `prompts`, `targets` and
+`pairs`, and `manifest.json`. The same config gives the same bytes, whenever and wherever it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from interp.errors import InterpError
+from pipeline.config.model import ModelConfig, load_model_config
+from pipeline.config.task import load_task_config
+from pipeline.stages.common import digest_of, log, publish, scratch, stage_main, write_json
+from pipeline.stages.tokens import FORMAT, prompts_digest
+from pipeline.tasks.records import Pair, Row, TaskData
+from pipeline.tasks.registry import make
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+__all__ = ["context_length", "load_tokenizer", "main", "tokenizer_digest", "write_tokens"]
+
+LABELS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
+SPANS = pa.list_(pa.struct([("name", pa.string()), ("start", pa.int32()), ("stop", pa.int32())]))
+ANSWERS = pa.list_(
+    pa.struct([("group", pa.string()), ("words", pa.list_(pa.string())), ("token_ids", pa.list_(pa.int32()))])
+)
+ROWS = pa.schema(
+    [
+        ("prompt", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("spans", SPANS),
+        ("labels", LABELS),
+        ("answers", ANSWERS),
+    ]
+)
+PAIRS = pa.schema([("sources", pa.list_(pa.int32())), ("target", pa.int32()), ("labels", LABELS), ("answers", ANSWERS)])
+
+# What the families call the longest text that they read.
+CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
+
+
+def tokenize() -> dict[str, float]:
+    """Make `tokens/` in the current folder.
+
+    Returns:
+        How many `tokens` the prompts have, and how many `prompts` there are.
+
+    Raises:
+        InterpError: the model's tokenizer cannot be loaded, or the task cannot be made.
+    """
+    model, task = load_model_config(), load_task_config()
+    import datasets  # half a second, which a bad config need not wait for
+
+    datasets.disable_progress_bars()
+    tokenizer, config = load_tokenizer(model)
+    digest = tokenizer_digest(tokenizer)  # before use: some tokenizers note their last padding in themselves
+    data = make(task, tokenizer, context_length(config))
+    manifest = write_tokens(data, "tokens", kind=task.kind, tokenizer_digest=digest)
+    log.info("%s", ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in data.counts.items()))
+    return {"tokens": manifest["tokens"], "prompts": len(data.prompts)}
+
+
+def load_tokenizer(model: ModelConfig) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+    """Load a model's tokenizer and config; not its weights.
+
+    Raises:
+        InterpError: there is no such model, or it has no tokenizer that can be loaded.
+    """
+    is_path = model.source.startswith((".", "/", "~")) or model.source.count("/") > 1  # a hub id has one slash at most
+    if is_path and not Path(model.source).is_dir():
+        raise InterpError(
+            f"model.source: expected a model folder or an id on the hub, there is no folder {model.source} seen from "
+            f"the run folder {Path.cwd().name}."
+        )
+    from transformers import AutoConfig, AutoTokenizer
+
+    options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(model.source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(model.source, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise InterpError(
+            f"cannot load the tokenizer of {model.source!r}{f' at {model.revision}' if model.revision else ''} "
+            f"({type(error).__name__}: {first}). Expected a model id on the hub, or a local folder with config.json "
+            "and tokenizer.json; for a hub model without a network, download it first: "
+            f"`hf download {model.source}`."
+        ) from None
+    return tokenizer, config
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """How many tokens a model reads at most; None where its config names no limit."""
+    text = config.get_text_config()
+    for name in CONTEXT_FIELDS:
+        length = getattr(text, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return None
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256, in hexadecimal, of all that decides what a tokenizer gives: vocabulary, rules and special tokens."""
+    if tokenizer.is_fast:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+    else:
+        content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return digest_of(content, special)
+
+
+def write_tokens(data: TaskData, folder: str | Path, *, kind: str, tokenizer_digest: str) -> dict[str, Any]:
+    """Write the artifact, by renames of finished parts.
+
+    Arguments:
+        data: what the task made.
+        folder: the artifact; parts of it that are there are replaced.
+        kind: kind of the task.
+        tokenizer_digest: see `tokenizer_digest`.
+
+    Returns:
+        The manifest.
+    """
+    folder = Path(folder)
+    tables = {
+        "prompts": pa.Table.from_pylist([_row(row) for row in data.prompts], schema=ROWS),
+        "targets": pa.Table.from_pylist([_row(row) for row in data.targets], schema=ROWS),
+        "pairs": pa.Table.from_pylist([_pair(pair) for pair in data.pairs], schema=PAIRS),
+    }
+    digests = {name: digest_of(name, table.to_pylist()) for name, table in tables.items()}
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        "tokenizer_digest": tokenizer_digest,
+        "data_digest": digest_of(digests),
+        "prompts_digest": prompts_digest(data.prompts),
+        "tokens": sum(len(row.input_ids) for row in data.prompts),
+        "counts": dict(data.counts),
+        "groups": dict(data.groups),
+    }
+    with scratch("tokenize", digest_of(manifest)) as unfinished:
+        for name, table in tables.items():
+            shutil.rmtree(unfinished / name, ignore_errors=True)  # of a run that was broken off
+            _save(table, unfinished / name, digests[name])
+        for name in tables:
+            publish(unfinished / name, folder / name)
+        write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _save(table: pa.Table, folder: Path, digest: str) -> None:
+    """Save a table as a `datasets` dataset whose files hold nothing but the table and its digest."""
+    import datasets
+
+    features = datasets.Features.from_arrow_schema(table.schema)
+    dataset = datasets.Dataset(
+        datasets.table.InMemoryTable(table), info=datasets.DatasetInfo(features=features), fingerprint=digest[:16]
+    )
+    # One file a gigabyte at most, but always one: an empty dataset without a file cannot be read back.
+    dataset.save_to_disk(folder, num_shards=max(1, -(-table.nbytes // (1 << 30))))
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {
+        "prompt": row.prompt,
+        "input_ids": row.input_ids,
+        "spans": [{"name": name, "start": start, "stop": stop} for name, (start, stop) in row.spans.items()],
+        **_common(row),
+    }
+
+
+def _pair(pair: Pair) -> dict[str, Any]:
+    return {"sources": pair.sources, "target": pair.target, **_common(pair)}
+
+
+def _common(record: Row | Pair) -> dict[str, Any]:
+    return {
+        "labels": [{"name": name, "value": value} for name, value in record.labels.items()],
+        "answers": [
+            {"group": group, "words": record.words[group], "token_ids": ids} for group, ids in record.answers.items()
+        ],
+    }
+
+
+def main() -> None:
+    """Run the stage in the current folder."""
+    stage_main("tokenize", tokenize)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""Tensors on disk: a zarr v3 group whose arrays are written block by block, resumed after a crash, and verified."""
+
+from pipeline.store.reader import Store, list_stores, open_store
+from pipeline.store.schema import ArraySpec
+from pipeline.store.writer import StoreWriter
+
+__all__ = ["ArraySpec", "Store", "StoreWriter", "list_stores", "open_store"]

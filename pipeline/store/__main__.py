@@ -1,0 +1,86 @@
+"""`python -m pipeline.store info PATH` and `python -m pipeline.store verify PATH`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from interp.errors import InterpError
+from pipeline.store.reader import open_store
+from pipeline.store.schema import how_to_mend
+from pipeline.store.verify import stores_at, verify_root, verify_store
+
+
+def info(path: Path) -> dict[str, Any]:
+    """What a store holds: arrays with dimensions, dtypes and bytes on disk, static arrays, attributes."""
+    store = open_store(path)
+    arrays = {
+        name: {
+            "dimensions": dict(zip(store.spec(name).dimensions, store.shape(name), strict=True)),
+            "dtype": store.dtype(name),
+            "bytes": store.bytes_on_disk(name),
+            "attributes": store.spec(name).attributes,
+        }
+        for name in store.arrays
+    }
+    static = {
+        name: {"shape": list(values.shape), "dtype": values.dtype.name}
+        for name in store.statics
+        for values in [store.static(name)]
+    }
+    blocks = {"unit": store.unit, "size": store.block_size, "count": store.num_blocks}
+    return {"path": str(path), "blocks": blocks, "arrays": arrays, "static": static, "attributes": store.attributes}
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """The answer of `info` for a reader at a terminal."""
+    blocks = found["blocks"]
+    lines = [f"{found['path']}: {blocks['count']} blocks of {blocks['size']} along {blocks['unit']}"]
+    for name, array in found["arrays"].items():
+        dimensions = ", ".join(f"{d}={n}" for d, n in array["dimensions"].items())
+        lines.append(f"  {name:<24} ({dimensions}) {array['dtype']}, {array['bytes']:,} bytes")
+    for name, array in found["static"].items():
+        lines.append(f"  {name:<24} {tuple(array['shape'])} {array['dtype']}, static")
+    for key, value in found["attributes"].items():
+        text = json.dumps(value, ensure_ascii=False)
+        lines.append(f"  {key}: {text if len(text) <= 200 else text[:197] + '...'}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status (1: something is broken)."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.store", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("info", "what a store holds"), ("verify", "compare every byte with the store's markers")):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("path", type=Path, help="a store, or a group of stores such as lens.zarr")
+        command.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    try:
+        stores = stores_at(options.path)
+        if options.command == "info":
+            found = [info(store) for store in stores]
+            print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else "\n".join(map(as_text, found)))
+            return 0
+        faults = {str(store): verify_store(store) for store in stores}
+        if options.path not in stores:
+            faults[str(options.path)] = verify_root(options.path)
+    except InterpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(faults, indent=2, ensure_ascii=False))
+    else:
+        for store, lines in faults.items():
+            print("\n".join(lines) if lines else f"{store}: ok")
+    broken = any(faults.values())
+    if broken:
+        print(how_to_mend(options.path), file=sys.stderr)
+    return int(broken)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What an experiment asks of a model: tasks that make prompts, targets and labels."""

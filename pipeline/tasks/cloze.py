@@ -1,0 +1,187 @@
+"""Cloze: complete a sentence that describes a masked word (Wendler et al. 2024, arXiv 2402.10588).
+
+A "___" is read page by page. Answer: "book"
+A "___" carries people over water. Answer: "
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InterpError, nearest
+from pipeline.config.base import ConfigError
+from pipeline.config.task import ClozeConfig
+from pipeline.tasks.build import Answers, Template, make_row
+from pipeline.tasks.records import Row, TaskData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["BLANK", "Sentence", "load_sentences", "make_cloze"]
+
+BLANK = "___"
+COLUMNS = {"concept", "language", "text", "words"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One row of a file of sentences.
+
+    Arguments:
+        concept: what the masked word means.
+        language: code of the language.
+        text: the sentence, with one `___` where the word is masked.
+        words: the accepted words, best first.
+    """
+
+    concept: str
+    language: str
+    text: str
+    words: tuple[str, ...]
+
+
+def load_sentences(path: str | Path) -> list[Sentence]:
+    """Read a JSON-lines file of sentences.
+
+    Arguments:
+        path: the file; one object a line with `concept`, `language`, `text` and `words`.
+
+    Raises:
+        ConfigError: the file or a line of it is not such; the message names the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"task.sentences: expected a UTF-8 file of JSON lines, cannot read {path} ({error})."
+        ) from None
+    found: dict[tuple[str, str], Sentence] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"task.sentences: {path}, line {number}"
+        try:
+            sentence = _sentence(json.loads(line))
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        key = (sentence.concept, sentence.language)
+        if key in found:
+            raise ConfigError(
+                f"{where}: a second sentence for {sentence.concept!r} in {sentence.language!r}. Keep one."
+            )
+        found[key] = sentence
+    if not found:
+        raise ConfigError(f"task.sentences: {path} holds no sentence.")
+    return list(found.values())
+
+
+def _sentence(values: Any) -> Sentence:
+    if not isinstance(values, dict) or set(values) != COLUMNS:
+        came = sorted(values) if isinstance(values, dict) else repr(values)
+        raise ValueError(f"expected an object with exactly {sorted(COLUMNS)}, got {came}")
+    words = values["words"]
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
+        raise ValueError(f"expected 'words' to be a list of at least one word, got {words!r}")
+    for column in sorted(COLUMNS - {"words"}):
+        if not isinstance(values[column], str) or not values[column].strip():
+            raise ValueError(f"expected {column!r} to be a text, got {values[column]!r}")
+    if values["text"].count(BLANK) != 1:
+        raise ValueError(f"expected one {BLANK!r} in 'text', got {values['text']!r}")
+    return Sentence(values["concept"], values["language"], values["text"], tuple(words))
+
+
+def make_cloze(config: ClozeConfig, tokenizer: PreTrainedTokenizerBase, context_length: int | None) -> TaskData:
+    """One prompt for every concept that has a sentence in the language and words in all latent languages.
+
+    Spans: `query`, the last sentence, and `blank`, the `___` in it.
+
+    Arguments:
+        config: the task. Concepts are taken in the file's order.
+        tokenizer: the model's.
+        context_length: how many tokens the model reads at most; None: no limit is known.
+
+    Raises:
+        ConfigError: the sentences cannot be read, a language is not among them, they are too few, or the template is
+            wrong.
+        InterpError: a prompt is too long, or nothing is left after dropping.
+    """
+    template = Template(
+        config.template, answer="word", query="sentence", known=("sentence", "word"), where="task.template"
+    )
+    by_language: dict[str, dict[str, Sentence]] = {}
+    for sentence in load_sentences(config.sentences):
+        by_language.setdefault(sentence.language, {})[sentence.concept] = sentence
+    for name, language in [("language", config.language), *(("latent_languages", x) for x in config.latent_languages)]:
+        if language not in by_language:
+            raise ConfigError(
+                f"task.{name}: {config.sentences} has no language {language!r}.{nearest(language, by_language)}"
+            )
+    if len({config.language, *config.latent_languages}) <= len(config.latent_languages):
+        raise ConfigError(
+            f"task.latent_languages: expected different languages beside task.language={config.language}, "
+            f"got {config.latent_languages}."
+        )
+    sentences = by_language[config.language]
+    if not 0 <= config.shots < len(sentences):
+        raise ConfigError(
+            f"task.shots: expected 0 to {len(sentences) - 1}, since {config.sentences} has {len(sentences)} sentences "
+            f"in {config.language!r} and a prompt never shows the one that it asks about; got {config.shots}."
+        )
+    answers = Answers(tokenizer, config.target_policy)
+    groups = {"answer": config.language} | {f"latent_{language}": language for language in config.latent_languages}
+    prompts: list[Row] = []
+    untranslated = wordless = over = 0
+    for concept, sentence in sentences.items():
+        if not all(concept in by_language[language] for language in config.latent_languages):
+            untranslated += 1
+            continue
+        accepted = {group: answers(by_language[language][concept].words) for group, language in groups.items()}
+        if not all(answer.token_ids for answer in accepted.values()):
+            wordless += 1
+            continue
+        if config.max_concepts is not None and len(prompts) >= config.max_concepts:
+            over += 1
+            continue
+        # The shots depend on seed, language and concept alone: no other setting changes them.
+        others = [other for other in sentences.values() if other.concept != concept]
+        shots = random.Random(f"{config.seed} {config.language} {concept}").sample(others, config.shots)
+        before = "".join(template.line({"sentence": shot.text, "word": shot.words[0]}) + "\n" for shot in shots)
+        question, (start, stop) = template.question({"sentence": sentence.text, "word": sentence.words[0]})
+        start, stop = start + len(before), stop + len(before)
+        blank = start + sentence.text.index(BLANK)
+        prompts.append(
+            make_row(
+                tokenizer,
+                context_length,
+                where=f"prompts row {len(prompts)}",
+                prompt=before + question,
+                spans={"query": (start, stop), "blank": (blank, blank + len(BLANK))},
+                labels={"concept": concept, "language": config.language},
+                answers=accepted,
+            )
+        )
+    colliding = sum(row.labels["collides"] == "yes" for row in prompts)
+    counts = {
+        "concepts": len(sentences),
+        "concepts_without_latent_words": untranslated,
+        "concepts_without_answer_tokens": wordless,
+        "concepts_over_limit": over,
+        "concepts_kept": len(prompts),
+        "prompts": len(prompts),
+        "prompts_colliding": colliding,
+        "words_without_tokens": len(answers.unusable),
+    }
+    if colliding == len(prompts):
+        raise InterpError(
+            f"of {len(sentences)} concepts none is left: {untranslated} have no words in a latent language, {wordless} "
+            f"have a language without answer tokens by task.target_policy={config.target_policy}, {over} are over "
+            f"task.max_concepts={config.max_concepts}, and in {colliding} the answer groups share a token. "
+            "Choose other languages, or another task.target_policy."
+        )
+    labels = {"answer": f"concept in the language of the sentence ({config.language})"}
+    labels |= {f"latent_{language}": f"concept in {language}" for language in config.latent_languages}
+    return TaskData(prompts, counts=counts, groups=labels)

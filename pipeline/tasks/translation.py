@@ -1,0 +1,297 @@
+"""Few-shot word translation (Wendler et al. 2024, arXiv 2402.10588; Dumas et al. 2025, arXiv 2411.08745).
+
+    Deutsch: "König" - Italiano: "re"
+    Deutsch: "Buch" - Italiano: "
+
+The model is asked for one word. Patchscopes write what it holds for one concept into the prompt of another, in other
+languages, so that what comes out tells the concept from the language.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from interp.errors import InterpError, nearest
+from interp.prompts import encode
+from pipeline.config.base import ConfigError
+from pipeline.config.task import TranslationConfig
+from pipeline.demo.lexicon import Concept, Lexicon, load_lexicon
+from pipeline.tasks.build import Answer, Answers, Template, collide, log, make_row
+from pipeline.tasks.records import Pair, Row, TaskData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["make_translation"]
+
+BLANKS = ("source_name", "source_word", "target_name", "target_word")
+
+
+def make_translation(
+    config: TranslationConfig, tokenizer: PreTrainedTokenizerBase, context_length: int | None
+) -> TaskData:
+    """Prompts in every source language for every concept, target prompts, and collision-free pairs of both.
+
+    Arguments:
+        config: the task. Concepts are taken in the lexicon's order.
+        tokenizer: the model's.
+        context_length: how many tokens the model reads at most; None: no limit is known.
+
+    Raises:
+        ConfigError: the lexicon cannot be read, a language is not in it, it has too few concepts, or the template is
+            wrong.
+        InterpError: a prompt is too long, or nothing is left after dropping.
+    """
+    return _Translation(config, tokenizer, context_length).make()
+
+
+class _Translation:
+    """One task in the making: the lexicon and the tokenizer, held together."""
+
+    def __init__(
+        self, config: TranslationConfig, tokenizer: PreTrainedTokenizerBase, context_length: int | None
+    ) -> None:
+        self.config, self.tokenizer, self.context_length = config, tokenizer, context_length
+        self.lexicon = _lexicon(config)
+        self.template = Template(
+            config.template, answer="target_word", query="source_word", known=BLANKS, where="task.template"
+        )
+        self.answers = Answers(tokenizer, config.target_policy)
+
+    def make(self) -> TaskData:
+        config = self.config
+        concepts, counts = self._concepts()
+        prompts = [
+            self._row(f"prompts row {number}", concept, source, config.target_language)
+            for number, (concept, source) in enumerate((c, s) for c in concepts for s in config.source_languages)
+        ]
+        counts["prompts"] = len(prompts)
+        counts["prompts_colliding"] = colliding = sum(row.labels["collides"] == "yes" for row in prompts)
+        groups = self._prompt_groups()
+        if config.patch_into is None:
+            if colliding == len(prompts):
+                raise InterpError(
+                    f"all {colliding} prompts were dropped: in each, two of the answer groups "
+                    f"({', '.join(groups)}) share a token, so that their probabilities cannot be told apart. Choose "
+                    "other languages, or task.target_policy=exact."
+                )
+            return TaskData(prompts, counts=self._with_words(counts), groups=groups)
+        chosen = self._pairs(concepts, counts)
+        asked = sorted({target for _, target, _ in chosen})  # only concepts that a pair needs
+        into = config.patch_into
+        targets = [
+            self._row(f"targets row {number}", concepts[index], into.source_language, into.target_language)
+            for number, index in enumerate(asked)
+        ]
+        row_of = {index: number for number, index in enumerate(asked)}
+        per_concept = len(config.source_languages)
+        pairs = [
+            Pair(
+                sources=list(range(source * per_concept, (source + 1) * per_concept)),
+                target=row_of[target],
+                labels={
+                    "source_concept": concepts[source].id,
+                    "target_concept": concepts[target].id,
+                    "source_language": config.target_language,
+                    "target_language": into.target_language,
+                },
+                answers={group: answer.token_ids for group, answer in answers.items()},
+                words={group: answer.words for group, answer in answers.items()},
+            )
+            for source, target, answers in chosen
+        ]
+        counts["targets"] = len(targets)
+        return TaskData(prompts, targets, pairs, self._with_words(counts), {**groups, **self._pair_groups()})
+
+    def _concepts(self) -> tuple[list[Concept], dict[str, int]]:
+        """The concepts that are asked about, and what was dropped."""
+        config, into = self.config, self.config.patch_into
+        asked = [(source, config.target_language) for source in config.source_languages]
+        measured = [*config.source_languages, config.target_language, *config.latent_languages]
+        if into is not None:
+            asked.append((into.source_language, into.target_language))
+            measured += [into.source_language, into.target_language]
+        kept: list[Concept] = []
+        wordless = split = over = 0
+        for concept in self.lexicon.concepts:
+            if not all(self.answers(concept.words[language]).token_ids for language in measured):
+                wordless += 1
+            elif config.single_token_queries and not all(self._one_token(concept, *pair) for pair in asked):
+                split += 1
+            elif config.max_concepts is not None and len(kept) >= config.max_concepts:
+                over += 1
+            else:
+                kept.append(concept)
+        counts = {
+            "concepts": len(self.lexicon.concepts),
+            "concepts_without_answer_tokens": wordless,
+            "concepts_with_split_query": split,
+            "concepts_over_limit": over,
+            "concepts_kept": len(kept),
+        }
+        if len(kept) < (1 if into is None else 2):
+            raise InterpError(
+                f"expected at least {1 if into is None else 2} concepts, {len(kept)} of {len(self.lexicon.concepts)} "
+                f"are left: {wordless} have a language without answer tokens by task.target_policy="
+                f"{config.target_policy}, {split} have a query word of several tokens (task.single_token_queries="
+                f"{config.single_token_queries}), {over} are over task.max_concepts={config.max_concepts}."
+            )
+        return kept, counts
+
+    def _one_token(self, concept: Concept, source: str, target: str) -> bool:
+        prompt, query = self._prompt(concept, source, target)
+        start, stop = encode(self.tokenizer, prompt, {"query": query}).spans["query"]
+        return stop - start == 1
+
+    def _row(self, where: str, concept: Concept, source: str, target: str) -> Row:
+        prompt, query = self._prompt(concept, source, target)
+        languages = {"answer": target, **self._measured(source, target)}
+        return make_row(
+            self.tokenizer,
+            self.context_length,
+            where=where,
+            prompt=prompt,
+            spans={"query": query},
+            labels={"concept": concept.id, "source_language": source, "target_language": target},
+            answers={group: self.answers(concept.words[language]) for group, language in languages.items()},
+            languages=languages,
+        )
+
+    def _prompt(self, concept: Concept, source: str, target: str) -> tuple[str, tuple[int, int]]:
+        """The prompt, and the characters of the word that it asks about.
+
+        The shots are drawn from the whole lexicon by seed, languages and concept alone: no other setting changes them.
+        """
+        others = [other for other in self.lexicon.concepts if other.id != concept.id]
+        shots = random.Random(f"{self.config.seed} {source} {target} {concept.id}").sample(others, self.config.shots)
+        before = "".join(self.template.line(self._values(shot, source, target)) + "\n" for shot in shots)
+        question, (start, stop) = self.template.question(self._values(concept, source, target))
+        return before + question, (len(before) + start, len(before) + stop)
+
+    def _values(self, concept: Concept, source: str, target: str) -> dict[str, str]:
+        return {
+            "source_name": self.lexicon.languages[source],
+            "source_word": concept.words[source][0],
+            "target_name": self.lexicon.languages[target],
+            "target_word": concept.words[target][0],
+        }
+
+    def _measured(self, source: str, target: str) -> dict[str, str]:
+        """The groups of a prompt beside its answer -> their languages."""
+        # Where all prompts repeat the word in its own language, its input is its answer.
+        repetition = self.config.source_languages == [self.config.target_language]
+        given = {} if repetition else {"source_language": source}
+        return given | {f"latent_{language}": language for language in self.config.latent_languages}
+
+    def _pairs(self, concepts: Sequence[Concept], counts: dict[str, int]) -> list[tuple[int, int, dict[str, Answer]]]:
+        """Pairs of different concepts in an order that the seed decides: those without collision, from the first on."""
+        config = self.config
+        languages = self._pair_languages()
+        size = len(concepts)
+        order = random.Random(f"{config.seed} pairs").sample(range(size * (size - 1)), size * (size - 1))
+        chosen: list[tuple[int, int, dict[str, Answer]]] = []
+        dropped = 0
+        for number in order:
+            source, target = divmod(number, size - 1)
+            target += target >= source  # the diagonal, a concept with itself, is not numbered
+            role = {"source": concepts[source], "target": concepts[target]}
+            answers = {
+                group: self.answers(role[which].words[language]) for group, (which, language) in languages.items()
+            }
+            if collide(answer.token_ids for answer in answers.values()):
+                dropped += 1
+                continue
+            chosen.append((source, target, answers))
+            if len(chosen) == config.pairs:
+                break
+        counts["pairs_possible"] = len(order)
+        counts["pairs_colliding"] = dropped
+        counts["pairs"] = len(chosen)
+        if not chosen:
+            raise InterpError(
+                f"all {dropped} pairs of {size} concepts were dropped: in each, two of the answer groups "
+                f"({', '.join(languages)}) share a token, so that their probabilities cannot be told apart. Choose "
+                "languages whose words begin differently, task.target_policy=exact, or fewer task.latent_languages."
+            )
+        if config.pairs is not None and len(chosen) < config.pairs:
+            log.info("%d pairs are without collisions, fewer than task.pairs=%d", len(chosen), config.pairs)
+        return chosen
+
+    def _pair_languages(self) -> dict[str, tuple[str, str]]:
+        """The groups of a pair -> (whose concept, in which language)."""
+        into = self.config.patch_into
+        assert into is not None
+        target, source = into.target_language, self.config.target_language
+        groups = {
+            "target_concept_target_language": ("target", target),
+            "target_concept_source_language": ("target", source),
+            "source_concept_source_language": ("source", source),
+            "source_concept_target_language": ("source", target),
+        }
+        if source == target:
+            groups = {name: value for name, value in groups.items() if name.endswith("_target_language")}
+        for language in self.config.latent_languages:
+            groups[f"source_concept_{language}"] = ("source", language)
+            groups[f"target_concept_{language}"] = ("target", language)
+        return groups
+
+    def _prompt_groups(self) -> dict[str, str]:
+        label = {"answer": f"concept in the target language ({self.config.target_language})"}
+        for group, language in self._measured("", "").items():
+            label[group] = f"concept in {self._named(language)}" if language else "concept in the prompt's language"
+        return label
+
+    def _pair_groups(self) -> dict[str, str]:
+        labels = {}
+        for group, (which, language) in self._pair_languages().items():
+            if group.endswith("_language"):
+                side = "target" if group.endswith("_target_language") else "source"
+                labels[group] = f"{which} concept in the {side} language ({language})"
+            else:
+                labels[group] = f"{which} concept in {self._named(language)}"
+        return labels
+
+    def _named(self, language: str) -> str:
+        return f"{self.lexicon.languages[language]} ({language})"
+
+    def _with_words(self, counts: Mapping[str, int]) -> dict[str, int]:
+        return {**counts, "words_without_tokens": len(self.answers.unusable)}
+
+
+def _lexicon(config: TranslationConfig) -> Lexicon:
+    """The lexicon, checked against the config."""
+    try:
+        lexicon = load_lexicon(config.lexicon)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"task.lexicon: {error}") from None
+    into = config.patch_into
+    settings = {"source_languages": config.source_languages, "target_language": [config.target_language]}
+    settings["latent_languages"] = config.latent_languages
+    if into is not None:
+        settings["patch_into.source_language"] = [into.source_language]
+        settings["patch_into.target_language"] = [into.target_language]
+    for name, languages in settings.items():
+        for language in languages:
+            if language not in lexicon.languages:
+                raise ConfigError(
+                    f"task.{name}: {config.lexicon} has no language {language!r}.{nearest(language, lexicon.languages)}"
+                )
+        if len(set(languages)) < len(languages):
+            raise ConfigError(f"task.{name}: expected different languages, got {languages}.")
+    if not config.source_languages:
+        raise ConfigError("task.source_languages: expected at least one language, got none.")
+    outputs = {config.target_language} | ({into.target_language} if into is not None else set())
+    for language in config.latent_languages:
+        if language in outputs:
+            raise ConfigError(
+                f"task.latent_languages: {language!r} is a language that the prompts ask for, which is measured "
+                "anyway. Leave it out."
+            )
+    if not 0 <= config.shots < len(lexicon.concepts):
+        raise ConfigError(
+            f"task.shots: expected 0 to {len(lexicon.concepts) - 1}, since {config.lexicon} has "
+            f"{len(lexicon.concepts)} concepts and a prompt never shows the one that it asks about; got {config.shots}."
+        )
+    return lexicon

@@ -1,0 +1,104 @@
+"""The Hydra tree: every choice composes, is complete and can be run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from pipeline.config.lens import LENSES
+from pipeline.config.paths import HUB_MODEL, ROOT, localize
+from pipeline.config.task import TASKS
+from pipeline.config.validate import SECTIONS, Config, plain, validate
+
+CONF = ROOT / "conf"
+EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    """The config of a command line, as a run folder gets it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return localize(plain(compose("config", overrides=list(overrides))), ROOT)
+
+
+def valid(*overrides: str) -> Config:
+    return validate(composed(*overrides))
+
+
+def keys(schema: type) -> set[str]:
+    return set(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+
+
+def test_defaults_are_complete() -> None:
+    values = composed()
+    assert list(values) and set(values) == set(SECTIONS), "no section is missing and nothing else is in params.yaml"
+    typed = validate(values)
+    for section in ("model", "collect", "evaluate", "report", "store", "tracking"):
+        assert set(values[section]) == keys(type(getattr(typed, section))), section
+    assert list(typed.lens) == ["logit_lens", "patchscope", "patchscope_query", "patchscope_query_mean"]
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_each_task_runs_with_the_lenses_that_it_chooses(kind: str) -> None:
+    values = composed(f"task={kind}")
+    assert set(values["task"]) == keys(TASKS[kind])
+    validate(values)
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "lens").glob("*.yaml")), ids=lambda file: file.stem)
+def test_each_lens_is_complete(file: Path) -> None:
+    values = composed(f"lens={file.stem}")
+    assert list(values["lens"]) == [file.stem]
+    assert set(values["lens"][file.stem]) == keys(LENSES[values["lens"][file.stem]["kind"]])
+    validate(values)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_each_model_is_complete(name: str) -> None:
+    values = composed(f"model={name}")
+    model = validate(values).model
+    assert set(values["model"]) == keys(type(model))
+    assert model.name == name
+    if name != "demo":
+        assert model.depends_on == HUB_MODEL and model.source.count("/") == 1
+        assert model.num_layers is not None and model.revision == "main"
+
+
+@pytest.mark.parametrize("group", ["collect", "evaluate", "report", "store", "tracking"])
+def test_each_other_choice_can_be_run(group: str) -> None:
+    for file in sorted((CONF / group).glob("*.yaml")):
+        further = ["tracking.uri=http://127.0.0.1:5000"] if file.stem == "server" else []
+        lens = ["lens=logit_lens"] if group == "collect" else []
+        valid(f"{group}={file.stem}", *lens, *further)
+
+
+@pytest.mark.parametrize("tiny", [[], ["debug=tiny"]], ids=["full", "tiny"])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_each_experiment_can_be_run(experiment: str, tiny: list[str]) -> None:
+    config = valid(f"experiment={experiment}", *tiny)
+    assert config.tracking.enabled == (not tiny)
+    if tiny:
+        limit = getattr(config.task, "max_concepts", None) or getattr(config.task, "max_prompts", None)
+        assert limit is not None and limit <= 12
+
+
+def test_a_choice_on_the_command_line_wins_over_an_experiment() -> None:
+    config = valid("experiment=wendler_translation", "lens=[logit_lens,patchscope_identity]", "task.shots=2")
+    assert list(config.lens) == ["logit_lens", "patchscope_identity"]
+    assert getattr(config.task, "shots", None) == 2
+
+
+@pytest.mark.parametrize("override", ["model=demo", *(f"experiment={name}" for name in EXPERIMENTS)])
+def test_dvc_can_compose_the_tree(override: str) -> None:
+    # `dvc exp run` resolves everything outside Hydra's own node, where `${hydra:...}` cannot be known.
+    with initialize_config_dir(str(CONF), version_base=None):
+        config = compose("config", overrides=[override])
+    OmegaConf.resolve(config)
+    text = "".join(file.read_text(encoding="utf-8") for file in CONF.rglob("*.yaml"))
+    for line in text.splitlines():
+        if "${now:" in line or "${hydra:" in line:
+            assert line.split(":")[0].strip() in ("dir", "subdir"), line  # of hydra.run and hydra.sweep

@@ -1,0 +1,68 @@
+"""Text of the report: nothing unseen reaches the reader, and methods in words."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config.lens import LogitLensConfig, PatchscopeConfig
+from pipeline.stages.report_text import baseline_label, describe, readable, spelled_position, visible
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        (" libro", "␣libro"), ("\n\n", "↵↵"), ("\t", "⇥"), ("\r", "␍"), ("<b>&", "<b>&"), ("日本", "日本"),
+        ("\x00", "\\x00"), ("\u202eabc", "\\u202eabc"), ("\u200b", "\\u200b"),
+        ("\U000e0041", "\\U000e0041"), ("\ud800", "\\ud800"),
+        ("", ""), ("árbol", "árbol"), ("\u2028", "\\u2028"),
+    ],
+)  # fmt: skip
+def test_tokens_are_visible(token: str, shown: str) -> None:
+    assert visible(token) == shown
+
+
+@given(st.text(st.characters()))
+def test_nothing_unseen_is_left(text: str) -> None:
+    for shown, kept in ((visible(text), ""), (readable(text), "\n\t")):
+        shown.encode("utf-8")  # no lone surrogate is left
+        assert not [c for c in shown if unicodedata.category(c)[0] == "C" and c not in kept]
+
+
+def test_readable_keeps_lines() -> None:
+    assert readable("a b\n\tc\r\x07") == "a b\n\tc\\x0d\\x07"
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [
+        ("last", "the last token"), ("first", "the first token"), ("query.last", "the last token of “query”"),
+        ("query.all", "every token of “query”"), ("2:5", "position 2:5"), ("-1", "position -1"),
+    ],
+)  # fmt: skip
+def test_positions_in_words(position: str, words: str) -> None:
+    assert spelled_position(position) == words
+
+
+def test_methods_in_words() -> None:
+    assert describe(LogitLensConfig(), 1).startswith(
+        "The residual stream after layer j (resid_post), at the last token of a prompt, is read out"
+    )
+    one = describe(PatchscopeConfig(), 3)
+    assert (
+        "at the last token of a source prompt, replaces the one at the last token of a target prompt, at layer j."
+        in one
+    )
+    mean = describe(PatchscopeConfig(patch="from_layer", sources="mean", source_position="query.last"), 3)
+    assert "“query” of the mean over 3 source prompts" in mean
+    assert "at layer j, and those of all later layers likewise." in mean
+    assert "a prompt that asks to repeat a token" in describe(PatchscopeConfig(target="identity"), 1)
+    assert "(mlp_post)" in describe(LogitLensConfig(site="mlp_post"), 1)
+
+
+def test_names_of_baselines() -> None:
+    assert baseline_label(LogitLensConfig(), "source") == "the model’s own output"
+    assert baseline_label(PatchscopeConfig(), "target") == "unpatched target prompt"
