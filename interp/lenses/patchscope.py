@@ -196,7 +196,7 @@ def _run(
     Returns:
         (row, hidden_size), the residual stream after the last layer at each prompt's last token.
     """
-    inputs = left_padded(target_ids, model.tokenizer.pad_token_id or 0, _device(model))
+    inputs = left_padded(target_ids, 0, _device(model))  # 0 is in every vocabulary, a pad token may not be
     longest = inputs["input_ids"].shape[1]
     padded_positions = [longest - len(ids) + position for ids, position in zip(target_ids, positions, strict=True)]
     rows, columns = torch.arange(len(target_ids)), torch.tensor(padded_positions)

@@ -43,6 +43,10 @@ def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Sc
         if missing:
             raise ConfigError(f"{where}: no value for {', '.join(missing)}. Set it, e.g. {where}.{missing[0]}=VALUE")
         section = OmegaConf.to_object(merged)
+    except (ConfigAttributeError, ConfigKeyError) as error:  # a key of a section inside this one
+        inner, _, unknown = str(error.full_key).rpartition(".")
+        known = getattr(error.object_type, "__dataclass_fields__", {})
+        raise ConfigError(f"{where}.{inner}: unknown key {unknown!r}.{nearest(unknown, known)}") from None
     except OmegaConfBaseException as error:
         at = getattr(error, "full_key", None) or getattr(error, "key", None)
         first = str(error).split("\n", 1)[0]

@@ -37,8 +37,8 @@ def explain(error: Exception, overrides: Sequence[str], config_folder: str | Non
         return _unknown_choice(error, config_folder)
     if isinstance(error, OverrideParseException):
         return (
-            f"cannot read the override {error.override!r}: {_first_line(error)}. Expected KEY=VALUE; quote lists and spaces "
-            "for the shell, e.g. 'lens=[logit_lens,patchscope]'"
+            f"cannot read the override {error.override!r}: {_first_line(error)}. Expected KEY=VALUE; quote lists and "
+            "spaces for the shell, e.g. 'lens=[logit_lens,patchscope]'"
         )
     unknown = UNKNOWN_KEY.match(str(error))
     if unknown:

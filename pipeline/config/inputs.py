@@ -1,4 +1,4 @@
-"""What a config's input files hold, as far as it decides whether the config can run. Reads headers and word lists only."""
+"""What a config's input files hold, as far as it decides whether the config can run: headers and word lists only."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ def model_depth(model: ModelConfig) -> int | None:
     if model.depends_on == HUB_MODEL:
         if not HUB_ID.fullmatch(model.source):
             raise ConfigError(
-                f"model.source: expected a hub id such as 'openai-community/gpt2' or a local folder, got {model.source!r}."
+                f"model.source: expected a hub id such as 'openai-community/gpt2' or a folder, got {model.source!r}."
             )
         return model.num_layers
     folder = located(model.source)
     if not folder.is_dir():
-        remedy = (
-            "It belongs to the repository: `git restore pipeline/demo/model`." if model.source == "pipeline/demo/model" else
-            "Give a folder with config.json, weights and a tokenizer, or a hub id."
-        )  # fmt: skip
+        remedy = "Give a folder with config.json, weights and a tokenizer, or a hub id."
+        if model.source == "pipeline/demo/model":
+            remedy = f"It belongs to the repository: `git restore {model.source}`."
         raise ConfigError(f"model.source: expected a model folder at {folder}, found none. {remedy}")
-    config = read_json(folder / "config.json", "model.source", "a model folder holds config.json; `save_pretrained` writes it")
+    config = read_json(
+        folder / "config.json", "model.source", "a model folder holds config.json; `save_pretrained` writes it"
+    )
     if not any(folder.glob("*.safetensors")):
         raise ConfigError(
             f"model.source: expected weights (*.safetensors) in {folder}, found none. Convert others with "
@@ -55,12 +56,13 @@ def model_depth(model: ModelConfig) -> int | None:
             f"model.source: expected a tokenizer (tokenizer.json) in {folder}, found none. Save it there with "
             "`tokenizer.save_pretrained(FOLDER)`."
         )
-    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    depth = next((inner[key] for key in DEPTH_KEYS if isinstance(inner.get(key), int)), None)
+    text = config.get("text_config")  # of a model for images and text
+    layers = text if isinstance(text, dict) else config
+    depth = next((layers[key] for key in DEPTH_KEYS if isinstance(layers.get(key), int)), None)
     if model.num_layers is not None and depth is not None and model.num_layers != depth:
         raise ConfigError(
-            f"model.num_layers: {model.num_layers}, but {folder / 'config.json'} says {depth}. Set model.num_layers=null, "
-            "and it is read from there."
+            f"model.num_layers: {model.num_layers}, but {folder / 'config.json'} says {depth}. Set "
+            "model.num_layers=null, and it is read from there."
         )
     return depth if model.num_layers is None else model.num_layers
 
@@ -132,8 +134,8 @@ def _check_translation(task: TranslationConfig) -> None:
     for code in task.latent_languages:
         if code in measured:
             raise ConfigError(
-                f"task.latent_languages: {code!r} is already measured as a target language, so every prompt would collide "
-                "with itself. Leave it out."
+                f"task.latent_languages: {code!r} is already measured as a target language, so every prompt would "
+                "collide with itself. Leave it out."
             )
     if set(task.source_languages) <= set(task.latent_languages):
         raise ConfigError(
@@ -142,8 +144,8 @@ def _check_translation(task: TranslationConfig) -> None:
         )
     if task.shots >= len(lexicon.concepts):
         raise ConfigError(
-            f"task.shots: {task.shots} solved lines and a question need {task.shots + 1} concepts, and {task.lexicon} has "
-            f"{len(lexicon.concepts)}. Lower task.shots."
+            f"task.shots: {task.shots} solved lines and a question need {task.shots + 1} concepts, and {task.lexicon} "
+            f"has {len(lexicon.concepts)}. Lower task.shots."
         )
     if task.patch_into is not None and task.max_concepts == 1:
         raise ConfigError("task.max_concepts: a pair needs two different concepts, got 1. Raise it.")
@@ -157,7 +159,9 @@ def _check_cloze(task: ClozeConfig) -> None:
     for number, row in enumerate(rows, 1):
         missing = [key for key in ("concept", "language", "text", "words") if key not in row]
         if missing:
-            raise ConfigError(f"task.sentences: {path}, line {number}: expected the key {missing[0]!r}, got {sorted(row)}.")
+            raise ConfigError(
+                f"task.sentences: {path}, line {number}: expected the key {missing[0]!r}, got {sorted(row)}."
+            )
         concepts.setdefault(str(row["language"]), set()).add(str(row["concept"]))
     _check_language("task.language", task.language, concepts, task.sentences)
     for index, code in enumerate(task.latent_languages):
@@ -165,13 +169,13 @@ def _check_cloze(task: ClozeConfig) -> None:
     _check_different("task.latent_languages", task.latent_languages)
     if task.language in task.latent_languages:
         raise ConfigError(
-            f"task.latent_languages: {task.language!r} is the language of the sentences, so every prompt would collide with "
-            "itself. Leave it out."
+            f"task.latent_languages: {task.language!r} is the language of the sentences, so every prompt would collide "
+            "with itself. Leave it out."
         )
     if task.shots >= len(concepts[task.language]):
         raise ConfigError(
-            f"task.shots: {task.shots} solved sentences and a question need {task.shots + 1} sentences, and {task.sentences} "
-            f"has {len(concepts[task.language])} in {task.language!r}. Lower task.shots."
+            f"task.shots: {task.shots} solved sentences and a question need {task.shots + 1} sentences, and "
+            f"{task.sentences} has {len(concepts[task.language])} in {task.language!r}. Lower task.shots."
         )
     _check_template(task.template, ("sentence", "word"))
 
@@ -214,7 +218,9 @@ def _columns(path: Path) -> list[str]:
         except ValueError as error:
             raise ConfigError(f"task.source: expected JSON in {path}, got a syntax error: {error}.") from None
         if not isinstance(content, list) or not content or not isinstance(content[0], dict):
-            raise ConfigError(f"task.source: expected a JSON list of objects in {path}; one object a line goes into .jsonl.")
+            raise ConfigError(
+                f"task.source: expected a JSON list of objects in {path}; one object a line goes into .jsonl."
+            )
         return list(content[0])
     return list(_json_lines(path, "task.source", only_first=True)[0])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ LINKED = ("interp", "pipeline")  # a run folder links to these folders of the re
 HUB_MODEL = "pipeline/config/hub_model.txt"
 HUB_DATASET = "pipeline/config/hub_dataset.txt"
 PROMPT_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 
 # The key of each kind of task that names its input file.
 TASK_FILES = {"translation": "lexicon", "cloze": "sentences", "next_token": "source"}
 
 
 def located(path: str) -> Path:
-    """Where a path of a localized config is: relative ones are reached through a run folder's links to the repository."""
+    """Where a path of a localized config is; relative ones are reached through a run folder's links."""
     return ROOT / path
 
 
@@ -68,7 +70,7 @@ def localize(values: dict[str, Any], standing: Path) -> dict[str, Any]:
         standing: the folder in which the user stood.
 
     Returns:
-        A copy in which the model's source, the task's file and both `depends_on` are localized.
+        A copy in which the model's source, the task's file, both `depends_on` and a tracking database are localized.
     """
     values = copy.deepcopy(values)
     model, task = values.get("model"), values.get("task")
@@ -77,6 +79,9 @@ def localize(values: dict[str, Any], standing: Path) -> dict[str, Any]:
     if isinstance(task, dict) and task.get("kind") in TASK_FILES:
         hub = HUB_DATASET if task["kind"] == "next_token" else None
         _localize(task, TASK_FILES[task["kind"]], hub, standing)
+    tracking = values.get("tracking")
+    if isinstance(tracking, dict) and (database := RELATIVE_DATABASE.fullmatch(str(tracking.get("uri")))):
+        tracking["uri"] = f"sqlite:///{(standing / database[1]).absolute()}"
     return values
 
 

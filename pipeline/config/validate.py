@@ -67,7 +67,11 @@ MINIMA = {
     "lens.*.batch_size": 1,
 }
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc")
-SPANS = {"translation": ("query",), "cloze": ("query", "blank"), "next_token": ()}  # what each task marks in its prompts
+SPANS = {
+    "translation": ("query",),
+    "cloze": ("query", "blank"),
+    "next_token": (),
+}  # what each task marks in its prompts
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,9 @@ def validate(values: Mapping[str, Any]) -> Config:
     for section, read in SECTIONS.items():
         if not isinstance(values.get(section), dict):
             came = "nothing" if values.get(section) is None else repr(values[section])
-            raise ConfigError(f"{section}: expected a mapping, got {came}. Choose one of the group, e.g. {section}=default")
+            raise ConfigError(
+                f"{section}: expected a mapping, got {came}. Choose one of the group, e.g. {section}=default"
+            )
         typed[section] = read(values[section])
     config = Config(**typed)
     _check_values(config)
@@ -171,8 +177,8 @@ def _check_values(config: Config) -> None:
     uri = config.tracking.uri
     if uri is not None and urlsplit(uri).scheme.split("+")[0] not in TRACKING_SCHEMES:
         raise ConfigError(
-            f"tracking.uri: expected a server (http://HOST:PORT) or a database (sqlite:////absolute/path.db), got {uri!r}. "
-            "MLflow no longer writes to plain folders."
+            f"tracking.uri: expected a server (http://HOST:PORT) or a database (sqlite:////absolute/path.db), "
+            f"got {uri!r}. MLflow no longer writes to plain folders."
         )
 
 
@@ -221,12 +227,13 @@ def _check_lens(where: str, lens: LensConfig, config: Config, num_layers: int | 
     collected = _collected(config, num_layers)
     if lens.site not in LAYER_KINDS:
         raise ConfigError(
-            f"{where}.site: expected a kind of site that each layer has, got {lens.site!r}.{nearest(lens.site, LAYER_KINDS)}"
+            f"{where}.site: expected a kind of site that each layer has, got {lens.site!r}."
+            f"{nearest(lens.site, LAYER_KINDS)}"
         )
     if lens.site not in collected:
         raise ConfigError(
-            f"{where}.site: {lens.site!r} is not among collect.sites ({', '.join(config.collect.sites)}). Add it there, "
-            f"e.g. 'collect.sites=[{lens.site}.*]'"
+            f"{where}.site: {lens.site!r} is not among collect.sites ({', '.join(config.collect.sites)}). Add it "
+            f"there, e.g. 'collect.sites=[{lens.site}.*]'"
         )
     try:
         check_layers(lens.layers, num_layers)
@@ -262,8 +269,8 @@ def _check_source_position(where: str, text: str, config: Config) -> None:
     position = _one_position(where, text)
     if position not in [Position.parse(other) for other in config.collect.positions]:
         raise ConfigError(
-            f"{where}: {text!r} is not among collect.positions ({', '.join(config.collect.positions)}). Add it there, or "
-            "choose one of them."
+            f"{where}: {text!r} is not among collect.positions ({', '.join(config.collect.positions)}). Add it there, "
+            "or choose one of them."
         )
 
 

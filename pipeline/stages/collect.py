@@ -28,6 +28,7 @@ from pipeline.config.collect import CollectConfig, load_collect_config
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.store import load_store_config
 from pipeline.stages.common import code_digest, digest_of, progress, publish, scratch, stage_main
+from pipeline.stages.loading import load_model
 from pipeline.stages.tokens import Row, load_prompts, prompts_digest
 from pipeline.store.schema import ArraySpec
 from pipeline.store.writer import StoreWriter
@@ -104,18 +105,6 @@ def collect_activations() -> dict[str, float]:
             writer.finish()
         publish(folder / ARTIFACT, ARTIFACT)
     return {"tokens": tokens, "model_seconds": model_seconds}
-
-
-def load_model(config: ModelConfig) -> StandardizedTransformer:
-    """The model of the section `model`."""
-    return StandardizedTransformer(
-        config.source,
-        revision=config.revision,
-        dtype=config.dtype,
-        device_map=config.device_map,
-        attn_implementation=config.attention_implementation,
-        trust_remote_code=config.trust_remote_code,
-    )
 
 
 def described(config: ModelConfig) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+from transformers.utils import logging as transformers_logging
+
 from interp.model import StandardizedTransformer
 from pipeline.config.model import ModelConfig
 
@@ -14,6 +18,8 @@ def load_model(config: ModelConfig) -> StandardizedTransformer:
     Raises:
         InterpError: as `StandardizedTransformer`.
     """
+    if not sys.stderr.isatty():  # plain log lines where there is no terminal
+        transformers_logging.disable_progress_bar()
     return StandardizedTransformer(
         config.source,
         revision=config.revision,

@@ -24,7 +24,7 @@ from pipeline.config.lens import load_lens_configs
 from pipeline.config.report import ReportConfig, load_report_config
 from pipeline.stages.common import code_digest, digest_of, publish, stage_main
 from pipeline.stages.evaluate import read_curves
-from pipeline.stages.report_content import LensSection, lens_section
+from pipeline.stages.report_content import LensSection, axis_top, lens_section
 from pipeline.stages.report_figures import save_figure
 from pipeline.stages.report_page import Page, readable_value, render
 from pipeline.stages.report_text import readable
@@ -64,7 +64,16 @@ def run() -> dict[str, float]:
             )
         model = store.attributes.get("model", {})
         sections.append(
-            lens_section(name, store, lens_rows, tokens, lens, interval=config.interval, num_examples=config.examples)
+            lens_section(
+                name,
+                store,
+                lens_rows,
+                tokens,
+                lens,
+                interval=config.interval,
+                top=axis_top(rows),
+                num_examples=config.examples,
+            )
         )
     page = _page(config, statistics, tokens, sections, model)
     with tempfile.TemporaryDirectory() as scratch:

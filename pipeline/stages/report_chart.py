@@ -28,7 +28,7 @@ __all__ = [
 PALETTE = 8  # colours in the style sheet; a ninth series starts over with another dash
 LINE_HEIGHT = 15.0
 LABEL_CHARACTERS = 40  # that fit beside the plot
-DENSE = 48  # layers above which points are drawn smaller
+DENSE = 40  # layers above which points show only when pointed at
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart ready for the template; ticks are (coordinate, text)."""
+    """A chart ready for the template; ticks are (coordinate, text), and `dense` hides the points until pointed at."""
 
     frame: Frame
     x_ticks: Sequence[tuple[float, str]]
@@ -109,7 +109,7 @@ class Chart:
     lines: Sequence[Line]
     rules: Sequence[Rule]
     labels: Sequence[Label]
-    radius: float
+    dense: bool
 
 
 def style_of(group: Group | None) -> str:
@@ -131,9 +131,9 @@ def draw(panel: Panel, frame: Frame) -> Chart:
         x_ticks=[(x.at(layer), str(layer)) for layer in layer_ticks(layers, frame.x_ticks)],
         y_ticks=[(y.at(value), f"{value:g}") for value in y_ticks],
         lines=lines,
-        rules=_rules(panel, y, frame),
+        rules=_rules(panel, y),
         labels=_labels(panel, x, y, frame) if frame.labelled else [],
-        radius=2.6 if len(layers) <= DENSE else 1.6,
+        dense=len(layers) > DENSE,
     )
 
 
@@ -147,17 +147,23 @@ def layer_ticks(layers: Sequence[int], at_most: int) -> list[int]:
 
 
 def value_axis(panel: Panel, intervals: int) -> tuple[float, float, list[float]]:
-    """(low, high, ticks) of the value axis: 0 to 1 for fractions, else from 0 to a round number above all bands."""
-    if panel.fraction:
-        return 0.0, 1.0, [i / intervals for i in range(intervals + 1)]
+    """(low, high, ticks) of the value axis: from 0 to the panel's top, or to a round number above all bands.
+
+    Arguments:
+        panel: what is drawn.
+        intervals: about how many there should be between ticks.
+    """
+    if panel.top is not None:
+        count = intervals if panel.top == 1 else 5  # 0.1, 0.25 and 0.5 have round fifths, no round quarters
+        return 0.0, panel.top, [panel.top * i / count for i in range(count + 1)]
     values = [v for series in panel.series for v in (*series.mean, *series.high) if math.isfinite(v)]
     largest = max(values, default=1.0)
     if largest <= 0:
         return 0.0, 1.0, [0.0, 1.0]
-    raw = largest / intervals
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude * intervals >= largest * (1 - 1e-9))
-    return 0.0, step * intervals, [step * i for i in range(intervals + 1)]
+    magnitude = 10.0 ** math.floor(math.log10(largest / (intervals + 1)))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude * (intervals + 1) >= largest * (1 - 1e-9))
+    count = math.ceil(largest / step - 1e-9)
+    return 0.0, step * count, [step * i for i in range(count + 1)]
 
 
 def _stretches(series: Series) -> Iterator[list[int]]:
@@ -194,19 +200,39 @@ def _line(series: Series, x: Axis, y: Axis) -> Line:
     return Line(style_of(series.group), path, band, points)
 
 
-def _rules(panel: Panel, y: Axis, frame: Frame) -> list[Rule]:
-    rules = [(baseline, y.at(baseline.value)) for baseline in panel.baselines]
-    heights = spread([at - 5 for _, at in rules], [12.0] * len(rules), frame.top + 9, frame.height - frame.bottom - 3)
+def _rules(panel: Panel, y: Axis) -> list[Rule]:
+    heights = [y.at(baseline.value) for baseline in panel.baselines]
     return [
-        Rule(style_of(baseline.group), at, baseline.label, label_y)
-        for (baseline, at), label_y in zip(rules, heights, strict=True)
+        Rule(style_of(baseline.group), at, baseline.label, at + 13 if below else at - 5)
+        for baseline, at, below in zip(panel.baselines, heights, named_below(heights, 20), strict=True)
+    ]
+
+
+def named_below(heights: Sequence[float], room: float) -> list[bool]:
+    """Whether a line's name goes below it, not above: only where another line just above leaves it no room.
+
+    Arguments:
+        heights: of the lines, from the top down.
+        room: that a name needs.
+    """
+    return [
+        any(
+            0 <= at - other < room and (other < at or before < index)
+            for before, other in enumerate(heights)
+            if before != index
+        )
+        for index, at in enumerate(heights)
     ]
 
 
 def wrapped(text: str, width: int = LABEL_CHARACTERS) -> list[str]:
-    """Text on at most two lines of at most `width` characters; what does not fit is cut with an ellipsis."""
+    """Text on at most two lines of at most `width` characters, of about equal length; the rest becomes an ellipsis."""
     if len(text) <= width:
         return [text]
+    fitting = [i for i, c in enumerate(text) if c == " " and i <= width and len(text) - i - 1 <= width]
+    if fitting:
+        cut = min(fitting, key=lambda i: abs(2 * i - len(text)))
+        return [text[:cut], text[cut + 1 :]]
     cut = text.rfind(" ", 0, width + 1)
     cut = cut if cut > 0 else width
     rest = text[cut:].lstrip()

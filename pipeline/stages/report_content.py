@@ -75,7 +75,7 @@ class Panel:
     Arguments:
         metric: as in `curves.parquet`.
         title, unit, note: for people.
-        fraction: the values are between 0 and 1, and so is the axis.
+        top: where the axis ends, for values between 0 and 1; None: at a round number above the values.
         series, baselines: what is drawn.
     """
 
@@ -83,7 +83,7 @@ class Panel:
     title: str
     unit: str
     note: str
-    fraction: bool
+    top: float | None
     series: Sequence[Series]
     baselines: Sequence[Baseline] = ()
 
@@ -242,6 +242,20 @@ def _baselines(summary: Sequence[SummaryRow], config: LensConfig) -> list[Baseli
     return lines
 
 
+def axis_top(rows: Sequence[CurveRow]) -> float:
+    """Where the axis of probabilities ends: at 1, or lower where all of a run's lenses leave most of it empty.
+
+    Arguments:
+        rows: of all lenses.
+    """
+    highest = max(
+        (max(_or_nan(row.mean), row.normal_high or 0.0, row.bootstrap_high or 0.0) for row in rows
+         if row.metric.endswith("probability") and row.mean is not None),
+        default=1.0,
+    )  # fmt: skip
+    return next((top for top in (0.1, 0.25, 0.5) if highest <= top), 1.0)
+
+
 def lens_section(
     name: str,
     store: Store,
@@ -250,6 +264,7 @@ def lens_section(
     config: LensConfig,
     *,
     interval: str,
+    top: float,
     num_examples: int,
 ) -> LensSection:
     """All that the report says about one lens.
@@ -261,6 +276,7 @@ def lens_section(
         tokens: the artifact `tokens/`.
         config: its config.
         interval: `normal` or `bootstrap`.
+        top: where the axis of probabilities ends, the same for all lenses of a page (`axis_top`).
         num_examples: how many examples are shown, spread evenly from the first to the last.
     """
     attributes = store.attributes
@@ -275,16 +291,27 @@ def lens_section(
     summary = _summary(curves, groups)
     drawn = [group for group, line in zip(groups, summary, strict=True) if line.n]
 
-    def grouped(metric: str, title: str, note: str, baselines: Sequence[Baseline] = ()) -> Panel | None:
+    def grouped(metric: str, title: str, note: str, top: float, baselines: Sequence[Baseline] = ()) -> Panel | None:
         series = [_series(curves[metric, group.key], group, interval) for group in drawn]
-        return Panel(metric, title, "", note, True, series, baselines) if series else None
+        return Panel(metric, title, "", note, top, series, baselines) if series else None
 
     main = grouped(
-        "probability", "Probability", "summed over the tokens that count as the answer", _baselines(summary, config)
+        "probability",
+        "Probability",
+        "summed over the tokens that count as the answer",
+        top,
+        _baselines(summary, config),
     )
-    accuracy = grouped("top1_accuracy", "Top-1 accuracy", "share of examples whose top token counts as the answer")
+    accuracy = grouped("top1_accuracy", "Top-1 accuracy", "share of examples whose top token counts as the answer", 1.0)
     single = [
-        Panel(metric, title, unit, note, metric == "precision_at_1", [_series(curves[metric, ""], None, interval)])
+        Panel(
+            metric,
+            title,
+            unit,
+            note,
+            1.0 if metric == "precision_at_1" else None,
+            [_series(curves[metric, ""], None, interval)],
+        )
         for metric, (title, unit, note) in SINGLE_PANELS.items()
         if (metric, "") in curves
     ]

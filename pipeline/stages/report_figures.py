@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from pipeline.stages.report_chart import layer_ticks, spread, value_axis, wrapped
+from pipeline.stages.report_chart import layer_ticks, named_below, spread, value_axis, wrapped
 from pipeline.stages.report_content import LensSection, Panel, Series
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def save_figure(section: LensSection, path: Path) -> None:
             hspace=0.3,
         )
         for axes, panel in zip(grid[:, 0], panels, strict=True):
-            _draw(axes, panel)
+            _draw(axes, panel, _points(figure, axes))
         if section.main:
-            _name_curves(figure, grid[0, 0], section.main)
+            _name_curves(grid[0, 0], section.main, _points(figure, grid[0, 0]))
         layers = panels[0].series[0].layers
         grid[-1, 0].set_xlabel(f"Layer  ({section.n_text})")
         grid[-1, 0].set_xticks(layer_ticks(layers, 16))
@@ -95,7 +95,12 @@ def _look(series: Series) -> dict[str, Any]:
     return {"color": COLORS[color % len(COLORS)], "linestyle": DASHES[color // len(COLORS) % len(DASHES)]}
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def _points(figure: Figure, axes: Axes) -> float:
+    """Height of a plot in typographic points."""
+    return float(axes.get_position().height * figure.get_figheight() * 72)
+
+
+def _draw(axes: Axes, panel: Panel, points: float) -> None:
     low, high, ticks = value_axis(panel, 4 if panel.series[0].group else 2)
     axes.set_ylim(low, high)
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -106,20 +111,20 @@ def _draw(axes: Axes, panel: Panel) -> None:
         look = _look(series)
         axes.fill_between(series.layers, series.low, series.high, color=look["color"], alpha=0.18, linewidth=0)
         axes.plot(series.layers, series.mean, linewidth=1.4, marker="o", markersize=2.2, **look)
-    for baseline in panel.baselines:
+    below = named_below([-baseline.value / high * points for baseline in panel.baselines], 10)
+    for baseline, under in zip(panel.baselines, below, strict=True):
         color = COLORS[baseline.group.color % len(COLORS)]
         axes.axhline(baseline.value, color=color, linewidth=0.8, dashes=(4, 3))
         axes.annotate(
-            baseline.label, (0.005, baseline.value), (0, 2), xycoords=("axes fraction", "data"),
-            textcoords="offset points", color=color, fontsize=6.5,
+            baseline.label, (0.005, baseline.value), (0, -2 if under else 2), xycoords=("axes fraction", "data"),
+            textcoords="offset points", color=color, fontsize=6.5, va="top" if under else "bottom",
             path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
 
 
-def _name_curves(figure: Figure, axes: Axes, panel: Panel) -> None:
+def _name_curves(axes: Axes, panel: Panel, points: float) -> None:
     """Write each curve's name at its right end, moved apart."""
-    box = axes.get_position()
-    points = box.height * figure.get_figheight() * 72  # height of the plot
+    _, highest, _ = value_axis(panel, 1)
     names = []
     for series in panel.series:
         last = max((i for i, mean in enumerate(series.mean) if math.isfinite(mean)), default=None)
@@ -127,7 +132,7 @@ def _name_curves(figure: Figure, axes: Axes, panel: Panel) -> None:
             names.append((series.mean[last], series, wrapped(series.group.label)))
     heights = [9.5 * len(lines) + 2 for _, _, lines in names]
     room = max(points, sum(heights))
-    centres = spread([mean * points for mean, _, _ in names], heights, points - room, points)
+    centres = spread([mean / highest * points for mean, _, _ in names], heights, points - room, points)
     for (mean, series, lines), centre in zip(names, centres, strict=True):
         color = _look(series)["color"]
         axes.annotate(

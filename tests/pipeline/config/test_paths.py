@@ -101,3 +101,16 @@ def test_the_markers_exist_and_are_two() -> None:
 def test_a_wrong_config_is_left_to_validation(tmp_path: Path) -> None:
     values = {"model": None, "task": {"kind": "translatoin", "lexicon": 3}}
     assert localize(values, tmp_path) == values
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("sqlite:///runs.db", "sqlite:////here/runs.db"),
+        ("sqlite:////there/runs.db", "sqlite:////there/runs.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        (None, None),
+    ],
+)
+def test_a_database_of_the_users(uri: str | None, expected: str | None) -> None:
+    assert localize({"tracking": {"uri": uri}}, Path("/here"))["tracking"]["uri"] == expected

@@ -64,7 +64,9 @@ def test_prompts_of_every_format(tmp_path: Path) -> None:
     for suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
         mine = ("task=next_token", f"task.source={tmp_path}/a{suffix}", "task.prompt_column=text")
         valid("model=gpt2", *mine, "task.target_columns=[answer]", "task.label_columns=[answer]")
-        with pytest.raises(ConfigError, match=r"task.target_columns\[0\]: .* has no column 'answr'. Did you mean 'answer'"):
+        with pytest.raises(
+            ConfigError, match=r"task.target_columns\[0\]: .* has no column 'answr'. Did you mean 'answer'"
+        ):
             valid("model=gpt2", *mine, "task.target_columns=[answr]")
 
 
@@ -100,7 +102,7 @@ def test_sections_are_read_as_their_types() -> None:
 def test_a_key_of_a_missing_section_is_named() -> None:
     values = composed("model=gpt2")
     del values["evaluate"]
-    with pytest.raises(ConfigError, match="^evaluate: expected a mapping, got nothing"):
+    with pytest.raises(ConfigError, match=r"^evaluate: expected a mapping, got nothing"):
         validate(values)
 
 

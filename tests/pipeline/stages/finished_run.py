@@ -336,9 +336,10 @@ def make_run(
         )
         rise = {group: bump for group, bump in RISES[name].items() if group in answers[0]}
         table = distributions(answers, rise, seed)
+        empty = (3, "latent_en") if name == "logit_lens" and prompt_groups else None
         model_top = np.full(len(answers), -1) if name == "patchscope_query_mean" else table[:, -1].argmax(-1)
         write_lens(
             folder, name, table, answers, examples="pairs" if on_pairs else "prompts", config=LENSES[name],
-            labels=labels, model_top=model_top, empty=(3, "latent_en") if name == "logit_lens" and prompt_groups else None,
+            labels=labels, model_top=model_top, empty=empty,
         )  # fmt: skip
     return folder

@@ -29,12 +29,21 @@ from tests.pipeline.stages.finished_run import LENSES, NUM_LAYERS, RISES, distri
 CONFIG = EvaluateConfig(bootstrap_samples=50)
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = make_run(tmp_path / "run")
-    monkeypatch.chdir(folder)
-    evaluate.run()
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with the stage's artifacts."""
+    folder = make_run(tmp_path_factory.mktemp("evaluate") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        evaluate.run()
     return folder
+
+
+@pytest.fixture
+def run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, as the current folder."""
+    monkeypatch.chdir(finished)
+    return finished
 
 
 def prompt_lens(folder: Path, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +229,7 @@ def test_summary_of_a_group_that_leads_twice_keeps_the_last_crossing() -> None:
 def test_two_folders_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = []
     for name in ("one", "another"):
-        folder = make_run(tmp_path / name)
+        folder = make_run(tmp_path / name, lenses=("logit_lens", "patchscope"))
         monkeypatch.chdir(folder)
         evaluate.run()
         written.append({f: (folder / f).read_bytes() for f in ("metrics.json", "curves.parquet", "curves.csv")})

@@ -20,8 +20,8 @@ from interp.errors import InterpError
 from interp.prompts.identity import IDENTITY_PROMPTS
 from pipeline.config.base import ConfigError
 from pipeline.stages import evaluate, report
-from pipeline.stages.evaluate import read_curves
-from pipeline.stages.report_content import chosen
+from pipeline.stages.evaluate import CurveRow, read_curves
+from pipeline.stages.report_content import axis_top, chosen
 from pipeline.stages.report_page import number, percent, rank, readable_value
 from pipeline.store import open_store
 from tests.pipeline.stages.finished_run import LENSES, NUM_LAYERS, SCRIPT, VOCABULARY, make_run, pairs
@@ -237,17 +237,13 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_two_folders_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure_format: str) -> None:
     written = []
     for name in ("one", "another"):
-        folder = make_run(tmp_path / name, lenses=("logit_lens", "patchscope"), figure_format=figure_format)
+        folder = make_run(tmp_path / name, lenses=("patchscope",), figure_format=figure_format)
         monkeypatch.chdir(folder)
         evaluate.run()
         report.run()
         written.append(files(folder / "report"))
     assert written[0] == written[1]
-    assert set(written[0]) == {
-        "index.html",
-        f"figures/logit_lens.{figure_format}",
-        f"figures/patchscope.{figure_format}",
-    }
+    assert set(written[0]) == {"index.html", f"figures/patchscope.{figure_format}"}
     assert str(tmp_path).encode() not in b"".join(written[0].values())
 
 
@@ -328,6 +324,19 @@ def test_curves_of_another_config_are_refused(run: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(folder)
     with pytest.raises(InterpError, match=r"no lens 'logit_lenz'. Did you mean 'logit_lens'"):
         report.run()
+
+
+@pytest.mark.parametrize(
+    ("highest", "top"), [(0.05, 0.1), (0.1, 0.1), (0.13, 0.25), (0.4, 0.5), (0.51, 1.0), (0.999, 1.0), (1.02, 1.0)]
+)
+def test_the_axis_ends_at_one_or_where_little_is_left_empty(highest: float, top: float) -> None:
+    def row(metric: str, value: float | None) -> CurveRow:
+        return CurveRow("l", metric, "a", 0, value, None, 2, value, value, value, value)
+
+    rows = [row("probability", highest), row("probability", 0.01), row("rank", 50.0), row("probability", None)]
+    assert axis_top(rows) == top
+    assert axis_top([*rows, row("baseline_target_probability", 0.8)]) == 1.0
+    assert axis_top([row("entropy_bits", 3.0)]) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.stages.report_chart import COMPACT, SMALL, WIDE, Frame, draw, layer_ticks, spread, value_axis, wrapped
+from pipeline.stages.report_chart import (
+    COMPACT,
+    SMALL,
+    WIDE,
+    Frame,
+    draw,
+    layer_ticks,
+    named_below,
+    spread,
+    value_axis,
+    wrapped,
+)
 from pipeline.stages.report_content import Baseline, Group, Panel, Series
 
 GROUP = Group("a", "answer", 0)
@@ -29,8 +40,8 @@ def series(
     )
 
 
-def panel(*curves: Series, fraction: bool = True, baselines: tuple[Baseline, ...] = ()) -> Panel:
-    return Panel("probability", "Probability", "", "", fraction, curves, baselines)
+def panel(*curves: Series, top: float | None = 1.0, baselines: tuple[Baseline, ...] = ()) -> Panel:
+    return Panel("probability", "Probability", "", "", top, curves, baselines)
 
 
 def numbers(path: str) -> list[tuple[float, float]]:
@@ -67,6 +78,11 @@ def test_a_single_layer_and_an_unknown_curve() -> None:
     assert [label.lines for label in chart.labels] == [["answer"]]
 
 
+def test_points_of_many_layers_do_not_show() -> None:
+    assert not draw(panel(series([0.1] * 40)), WIDE).dense
+    assert draw(panel(series([0.1] * 41)), WIDE).dense
+
+
 def test_layers_that_were_skipped_leave_room() -> None:
     chart = draw(panel(series([0.1, 0.2, 0.3], layers=[0, 1, 10])), WIDE)
     x = [x for x, _ in numbers(chart.lines[0].path)]
@@ -78,7 +94,22 @@ def test_baselines_lie_at_their_value_with_names_apart() -> None:
     chart = draw(panel(series([0.0, 1.0]), baselines=lines), WIDE)
     half = next(y for y, text in chart.y_ticks if text == "0.5")
     assert chart.rules[0].y == half
-    assert abs(chart.rules[0].label_y - chart.rules[1].label_y) >= 12 - 1e-9
+    one, other = chart.rules  # the upper one's name above its line, the lower one's below
+    assert (one.label_y, other.label_y) == (one.y + 13, other.y - 5)
+
+
+def test_names_of_lines_go_above_where_there_is_room() -> None:
+    assert named_below([100, 150], 20) == [False, False]
+    assert named_below([100, 110], 20) == [False, True]
+    assert named_below([110, 100], 20) == [True, False]
+    assert named_below([100, 100], 20) == [False, True]
+    assert named_below([], 20) == []
+
+
+def test_an_axis_that_ends_below_one() -> None:
+    chart = draw(panel(series([0.0, 0.25]), top=0.25), WIDE)
+    assert [text for _, text in chart.y_ticks] == ["0", "0.05", "0.1", "0.15", "0.2", "0.25"]
+    assert chart.lines[0].points[1][1] == WIDE.top
 
 
 def test_names_are_left_out_where_they_do_not_fit() -> None:
@@ -101,16 +132,22 @@ def test_layer_ticks_are_integers_and_few(layers: list[int], at_most: int) -> No
 
 @given(st.floats(1e-6, 1e6), st.integers(1, 5))
 def test_value_axis_covers_the_data_without_waste(largest: float, intervals: int) -> None:
-    low, high, ticks = value_axis(panel(series([0.0, largest], half=0.0), fraction=False), intervals)
+    low, high, ticks = value_axis(panel(series([0.0, largest], half=0.0), top=None), intervals)
     assert low == 0.0
-    assert largest * (1 - 1e-6) <= high <= 2.6 * largest
-    assert len(ticks) == intervals + 1
+    assert largest * (1 - 1e-6) <= high <= 2.1 * largest
+    assert 2 <= len(ticks) <= intervals + 2
     assert ticks[-1] == pytest.approx(high)
+
+
+def test_value_axis_has_round_numbers() -> None:
+    assert value_axis(panel(series([0.0, 10.02], half=0.0), top=None), 2)[2] == [0.0, 5.0, 10.0, 15.0]
+    assert value_axis(panel(series([0.0, 6.8], half=0.0), top=None), 2)[2] == [0.0, 2.5, 5.0, 7.5]
+    assert value_axis(panel(series([0.0, 4.0], half=0.0), top=None), 2)[2] == [0.0, 2.0, 4.0]
 
 
 def test_value_axis_of_fractions_is_zero_to_one() -> None:
     assert value_axis(panel(series([0.001, 0.002])), 4) == (0.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0])
-    assert value_axis(panel(series([0.0, 0.0], half=0.0), fraction=False), 2)[1] == 1.0
+    assert value_axis(panel(series([0.0, 0.0], half=0.0), top=None), 2)[1] == 1.0
 
 
 @given(st.lists(st.tuples(st.floats(-50, 450), st.floats(5, 40)), min_size=1, max_size=9))
@@ -131,5 +168,9 @@ def test_spread_leaves_alone_what_does_not_touch() -> None:
 
 def test_wrapped() -> None:
     assert wrapped("short") == ["short"]
+    assert wrapped("target concept in the target language (es)", 40) == [
+        "target concept in the",
+        "target language (es)",
+    ]
     assert wrapped("one two three four", 9) == ["one two", "three fo…"]
     assert wrapped("x" * 30, 10) == ["x" * 10, "x" * 9 + "…"]
