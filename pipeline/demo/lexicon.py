@@ -1,7 +1,7 @@
 """Concepts and their words in several languages: what the embedded model was trained on and is asked about.
 
-    lexicon = load_lexicon()
-    lexicon.concept("dog").words["fr"]  # ("chien",)
+lexicon = load_lexicon()
+lexicon.concept("dog").words["fr"]  # ("chien",)
 """
 
 import json
@@ -136,7 +136,9 @@ def _concept(entry: Any, languages: set[str]) -> Concept:
                 f'got {accepted!r}; write one or more, best first, as ["small", "little"]'
             )
         if len(set(accepted)) < len(accepted):
-            raise ValueError(f"expected different words for {entry['id']!r} in {language}, got {accepted!r}; remove one")
+            raise ValueError(
+                f"expected different words for {entry['id']!r} in {language}, got {accepted!r}; remove one"
+            )
     return Concept(id=entry["id"], words={language: tuple(accepted) for language, accepted in words.items()})
 
 
