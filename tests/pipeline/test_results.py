@@ -1,8 +1,8 @@
 """What the default run must show on the embedded model: the results of the papers that it reproduces.
 
 Dumas et al. 2025 (arXiv 2411.08745): patching the last token layer by layer switches the output language before the
-concept (E1); patching the query word puts its concept, not its language, into the target prompt (E2). nostalgebraist 2020,
-Wendler et al. 2024 (arXiv 2402.10588): the logit lens sees the answer come up over the layers.
+concept (E1); patching the query word puts its concept, not its language, into the target prompt (E2).
+nostalgebraist 2020, Wendler et al. 2024 (arXiv 2402.10588): the logit lens sees the answer come up over the layers.
 """
 
 from __future__ import annotations

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import NoAlertPresentException
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -19,7 +16,6 @@ from selenium.webdriver.remote.webelement import WebElement
 from pipeline.stages import evaluate, report
 from tests.pipeline.stages.finished_run import LENSES, NUM_LAYERS, SCRIPT, make_run
 
-PROGRAMS = ("chromium", "chromedriver")
 TOP_K, EXAMPLES = 5, 3
 
 
@@ -32,28 +28,6 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
         evaluate.run()
         report.run()
     return folder / "report/index.html"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """A headless Chromium with a profile of its own."""
-    paths = {name: shutil.which(name) for name in PROGRAMS}
-    missing = [name for name, path in paths.items() if path is None]
-    if missing:
-        pytest.fail(f"not installed: {', '.join(missing)}. `apt-get install chromium chromium-driver` installs both.")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(paths["chromium"])
-    profile = tmp_path_factory.mktemp("profile")
-    for argument in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-dev-shm-usage"):
-        options.add_argument(f"--{argument}")
-    options.add_argument(f"--user-data-dir={profile}")
-    options.add_argument("--window-size=1200,1600")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(paths["chromedriver"])))
-    try:
-        yield driver
-    finally:
-        driver.quit()
 
 
 @pytest.fixture

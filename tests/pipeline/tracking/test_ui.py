@@ -91,6 +91,7 @@ def test_the_chart_page_shows_the_curves_of_both_runs(
         assert layers == list(range(len(layers)))
         assert len(layers) == 8
 
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # other tests' phones
     browser.set_window_size(1800, 1300)
     browser.get(f"{page}/#/experiments/{experiment.experiment_id}/runs?compareRunsMode=CHART")
     name = str(parent.info.run_name)
