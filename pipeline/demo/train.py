@@ -65,8 +65,8 @@ class Recipe:
         initializer_range: standard deviation of the initial weights.
     """
 
-    steps: int = 1700
-    seed: int = 0
+    steps: int = 1300
+    seed: int = 3
     batch_size: int = 24
     mixed_share: float = 0.5
     first_concepts: int = 20

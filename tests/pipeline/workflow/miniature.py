@@ -1,0 +1,146 @@
+"""A miniature repository: this one's workflow, and two stages that take no time and do as they are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+COPIED = ("interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/stages/__init__.py")
+WHOLE = ("pipeline/config", "pipeline/workflow")
+
+# `first` notes in ran.txt that it runs, waits for a file where it is told to, fails where it is told to.
+FIRST = """
+import os, signal, time
+from pathlib import Path
+from interp.errors import InterpError
+from pipeline.config.base import load_section
+from pipeline.stages.common import repository_root, stage_main
+
+def run():
+    config = load_section("first")
+    with (repository_root() / "ran.txt").open("a") as ran:
+        ran.write(f"first {os.getpid()}\\n")
+    print("to standard output")
+    while config["gate"] and not (repository_root() / config["gate"]).exists():
+        time.sleep(0.01)
+    if config["fault"] == "message":
+        raise InterpError("expected more,\\ngot less")
+    if config["fault"] == "crash":
+        raise RuntimeError("a fault of the program")
+    if config["fault"] == "memory":
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path("first.txt").write_text(f"{config['value']}\\n")
+    return {"rows": 3.0}
+
+if __name__ == "__main__":
+    stage_main("first", run)
+"""
+SECOND = """
+from pathlib import Path
+from pipeline.config.base import load_section
+from pipeline.stages.common import repository_root, stage_main
+
+def run():
+    with (repository_root() / "ran.txt").open("a") as ran:
+        ran.write("second\\n")
+    Path("second").mkdir()
+    Path("second/text.txt").write_text(Path("first.txt").read_text() + load_section("second")["title"])
+
+if __name__ == "__main__":
+    stage_main("second", run)
+"""
+STAGES = """
+stages:
+  first:
+    cmd: python -m pipeline.stages.first
+    deps: ["${first.depends_on}", pipeline/stages/first.py]
+    params: [first]
+    outs: [first.txt]
+  second:
+    cmd: python -m pipeline.stages.second
+    deps: [first.txt, pipeline/stages/second.py]
+    params: [second]
+    outs: [second]
+"""
+DRIVER = """
+import json, logging, sys
+from interp.errors import InterpError
+from pipeline.workflow import resume, run_job
+
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+asked = json.loads(sys.argv[1])
+try:
+    if asked["params"] is None:
+        resume(asked["folder"])
+    else:
+        run_job(asked["params"], asked["folder"], overrides=["a=b"], sweep={"name": "s", "swept": {"a": "b"}})
+except InterpError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def build(root: Path) -> Path:
+    """Make the miniature repository in an empty folder; returns the folder."""
+    for name in WHOLE:
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*COPIED, "pipeline/stages/common.py", ".dvcignore", ".dvc/config", ".dvc/.gitignore", ".gitignore"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(REPOSITORY / name, root / name)
+    (root / "pipeline/stages/first.py").write_text(FIRST)
+    (root / "pipeline/stages/second.py").write_text(SECOND)
+    (root / "pipeline/data.txt").write_text("data")
+    (root / "dvc.yaml").write_text(STAGES)
+    (root / "drive.py").write_text(DRIVER)
+    subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+    return root
+
+
+def params(value: int = 1, title: str = "title", gate: str | None = None, fault: str | None = None) -> dict[str, Any]:
+    """A config of the miniature repository."""
+    return {
+        "first": {"value": value, "gate": gate, "fault": fault, "depends_on": "pipeline/data.txt"},
+        "second": {"title": title},
+        "tracking": {"enabled": False},
+    }
+
+
+def start(root: Path, folder: str, values: dict[str, Any] | None, **options: Any) -> subprocess.Popen[str]:
+    """Start a run of the miniature repository, in a process group of its own; `values` None: resume it."""
+    return subprocess.Popen(
+        [sys.executable, "drive.py", json.dumps({"folder": folder, "params": values})],
+        cwd=root,
+        env={**os.environ, "DVC_SITE_CACHE_DIR": str(root / ".site")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def run(root: Path, folder: str, values: dict[str, Any] | None) -> tuple[int, str]:
+    """Run to the end; returns (exit status, standard error)."""
+    process = start(root, folder, values)
+    output, errors = process.communicate(timeout=60)
+    assert output == ""
+    return process.returncode, errors
+
+
+def record(root: Path, folder: str) -> dict[str, Any]:
+    """The run's `run.json`."""
+    return json.loads((root / folder / "run.json").read_text(encoding="utf-8"))
+
+
+def ran(root: Path) -> list[str]:
+    """The stages that have run, in order."""
+    file = root / "ran.txt"
+    return [line.split()[0] for line in file.read_text().splitlines()] if file.exists() else []

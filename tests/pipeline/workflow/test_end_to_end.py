@@ -1,0 +1,187 @@
+"""The real pipeline, by its command line, in a copy of this repository: what is shared, resumed, computed once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.store import open_store
+from tests.pipeline.workflow.miniature import REPOSITORY
+
+FOLDERS = ("interp", "pipeline", "conf")
+FILES = ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
+STAGES = ("tokenize", "collect", "lens", "evaluate", "report")
+TINY = ("debug=tiny", "task.source_languages=[de]", "task.max_concepts=8", "task.pairs=2")
+PATIENCE_SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the repository, committed, in which one run, `outputs/first`, is finished."""
+    root = tmp_path_factory.mktemp("copy") / "interpipe"
+    for name in FOLDERS:
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(REPOSITORY / name, root / name)
+    git = ("git", "-C", str(root), "-c", "user.name=test", "-c", "user.email=test@example.org")
+    for arguments in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "--message", "copy")):
+        subprocess.run([*git, *arguments], check=True)
+    pipeline(root, "hydra.run.dir=outputs/first", "lens=[logit_lens,patchscope]")
+    return root
+
+
+def environment(root: Path) -> dict[str, str]:
+    """This process's environment, with what DVC keeps outside a project beside the copy."""
+    return {**os.environ, "DVC_SITE_CACHE_DIR": str(root.with_name("site")), "OMP_NUM_THREADS": "1"}
+
+
+def call(root: Path, *command: str) -> str:
+    """Run a command in the copy; returns what it says."""
+    ran = subprocess.run(
+        command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
+
+
+def pipeline(root: Path, *overrides: str) -> str:
+    """`python -m pipeline`, a tiny run."""
+    return call(root, sys.executable, "-m", "pipeline", *overrides, *TINY)
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """The run's `run.json`."""
+    return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+
+
+def computed(folder: Path) -> list[str]:
+    """The stages that a run had to compute."""
+    stages = record(folder)["stages"]
+    assert tuple(sorted(stages)) == tuple(sorted(STAGES))
+    return [name for name in STAGES if not stages[name]["cached"]]
+
+
+def test_a_run_and_another_title(copy: Path) -> None:
+    first = record(copy / "outputs/first")
+    assert computed(copy / "outputs/first") == list(STAGES)
+    assert first["status"] == "FINISHED"
+    assert first["git"]["dirty"] is False
+    assert first["git"]["commit"] == call(copy, "git", "rev-parse", "HEAD").strip()
+    assert {"tokens/prompts", "activations.zarr", "lens.zarr", "metrics.json", "report"} <= set(first["outputs"])
+    assert first["versions"]["torch"]
+
+    said = pipeline(copy, "hydra.run.dir=outputs/titled", "lens=[logit_lens,patchscope]", "report.title=Another")
+    assert "collect: cached" in said
+    assert computed(copy / "outputs/titled") == ["report"]
+    titled = record(copy / "outputs/titled")["outputs"]
+    assert {name for name in titled if titled[name] != first["outputs"][name]} == {"report"}
+    assert "Another" in (copy / "outputs/titled/report/index.html").read_text(encoding="utf-8")
+
+
+def test_another_lens_shares_the_activations(copy: Path) -> None:
+    pipeline(copy, "hydra.run.dir=outputs/identity", "lens=logit_lens")
+    assert computed(copy / "outputs/identity") == ["lens", "evaluate", "report"]
+
+
+@pytest.mark.parametrize(
+    ("file", "stages"),
+    [
+        ("interp/activations.py", {"collect", "lens", "report"}),
+        ("interp/lenses/logit_lens.py", {"lens", "report"}),
+        ("pipeline/tasks/translation.py", {"tokenize", "report"}),
+        ("pipeline/stages/statistics.py", {"evaluate", "report"}),
+        ("pipeline/stages/report_page.py", {"report"}),
+        ("pipeline/demo/lexicon.json", {"tokenize"}),
+        ("pipeline/demo/model/config.json", {"tokenize", "collect", "lens"}),
+        ("pipeline/tracking/client.py", set()),
+        ("pipeline/workflow/run.py", set()),
+    ],
+)
+def test_changed_code_and_data_concern_the_stages_that_use_them(copy: Path, file: str, stages: set[str]) -> None:
+    """As DVC sees it in a finished run folder, through its links."""
+    path = copy / file
+    before = path.read_bytes()
+    path.write_bytes(before + b"\n")
+    try:
+        status = json.loads(call(copy / "outputs/first", "dvc", "status", "--json").splitlines()[-1])
+    finally:
+        path.write_bytes(before)
+    changed = {stage: entry for stage, entries in status.items() for entry in entries}
+    assert set(changed) == stages
+    dependency = "pipeline/demo/model" if file.startswith("pipeline/demo/model") else file
+    assert all(dependency in entry["changed deps"] for entry in changed.values())
+
+
+def test_a_killed_collect_is_resumed(copy: Path) -> None:
+    overrides = ("hydra.run.dir=outputs/killed", "lens=logit_lens", "collect.block_size=1")
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "pipeline", *TINY, *overrides],
+        cwd=copy, env=environment(copy), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    finished: list[Path] = []
+    while not finished:
+        assert time.monotonic() < deadline
+        assert driver.poll() is None, "the run was over before it could be killed"
+        finished = list((copy / ".interpipe/scratch").glob("collect-*/**/complete/*.json"))
+        time.sleep(0.001)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not (copy / "outputs/killed/activations.zarr").exists()
+    assert record(copy / "outputs/killed")["status"] == "RUNNING"
+
+    call(copy, sys.executable, "-m", "pipeline.workflow", "resume", "outputs/killed")
+    assert computed(copy / "outputs/killed")[:2] == ["collect", "lens"]  # the same numbers may make the rest cached
+    assert record(copy / "outputs/killed")["status"] == "FINISHED"
+    assert list((copy / ".interpipe/scratch").glob("collect-*/")) == []
+    whole, resumed = (
+        open_store(copy / f"outputs/{name}/activations.zarr", verify=True) for name in ("first", "killed")
+    )
+    np.testing.assert_allclose(resumed.read("resid_post"), whole.read("resid_post"), rtol=1e-4, atol=1e-4)
+
+
+def test_a_sweep_computes_each_distinct_stage_once(copy: Path) -> None:
+    sweep = ("-m", "task.target_language=es,nl", "lens=logit_lens,patchscope", "task.patch_into.target_language=it")
+    pipeline(copy, *sweep, "hydra.sweep.dir=outputs/two", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    jobs = [copy / f"outputs/two/{number}" for number in range(4)]
+    counts = Counter(stage for job in jobs for stage in computed(job))
+    assert counts == {"tokenize": 2, "collect": 2, "lens": 4, "evaluate": 4, "report": 4}
+
+    pipeline(copy, *sweep, "hydra.sweep.dir=outputs/again")
+    again = [copy / f"outputs/again/{number}" for number in range(4)]
+    assert [computed(job) for job in again] == [[], [], [], []]
+    assert [record(job)["outputs"] for job in again] == [record(job)["outputs"] for job in jobs]
+    assert record(again[3])["sweep"]["swept"] == {"task.target_language": "nl", "lens": "patchscope"}
+
+
+def test_dvc_at_the_root_shares_the_cache(copy: Path) -> None:
+    tiny = [argument for override in (*TINY, "lens=[logit_lens,patchscope]") for argument in ("-S", override)]
+    said = call(copy, "dvc", "exp", "run", *tiny)
+    assert said.count("is cached - skipping run") == len(STAGES)
+    assert (copy / "params.yaml").read_text() == (copy / "outputs/first/params.yaml").read_text()
+    assert "up to date" in call(copy, "dvc", "repro")
+    plots = json.loads(call(copy, "dvc", "plots", "show", "--json").splitlines()[-1])
+    assert plots["data"]["curves.csv"][0]["content"]["facet"]["row"]["field"] == "metric"
+    # nothing but the chosen parameters and DVC's own lock file is new to git
+    assert call(copy, "git", "status", "--porcelain").split() == ["M", "params.yaml", "??", "dvc.lock"]
+
+
+def test_params_yaml_is_the_default_config_everywhere() -> None:
+    """`dvc repro` at the root, `dvc exp run` and `python -m pipeline` have one default config."""
+    check = [sys.executable, "-m", "pipeline.workflow", "params"]
+    assert "is what conf/ composes" in call(REPOSITORY, *check), "run `python -m pipeline.workflow params --write`"
+    shown = call(REPOSITORY, sys.executable, "-m", "pipeline", "--cfg", "job", "--resolve")
+    assert yaml.safe_load(shown) == yaml.safe_load((REPOSITORY / "params.yaml").read_text())
