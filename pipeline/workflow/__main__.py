@@ -1,0 +1,90 @@
+"""Tend runs and the workflow's own files.
+
+python -m pipeline.workflow resume FOLDER             # go on with a run that failed or was killed
+python -m pipeline.workflow dependencies [--write]    # each stage's code, as dvc.yaml lists it
+python -m pipeline.workflow params [--write]          # params.yaml of the root, as conf/ composes it
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from interp.errors import InterpError
+from pipeline.config.paths import ROOT
+from pipeline.config.tracking import tracking_from
+from pipeline.workflow import dependencies
+from pipeline.workflow.defaults import default_params
+from pipeline.workflow.run import resume
+from pipeline.workflow.run_folder import read_params
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    Arguments:
+        arguments: the command line; None: the process's own.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pipeline.workflow", description="Tend runs.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    again = commands.add_parser("resume", help="go on with a run that failed or was killed")
+    again.add_argument("folder", type=Path, help="its run folder")
+    for name, what in (("dependencies", "each stage's code in dvc.yaml"), ("params", "the root's params.yaml")):
+        command = commands.add_parser(name, help=f"check {what}; status 1 where it is out of date")
+        command.add_argument("--write", action="store_true", help="bring it up to date")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        if chosen.command == "resume":
+            return _resume(chosen.folder)
+        if chosen.command == "dependencies":
+            return _dependencies(chosen.write)
+        return _params(chosen.write)
+    except InterpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted. What is finished is kept: the same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _resume(folder: Path) -> int:
+    """Go on with a run; tracking gets it as it gets every run, also one that fails again.
+
+    Raises:
+        InterpError: as `resume`, and for a folder that holds no run.
+    """
+    tracking = tracking_from(read_params(folder)["tracking"])
+    try:
+        resume(folder)
+    finally:
+        if tracking.enabled:
+            # A process of its own: the workflow knows no tracking.
+            subprocess.run([sys.executable, "-m", "pipeline.tracking", "sync", str(folder)], check=False)
+    return 0
+
+
+def _dependencies(write: bool) -> int:
+    if write:
+        dependencies.write()
+    lines = dependencies.differences()
+    print("\n".join(lines) or "dvc.yaml lists each stage's code")
+    return 1 if lines else 0
+
+
+def _params(write: bool) -> int:
+    path, text = ROOT / "params.yaml", default_params()
+    if write:
+        path.write_text(text, encoding="utf-8")
+    same = path.is_file() and path.read_text(encoding="utf-8") == text
+    print("params.yaml is what conf/ composes" if same else "params.yaml is not what conf/ composes")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

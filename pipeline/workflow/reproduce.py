@@ -1,0 +1,278 @@
+"""The process that runs the stages of one run folder through DVC; `pipeline.workflow.process` starts it there.
+
+    python -m pipeline.workflow.reproduce DESCRIPTOR
+
+DVC does what `dvc repro` does: nothing for a stage that is up to date, a checkout from the cache for one that any run
+has computed before, else the stage's command. What is added here: a lock, so that of several runs which need the same
+missing stage one computes and the others wait for it; and news of each stage, as JSON lines through a socket to the
+driver:
+
+    {"stage": "collect", "cached": false, "seconds": 3.2, ...}   a stage is done; ... is what timings/collect.json holds
+    {"stage": "collect", "waiting": true}                        another run is computing it
+    {"stage": "collect", "failed": "why"}                        the last word; stage is null where it was none's fault
+
+The socket closes when the driver dies, however it dies; then this process and its stages end too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.stage import Stage
+from filelock import FileLock, Timeout
+
+from pipeline.stages.common import digest_of, repository_root, write_json
+
+TAIL_BLOCKS, TAIL_LINES = 64, 20
+EXITED = re.compile(r"exited with (-?\d+)$")
+
+
+class RunFolder(Repo):
+    """The run folder as DVC sees it, with one memory of file hashes for all run folders of the repository.
+
+    DVC remembers the hash of a file that has not changed, in a folder for each project. Every run folder is a project,
+    so each would hash a large local model anew, and leave that folder behind.
+    """
+
+    @property
+    def site_cache_dir(self) -> str:
+        """The folder of the memory, beside DVC's own, which is on this machine's disk."""
+        name = digest_of("interpipe", str(repository_root()), os.getuid())[:32]
+        return str(Path(super().site_cache_dir).with_name(name))
+
+
+class Missing(DvcException):
+    """A file that a stage depends on is not there."""
+
+
+def stage_key(stage: Stage) -> str:
+    """Digest of all that determines a stage's outputs: its command, its parameters and its dependencies' content.
+
+    Arguments:
+        stage: of the run folder.
+
+    Raises:
+        Missing: a dependency does not exist.
+    """
+    dependencies = []
+    for dependency in stage.deps:
+        if not dependency.exists:
+            raise Missing(f"it depends on {dependency.def_path}, which does not exist")
+        dependencies.append([dependency.def_path, dependency.get_hash().value])
+    return digest_of(stage.cmd, sorted(dependencies, key=lambda pair: pair[0]), [out.def_path for out in stage.outs])
+
+
+@contextlib.contextmanager
+def captured(tail: deque[bytes]) -> Iterator[None]:
+    """Keep the end of what this process and its children write to the terminal, while it also goes there.
+
+    Arguments:
+        tail: gets the blocks that were written. Standard output goes to standard error, where a stage's words belong.
+    """
+    reading, writing = os.pipe()
+    terminal, former_out = os.dup(2), os.dup(1)
+    os.dup2(writing, 1)
+    os.dup2(writing, 2)
+    os.close(writing)
+
+    def copy() -> None:
+        while block := os.read(reading, 1 << 12):
+            tail.append(block)
+            with contextlib.suppress(OSError):  # the terminal may be gone; the stage need not know
+                os.write(terminal, block)
+
+    copier = threading.Thread(target=copy, daemon=True)
+    copier.start()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(former_out, 1)
+        os.dup2(terminal, 2)
+        os.close(former_out)
+        copier.join(timeout=5)  # longer only where a stage left a process behind that holds the pipe
+
+
+def reason(stage: str, tail: deque[bytes], error: Exception) -> str:
+    """Why a stage failed, in its own words where it had any.
+
+    Arguments:
+        stage: its name.
+        tail: the end of what it wrote.
+        error: DVC's.
+    """
+    exited = EXITED.search(str(error))
+    if exited is None:  # not the command's fault
+        return str(error)
+    text = b"".join(tail).decode("utf-8", errors="replace")
+    own_word = f"[{stage}] error: "  # see `pipeline.stages.common.stage_main`
+    if own_word in text:
+        return text.rsplit(own_word, 1)[1].strip()
+    number = int(exited[1])
+    number = -number if number < 0 else number - 128  # a shell in between says 128 + signal
+    if number in signal.valid_signals():
+        name = signal.Signals(number).name
+        hint = "; the system does that to a process that takes too much memory" if name == "SIGKILL" else ""
+        return f"it was killed by {name}{hint}"
+    return "\n".join(text.strip().splitlines()[-TAIL_LINES:]) or str(error)
+
+
+class Stages:
+    """Runs stages one by one, for `Repo.reproduce`, and tells the driver.
+
+    Arguments:
+        driver: the socket to it.
+    """
+
+    def __init__(self, driver: socket.socket) -> None:
+        self.driver = driver
+
+    def tell(self, **news: Any) -> None:
+        """Send one line to the driver."""
+        self.driver.sendall(json.dumps(news).encode("utf-8") + b"\n")
+
+    def __call__(self, stage: Stage, **options: Any) -> Stage | None:
+        """Bring one stage up to date.
+
+        Arguments:
+            stage: of the run folder.
+            options: for DVC's `Stage.reproduce`.
+
+        Returns:
+            The stage, None where it was up to date.
+
+        Raises:
+            DvcException: it failed; the driver has been told.
+        """
+        name = stage.addressing
+        started = time.perf_counter()
+        tail: deque[bytes] = deque(maxlen=TAIL_BLOCKS)
+        measured = Path("timings", f"{name}.json")
+        computed: dict[str, Any] | None = None
+        try:
+            changed = stage if stage.changed() else None
+            if changed is not None:
+                measured.unlink(missing_ok=True)  # afterwards there is one only if the stage has run
+                with self.held(stage), captured(tail):
+                    changed = stage.reproduce(**options)
+                    if changed is not None:
+                        changed.dump(update_pipeline=False)
+                computed = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else None
+        except Exception as error:
+            self.tell(stage=name, failed=reason(name, tail, error))
+            raise
+        seconds = time.perf_counter() - started
+        self.tell(**{"stage": name, "cached": computed is None, "seconds": seconds, **(computed or {})})
+        return changed
+
+    @contextlib.contextmanager
+    def held(self, stage: Stage) -> Iterator[None]:
+        """Hold the lock of all that determines a stage: nobody else computes the same meanwhile.
+
+        The files of these locks are empty, and stay: removing one that somebody may be waiting for would break it.
+        """
+        folder = repository_root() / ".interpipe" / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{stage.addressing}-{stage_key(stage)[:20]}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.tell(stage=stage.addressing, waiting=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def forget_the_dead(folder: Path) -> None:
+    """Remove what killed processes hold of a run folder in DVC's eyes.
+
+    DVC does so itself for a process that is not there; but one that was killed together with its parent may stay as a
+    zombie for as long as nobody collects it, which in a container without an init process is for ever.
+
+    Arguments:
+        folder: the run folder; the driver holds it, so that no other driver is at work there.
+    """
+    path = folder / ".dvc" / "tmp" / "rwlock"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:  # killed while it wrote; DVC would refuse to go on
+        path.unlink()
+        return
+
+    def lives(holder: dict[str, Any]) -> bool:
+        try:
+            return psutil.Process(holder["pid"]).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    writers = {path: holder for path, holder in held.get("write", {}).items() if lives(holder)}
+    readers = {path: [holder for holder in holders if lives(holder)] for path, holders in held.get("read", {}).items()}
+    write_json(path, {"write": writers, "read": {path: holders for path, holders in readers.items() if holders}})
+
+
+def follow_into_death(driver: socket.socket) -> None:
+    """Kill this process and the stage that it runs as soon as the driver is gone."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while driver.recv(1):
+                pass
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    """Run all stages of the run folder in which the process stands; returns the exit status."""
+    driver = socket.socket(fileno=int(sys.argv[1]))
+    if os.getpgrp() != os.getpid():
+        raise SystemExit("expected a process group of its own, see pipeline.workflow.process")
+    follow_into_death(driver)
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # the driver says what there is to say
+    stages = Stages(driver)
+    told = False
+
+    def run(stage: Stage, upstream: Any = None, force: bool = False, interactive: bool = False) -> Stage | None:
+        nonlocal told
+        try:
+            return stages(stage, upstream=upstream, force=force, interactive=interactive)
+        except Exception:
+            told = True
+            raise
+
+    try:
+        forget_the_dead(Path.cwd())
+        with RunFolder(".") as folder:
+            folder.reproduce(repro_fn=run)
+    except KeyboardInterrupt:
+        return 130
+    except DvcException as error:
+        if not told:
+            stages.tell(stage=None, failed=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

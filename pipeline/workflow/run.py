@@ -1,0 +1,148 @@
+"""One run, from a config to a finished run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from interp.errors import InterpError
+from pipeline.config.paths import ROOT
+from pipeline.stages.common import write_json
+from pipeline.workflow.process import Killed, interruptible, reproduce
+from pipeline.workflow.record import git_state, now, outputs, versions
+from pipeline.workflow.run_folder import prepare, read_params
+
+__all__ = ["FORMAT", "resume", "run_job"]
+
+FORMAT = "interpipe.run/1"
+log = logging.getLogger("interpipe")
+
+
+def run_job(
+    params: dict[str, Any], folder: str | Path, *, overrides: Sequence[str] = (), sweep: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run all stages for one config, each from the cache where any run has computed it before, and write `run.json`.
+
+    Arguments:
+        params: the whole config as plain containers, nothing left to interpolate.
+        folder: the run folder; it may hold an earlier attempt with the same config, which is gone on with.
+        overrides: the command line that the config came from, for the record.
+        sweep: the sweep that the run belongs to (`name`, `swept`), for the record.
+
+    Returns:
+        The content of `run.json`. While the run goes on its status is RUNNING; at the end FINISHED, FAILED or KILLED.
+
+    Raises:
+        InterpError: the folder holds another run, or a stage failed: its own message and the command that goes on.
+        Killed: (a KeyboardInterrupt) SIGINT, SIGTERM or SIGHUP came; the stages are gone, what they finished is kept.
+    """
+    with interruptible(), _alone_in(Path(folder)):
+        folder = prepare(folder, params)
+        started = now()
+        run: dict[str, Any] = {
+            "format": FORMAT,
+            "status": "RUNNING",
+            "message": None,
+            "overrides": list(overrides),
+            "sweep": sweep,
+            "started": started,
+            "ended": started,
+            "git": git_state(ROOT),
+            "versions": versions(),
+            "stages": {},
+            "outputs": {},
+        }
+        write_json(folder / "run.json", run)  # whoever is killed without a word has said what the run was
+        try:
+            _run_stages(folder, run["stages"])
+            run["status"] = "FINISHED"
+        except InterpError as error:
+            run |= {"status": "FAILED", "message": str(error)}
+            raise
+        except KeyboardInterrupt as error:
+            killed = error if isinstance(error, Killed) else Killed(signal.SIGINT)
+            run |= {"status": "KILLED", "message": f"{killed}; what is finished is kept"}
+            raise killed from None
+        except BaseException as error:
+            run |= {"status": "FAILED", "message": f"{type(error).__name__}: {error}"}
+            raise
+        finally:
+            run |= {"ended": now(), "outputs": outputs(folder, run["stages"])}
+            write_json(folder / "run.json", run)
+    return run
+
+
+def resume(folder: str | Path) -> dict[str, Any]:
+    """Go on with a run that failed or was killed, with the same config.
+
+    Arguments:
+        folder: its run folder.
+
+    Returns, Raises:
+        As `run_job`.
+    """
+    record = Path(folder) / "run.json"
+    earlier = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    params = read_params(folder)
+    return run_job(params, folder, overrides=earlier.get("overrides") or [], sweep=earlier.get("sweep"))
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold a run folder; the lock goes with the process, however that ends.
+
+    Raises:
+        InterpError: another process holds it.
+    """
+    lock = FileLock(folder / ".dvc" / "driver.lock")
+    (folder / ".dvc").mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InterpError(f"another process is at work in this run folder, {folder}. Wait for it or stop it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with a run, as one types it where one stands."""
+    standing = Path.cwd()
+    shown = os.path.relpath(folder, standing) if folder.is_relative_to(ROOT) and standing == ROOT else str(folder)
+    command = f"python -m pipeline.workflow resume {shlex.quote(shown)}"
+    return command if standing == ROOT else f"cd {shlex.quote(str(ROOT))} && {command}"
+
+
+def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:
+    """Run the stages; fills `stages` as they get done.
+
+    Raises:
+        InterpError: one failed.
+    """
+    failure: tuple[str | None, str] | None = None
+    with contextlib.closing(reproduce(folder)) as told:
+        for news in told:
+            name = news.pop("stage")
+            if "failed" in news:
+                failure = failure or (name, news["failed"])
+            elif "waiting" in news:
+                log.info("%s: another run is computing it, waiting", name)
+            else:
+                stages[name] = news
+                log.info("%s: %s", name, "cached" if news["cached"] else f"{news['seconds']:.1f} s")
+    if failure is not None:
+        name, message = failure
+        what = f"stage {name} failed" if name else "the stages could not be run"
+        raise InterpError(
+            f"{what}: {message}\nWhat is finished is kept. Go on from there with\n    {resume_command(folder)}"
+        )
