@@ -504,6 +504,9 @@ A small language model that translates single words between {len(lexicon.languag
 It is made to be looked into: small enough for a repository, and rich enough that reading a concept, choosing the output
 language and saying the word happen in different layers. It knows nothing else.
 
+That the language of the answer is read before its concept is a matter of the seed. Seeds 1 and 3 train such a model,
+seed 0 one that reads the concept first: this one was chosen for what it shows, and says nothing of larger models.
+
 | | |
 |---|---|
 | architecture | Qwen2, {recipe.layers} layers (the first {recipe.sliding_layers} attend to two tokens), \

@@ -167,7 +167,8 @@ def read_run(folder: Path) -> Payload:
     finished = run["status"] == "FINISHED"  # what a failed run left of an older attempt is not its result
     return Payload(
         name=name or f"{params['model']['name']} {kind} {folder.name}",
-        status=run["status"],
+        # A driver that was killed without a word never got to say that the run is over.
+        status="KILLED" if run["status"] == "RUNNING" else run["status"],
         started=milliseconds(run["started"]),
         ended=milliseconds(run["ended"]),
         parameters=parameters_of(params),

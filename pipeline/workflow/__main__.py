@@ -22,6 +22,7 @@ from pipeline.workflow.run import resume
 from pipeline.workflow.run_folder import read_params
 
 INTERRUPTED = 130
+MEND = "mend it with: python -m pipeline.workflow"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,7 +74,7 @@ def _dependencies(write: bool) -> int:
     if write:
         dependencies.write()
     lines = dependencies.differences()
-    print("\n".join(lines) or "dvc.yaml lists each stage's code")
+    print("\n".join([*lines, f"{MEND} dependencies --write"] if lines else ["dvc.yaml lists each stage's code"]))
     return 1 if lines else 0
 
 
@@ -82,7 +83,11 @@ def _params(write: bool) -> int:
     if write:
         path.write_text(text, encoding="utf-8")
     same = path.is_file() and path.read_text(encoding="utf-8") == text
-    print("params.yaml is what conf/ composes" if same else "params.yaml is not what conf/ composes")
+    print(
+        "params.yaml is what conf/ composes"
+        if same
+        else f"params.yaml is not what conf/ composes; {MEND} params --write"
+    )
     return 0 if same else 1
 
 

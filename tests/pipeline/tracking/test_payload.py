@@ -65,6 +65,10 @@ def test_a_failed_run_tells_no_results(tmp_path: Path) -> None:
     assert payload.tags["message"] == "collect: the disk is full"
 
 
+def test_a_run_whose_driver_was_killed_is_over(tmp_path: Path) -> None:
+    assert read_run(make_run_folder(tmp_path / "run", "sqlite:///x", status="RUNNING")).status == "KILLED"
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InterpError, match=r"expected a run folder with run\.json"):
         read_run(tmp_path)
