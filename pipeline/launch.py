@@ -135,7 +135,10 @@ class Sweep:
     def end(self, status: str) -> None:
         """Close the sweep in tracking: `FINISHED`, `FAILED` or `KILLED`."""
         from pipeline.tracking.runs import end_sweep
+        from pipeline.workflow import settle
 
+        for number in range(len(self.jobs)):  # an interrupted launcher kills its workers, who then say nothing
+            settle(self.folder / str(number))
         for config in self.tracking:
             end_sweep(config, self.name, status)
 

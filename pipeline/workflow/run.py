@@ -21,7 +21,7 @@ from pipeline.workflow.process import Killed, interruptible, reproduce
 from pipeline.workflow.record import git_state, now, outputs, versions
 from pipeline.workflow.run_folder import prepare, read_params
 
-__all__ = ["FORMAT", "resume", "run_job"]
+__all__ = ["FORMAT", "Occupied", "resume", "run_job", "settle"]
 
 FORMAT = "interpipe.run/1"
 log = logging.getLogger("interpipe")
@@ -96,19 +96,39 @@ def resume(folder: str | Path) -> dict[str, Any]:
     return run_job(params, folder, overrides=earlier.get("overrides") or [], sweep=earlier.get("sweep"))
 
 
+def settle(folder: str | Path) -> None:
+    """Record that a run was killed, where its process could not say so itself; a run that still goes on is left alone.
+
+    Arguments:
+        folder: its run folder.
+    """
+    record = Path(folder) / "run.json"
+    if not record.is_file():
+        return
+    with contextlib.suppress(Occupied), _alone_in(Path(folder)):
+        run = json.loads(record.read_text(encoding="utf-8"))
+        if run["status"] == "RUNNING":
+            message = "the process was killed; what is finished is kept"
+            write_json(record, run | {"status": "KILLED", "message": message, "ended": now()})
+
+
+class Occupied(InterpError):
+    """Another process is at work in a run folder."""
+
+
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Hold a run folder; the lock goes with the process, however that ends.
 
     Raises:
-        InterpError: another process holds it.
+        Occupied: another process holds it.
     """
     lock = FileLock(folder / ".dvc" / "driver.lock")
     (folder / ".dvc").mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InterpError(f"another process is at work in this run folder, {folder}. Wait for it or stop it.") from None
+        raise Occupied(f"another process is at work in this run folder, {folder}. Wait for it or stop it.") from None
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.workflow import settle
 from tests.pipeline.workflow.miniature import params, ran, record, run, start
 
 PATIENCE_SECONDS = 60
@@ -80,6 +81,8 @@ def test_two_processes_in_one_run_folder_are_refused(root: Path) -> None:
     status, said = run(root, "outputs/1", params(gate="gate"))
     assert status == 1
     assert "another process is at work in this run folder" in said
+    settle(root / "outputs/1")
+    settle(root / "outputs/none")
     assert record(root, "outputs/1")["status"] == "RUNNING"
     (root / "gate").touch()
     assert finish(one)[0] == 0
@@ -112,6 +115,11 @@ def test_stages_do_not_outlive_a_driver_that_is_killed(root: Path) -> None:
     left = record(root, "outputs/1")
     assert left["status"] == "RUNNING"  # nobody was there to say more
     assert left["overrides"] == ["a=b"]
+    settle(root / "outputs/1")
+    settled = record(root, "outputs/1")
+    assert settled["status"] == "KILLED"
+    assert settled["message"] == "the process was killed; what is finished is kept"
+    assert settled["ended"] > left["ended"]
     (root / "gate").touch()
     assert run(root, "outputs/1", None)[0] == 0
     assert record(root, "outputs/1")["overrides"] == ["a=b"]

@@ -1,0 +1,31 @@
+"""What the README tells people to type."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_notebook_example_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 8
+    assert "['pecora'," in lines[-1], "the last layer says the answer"
+    assert "['pecora'," not in lines[0], "the first one does not"
+
+
+def test_targets_choices_and_files_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`make (\w+)`", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    for group, choice in re.findall(r"\b(experiment|model|task|lens)=(\w+)", README):
+        assert (ROOT / "conf" / group / f"{choice}.yaml").is_file(), f"{group}={choice}"
+    for image in re.findall(r"!\[.*?\]\((.+?)\)", README):
+        assert (ROOT / image).is_file(), image
