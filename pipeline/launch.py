@@ -134,11 +134,14 @@ class Sweep:
 
     def end(self, status: str) -> None:
         """Close the sweep in tracking: `FINISHED`, `FAILED` or `KILLED`."""
-        from pipeline.tracking.runs import end_sweep
+        from pipeline.tracking.runs import end_sweep, log_run
         from pipeline.workflow import settle
 
         for number in range(len(self.jobs)):  # an interrupted launcher kills its workers, who then say nothing
-            settle(self.folder / str(number))
+            folder = self.folder / str(number)
+            settle(folder)
+            if (folder / "run.json").is_file():
+                log_run(folder)  # nothing where it has been sent
         for config in self.tracking:
             end_sweep(config, self.name, status)
 

@@ -159,5 +159,4 @@ def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:
         print(f"[{name}] error: {message}", file=sys.stderr)
         raise SystemExit(1) from None
     seconds = time.perf_counter() - started
-    log.info("done in %.1f s", seconds)
     write_json(f"timings/{name}.json", {"seconds": seconds, **measured})
