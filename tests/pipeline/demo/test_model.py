@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.demo import train as demo
 from pipeline.demo.lexicon import load_lexicon
-from pipeline.demo.train import Recipe
+from pipeline.demo.recipe import Recipe
+from pipeline.demo.tokenizer import train_tokenizer
 
 FOLDER = Path(demo.__file__).parent / "model"
 
@@ -43,7 +44,7 @@ def test_the_script_makes_this_model(card: dict) -> None:
     recipe = Recipe()
     assert (card["held_out"]["steps"], card["held_out"]["seed"]) == (recipe.steps, recipe.seed)
     trained = AutoModelForCausalLM.from_pretrained(FOLDER)
-    tokenizer = demo.train_tokenizer(load_lexicon(), recipe.vocab_size)
+    tokenizer = train_tokenizer(load_lexicon(), recipe.vocab_size)
     untrained = demo.new_model(tokenizer, recipe)
     assert {n: w.shape for n, w in trained.named_parameters()} == {n: w.shape for n, w in untrained.named_parameters()}
     assert trained.config.layer_types == untrained.config.layer_types

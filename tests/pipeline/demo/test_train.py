@@ -8,9 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from pipeline.demo import curriculum
 from pipeline.demo import train as demo
+from pipeline.demo.curriculum import Combination
 from pipeline.demo.lexicon import Lexicon, load_lexicon
-from pipeline.demo.train import Combination, Recipe
+from pipeline.demo.recipe import Recipe
+from pipeline.demo.tokenizer import train_tokenizer
 
 SMALL = Recipe(
     steps=12, batch_size=4, warmup_steps=2, layers=2, sliding_layers=1, hidden_size=32, intermediate_size=48,
@@ -37,7 +40,7 @@ def trained(lexicon: Lexicon, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def test_split_is_disjoint_whole_and_decided_by_the_seed(lexicon: Lexicon) -> None:
-    training, held_out = demo.split_combinations(lexicon, 0)
+    training, held_out = curriculum.split_combinations(lexicon, 0)
     every = {
         Combination(concept, source, target)
         for concept in range(40)
@@ -46,15 +49,15 @@ def test_split_is_disjoint_whole_and_decided_by_the_seed(lexicon: Lexicon) -> No
     assert len(training) + len(held_out) == len(every) == 40 * 30
     assert set(training) | set(held_out) == every
     assert len(held_out) == 120
-    assert (training, held_out) == demo.split_combinations(lexicon, 0)
-    assert held_out != demo.split_combinations(lexicon, 1)[1]
+    assert (training, held_out) == curriculum.split_combinations(lexicon, 0)
+    assert held_out != curriculum.split_combinations(lexicon, 1)[1]
 
 
 def test_prompts_of_training_never_show_what_is_held_out(lexicon: Lexicon) -> None:
-    training, held_out = demo.split_combinations(lexicon, 0)
-    forbidden = {demo.prompt_line(lexicon, combination, answered=True) for combination in held_out}
+    training, held_out = curriculum.split_combinations(lexicon, 0)
+    forbidden = {curriculum.prompt_line(lexicon, combination, answered=True) for combination in held_out}
     for step in range(0, 1000, 25):
-        for prompt in demo.training_prompts(lexicon, training, Recipe(), step):
+        for prompt in curriculum.training_prompts(lexicon, training, Recipe(), step):
             lines = prompt.split("\n")
             assert len(set(lines)) == 6
             assert not forbidden & set(lines)
@@ -67,8 +70,8 @@ def languages_of(line: str) -> tuple[str, str]:
 
 
 def test_half_of_the_prompts_mix_languages(lexicon: Lexicon) -> None:
-    training, _ = demo.split_combinations(lexicon, 0)
-    prompts = demo.training_prompts(lexicon, training, Recipe(), 900)
+    training, _ = curriculum.split_combinations(lexicon, 0)
+    prompts = curriculum.training_prompts(lexicon, training, Recipe(), 900)
     pairs = [len({languages_of(line) for line in prompt.split("\n")}) for prompt in prompts]
     assert len(prompts) == 24
     assert all(number > 1 for number in pairs[:12])
@@ -76,12 +79,12 @@ def test_half_of_the_prompts_mix_languages(lexicon: Lexicon) -> None:
 
 
 def test_concepts_grow_to_all_of_them(lexicon: Lexicon) -> None:
-    training, _ = demo.split_combinations(lexicon, 0)
+    training, _ = curriculum.split_combinations(lexicon, 0)
     recipe = Recipe(batch_size=400, first_concepts=20, grow_from=20, grow_to=40)
 
     def concepts(step: int) -> set[str]:
         asked = {concept.words[code][0]: concept.id for concept in lexicon.concepts for code in lexicon.languages}
-        lines = "\n".join(demo.training_prompts(lexicon, training, recipe, step)).split("\n")
+        lines = "\n".join(curriculum.training_prompts(lexicon, training, recipe, step)).split("\n")
         return {asked[line.split('"')[1]] for line in lines}
 
     first, later, last = concepts(0), concepts(30), concepts(60)
@@ -91,7 +94,7 @@ def test_concepts_grow_to_all_of_them(lexicon: Lexicon) -> None:
 
 
 def test_loss_asks_for_all_but_query_words_and_padding(lexicon: Lexicon) -> None:
-    tokenizer = demo.train_tokenizer(lexicon, 600)
+    tokenizer = train_tokenizer(lexicon, 600)
     prompts = [
         'Deutsch: "Hund" - Italiano: "cane"\nEnglish: "water" - Deutsch: "Wasser"',
         'English: "dog" - Deutsch: "Hund"',
@@ -104,31 +107,31 @@ def test_loss_asks_for_all_but_query_words_and_padding(lexicon: Lexicon) -> None
 
 
 def test_prompts_depend_on_seed_and_step_alone(lexicon: Lexicon) -> None:
-    training, _ = demo.split_combinations(lexicon, 0)
-    first = demo.training_prompts(lexicon, training, Recipe(), 3)
-    assert first == demo.training_prompts(lexicon, training, Recipe(), 3)
-    assert first != demo.training_prompts(lexicon, training, Recipe(), 4)
-    assert first != demo.training_prompts(lexicon, training, Recipe(seed=1), 3)
+    training, _ = curriculum.split_combinations(lexicon, 0)
+    first = curriculum.training_prompts(lexicon, training, Recipe(), 3)
+    assert first == curriculum.training_prompts(lexicon, training, Recipe(), 3)
+    assert first != curriculum.training_prompts(lexicon, training, Recipe(), 4)
+    assert first != curriculum.training_prompts(lexicon, training, Recipe(seed=1), 3)
 
 
 def test_line_and_question() -> None:
     lexicon = load_lexicon()
     book = [concept.id for concept in lexicon.concepts].index("book")
     combination = Combination(book, "de", "it")
-    assert demo.prompt_line(lexicon, combination, answered=True) == 'Deutsch: "Buch" - Italiano: "libro"'
-    assert demo.prompt_line(lexicon, combination, answered=False) == 'Deutsch: "Buch" - Italiano: "'
+    assert curriculum.prompt_line(lexicon, combination, answered=True) == 'Deutsch: "Buch" - Italiano: "libro"'
+    assert curriculum.prompt_line(lexicon, combination, answered=False) == 'Deutsch: "Buch" - Italiano: "'
 
 
 def test_evaluation_asks_after_five_lines_that_do_not_give_the_answer_away(lexicon: Lexicon) -> None:
-    training, held_out = demo.split_combinations(lexicon, 0)
-    known = {demo.prompt_line(lexicon, combination, answered=True) for combination in training}
-    prompts = demo.evaluation_prompts(lexicon, training, held_out, 0)
+    training, held_out = curriculum.split_combinations(lexicon, 0)
+    known = {curriculum.prompt_line(lexicon, combination, answered=True) for combination in training}
+    prompts = curriculum.evaluation_prompts(lexicon, training, held_out, 0)
     for question, prompt in zip(held_out, prompts, strict=True):
         *shots, asked = prompt.split("\n")
         assert len(shots) == 5 and set(shots) <= known
-        assert asked == demo.prompt_line(lexicon, question, answered=False)
+        assert asked == curriculum.prompt_line(lexicon, question, answered=False)
         assert not any(shot.startswith(asked) for shot in shots)
-    assert prompts == demo.evaluation_prompts(lexicon, training, held_out, 0)
+    assert prompts == curriculum.evaluation_prompts(lexicon, training, held_out, 0)
 
 
 def test_loss_falls(trained: tuple[Path, list[float]]) -> None:
@@ -151,7 +154,7 @@ def test_folder_loads_with_transformers(trained: tuple[Path, list[float]], lexic
     assert model.config.layer_types == ["sliding_attention", "full_attention"]
     assert model.config.sliding_window == 2
     line = 'Deutsch: "Hund" - Italiano: "cane"'
-    expected = demo.train_tokenizer(lexicon, SMALL.vocab_size)(line).input_ids
+    expected = train_tokenizer(lexicon, SMALL.vocab_size)(line).input_ids
     for loader in (AutoTokenizer, PreTrainedTokenizerFast):
         tokenizer = loader.from_pretrained(folder)
         assert len(tokenizer) == model.config.vocab_size
@@ -164,7 +167,7 @@ def test_folder_loads_with_transformers(trained: tuple[Path, list[float]], lexic
 
 def test_most_words_are_one_token_and_most_others_two() -> None:
     lexicon = load_lexicon()
-    tokenizer = demo.train_tokenizer(lexicon, Recipe().vocab_size)
+    tokenizer = train_tokenizer(lexicon, Recipe().vocab_size)
     words = [concept.words[code][0] for concept in lexicon.concepts for code in lexicon.languages]
     pieces = [len(tokenizer(f': "{word}"').tokens()[3:-1]) for word in words]
     assert sum(number == 1 for number in pieces) / len(words) > 0.5
@@ -173,8 +176,8 @@ def test_most_words_are_one_token_and_most_others_two() -> None:
 
 def test_accuracy_counts_accepted_words_alone(lexicon: Lexicon) -> None:
     """A stand-in model that always says the second accepted word, and one that says a word of another concept."""
-    tokenizer = demo.train_tokenizer(lexicon, 4000)
-    _, questions = demo.split_combinations(lexicon, 0)
+    tokenizer = train_tokenizer(lexicon, 4000)
+    _, questions = curriculum.split_combinations(lexicon, 0)
     model = demo.new_model(tokenizer, SMALL)
 
     def answering(say: list[str]) -> float:
