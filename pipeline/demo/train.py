@@ -74,7 +74,6 @@ def held_out_accuracy(
     tokenizer: Any,
     lexicon: Lexicon,
     seed: int,
-    *,
 ) -> float:
     """The share of held-out combinations that the model answers with an accepted word, decoding greedily.
 
