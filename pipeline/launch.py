@@ -139,9 +139,8 @@ class Sweep:
 
         for number in range(len(self.jobs)):  # an interrupted launcher kills its workers, who then say nothing
             folder = self.folder / str(number)
-            settle(folder)
-            if (folder / "run.json").is_file():
-                log_run(folder)  # nothing where it has been sent
+            if settle(folder):
+                log_run(folder)
         for config in self.tracking:
             end_sweep(config, self.name, status)
 

@@ -96,20 +96,25 @@ def resume(folder: str | Path) -> dict[str, Any]:
     return run_job(params, folder, overrides=earlier.get("overrides") or [], sweep=earlier.get("sweep"))
 
 
-def settle(folder: str | Path) -> None:
+def settle(folder: str | Path) -> bool:
     """Record that a run was killed, where its process could not say so itself; a run that still goes on is left alone.
 
     Arguments:
         folder: its run folder.
+
+    Returns:
+        Whether that had to be recorded.
     """
     record = Path(folder) / "run.json"
     if not record.is_file():
-        return
+        return False
     with contextlib.suppress(Occupied), _alone_in(Path(folder)):
         run = json.loads(record.read_text(encoding="utf-8"))
         if run["status"] == "RUNNING":
             message = "the process was killed; what is finished is kept"
             write_json(record, run | {"status": "KILLED", "message": message, "ended": now()})
+            return True
+    return False
 
 
 class Occupied(InterpError):
