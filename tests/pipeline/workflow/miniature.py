@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,12 @@ def params(value: int = 1, title: str = "title", gate: str | None = None, fault:
     }
 
 
+def hear_signals() -> None:
+    """Undo what nohup or a background shell did to the tests: a run leaves a signal alone that is ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(root: Path, folder: str, values: dict[str, Any] | None, **options: Any) -> subprocess.Popen[str]:
     """Start a run of the miniature repository, in a process group of its own; `values` None: resume it."""
     return subprocess.Popen(
@@ -123,6 +130,7 @@ def start(root: Path, folder: str, values: dict[str, Any] | None, **options: Any
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_signals,
         **options,
     )
 
