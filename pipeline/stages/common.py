@@ -105,13 +105,24 @@ def publish(finished: Path, destination: str | Path) -> None:
     destination = Path(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     staged = destination.with_name(f".{destination.name}.incoming")
-    for old in (staged, destination):
-        if old.is_dir() and not old.is_symlink():
-            shutil.rmtree(old)
-        else:
-            old.unlink(missing_ok=True)
-    shutil.move(finished, staged)  # may cross file systems; the rename below never does
+    replaced = destination.with_name(f".{destination.name}.outgoing")
+    for left in (staged, replaced):  # of a process that was killed
+        _remove(left)
+    shutil.move(finished, staged)  # may cross file systems; the renames below never do
+    if staged.is_dir() or destination.is_dir():
+        # No rename replaces a folder, and one that is removed where it stands would stand there in half.
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(destination, replaced)
     os.replace(staged, destination)
+    _remove(replaced)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from interp.errors import InterpError
 from pipeline.stages import collect as stage
-from pipeline.stages.common import repository_root, stage_main
+from pipeline.stages.common import stage_main
 from pipeline.stages.tokenize import write_tokens
 from pipeline.stages.tokens import load_prompts, prompts_digest
 from pipeline.store import open_store
 from pipeline.tasks.records import Row, TaskData
+from tests.pipeline.stages.killed import run_stage
 from tests.pipeline.store.example import on_operation, tree
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS
 
@@ -151,11 +148,9 @@ def test_a_killed_stage_goes_on_and_leaves_the_same_bytes(run_folder: Callable[.
     stage.collect_activations()
     expected = tree(Path("activations.zarr"))
     folder = run_folder("killed")
-    environment = {**os.environ, "PYTHONPATH": str(repository_root())}
-    command = [sys.executable, "-m", "tests.pipeline.stages.killed_collect"]
-    for operation in (12, 80, 25):  # in the header; in a shard; and again, in the process that goes on
-        done = subprocess.run([*command, str(operation)], env=environment, capture_output=True, check=False)
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    # In the header; in a shard; and at the second block of the process that goes on.
+    for kill in (("^open .*/positions/", 0), ("^open .*/resid_post/c/", 3), (r"^open .*/complete/\d+\.json", 1)):
+        run_stage("collect", folder, kill)
         assert not (folder / "activations.zarr").exists()
     measured = stage.collect_activations()
     assert 0 < measured["tokens"] < sum(LENGTHS)
