@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from interp.errors import InterpError
-from interp.sites import Site
+from interp.sites import Site, check_collectable
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -72,7 +72,7 @@ def collect(
     Arguments:
         model: the model.
         input_ids: token ids of each prompt exactly as they are fed, unpadded.
-        sites: what is read, each once.
+        sites: what is read, each once; any kind without a head axis.
         positions: for each prompt, indices into its own tokens, from 0; -1 stands for none. Prompts may have different
             numbers of them.
         batch_size: prompts in a forward pass at most.
@@ -80,14 +80,16 @@ def collect(
 
     Returns:
         By kind of site, a CPU tensor (layer, prompt, position, hidden) in the model's dtype. Layers are in the order of
-        `sites` (one, for a kind without layers), prompts in the order given; `hidden` is the vocabulary for `logits`.
+        `sites` (one, for a kind without layers), prompts in the order given; `hidden` is the vocabulary for `logits`
+        and the neurons for `mlp_post`.
         Where a prompt has no position (-1, or fewer than another prompt) it holds NaN.
 
     Raises:
-        InterpError: no prompt, no site, a site twice, an empty prompt or a position outside its prompt.
+        InterpError: no prompt, no site, a site twice or with heads, an empty prompt, a position outside its prompt, or
+            layers whose MLPs differ in width, for `mlp_post`.
     """
     rows_of_kind = _checked(input_ids, sites, positions, batch_size)
-    ordered = sorted(sites, key=lambda site: site.depth)  # a trace is read in the order of the forward pass
+    ordered = model.in_order(sites)  # a trace is read in the order of the forward pass
     width = max(len(row) for row in positions)
     table = torch.full((len(positions), width), -1, dtype=torch.long)
     for row, indices in enumerate(positions):
@@ -122,6 +124,11 @@ def collect(
                 if site.kind not in out:
                     shape = (len(layers), len(input_ids), width, values.shape[-1])
                     out[site.kind] = torch.full(shape, float("nan"), dtype=values.dtype)
+                if values.shape[-1] != out[site.kind].shape[-1]:
+                    raise InterpError(
+                        f"{site} has {values.shape[-1]} numbers at a position, other layers have "
+                        f"{out[site.kind].shape[-1]}: collect layers of one width at a time."
+                    )
                 out[site.kind][layers[site], batch] = part.reshape(values.shape).to(values.dtype)
             done += len(batch)
             if progress is not None:
@@ -157,6 +164,7 @@ def _checked(
             )
     if not max(len(row) for row in positions):
         raise InterpError("expected at least one position in one prompt, got none.")
+    check_collectable(sites)
     rows_of_kind: dict[str, dict[Site, int]] = {}
     for site in sites:
         rows = rows_of_kind.setdefault(site.kind, {})

@@ -21,7 +21,7 @@ from interp.activations import batches_by_length, left_padded
 from interp.errors import InterpError, nearest
 from interp.lenses.result import Floats, LensResult, check_lens_layers, read_layers
 from interp.readout import Groups, TokenGroups, reduce_logits
-from interp.sites import LAYER_KINDS, Site
+from interp.sites import HIDDEN_KINDS, Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -61,7 +61,7 @@ def patchscope_lens(
         groups: per example, per group: token ids whose probability is summed.
         layers: the layers j, ascending.
         patch: `one_layer` or `from_layer`.
-        site: kind of site that is written, one that each layer has (`interp.sites.LAYER_KINDS`).
+        site: kind of site that is written, a hidden state that each layer has (`interp.sites.HIDDEN_KINDS`).
         latent_layers: what the axis `layer` of `latents` stands for, ascending; None: `layers`. `one_layer` needs all
             of `layers` there, `from_layer` every layer from the first of `layers` to the model's last.
         top_k: how many top tokens are kept.
@@ -130,9 +130,10 @@ def _plan(
 ) -> _Plan:
     if patch not in get_args(Patch):
         raise InterpError(f"patch: unknown {patch!r}.{nearest(patch, get_args(Patch))}")
-    if site not in LAYER_KINDS:
+    if site not in HIDDEN_KINDS:
         raise InterpError(
-            f"site: expected a kind of site that each layer has, got {site!r}.{nearest(site, LAYER_KINDS)}"
+            f"site: expected a kind of site that each layer has, got {site!r}.{nearest(site, HIDDEN_KINDS)} What is "
+            "patched is a hidden state (batch, position, hidden)."
         )
     held = layers if latent_layers is None else check_lens_layers(latent_layers, num_layers)
     needed = layers if patch == "one_layer" else range(layers[0], num_layers)

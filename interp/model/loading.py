@@ -5,6 +5,9 @@ nnsight can load by name too, but its lazy load fails under transformers 5.23 ("
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,23 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from interp.errors import InterpError, nearest
 
-__all__ = ["as_dtype", "execution_device", "load_model", "load_tokenizer"]
+__all__ = ["as_dtype", "check_options", "execution_device", "load_model", "load_skeleton", "load_tokenizer"]
 
 # What a bad folder, a hub that is down, an unknown model type or a missing package raise inside transformers.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError)
 # Names of the plain tokenizer that does what its tokenizer.json says.
 _PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Keyword arguments of `PreTrainedModel.from_pretrained`, by what they concern: the files, and the model.
+_HUB_OPTIONS = (
+    "cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "subfolder", "token",
+)  # fmt: skip
+_OPTIONS = (
+    "adapter_kwargs", "adapter_name", "allow_all_kernels", "attn_implementation", "config", "device_map",
+    "device_mesh", "disable_mmap", "distributed_config", "experts_implementation", "fusion_config",
+    "generation_config", "gguf_file", "ignore_mismatched_sizes", "kernel_config", "key_mapping", "max_memory",
+    "offload_buffers", "offload_folder", "quantization_config", "revision", "state_dict", "tp_plan", "tp_size",
+    "tqdm_class", "trust_remote_code", "use_kernels", "use_safetensors", "variant", "weights_only",
+)  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -50,43 +64,85 @@ def load_model(
     device_map: Any,
     attn_implementation: str | None,
     trust_remote_code: bool,
+    options: Mapping[str, Any],
 ) -> nn.Module:
     """Load a causal language model, safetensors only, every weight accounted for.
 
     Arguments:
         source: a local folder or a hub id; the rest as in `StandardizedTransformer`.
+        options: further keyword arguments of `from_pretrained`, and fields of the config to change.
 
     Raises:
-        InterpError: there is no such model, or it is not whole; the message says how to get it.
+        InterpError: there is no such model, or it is not whole, or an option is unknown; the message says what to do.
     """
     name = _checked_source(source)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options = dict(options)
+    shared: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    shared |= {key: value for key, value in options.items() if key in _HUB_OPTIONS}
     try:
-        config = AutoConfig.from_pretrained(name, **options)
+        config = options.pop("config", None)
+        if config is None or isinstance(config, str | Path):
+            config = AutoConfig.from_pretrained(config or name, **shared)
+        check_options(options, config)
         placed = {} if device_map is None else {"device_map": device_map}
         attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        loading = {"use_safetensors": True, **shared, **options, **placed, **attention}
         module, report = AutoModelForCausalLM.from_pretrained(
-            name,
-            config=config,
-            dtype=as_dtype(dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            **placed,
-            **attention,
-            **options,
+            name, config=_changed(config, loading), dtype=as_dtype(dtype), output_loading_info=True, **loading
         )
     except InterpError:
         raise
     except _LOAD_ERRORS as error:
         raise InterpError(_not_loaded(source, revision, error)) from error
     absent = sorted({*report["missing_keys"], *(str(key) for key in report["mismatched_keys"])})
-    if absent:
+    if absent and not options.get("ignore_mismatched_sizes"):
         # transformers only warns, and leaves them random.
         raise InterpError(
             f"the weights of {str(source)!r} are not whole: {len(absent)} of {type(module).__name__}'s tensors are "
             f"missing or of another shape, e.g. {', '.join(absent[:3])}. Get a checkpoint of a causal language model."
         )
     return module
+
+
+def load_skeleton(source: str | Path, *, revision: str | None, trust_remote_code: bool) -> nn.Module:
+    """The model without its weights, on the `meta` device, for traces that run elsewhere.
+
+    Raises:
+        InterpError: there is no such model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except _LOAD_ERRORS as error:
+        raise InterpError(_not_loaded(source, revision, error)) from error
+
+
+def check_options(options: Mapping[str, Any], config: Any) -> None:
+    """Reject keyword arguments that neither `from_pretrained` nor the config knows.
+
+    Raises:
+        InterpError: there is one, with the nearest known names.
+    """
+    fields = [] if config is None else [name for name in config.to_dict() if not name.startswith("_")]
+    known = {*_OPTIONS, *_HUB_OPTIONS, *fields}
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=3, cutoff=0.6)
+            advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise InterpError(
+                f"unknown keyword argument {name!r}: neither StandardizedTransformer nor transformers' from_pretrained "
+                f"takes it, and the model's config has no such field.{advice}"
+            )
+
+
+def _changed(config: Any, loading: dict[str, Any]) -> Any:
+    """The config with those options put into it that are fields of it; they are taken out of the options."""
+    changes = {name: loading.pop(name) for name in list(loading) if name not in _OPTIONS and hasattr(config, name)}
+    changed = copy.deepcopy(config)
+    for name, value in changes.items():
+        setattr(changed, name, value)
+    return changed
 
 
 def execution_device(module: nn.Module) -> torch.device | None:
@@ -97,8 +153,14 @@ def execution_device(module: nn.Module) -> torch.device | None:
     return next((parameter.device for parameter in module.parameters()), None)
 
 
-def load_tokenizer(source: str | Path, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: str | Path, *, revision: str | None, trust_remote_code: bool, options: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the hub.
+
+    Arguments:
+        source: a local folder or a hub id; the rest as in `StandardizedTransformer`.
+        options: further keyword arguments of the tokenizer's `from_pretrained`.
 
     Where the folder asks for the plain tokenizer, it gets that: transformers' `AutoTokenizer` would put the family's
     own splitting rules over those of tokenizer.json (Qwen 2 does), and the same text would become other tokens.
@@ -110,7 +172,9 @@ def load_tokenizer(source: str | Path, *, revision: str | None, trust_remote_cod
     try:
         asked = get_tokenizer_config(name, revision=revision).get("tokenizer_class")
         loader = PreTrainedTokenizerFast if asked in _PLAIN_TOKENIZERS else AutoTokenizer
-        return loader.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        return loader.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code, **dict(options or {})
+        )
     except _LOAD_ERRORS as error:
         raise InterpError(
             f"no tokenizer in {str(source)!r} ({_first_line(error)}). Expected tokenizer.json or the family's "

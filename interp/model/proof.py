@@ -1,88 +1,293 @@
-"""The proof at load: that the names mean on this very model what the vocabulary says they mean.
+"""The proofs at load: that the names mean on this very model what the vocabulary says they mean.
 
 On a few random tokens, at every layer (the sites are those of `interp.sites`):
 
-* `resid_pre[0] == embed` and `resid_pre[i + 1] == resid_post[i]`;
-* `resid_mid == resid_pre + attn_out` and `resid_post == resid_mid + mlp_out`; in parallel layers
-  `resid_post == resid_pre + attn_out + mlp_out`;
-* `readout(resid_post[-1]) == logits`;
-* a written `resid_mid` reaches `resid_post`: `resid_post == written + mlp_out`.
+* the chain: `resid_pre[0] == embed` and `resid_pre[i + 1] == resid_post[i]`;
+* additivity: `resid_mid == resid_pre + attn_out` and `resid_post == resid_mid + mlp_out`; in parallel layers
+  `resid_post == resid_pre + attn_out + mlp_out`, and `mlp_in` does not see `attn_out`. (With the mixer beside or in
+  place of attention, and with the scales and norms that the family's record names.)
+* `sum of head_out + bias == attn_out`;
+* readout: `readout(resid_post[-1]) == logits`;
+* a written `resid_mid` reaches `resid_post`; and an edit at each kind of site changes the logits;
+* where attention is asked for, the rows of `pattern` sum to one (with attention sinks, to at most one).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from interp.errors import InterpError
+from interp.architectures import Sublayer
+from interp.model.layout import place_of
+from interp.model.places import HeadOutPlace
+from interp.sites import LAYER_KINDS, Site
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["prove"]
+__all__ = ["Proof", "failures", "prove"]
 
 _TOKENS = 5
 # Sums are done again in float64, so they differ from the model's by the roundings of its own dtype.
-_ROUNDINGS = 2
+_ROUNDINGS = 4
+_ATTENTION_KINDS = ("q", "k", "v", "scores", "pattern")
+
+# Identity -> what to put in a RenameConfig where it fails.
+_REMEDIES = {
+    "chain": "layers_name= (the list of layers)",
+    "attention": "attn_added_name= (what attention adds may pass a norm first), middle_name= or parallel=True",
+    "mlp": "mlp_added_name= (what the MLP adds may pass a norm first), middle_name= or parallel=True",
+    "heads": "attn_projection_name= (the last linear map of attention) or attn_added_name=",
+    "parallel": "parallel=False and middle_name= (the module whose input is the residual stream after attention)",
+    "readout": "ln_final_name= and lm_head_name=",
+    "write": "middle_name= (the module whose input is the residual stream between attention and MLP)",
+    "pattern": "attn_prob_source=",
+}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One identity, over all layers that it speaks of.
+
+    Arguments:
+        identity: what was checked, in the names of `interp.sites`.
+        about: which part of the record it proves, a key of the remedies.
+        layers: how many layers were checked.
+        layer: the first layer that fails, or else the worst.
+        difference: the largest difference there.
+        allowed: the difference that roundings explain, at the same element.
+        holds: whether it holds everywhere.
+        expected, got: the numbers at that element.
+    """
+
+    identity: str
+    about: str
+    layers: int
+    layer: int
+    difference: float
+    allowed: float
+    holds: bool
+    expected: float
+    got: float
+
+    def message(self, model: StandardizedTransformer) -> str:
+        """What to tell the user of a failure."""
+        return (
+            f"{type(model._module).__name__} (family {model.architecture.family!r}, {model.dtype}) fails the proof of "
+            f"its names: {self.identity} does not hold at layer {self.layer}: expected {self.expected:.6g}, got "
+            f"{self.got:.6g}, allowed difference {self.allowed:.2g}. Either numbers overflow in this dtype, or the "
+            f"record is wrong for this model: then give rename_config=RenameConfig(...) with "
+            f"{_REMEDIES[self.about]}."
+        )
+
+
+def failures(proofs: list[Proof]) -> list[Proof]:
+    """The proofs that failed, those of the lowest layers first: what goes wrong there goes wrong above."""
+    return sorted((proof for proof in proofs if not proof.holds), key=lambda proof: proof.layer)
 
 
 @torch.no_grad()
-def prove(model: StandardizedTransformer) -> None:
+def prove(model: StandardizedTransformer, *, attention: bool = False) -> list[Proof]:
     """Check the identities of the sites on a loaded model.
 
     Arguments:
-        model: the model; two forward passes over one prompt of five tokens.
+        model: the model; three forward passes over prompts of five tokens.
+        attention: also the attention pattern and the points q, k, v, scores; one forward pass more.
 
-    Raises:
-        InterpError: the first identity that does not hold, with the layer and the numbers.
+    Returns:
+        A proof for each identity, whether it holds or not.
     """
     input_ids = _random_prompt(model)
     values = _read_everything(model, input_ids)
+    table = _Table(model)
     for layer in range(model.num_layers):
-        before, after = values[f"resid_pre.{layer}"], values[f"resid_post.{layer}"]
-        added = values[f"attn_out.{layer}"], values[f"mlp_out.{layer}"]
-        if layer == 0:
-            _same(model, "resid_pre == embed", layer, [values["embed"]], before)
-        else:
-            _same(
-                model, "resid_pre == resid_post of the layer before", layer, [values[f"resid_post.{layer - 1}"]], before
-            )
-        if model.parallel:
-            _same(model, "resid_post == resid_pre + attn_out + mlp_out", layer, [before, *added], after)
-        else:
-            middle = values[f"resid_mid.{layer}"]
-            _same(model, "resid_mid == resid_pre + attn_out", layer, [before, added[0]], middle)
-            _same(model, "resid_post == resid_mid + mlp_out", layer, [middle, added[1]], after)
+        _prove_layer(model, layer, values, table)
     last = model.num_layers - 1
-    logits = model.readout(values[f"resid_post.{last}"])
-    _same(model, "readout(resid_post) == logits", last, [logits], values["logits"])
-    if not model.parallel:
-        for layer, (written, added_after, after) in enumerate(_write_middles(model, input_ids)):
-            _same(model, "resid_post == written resid_mid + mlp_out", layer, [written, added_after], after)
+    table.compare(
+        "readout(resid_post) == logits",
+        "readout",
+        last,
+        [model.readout(values[f"resid_post.{last}"])],
+        values["logits"],
+    )
+    if any(model.has(Site("resid_mid", layer)) for layer in range(model.num_layers)):
+        for layer, (written, added, after) in _write_middles(model, input_ids).items():
+            _stage(
+                model,
+                table,
+                layer,
+                "resid_post == written resid_mid + mlp_out",
+                "write",
+                written,
+                ["mlp"],
+                added,
+                after,
+            )
+    _prove_parallel(model, input_ids, values, table)
+    if failures(table.proofs()):
+        return table.proofs()  # where the names are wrong, what writing does says nothing
+    if attention:
+        _prove_patterns(model, input_ids, table)
+    _prove_writes(model, input_ids, table, attention=attention)
+    return table.proofs()
+
+
+_ADDED = {"attention": "attn_out", "mixer": "mixer_out", "mlp": "mlp_out"}
+
+
+def _prove_layer(model: StandardizedTransformer, layer: int, values: dict[str, Tensor], table: _Table) -> None:
+    before, after = values[f"resid_pre.{layer}"], values[f"resid_post.{layer}"]
+    if layer == 0:
+        table.compare("resid_pre == embed", "chain", layer, [values["embed"]], before)
+    else:
+        name = "resid_pre == resid_post of the layer before"
+        table.compare(name, "chain", layer, [values[f"resid_post.{layer - 1}"]], before)
+    added = {role: values[f"{kind}.{layer}"] for role, kind in _ADDED.items() if f"{kind}.{layer}" in values}
+    mixing: list[str] = [role for role in ("attention", "mixer") if role in added]
+    middle = values.get(f"resid_mid.{layer}")
+    if middle is None:
+        sum_of = " + ".join(_ADDED[role] for role in added)
+        about = "attention" if mixing else "mlp"
+        _stage(model, table, layer, f"resid_post == resid_pre + {sum_of}", about, before, list(added), added, after)
+    else:
+        sum_of = " + ".join(_ADDED[role] for role in mixing)
+        _stage(model, table, layer, f"resid_mid == resid_pre + {sum_of}", "attention", before, mixing, added, middle)
+        _stage(model, table, layer, "resid_post == resid_mid + mlp_out", "mlp", middle, ["mlp"], added, after)
+    if f"head_out.{layer}" in values:
+        bias = values[f"bias.{layer}"]
+        terms = [values[f"head_out.{layer}"].double().sum(dim=2), bias.double()]
+        table.compare("sum of head_out + bias == attn_out", "heads", layer, terms, added["attention"], loose=True)
+
+
+def _stage(
+    model: StandardizedTransformer,
+    table: _Table,
+    layer: int,
+    identity: str,
+    about: str,
+    before: Tensor,
+    roles: list[str],
+    added: dict[str, Tensor],
+    after: Tensor,
+) -> None:
+    """One stage of a layer: before -> norm_after(residual_scale * residual_norm(before) + added)."""
+    envoy = model.layer(layer)
+    sublayers: list[Sublayer] = [part for role, part in model.architecture.sublayers(envoy._module) if role in roles]
+    first = sublayers[0]
+    stream = before
+    if first.residual_norm is not None:
+        stream = envoy._module.get_submodule(first.residual_norm)(stream)
+    if first.residual_scale is not None:
+        stream = stream * getattr(envoy._module, first.residual_scale)
+    terms = [stream, *(added[role] for role in roles)]
+    if first.norm_after is None:
+        # Where several modules' outputs are added, their sum may be smaller than what rounds in it.
+        table.compare(identity, about, layer, terms, after, loose=any(len(part.sources) > 1 for part in sublayers))
+        return
+    norm = envoy._module.get_submodule(first.norm_after)
+    whole = torch.stack([term.double() for term in terms]).sum(0).to(before.dtype)
+    table.compare(identity, about, layer, [norm(whole)], after)
 
 
 def _read_everything(model: StandardizedTransformer, input_ids: Tensor) -> dict[str, Tensor]:
-    kinds = ["resid_pre", "attn_out", *([] if model.parallel else ["resid_mid"]), "mlp_out", "resid_post"]
-    sites = ["embed", *(f"{kind}.{layer}" for layer in range(model.num_layers) for kind in kinds), "logits"]
+    kinds = ("resid_pre", "head_out", "attn_out", "mixer_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+    layered = [Site(kind, layer) for layer in range(model.num_layers) for kind in kinds]
+    sites = [Site("embed"), *(site for site in layered if model.has(site)), Site("logits")]
     values: dict[str, Tensor] = {}
     with model.trace(input_ids=input_ids, use_cache=False):
-        for site in sites:
-            values[site] = model.read(site).clone()
+        for site in model.in_order(sites):
+            place = place_of(model, site)
+            values[str(site)] = place.read().clone()
+            if isinstance(place, HeadOutPlace):
+                values[f"bias.{site.layer}"] = place.read_bias()
     return values
 
 
-def _write_middles(model: StandardizedTransformer, input_ids: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _write_middles(
+    model: StandardizedTransformer, input_ids: Tensor
+) -> dict[int, tuple[Tensor, dict[str, Tensor], Tensor]]:
     """Write another `resid_mid` in every layer; for each, what was written, what the MLP added, what came out."""
-    triples: list[tuple[Tensor, Tensor, Tensor]] = []
+    layers = [layer for layer in range(model.num_layers) if model.has(Site("resid_mid", layer))]
+    found: dict[int, tuple[Tensor, dict[str, Tensor], Tensor]] = {}
     with model.trace(input_ids=input_ids, use_cache=False):
-        for layer in range(model.num_layers):
+        for layer in layers:
             written = model.read(f"resid_mid.{layer}").flip(1) * 0.5
             model.write(f"resid_mid.{layer}", written)
             added = model.read(f"mlp_out.{layer}").clone()
-            triples.append((written, added, model.read(f"resid_post.{layer}").clone()))
-    return triples
+            found[layer] = (written, {"mlp": added}, model.read(f"resid_post.{layer}").clone())
+    return found
+
+
+def _prove_parallel(
+    model: StandardizedTransformer, input_ids: Tensor, values: dict[str, Tensor], table: _Table
+) -> None:
+    """In parallel layers the MLP does not see what attention adds; in others it does, which `_write_middles` proves."""
+    layers = [layer for layer in range(model.num_layers) if model.parallel and f"attn_out.{layer}" in values]
+    if not layers:
+        return
+    seen: dict[int, Tensor] = {}
+    with model.trace(input_ids=input_ids, use_cache=False):
+        for layer in layers:
+            model.write(f"resid_pre.{layer}", values[f"resid_pre.{layer}"])
+            model.write(f"attn_out.{layer}", torch.zeros_like(values[f"attn_out.{layer}"]))
+            seen[layer] = model.read(f"mlp_in.{layer}").clone()
+    for layer, mlp_in in seen.items():
+        table.compare("mlp_in does not see attn_out", "parallel", layer, [values[f"mlp_in.{layer}"]], mlp_in)
+
+
+def _prove_patterns(model: StandardizedTransformer, input_ids: Tensor, table: _Table) -> None:
+    layers = [layer for layer in range(model.num_layers) if model.has(Site("pattern", layer))]
+    patterns: dict[int, Tensor] = {}
+    with model.trace(input_ids=input_ids, use_cache=False):
+        for layer in layers:
+            patterns[layer] = model.read(Site("pattern", layer)).clone()
+    for layer, pattern in patterns.items():
+        sums = pattern.float().sum(-1)
+        if any("sink" in name for name, _ in model.attentions[layer]._module.named_parameters()):
+            sums = sums.clamp(min=1.0)  # a sink takes a part of each row
+        table.compare("rows of pattern sum to 1", "pattern", layer, [torch.ones_like(sums)], sums, loose=True)
+
+
+def _prove_writes(model: StandardizedTransformer, input_ids: Tensor, table: _Table, *, attention: bool) -> None:
+    """An edit at each kind of site changes the logits: one forward pass, each kind in a row of its own."""
+    sites = [Site("embed"), *_one_of_each_kind(model, attention=attention), Site("final_norm"), Site("logits")]
+    edited: list[Site] = [site for site in sites if model.has(site)]
+    logits: list[Tensor] = []
+    with model.trace(use_cache=False) as tracer:
+        with tracer.invoke(input_ids=input_ids):
+            logits.append(model.logits.clone())
+        for site in edited:
+            with tracer.invoke(input_ids=input_ids):
+                live = model.read(site)
+                model.write(site, _edited(site, live))
+                logits.append(model.logits.clone())
+    for site, changed in zip(edited, logits[1:], strict=True):
+        moved = float((changed - logits[0]).abs().max())
+        table.moved(f"an edit of {site.kind} changes the logits", site.layer or 0, moved, float(logits[0].abs().max()))
+
+
+def _one_of_each_kind(model: StandardizedTransformer, *, attention: bool) -> list[Site]:
+    """For each kind of a layer's sites, the one in the middle of the layers that have it."""
+    chosen = []
+    for kind in LAYER_KINDS:
+        if kind in _ATTENTION_KINDS and not attention:
+            continue
+        there = [layer for layer in range(model.num_layers) if model.has(Site(kind, layer))]
+        if there:
+            chosen.append(Site(kind, there[len(there) // 2]))
+    return chosen
+
+
+def _edited(site: Site, live: Tensor) -> Tensor:
+    """Another value of the same size: along the last axis it is turned by one, so that a norm does not undo it."""
+    if site.kind == "scores":
+        return live * 0.5  # where they are masked they are nearly infinite, and have to stay so
+    return live.roll(1, dims=-1) + live.abs().mean()
 
 
 def _random_prompt(model: StandardizedTransformer) -> Tensor:
@@ -95,25 +300,51 @@ def _random_prompt(model: StandardizedTransformer) -> Tensor:
     return torch.tensor([(ordinary * _TOKENS)[:_TOKENS]])
 
 
-def _same(model: StandardizedTransformer, identity: str, layer: int, terms: list[Tensor], value: Tensor) -> None:
-    """Refuse a value that is not the sum of the terms, up to the roundings of the model's dtype.
+class _Table:
+    """Gathers comparisons by identity and keeps of each the first layer that fails, or else the worst."""
 
-    Element by element: a residual stream holds a few numbers thousands of times as large as the rest, and a bound by
-    the largest would let everything pass.
-    """
-    wide = [term.double().cpu() for term in terms]
-    expected, got = torch.stack(wide).sum(0), value.double().cpu()
-    magnitude = torch.stack([term.abs() for term in wide]).sum(0)
-    if len(terms) == 1:  # logits near zero are differences of large products
-        magnitude = magnitude.max().expand_as(magnitude)
-    allowed = _ROUNDINGS * torch.finfo(model.dtype).eps * magnitude
-    difference = torch.where(expected == got, 0.0, (expected - got).abs())  # equal infinities are equal
-    if bool((difference <= allowed).all()):
-        return
-    worst = int((difference - allowed).nan_to_num(nan=float("inf")).argmax())
-    raise InterpError(
-        f"{type(model._module).__name__} (family {model.architecture.family!r}, {model.dtype}) fails the proof of its "
-        f"names: {identity} does not hold at layer {layer}: expected {expected.flatten()[worst]:.6g}, got "
-        f"{got.flatten()[worst]:.6g}, allowed difference {allowed.flatten()[worst]:.2g}. Either numbers overflow in "
-        "this dtype, or the record in interp.architectures is wrong for this model."
-    )
+    def __init__(self, model: StandardizedTransformer) -> None:
+        self._eps = torch.finfo(model.dtype).eps
+        self._proofs: dict[str, Proof] = {}
+
+    def proofs(self) -> list[Proof]:
+        return list(self._proofs.values())
+
+    def compare(
+        self, identity: str, about: str, layer: int, terms: list[Tensor], value: Tensor, *, loose: bool = False
+    ) -> None:
+        """Whether a value is the sum of the terms, up to the roundings of the model's dtype.
+
+        Element by element: a residual stream holds a few numbers thousands of times as large as the rest, and a bound
+        by the largest would let everything pass. `loose`: sums of many products, whose roundings go with the largest.
+        """
+        if any(term.shape[-1] != value.shape[-1] for term in terms):
+            widths = [float(terms[0].shape[-1]), float(value.shape[-1])]
+            self._keep(Proof(identity + " in width", about, 1, layer, inf, 0.0, False, *reversed(widths)))
+            return
+        wide = [term.double().cpu() for term in terms]
+        expected, got = torch.stack(wide).sum(0), value.double().cpu()
+        magnitude = torch.stack([term.abs() for term in wide]).sum(0)
+        if len(terms) == 1 or loose:  # logits near zero are differences of large products
+            magnitude = magnitude.max().expand_as(magnitude)
+        # Norms compute in float32 whatever the model's dtype.
+        eps = max(self._eps, torch.finfo(torch.float32).eps) if loose else self._eps
+        allowed = _ROUNDINGS * (8 if loose else 1) * eps * magnitude
+        difference = torch.where(expected == got, 0.0, (expected - got).abs())  # equal infinities are equal
+        worst = int((difference - allowed).nan_to_num(nan=float("inf")).argmax())
+        pick: Callable[[Tensor], float] = lambda tensor: float(tensor.flatten()[worst])  # noqa: E731
+        holds = bool((difference <= allowed).all())
+        self._keep(Proof(identity, about, 1, layer, pick(difference), pick(allowed), holds, pick(expected), pick(got)))
+
+    def moved(self, identity: str, layer: int, moved: float, size: float) -> None:
+        """Whether an edit moved the logits by more than their roundings."""
+        least = _ROUNDINGS * self._eps * size
+        self._keep(Proof(identity, "write", 1, layer, moved, least, moved > least, least, moved))
+
+    def _keep(self, proof: Proof) -> None:
+        known = self._proofs.get(proof.identity)
+        if known is not None:
+            worse = proof.holds and proof.difference - proof.allowed > known.difference - known.allowed
+            chosen = proof if known.holds and (worse or not proof.holds) else known
+            proof = Proof(**{**vars(chosen), "layers": known.layers + 1})
+        self._proofs[proof.identity] = proof

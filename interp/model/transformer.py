@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
+import nnsight
 import torch
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from interp.architectures import Architecture, architecture_of, known_model_types
+from interp.architectures import Architecture, Candidates, RenameConfig, candidates, config_value
+from interp.attention import AttentionAccess
 from interp.errors import InterpError
-from interp.model.accessors import LayerValues, fitted, read_place, write_place
+from interp.interventions.skipping import skip_layers
+from interp.interventions.steering import steer
+from interp.model.accessors import LayerModules, LayerValues
+from interp.model.aliases import aliases, merged
 from interp.model.digest import model_digest
-from interp.model.loading import execution_device, load_model, load_tokenizer
-from interp.model.proof import prove
-from interp.sites import Site, parse_site
+from interp.model.layout import place_of, projection_width, sublayer_of, why_missing
+from interp.model.loading import check_options, execution_device, load_model, load_skeleton, load_tokenizer
+from interp.model.padding import guard_padding
+from interp.model.places import Fed, ModulePlace
+from interp.model.proof import failures, prove
+from interp.model.spec import ModelSpec
+from interp.model.tail import Tail
+from interp.model.tokens import bare_tokenizer, closest_tokens
+from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
 
 __all__ = ["StandardizedTransformer"]
 
@@ -25,7 +38,7 @@ class StandardizedTransformer(TransformersModel):
     """A decoder language model whose inside has the same names in every family.
 
     A subclass of nnsight's `TransformersModel`: `trace`, `generate`, `session`, `edit` and the modules' own names are
-    all there. Inside a trace, places must be asked for in the order in which the model meets them (`Site.depth`).
+    all there. Inside a trace, places must be asked for in the order in which the model meets them (`in_order`).
 
         model = StandardizedTransformer("openai-community/gpt2")
         with torch.no_grad(), model.trace("The Eiffel Tower is in"):
@@ -35,26 +48,40 @@ class StandardizedTransformer(TransformersModel):
 
     Attributes:
         architecture: the record of this family, `interp.architectures.Architecture`.
+        spec: the model's config in one set of names, `interp.model.spec.ModelSpec`.
         num_layers, num_heads, num_kv_heads, head_dim, hidden_size, vocab_size: sizes.
         parallel: attention and MLP read the same residual stream, so there is no `resid_mid`.
-        layers, embed_tokens, ln_final, lm_head: nnsight envoys of these modules; `layers[i]` of one layer.
+        layers, embed_tokens, ln_final, lm_head: nnsight envoys of these modules; `layers[i]`, `layers[i].self_attn`,
+            `layers[i].mlp` of one layer, where it has them. The model's own names stay.
         tokenizer: pads on the left, so that `[:, -1]` is every prompt's last token.
     """
 
     architecture: Architecture
     tokenizer: PreTrainedTokenizerBase
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
 
     def __init__(
         self,
         model: str | Path | nn.Module,
         *,
         tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
         revision: str | None = None,
         dtype: str | torch.dtype | None = None,
         device_map: str | dict[str, Any] | None = None,
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         verify: bool = True,
+        rename_config: RenameConfig | None = None,
+        rename: Mapping[Any, Any] | None = None,
+        envoys: Mapping[Any, Any] | None = None,
+        remote: bool = False,
+        **options: Any,
     ) -> None:
         """Load a model, or wrap one that is in memory, and prove that its names mean what they say.
 
@@ -62,23 +89,49 @@ class StandardizedTransformer(TransformersModel):
             model: a local folder, a hub id, or a transformers model in memory (put into eval mode).
             tokenizer: an object, or where to load it from; None: from where the model is. A model in memory needs
                 one. An object is set to pad on the left.
+            tokenizer_kwargs: keyword arguments of the tokenizer's `from_pretrained`.
             revision: branch, tag or commit on the hub.
             dtype: `float32`, `bfloat16`, `float16` or torch's; None: the checkpoint's own.
             device_map: accelerate's placement: `auto`, `cpu`, `cuda:0`, a mapping; None: the CPU.
             attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None: transformers' choice.
             trust_remote_code: run code that the hub repository carries.
-            verify: run the proof (`interp.model.proof`): two forward passes over five tokens. A family that has no
-                record and follows Llama's layout is proved whatever this says.
+            verify: run the proofs (`interp.model.proof`): a few forward passes over five tokens. A family that has no
+                record is proved whatever this says.
+            rename_config: where things are, for a family that has no record, or has it wrong.
+            rename: further names of modules, as nnsight takes them: own name -> further name.
+            envoys: classes of envoys for some modules, as nnsight takes them.
+            remote: load no weights: traces run elsewhere (`trace(..., remote=True)`). Nothing is proved.
+            options: any other keyword argument of transformers' `from_pretrained`, or a field of the config to change.
+                nnterp's `check_renaming` (here `verify`), `allow_dispatch`, `enable_attention_probs`,
+                `check_attn_probs_with_trace` and `allow_multimodal` are taken too; but for the first they ask for what
+                is always so here.
 
         Raises:
-            InterpError: no such model or tokenizer, weights that are not whole, an unknown architecture, a proof
-                that fails; the message says what to do.
+            InterpError: no such model or tokenizer, weights that are not whole, an unknown architecture or keyword, a
+                proof that fails; the message says what to do.
         """
+        verify = bool(options.pop("check_renaming", verify)) and not remote
+        for needless in ("allow_dispatch", "enable_attention_probs", "check_attn_probs_with_trace", "allow_multimodal"):
+            options.pop(needless, None)
+        if "torch_dtype" in options:
+            dtype = options.pop("torch_dtype")
         if isinstance(model, nn.Module):
-            _reject_load_options(revision, dtype, device_map, attn_implementation)
+            check_options(options, getattr(model, "config", None))
+            _reject_load_options(
+                dict(
+                    revision=revision,
+                    dtype=dtype,
+                    device_map=device_map,
+                    attn_implementation=attn_implementation,
+                    **options,
+                )
+            )
             if tokenizer is None:
                 raise InterpError("a model in memory needs its tokenizer: pass tokenizer=, an object or a folder.")
             module = model
+        elif remote:
+            nnsight.register("interp")  # a server has nnsight, not this library: its code goes with what is sent
+            module = load_skeleton(model, revision=revision, trust_remote_code=trust_remote_code)
         else:
             module = load_model(
                 model,
@@ -87,52 +140,81 @@ class StandardizedTransformer(TransformersModel):
                 device_map=device_map,
                 attn_implementation=attn_implementation,
                 trust_remote_code=trust_remote_code,
+                options=options,
             )
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             where, at = (tokenizer, None) if tokenizer is not None else (model, revision)
             assert isinstance(where, str | Path)
-            tokenizer = load_tokenizer(where, revision=at, trust_remote_code=trust_remote_code)
+            tokenizer = load_tokenizer(
+                where, revision=at, trust_remote_code=trust_remote_code, options=tokenizer_kwargs
+            )
         config: Any = getattr(module, "config", None)
         if config is None or not hasattr(config, "model_type"):
             raise InterpError(f"expected a transformers model, which has a config, got {type(module).__name__}.")
-        architecture, known = architecture_of(config.model_type, module)
+        found = candidates(config, module, rename_config)
         # Without a device, the pipeline that nnsight builds would move a model on the CPU to the first GPU.
         placed = {} if hasattr(module, "hf_device_map") else {"device": module.device}
-        super().__init__(module.eval(), tokenizer=tokenizer, **placed)
+        names = merged(aliases(found.records[0], module), rename)
+        super().__init__(module.eval(), tokenizer=tokenizer, rename=names, envoys=envoys, **placed)
+        if isinstance(model, str | Path):
+            self.repo_id, self.revision = str(model), revision
+            if trust_remote_code:  # what a server is asked to load
+                self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
+        self.spec = ModelSpec.from_model(module)
+        self.fed = Fed(module)
+        self.trace_memory: dict[Any, Tensor] = {}
+        self._take_sizes(config.get_text_config(), rename_config)
+        self._choose(found, config, rename_config, verify=verify)
 
-        self.architecture = architecture
-        text = config.get_text_config()
-        self.parallel = architecture.is_parallel(text)
-        self.hidden_size: int = text.hidden_size
-        self.vocab_size: int = text.vocab_size
-        self.num_heads: int = text.num_attention_heads
-        self.num_kv_heads: int = getattr(text, "num_key_value_heads", None) or self.num_heads
-        self.head_dim: int = getattr(text, "head_dim", None) or self.hidden_size // self.num_heads
-        self.layers = self.get(architecture.layers)
-        self.num_layers = len(self.layers)
-        self.embed_tokens = self.get(architecture.embedding)
-        self.ln_final = self.get(architecture.final_norm)
-        self.lm_head = self.get(architecture.head)
-        self._softcap = _config_number(text, architecture.softcap)
-        self._logit_scale = _config_number(text, architecture.logit_scale)
-        if known and verify:
-            prove(self)
-        elif not known:
-            self._prove_llama_layout()
+    def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:
+        given = rename_config or RenameConfig()
+        sizes = (
+            ("hidden_size", given.hidden_size_config_key, "hidden_size_config_key"),
+            ("vocab_size", given.vocab_size_config_key, "vocab_size_config_key"),
+            ("num_heads", given.attn_head_config_key, "attn_head_config_key"),
+        )
+        for name, key, argument in sizes:
+            value = config_value(config, key, argument)
+            setattr(self, name, getattr(self.spec, name) if value is None else value)
+        # A model without attention has no heads.
+        self.num_kv_heads = self.spec.num_kv_heads or 0
+        self.head_dim = self.spec.head_dim or 0
 
-    def _prove_llama_layout(self) -> None:
-        try:
-            prove(self)
-        except InterpError as error:
-            raise InterpError(
-                f"unknown architecture {self.architecture.family!r}: no record of it, and though it has the modules of "
-                f"Llama's layout, it does not compute as Llama does: {error} Known: {', '.join(known_model_types())}."
-            ) from error
+    def _choose(self, found: Candidates, config: Any, rename_config: RenameConfig | None, *, verify: bool) -> None:
+        """Take the record, or of several guesses the first that is proved."""
+        nearest: tuple[int, str] | None = None  # of the records that failed, the one with the fewest failures
+        for record in found.records:
+            self._take(record, config, rename_config)
+            if found.known and not verify:
+                return
+            failed = failures(prove(self))
+            if not failed:
+                return
+            if nearest is None or len(failed) < nearest[0]:
+                nearest = len(failed), failed[0].message(self)
+        assert nearest is not None  # there is at least one record
+        if found.known:
+            raise InterpError(nearest[1])
+        raise InterpError(
+            f"unknown architecture {config.model_type!r}: no record of it, and though it has the modules of "
+            f"{len(found.records)} known layouts, it does not compute as they do. The nearest: {nearest[1]}"
+        )
+
+    def _take(self, record: Architecture, config: Any, rename_config: RenameConfig | None) -> None:
+        self.architecture = record
+        self.parallel = record.parallel
+        self.num_layers = len(self.get(record.layers))
+        self._tail = Tail.of(record, config.get_text_config(), self._module)
+        source = None if rename_config is None else rename_config.attn_prob_source
+        self.attention_access = AttentionAccess(
+            _Attentions(self), config.get_text_config().model_type, pattern_source=source
+        )
+        guard_padding(record, self._module)
 
     @property
     def device(self) -> torch.device:
         """Where prompts go: the device on which the token embedding runs."""
-        device = execution_device(self.embed_tokens._module)
+        device = execution_device(self.get(self.architecture.embedding)._module)
         assert device is not None  # an embedding has weights
         return device
 
@@ -141,29 +223,79 @@ class StandardizedTransformer(TransformersModel):
         """The dtype of the model's weights, which is that of its activations."""
         return self._module.dtype
 
+    def layer(self, layer: int) -> Any:
+        """The envoy of one layer, counted from 0."""
+        return self.get(self.architecture.layers)[layer]
+
+    def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        """nnsight's driver of a trace; what the trace switched on in attention is switched off, whatever happens."""
+        try:
+            return super().interleave(fn, *args, **kwargs)
+        finally:
+            self.attention_access.release()
+            self.trace_memory.clear()
+
+    def _remoteable_class(self) -> type:
+        return TransformersModel  # a server knows nnsight's class; the names go with what is sent
+
     # Places by site -----------------------------------------------------------------------------------------------
 
-    def read(self, site: Site | str) -> Tensor:
+    def site(self, site: Spelling) -> Site:
+        """A site of this model, from any spelling.
+
+        Raises:
+            InterpError: it cannot be read, or names several places, or a layer or head that the model has not.
+        """
+        return parse_site(site, self.num_layers, self.num_heads, self.num_kv_heads)
+
+    def has(self, site: Spelling) -> bool:
+        """Whether the model has a site: parallel layers have no `resid_mid`, Mamba layers no `pattern`."""
+        return why_missing(self, self.site(site)) is None
+
+    def in_order(self, sites: Sequence[Spelling]) -> list[Site]:
+        """Sites in the order in which this model's forward pass meets them, which a trace must keep."""
+        return sorted((self.site(site) for site in sites), key=self._depth)
+
+    def _depth(self, site: Site) -> tuple[Any, ...]:
+        if not self.architecture.mixer_first or not site.kind.startswith("mixer"):
+            return site.depth
+        before = Site("attn_in", site.layer).depth
+        return (*before[:1], before[1] - (0.5 if site.kind == "mixer_out" else 0.75), *before[2:])
+
+    def width(self, site: Spelling) -> int:
+        """The last axis of a site without a head axis: hidden, vocabulary, or the MLP's neurons.
+
+        Raises:
+            InterpError: no such site in this model, or one with heads.
+        """
+        place = self.site(site)
+        if place.kind in HEAD_KINDS:
+            raise InterpError(f"width of {place}: expected a site without a head axis.")
+        if place.kind == "logits":
+            return self.vocab_size
+        if place.kind != "mlp_post":
+            return self.hidden_size
+        return projection_width(self, place)
+
+    def read(self, site: Spelling) -> Tensor:
         """The value at a site, inside a trace.
 
         It is the model's live tensor: changed in place, it changes the forward pass; kept past the trace, it shows
-        every change made in place later on. So `.clone()` what you keep.
+        every change made in place later on. So `.clone()` what you keep. (`head_out`, and what is scaled before it is
+        added, are computed on reading; write them back to change them.)
 
         Arguments:
-            site: e.g. `resid_post.3`, `attn_out.-1`, `logits`; see `interp.sites`.
+            site: e.g. `resid_post.3`, `attn_out.-1`, `pattern.2.h0`, `logits`; see `interp.sites`.
 
         Returns:
-            (batch, position, hidden), for `logits` (batch, position, vocabulary).
+            A tensor of the site's shape (`interp.sites.SHAPES`); without the head axis where the site names a head.
 
         Raises:
             InterpError: no such site in this model.
         """
-        place = self._site(site)
-        if place.kind == "logits":
-            return self.logits
-        return read_place(*self._place(place))
+        return place_of(self, self.site(site)).read()
 
-    def write(self, site: Site | str, value: Tensor) -> None:
+    def write(self, site: Spelling, value: Tensor) -> None:
         """Replace the value at a site, inside a trace; everything after it sees the new one.
 
         `resid_mid` is written in place, because the layer itself holds on to that tensor.
@@ -175,62 +307,29 @@ class StandardizedTransformer(TransformersModel):
         Raises:
             InterpError: no such site in this model, or another shape.
         """
-        place = self._site(site)
-        if place.kind == "logits":
-            self.logits = value
-            return
-        envoy, side = self._place(place)
-        if place.kind == "resid_mid":
-            live = read_place(envoy, side)
-            live.copy_(fitted(value, live, str(place)))
-        else:
-            write_place(envoy, side, value, str(place))
-
-    def _site(self, site: Site | str) -> Site:
-        place = parse_site(site, self.num_layers)
-        if place.kind == "resid_mid" and self.parallel:
-            raise InterpError(
-                f"site {str(place)!r} does not exist in {type(self._module).__name__}: attention and MLP both read "
-                "resid_pre (parallel residual). Use resid_pre, attn_out, mlp_out or resid_post."
-            )
-        return place
-
-    def _place(self, site: Site) -> tuple[Any, str]:
-        """The module of a site, and whether the site is what it takes or what it gives."""
-        record = self.architecture
-        if site.kind == "embed":
-            return self.layers[0], "input"
-        if site.kind == "final_norm":
-            return self.ln_final, "output"
-        assert site.layer is not None
-        layer = self.layers[site.layer]
-        if site.kind in ("resid_pre", "resid_post"):
-            return layer, "input" if site.kind == "resid_pre" else "output"
-        path, side = {
-            "attn_in": (record.attention, "input"),
-            "attn_out": (record.attention_added, "output"),
-            "resid_mid": (record.middle, "input"),
-            "mlp_in": (record.mlp, "input"),
-            "mlp_out": (record.mlp_added, "output"),
-        }[site.kind]
-        return layer.get(path), side
+        place_of(self, self.site(site)).write(value)
 
     # Places by accessor -------------------------------------------------------------------------------------------
 
     @property
     def layers_input(self) -> LayerValues:
         """`layers_input[i]`: the residual stream before layer i (`resid_pre`)."""
-        return LayerValues(self.layers.__getitem__, self.num_layers, "input", "layers_input")
+        return self._values("layers_input", "resid_pre")
 
     @property
     def layers_output(self) -> LayerValues:
         """`layers_output[i]`: the residual stream after layer i (`resid_post`)."""
-        return LayerValues(self.layers.__getitem__, self.num_layers, "output", "layers_output")
+        return self._values("layers_output", "resid_post")
+
+    @property
+    def attentions(self) -> LayerModules:
+        """`attentions[i]`: the attention module of layer i."""
+        return LayerModules(lambda layer: self._part("attention", layer), self.num_layers, "attentions")
 
     @property
     def attentions_input(self) -> LayerValues:
         """`attentions_input[i]`: what the attention module of layer i receives (`attn_in`)."""
-        return LayerValues(self._attention, self.num_layers, "input", "attentions_input")
+        return self._values("attentions_input", "attn_in")
 
     @property
     def attentions_output(self) -> LayerValues:
@@ -238,48 +337,128 @@ class StandardizedTransformer(TransformersModel):
 
         Not always what is added to the residual stream: in Gemma 2 or OLMo 2 a norm comes between. That is `attn_out`.
         """
-        return LayerValues(self._attention, self.num_layers, "output", "attentions_output")
+        return self._outputs("attentions_output", "attention")
+
+    @property
+    def mlps(self) -> LayerModules:
+        """`mlps[i]`: the MLP of layer i."""
+        return LayerModules(lambda layer: self._part("mlp", layer), self.num_layers, "mlps")
 
     @property
     def mlps_input(self) -> LayerValues:
         """`mlps_input[i]`: what the MLP of layer i receives (`mlp_in`)."""
-        return LayerValues(self._mlp, self.num_layers, "input", "mlps_input")
+        return self._values("mlps_input", "mlp_in")
 
     @property
     def mlps_output(self) -> LayerValues:
         """`mlps_output[i]`: what the MLP of layer i returns; what is added to the residual stream is `mlp_out`."""
-        return LayerValues(self._mlp, self.num_layers, "output", "mlps_output")
+        return self._outputs("mlps_output", "mlp")
 
-    def _attention(self, layer: int) -> Any:
-        return self.layers[layer].get(self.architecture.attention)
+    @property
+    def attention_probabilities(self) -> LayerValues:
+        """`attention_probabilities[i]`: the attention pattern of layer i, (batch, head, query, key) (`pattern`)."""
+        return self._values("attention_probabilities", "pattern")
 
-    def _mlp(self, layer: int) -> Any:
-        return self.layers[layer].get(self.architecture.mlp)
+    def _values(self, name: str, kind: str) -> LayerValues:
+        return LayerValues(lambda layer: place_of(self, Site(kind, layer)), self.num_layers, name)
+
+    def _outputs(self, name: str, role: str) -> LayerValues:
+        def place(layer: int) -> ModulePlace:
+            envoy = self._part(role, layer)
+            sublayer = sublayer_of(self, role, layer)
+            assert sublayer is not None
+            if sublayer.is_spread:
+                envoy = self.layer(layer).get(str(sublayer.projection))
+            return ModulePlace(envoy, "output", f"{name}[{layer}]")
+
+        return LayerValues(place, self.num_layers, name)
+
+    def _part(self, role: str, layer: int) -> Any:
+        sublayer = sublayer_of(self, role, layer)
+        if sublayer is None:
+            place_of(self, Site("attn_in" if role == "attention" else "mlp_in", layer))  # raises, and says why
+        assert sublayer is not None
+        return self.layer(layer).get(sublayer.module)
+
+    @property
+    def token_embeddings(self) -> Tensor:
+        """What the token embedding gives, inside a trace; may be set. What enters layer 0 is `embed`."""
+        return self._embeddings.read()
+
+    @token_embeddings.setter
+    def token_embeddings(self, value: Tensor) -> None:
+        self._embeddings.write(value)
+
+    @property
+    def _embeddings(self) -> ModulePlace:
+        return ModulePlace(self.get(self.architecture.embedding), "output", "token_embeddings")
+
+    @property
+    def input_ids(self) -> Tensor:
+        """The token ids (batch, position) as they are fed, padding included, inside a trace."""
+        return self._fed("input_ids")
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """The attention mask (batch, position) as it is fed, 0 at padding, inside a trace."""
+        return self._fed("attention_mask")
+
+    @property
+    def input_size(self) -> torch.Size:
+        """(batch, position) of what is fed, inside a trace."""
+        return self.input_ids.shape
+
+    def _fed(self, name: str) -> Tensor:
+        whole: Any = self
+        args, kwargs = whole.inputs
+        if name == "input_ids" and args:
+            return args[0]
+        if not isinstance(kwargs.get(name), Tensor):
+            raise InterpError(f"{name}: the model is fed {', '.join(kwargs)}. Pass {name}= to the trace.")
+        return kwargs[name]
 
     @property
     def logits(self) -> Tensor:
         """The model's logits (batch, position, vocabulary), inside a trace; may be set."""
-        whole: Any = self
-        return whole.output.logits
+        return self.read("logits")
 
     @logits.setter
     def logits(self, value: Tensor) -> None:
-        whole: Any = self
-        output = whole.output
-        whole.output = type(output)(**{**output, "logits": fitted(value, output.logits, "logits")})
+        self.write("logits", value)
 
     @property
     def next_token_probs(self) -> Tensor:
         """Probabilities after the last token (batch, vocabulary), float32, inside a trace of left-padded prompts."""
         return self.logits[:, -1].float().softmax(-1)
 
+    # Interventions ------------------------------------------------------------------------------------------------
+
+    def skip_layer(self, layer: int, skip_with: Tensor | None = None) -> None:
+        """Skip one layer, inside a trace; see `interp.interventions.skip_layers`."""
+        skip_layers(self, layer, layer, skip_with)
+
+    def skip_layers(self, start_layer: int, end_layer: int, skip_with: Tensor | None = None) -> None:
+        """Skip layers, inside a trace; see `interp.interventions.skip_layers`."""
+        skip_layers(self, start_layer, end_layer, skip_with)
+
+    def steer(
+        self,
+        layers: int | Sequence[int],
+        steering_vector: Tensor,
+        factor: float = 1.0,
+        token_positions: int | Sequence[int] | Tensor | None = None,
+        batch_index: int | Sequence[int] | Tensor | None = None,
+    ) -> None:
+        """Add a vector to the residual stream after layers, inside a trace; see `interp.interventions.steer`."""
+        steer(self, layers, steering_vector, factor, token_positions=token_positions, batch_index=batch_index)
+
     # Readout ------------------------------------------------------------------------------------------------------
 
     def readout(self, hidden: Tensor) -> Tensor:
         """From a residual stream to the vocabulary through the model's own tail: norm, head, scale, softcap.
 
-        Plain torch under the caller's grad mode; inside a trace it is `project_on_vocab`. At the last layer it gives
-        the model's logits exactly.
+        Plain torch under the caller's grad mode; inside a trace the modules are called without being taken for the
+        forward pass. At the last layer it gives the model's logits exactly.
 
         Arguments:
             hidden: (..., hidden), moved to the device and dtype of the model's last norm.
@@ -290,38 +469,52 @@ class StandardizedTransformer(TransformersModel):
         Raises:
             InterpError: the last axis is not `hidden_size`.
         """
-        if self.interleaver.interleaving:
-            return self.project_on_vocab(hidden)
-        return self._tail(hidden, self.ln_final._module, self.lm_head._module)
-
-    def project_on_vocab(self, hidden: Tensor) -> Tensor:
-        """`readout` for use inside a trace, where the modules are called without being taken for the forward pass."""
-        return self._tail(hidden, self.ln_final, self.lm_head)
-
-    def _tail(self, hidden: Tensor, norm: Any, head: Any) -> Tensor:
         if hidden.shape[-1:] != (self.hidden_size,):
             raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
-        hidden = hidden.to(device=execution_device(self.ln_final._module) or hidden.device, dtype=self.dtype)
-        logits = head(norm(hidden))
-        if self._logit_scale is not None:
-            logits = logits * self._logit_scale
-        if self._softcap is not None:
-            logits = torch.tanh(logits / self._softcap) * self._softcap
-        return logits
+        first = self.get(self._tail.paths[0])._module
+        hidden = hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
+        if self.interleaver.interleaving:
+            return self._tail(hidden, self.get)
+        return self._tail(hidden, self._module.get_submodule)
+
+    def project_on_vocab(self, hidden: Tensor) -> Tensor:
+        """nnterp's name of `readout`."""
+        return self.readout(hidden)
+
+    def get_topk_closest_tokens(self, hidden: Tensor, k: int = 5) -> dict[str, float] | list[dict[str, float]]:
+        """The most probable tokens of a hidden state, read out; see `interp.model.tokens.closest_tokens`."""
+        return closest_tokens(self, hidden, k)
+
+    @property
+    def add_prefix_false_tokenizer(self) -> PreTrainedTokenizerBase:
+        """A copy of the tokenizer that puts no space before a text; see `interp.model.tokens.bare_tokenizer`."""
+        return bare_tokenizer(self.tokenizer)
 
     def digest(self) -> str:
         """SHA-256 of config and weights, 64 hexadecimal digits; the same on every device and from every folder."""
         return model_digest(self._module)
 
 
-def _config_number(config: Any, name: str | None) -> float | None:
-    return None if name is None else getattr(config, name, None)
+class _Attentions:
+    """Layer -> the envoy of its attention; None where it has none.
+
+    It does not hold the model, which holds it: weights are freed with the last reference to a model.
+    """
+
+    def __init__(self, model: StandardizedTransformer) -> None:
+        self._model = ref(model)
+
+    def __call__(self, layer: int) -> Any | None:
+        model = self._model()
+        assert model is not None  # who asks holds it
+        sublayer = sublayer_of(model, "attention", layer)
+        return None if sublayer is None else model.layer(layer).get(sublayer.module)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a trace that runs elsewhere is sent with its model
+        return _Attentions, (self._model(),)
 
 
-def _reject_load_options(
-    revision: str | None, dtype: str | torch.dtype | None, device_map: Any, attn_implementation: str | None
-) -> None:
-    given = dict(revision=revision, dtype=dtype, device_map=device_map, attn_implementation=attn_implementation)
+def _reject_load_options(given: Mapping[str, Any]) -> None:
     named = [name for name, value in given.items() if value is not None]
     if named:
         raise InterpError(f"{', '.join(named)}: of no use with a model in memory. Load it so in the first place.")

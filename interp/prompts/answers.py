@@ -28,6 +28,7 @@ GAPS = ("", " ")  # a word may be the answer with and without a space before it
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how SentencePiece spells a byte for which it has no character
 SPACE_MARK = "▁"  # how SentencePiece spells a space
+BYTE_LEVEL_SPACE = "Ġ"  # how byte-level BPE spells it
 UNDECODED = "\N{REPLACEMENT CHARACTER}"  # what a part of a character's bytes decodes to
 
 
@@ -98,7 +99,7 @@ class AnswerTokens:
         """
         if word not in self._known:
             check_unicode(word)
-            self._known[word] = list(dict.fromkeys(self._find(word.strip())))
+            self._known[word] = list(dict.fromkeys(self._find(word.replace(self._space, " ").strip())))
         if not self._known[word]:
             raise InterpError(
                 f"the word {word!r} has no token by the policy {self.policy!r}: "
@@ -109,6 +110,29 @@ class AnswerTokens:
                 )
             )
         return list(self._known[word])
+
+    def partial(self, word: str) -> dict[int, bytes]:
+        """Those of a word's tokens that are only a part of its first character, and so begin many other words too.
+
+        Arguments:
+            word: the word; spaces around it are ignored.
+
+        Returns:
+            Token id -> the bytes of the character that the token holds; mostly empty.
+
+        Raises:
+            InterpError: the word has no token.
+        """
+        first = self._bare(word)[:1]
+        found = {}
+        for token_id in self.of_word(word):
+            if self._bare(self._decode([token_id]))[:1] == first:
+                continue
+            entry = self._tokenizer.convert_ids_to_tokens(token_id)
+            # Byte-level vocabularies spell each byte as one letter, the space before a word among them.
+            size = 1 if BYTE_TOKEN.fullmatch(entry) else len(entry.removeprefix(BYTE_LEVEL_SPACE))
+            found[token_id] = first.encode()[:size]
+        return found
 
     def _find(self, word: str) -> Iterator[int]:
         if not self._bare(word):
@@ -181,9 +205,9 @@ class AnswerTokens:
     def _normalized(self, text: str) -> str:
         """The text as the tokenizer sees it (some lower the case or compose accents), without its mark for spaces."""
         if self._normalizer is not None:
-            text = self._normalizer.normalize_str(text).replace(self._space, " ")
-        return text.strip()
+            text = self._normalizer.normalize_str(text)
+        return text.replace(self._space, " ").strip()
 
     def _bare(self, text: str) -> str:
         """The normalised text without any space: what is compared to tell whether tokens give a word back."""
-        return "".join(self._normalized(text).replace(self._space, " ").split())
+        return "".join(self._normalized(text).split())

@@ -30,12 +30,17 @@ class Encoded:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, text: str, spans: Mapping[str, tuple[int, int]] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    spans: Mapping[str, tuple[int, int]] | None = None,
+    *,
+    add_special_tokens: bool = True,
 ) -> Encoded:
     """Tokenize a prompt and find the tokens of marked characters.
 
     Special tokens that the tokenizer puts before the text (`<s>`) are kept. Those that it would put after the text
-    (`</s>`) are left out, because the model is asked to go on with the text.
+    (`</s>`) are left out, because the model is asked to go on with the text. Those that the text itself has are read as
+    special tokens.
 
     A span covers every token that has a part of its characters, so it may reach over them: where ` "Buch` is one token,
     the span of `Buch` is that token. Tokens are found by the offsets that the tokenizer reports, not by comparing text.
@@ -44,6 +49,8 @@ def encode(
         tokenizer: a transformers tokenizer.
         text: the prompt.
         spans: name -> (first character, one past the last character).
+        add_special_tokens: whether the tokenizer adds its own. False for a text that has all of them, as a chat
+            template writes it; `interp.prompts.chat_prompt` takes care of that.
 
     Returns:
         The token ids and the token ranges of the spans.
@@ -69,6 +76,7 @@ def encode(
         )
     batch = tokenizer(
         text,
+        add_special_tokens=add_special_tokens,
         return_offsets_mapping=tokenizer.is_fast,
         return_special_tokens_mask=True,
         return_attention_mask=False,
@@ -85,16 +93,17 @@ def encode(
     if start_token and added[0] == 1 and input_ids[0] == tokenizer.bos_token_id and text.startswith(start_token):
         raise InterpError(
             f"the prompt {_shown(text)} begins with {start_token!r}, which the tokenizer adds itself: the model would "
-            "see it twice. Remove it from the prompt."
+            "see it twice. Remove it from the prompt; for a chat, use `interp.prompts.chat_prompt`, or pass "
+            "add_special_tokens=False where the text has every special token."
         )
     found = {}
+    offsets = batch["offset_mapping"][: len(input_ids)] if spans else []
     for name, (start, stop) in spans.items():
         # A token that the tokenizer added, or one that stands for no character, has an empty range and never overlaps.
-        tokens = [
-            index
-            for index, (first, end) in enumerate(batch["offset_mapping"][: len(input_ids)])
-            if first < stop and end > start and first < end
-        ]
+        tokens = [index for index, (first, end) in enumerate(offsets) if first < stop and end > start and first < end]
+        # A space that the tokenizer puts before a text claims the first character's place; it is none of it.
+        while len(tokens) > 1 and _is_added_space(tokenizer, input_ids[tokens[0]], text[slice(*offsets[tokens[0]])]):
+            del tokens[0]
         if not tokens:
             raise InterpError(
                 f"span {name!r}: the tokenizer gives the characters {text[start:stop]!r} ({start}:{stop} of "
@@ -102,6 +111,12 @@ def encode(
             )
         found[name] = (tokens[0], tokens[-1] + 1)
     return Encoded(input_ids=input_ids, spans=found)
+
+
+def _is_added_space(tokenizer: PreTrainedTokenizerBase, token_id: int, characters: str) -> bool:
+    text = tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return not text.strip() and bool(characters.strip())
 
 
 def check_unicode(text: str) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from interp.errors import InterpError, nearest
+from interp.prompts.repeat import repeat_prompt
 
 __all__ = ["IDENTITY_PROMPTS", "identity_prompt"]
 
 # Each of the three is in use somewhere, and they give different numbers, so a result has to say which one it used.
 IDENTITY_PROMPTS: dict[str, str] = {
-    "king": "king king\n1135 1135\nhello hello\n?",
-    "cat": "cat -> cat\n1135 -> 1135\nhello -> hello\n?",
-    "cat_dog": "cat cat dog dog 1234 1234 hello hello ?",
+    "king": repeat_prompt(("king", "1135", "hello")).text,
+    "cat": repeat_prompt(("cat", "1135", "hello"), relation=" -> ").text,
+    "cat_dog": repeat_prompt(("cat", "dog", "1234", "hello"), separator=" ").text,
 }
 
 

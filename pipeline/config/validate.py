@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from interp.errors import InterpError
 from interp.positions import Position, check_positions
 from interp.prompts.identity import identity_prompt
-from interp.sites import LAYER_KINDS, check_layers, check_sites, parse_layers, parse_sites
+from interp.sites import HIDDEN_KINDS, check_collectable, check_layers, check_sites, parse_layers, parse_sites
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.collect import CollectConfig, collect_from
 from pipeline.config.evaluate import EvaluateConfig, evaluate_from
@@ -204,6 +204,7 @@ def _close(value: object, allowed: Iterable[str]) -> str:
 def _check_collect(config: Config, num_layers: int | None) -> None:
     try:
         check_sites(config.collect.sites, num_layers)
+        check_collectable(config.collect.sites)
     except InterpError as error:
         raise ConfigError(f"collect.sites: {error}") from None
     try:
@@ -225,10 +226,10 @@ def _check_span(where: str, position: Position, kind: str) -> None:
 def _check_lens(where: str, lens: LensConfig, config: Config, num_layers: int | None) -> None:
     """One lens against what is collected and what the task has."""
     collected = _collected(config, num_layers)
-    if lens.site not in LAYER_KINDS:
+    if lens.site not in HIDDEN_KINDS:
         raise ConfigError(
             f"{where}.site: expected a kind of site that each layer has, got {lens.site!r}."
-            f"{nearest(lens.site, LAYER_KINDS)}"
+            f"{nearest(lens.site, HIDDEN_KINDS)} A lens reads hidden states (batch, position, hidden)."
         )
     if lens.site not in collected:
         raise ConfigError(

@@ -164,7 +164,7 @@ def layout(
     """What the store holds.
 
     Arrays share the dimensions `layer` and `hidden` where they have the same layers and width; one that differs has a
-    qualified one, `layer@attn_out`, `hidden@logits`.
+    qualified one, `layer@attn_out`, `hidden@logits`, `hidden@mlp_post`.
 
     Returns:
         The arrays, by kind of site; the layers of each kind (None for a kind without layers); the static arrays.
@@ -177,8 +177,8 @@ def layout(
     common = next(iter(layers.values()))
     for kind, numbers in layers.items():
         layer = "layer" if numbers == common else f"layer@{kind}"
-        hidden = "hidden@logits" if kind == "logits" else "hidden"
-        size = model.vocab_size if kind == "logits" else model.hidden_size
+        size = model.width(next(site for site in sites if site.kind == kind))
+        hidden = "hidden" if size == model.hidden_size and kind != "logits" else f"hidden@{kind}"
         shape = (len(numbers), len(rows), positions.shape[1], size)
         arrays.append(ArraySpec(kind, (layer, "prompt", "position", hidden), shape, dtype))
         numbered = [NO_LAYER if n is None else n for n in numbers]

@@ -13,7 +13,7 @@ from torch import Tensor
 from interp.errors import InterpError, nearest
 from interp.positions import Position
 from interp.prompts import encode, identity_prompt
-from interp.sites import LAYER_KINDS
+from interp.sites import HIDDEN_KINDS
 from pipeline.config.lens import LensConfig, LogitLensConfig, PatchscopeConfig
 from pipeline.stages.tokens import Pair, Row, Tokens
 from pipeline.store import Store
@@ -199,9 +199,10 @@ def find_latents(
     """
     sites: dict[str, list[int | None]] = store.attributes["sites"]
     names: list[str] = store.attributes["position_names"]
-    if kind not in LAYER_KINDS:
+    if kind not in HIDDEN_KINDS:
         raise InterpError(
-            f"lens.{name}.site: expected a kind of site that every layer has, got {kind!r}.{nearest(kind, LAYER_KINDS)}"
+            f"lens.{name}.site: expected a kind of site that every layer has, got {kind!r}."
+            f"{nearest(kind, HIDDEN_KINDS)} A lens reads hidden states (batch, position, hidden)."
         )
     if kind not in sites:
         raise InterpError(

@@ -6,75 +6,33 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from string import Formatter
 from typing import TYPE_CHECKING
 
-from interp.errors import InterpError, nearest
+from interp.errors import InterpError
 from interp.prompts import AnswerTokens, encode
+from interp.prompts.templates import Template
 from pipeline.config.base import ConfigError
 from pipeline.tasks.records import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Answers", "Template", "collide", "make_row"]
+__all__ = ["Answers", "collide", "configured_template", "make_row"]
 
 log = logging.getLogger("interpipe")
 SHOWN = 60  # characters of a prompt in a message
 
 
-class Template:
-    """One line of a few-shot prompt, with named blanks.
-
-    Arguments:
-        text: the line; `{name}` is a blank, `{{` and `}}` are braces.
-        answer: the blank that the model fills: the question is the line up to it.
-        query: the blank that the question is about; it must stand before the answer.
-        known: every blank that there may be.
-        where: the setting's name, for messages.
+def configured_template(text: str, *, answer: str, query: str, known: Sequence[str]) -> Template:
+    """The template of the setting `task.template`; arguments as of `interp.prompts.Template`.
 
     Raises:
         ConfigError: a blank is unknown, missing or out of order.
     """
-
-    def __init__(self, text: str, *, answer: str, query: str, known: Sequence[str], where: str) -> None:
-        try:
-            # (literal text, blank or None), in order
-            self._parts = [(literal, blank) for literal, blank, _, _ in Formatter().parse(text)]
-        except ValueError as error:
-            raise ConfigError(
-                f"{where}: {text!r} is not a template ({error}). Write a brace itself as '{{{{'."
-            ) from None
-        blanks = [blank for _, blank in self._parts if blank is not None]
-        for blank in blanks:
-            if blank not in known:
-                raise ConfigError(f"{where}: unknown blank {{{blank}}} in {text!r}.{nearest(blank, known)}")
-        for blank in (answer, query):
-            if blank not in blanks:
-                raise ConfigError(f"{where}: expected {{{blank}}} in the template, got {text!r}.")
-        if query not in blanks[: blanks.index(answer)]:
-            raise ConfigError(f"{where}: expected {{{query}}} before {{{answer}}} in the template, got {text!r}.")
-        self._answer, self._query = answer, query
-
-    def line(self, values: Mapping[str, str]) -> str:
-        """The solved line."""
-        return "".join(literal + (values[blank] if blank else "") for literal, blank in self._parts)
-
-    def question(self, values: Mapping[str, str]) -> tuple[str, tuple[int, int]]:
-        """The line up to the answer.
-
-        Returns:
-            The text, and the characters of the (last) query blank in it.
-        """
-        text, span = "", (0, 0)
-        for literal, blank in self._parts:
-            text += literal
-            if blank == self._answer:
-                break
-            if blank == self._query:
-                span = (len(text), len(text) + len(values[blank]))
-            text += values[blank] if blank else ""
-        return text, span
+    try:
+        return Template(text, answer=answer, query=query, known=known)
+    except InterpError as error:
+        raise ConfigError(f"task.template: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError, nearest
+from interp.prompts.templates import BLANK
 from pipeline.config.base import ConfigError
 from pipeline.config.task import ClozeConfig
-from pipeline.tasks.build import Answers, Template, make_row
+from pipeline.tasks.build import Answers, configured_template, make_row
 from pipeline.tasks.records import Row, TaskData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BLANK", "Sentence", "load_sentences", "make_cloze"]
+__all__ = ["Sentence", "load_sentences", "make_cloze"]
 
-BLANK = "___"
 COLUMNS = {"concept", "language", "text", "words"}
 
 
@@ -109,9 +109,7 @@ def make_cloze(config: ClozeConfig, tokenizer: PreTrainedTokenizerBase, context_
             wrong.
         InterpError: a prompt is too long, or nothing is left after dropping.
     """
-    template = Template(
-        config.template, answer="word", query="sentence", known=("sentence", "word"), where="task.template"
-    )
+    template = configured_template(config.template, answer="word", query="sentence", known=("sentence", "word"))
     by_language: dict[str, dict[str, Sentence]] = {}
     for sentence in load_sentences(config.sentences):
         by_language.setdefault(sentence.language, {})[sentence.concept] = sentence
@@ -149,17 +147,17 @@ def make_cloze(config: ClozeConfig, tokenizer: PreTrainedTokenizerBase, context_
         # The shots depend on seed, language and concept alone: no other setting changes them.
         others = [other for other in sentences.values() if other.concept != concept]
         shots = random.Random(f"{config.seed} {config.language} {concept}").sample(others, config.shots)
-        before = "".join(template.line({"sentence": shot.text, "word": shot.words[0]}) + "\n" for shot in shots)
-        question, (start, stop) = template.question({"sentence": sentence.text, "word": sentence.words[0]})
-        start, stop = start + len(before), stop + len(before)
-        blank = start + sentence.text.index(BLANK)
+        values = [{"sentence": shown.text, "word": shown.words[0]} for shown in (*shots, sentence)]
+        prompt = template.few_shot(values[:-1], values[-1])
+        query = prompt.spans["query"]
+        blank = query[0] + sentence.text.index(BLANK)
         prompts.append(
             make_row(
                 tokenizer,
                 context_length,
                 where=f"prompts row {len(prompts)}",
-                prompt=before + question,
-                spans={"query": (start, stop), "blank": (blank, blank + len(BLANK))},
+                prompt=prompt.text,
+                spans={"query": query, "blank": (blank, blank + len(BLANK))},
                 labels={"concept": concept, "language": config.language},
                 answers=accepted,
             )

@@ -18,7 +18,7 @@ from interp.prompts import encode
 from pipeline.config.base import ConfigError
 from pipeline.config.task import TranslationConfig
 from pipeline.demo.lexicon import Concept, Lexicon, load_lexicon
-from pipeline.tasks.build import Answer, Answers, Template, collide, log, make_row
+from pipeline.tasks.build import Answer, Answers, collide, configured_template, log, make_row
 from pipeline.tasks.records import Pair, Row, TaskData
 
 if TYPE_CHECKING:
@@ -55,9 +55,7 @@ class _Translation:
     ) -> None:
         self.config, self.tokenizer, self.context_length = config, tokenizer, context_length
         self.lexicon = _lexicon(config)
-        self.template = Template(
-            config.template, answer="target_word", query="source_word", known=BLANKS, where="task.template"
-        )
+        self.template = configured_template(config.template, answer="target_word", query="source_word", known=BLANKS)
         self.answers = Answers(tokenizer, config.target_policy)
 
     def make(self) -> TaskData:
@@ -166,9 +164,10 @@ class _Translation:
         """
         others = [other for other in self.lexicon.concepts if other.id != concept.id]
         shots = random.Random(f"{self.config.seed} {source} {target} {concept.id}").sample(others, self.config.shots)
-        before = "".join(self.template.line(self._values(shot, source, target)) + "\n" for shot in shots)
-        question, (start, stop) = self.template.question(self._values(concept, source, target))
-        return before + question, (len(before) + start, len(before) + stop)
+        prompt = self.template.few_shot(
+            [self._values(shot, source, target) for shot in shots], self._values(concept, source, target)
+        )
+        return prompt.text, prompt.spans["query"]
 
     def _values(self, concept: Concept, source: str, target: str) -> dict[str, str]:
         return {

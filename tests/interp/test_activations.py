@@ -27,6 +27,7 @@ _LLAMA = {
     "attn_out": ("model.layers.{}.self_attn", "output"),
     "resid_mid": ("model.layers.{}.post_attention_layernorm", "input"),
     "mlp_in": ("model.layers.{}.mlp", "input"),
+    "mlp_post": ("model.layers.{}.mlp.down_proj", "input"),
     "mlp_out": ("model.layers.{}.mlp", "output"),
     "resid_post": ("model.layers.{}", "output"),
     "final_norm": ("model.norm", "output"),
@@ -50,6 +51,7 @@ PLACES = {
         "attn_out": ("transformer.h.{}.attn", "output"),
         "resid_mid": ("transformer.h.{}.ln_2", "input"),
         "mlp_in": ("transformer.h.{}.ln_2", "output"),
+        "mlp_post": ("transformer.h.{}.mlp.c_proj", "input"),
         "mlp_out": ("transformer.h.{}.mlp", "output"),
         "resid_post": ("transformer.h.{}", "output"),
         "final_norm": ("transformer.ln_f", "output"),
@@ -61,6 +63,7 @@ PLACES = {
         "attn_in": ("gpt_neox.layers.{}.input_layernorm", "output"),
         "attn_out": ("gpt_neox.layers.{}.attention", "output"),
         "mlp_in": ("gpt_neox.layers.{}.post_attention_layernorm", "output"),
+        "mlp_post": ("gpt_neox.layers.{}.mlp.dense_4h_to_h", "input"),
         "mlp_out": ("gpt_neox.layers.{}.mlp", "output"),
         "resid_post": ("gpt_neox.layers.{}", "output"),
         "final_norm": ("gpt_neox.final_layer_norm", "output"),
@@ -204,6 +207,15 @@ def test_the_same_prompts_give_the_same_bits() -> None:
     assert torch.equal(first, second)
 
 
+def test_layers_of_two_widths_are_not_one_tensor() -> None:
+    narrow, wide = tiny_model("llama"), tiny_model("llama", intermediate_size=80)
+    narrow.model.layers[2].mlp = wide.model.layers[2].mlp
+    model = StandardizedTransformer(narrow, tokenizer=tiny_tokenizer())
+    with pytest.raises(InterpError, match=r"mlp_post.2 has 80 numbers at a position, other layers have 64"):
+        collect(model, prompts([4]), parse_sites("mlp_post.*", NUM_LAYERS), [[0]])
+    assert collect(model, prompts([4]), [Site("mlp_post", 2)], [[0]])["mlp_post"].shape == (1, 1, 1, 80)
+
+
 def test_progress_counts_prompts() -> None:
     done: list[int] = []
     ids = prompts()
@@ -232,6 +244,8 @@ def test_batches_are_by_length_and_left_padded() -> None:
         ([], [[0], [0]], "got 2 prompts and 0 sites"),
         ([Site("resid_post", 9)], [[0], [0]], "layer 9 is out of range"),
         ([Site("resid_mid", 0)], [[0], [0]], "resid_mid.0' does not exist in GPTNeoX"),
+        ([Site("embed"), Site("pattern", 0)], [[0], [0]], r"cannot be collected: .*model.read\('pattern.3'\)"),
+        ([Site("z", 0, 1)], [[0], [0]], r"'z.0.h1' cannot be collected: z has a head axis"),
     ],
 )
 def test_what_cannot_be_read_is_said(sites: list[Site], positions: list[list[int]], message: str) -> None:

@@ -191,6 +191,7 @@ def test_no_examples(standardized):
         ({"groups": []}, "groups: expected one entry for each of 2 examples, got 0"),
         ({"patch": "one_layr"}, "unknown 'one_layr'. Did you mean 'one_layer'"),
         ({"site": "embed"}, "a kind of site that each layer has, got 'embed'"),
+        ({"site": "z"}, "a kind of site that each layer has, got 'z'. .* a hidden state"),
         ({"latent_layers": [0, 1, 2, 2]}, "ascending order"),
         ({"layers": [1, 3], "latent_layers": [0, 1, 2]}, r"needs latents of layers \[1, 3\], got none of \[3\]"),
         ({"layers": [1], "latent_layers": [1, 3], "patch": "from_layer"}, r"got none of \[2\]"),

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tests.interp.prompts.scripts import LETTERS, SENTENCES, words_of
+
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 TEXT = [
     'Deutsch: "Buch" - Italiano: "libro"\nDeutsch: "König" - Italiano: "re"\n',
@@ -78,9 +80,14 @@ def byte_alphabet() -> dict[int, str]:
     return {byte: chr(byte) for byte in kept} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def _byte_level(pattern: str | None, vocabulary: int) -> Algorithm:
+def _byte_level(
+    pattern: str | None, vocabulary: int, *, prefix_space: bool = False, text: list[str] = TEXT
+) -> Algorithm:
     backend = Tokenizer(models.BPE())
-    if pattern is None:
+    if prefix_space:  # it splits into GPT-2's words itself
+        assert pattern == GPT2
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    elif pattern is None:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     else:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -91,7 +98,7 @@ def _byte_level(pattern: str | None, vocabulary: int) -> Algorithm:
         )
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(
-        TEXT,
+        text,
         trainers.BpeTrainer(
             vocab_size=vocabulary,
             special_tokens=SPECIAL,
@@ -113,12 +120,23 @@ def _byte_level(pattern: str | None, vocabulary: int) -> Algorithm:
     return Algorithm(_wrap(backend), pieces, lambda token: bytes(byte_of[letter] for letter in token))
 
 
-def _metaspace(scheme: str, vocabulary: int) -> Algorithm:
+def _sentencepiece_bytes(token: str) -> bytes:
+    if regex.fullmatch("<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("▁", " ").encode()
+
+
+def _spaces(word: str) -> str:
+    """The word where the mark for spaces is read as a space, and spaces around a word are ignored."""
+    return word.replace("▁", " ").strip()
+
+
+def _metaspace(scheme: str, vocabulary: int, *, split: bool = False, text: list[str] = TEXT) -> Algorithm:
     """Byte-pair encoding as SentencePiece does it (Llama 2, Mistral, Gemma), with bytes for unknown characters."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     trained.train_from_iterator(
-        [line.replace("书", "").replace("世", "").replace("\n", " ") for line in TEXT],
+        [line.replace("书", "").replace("世", "").replace("\n", " ") for line in text],
         trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False),
     )
     model = json.loads(trained.to_str())["model"]
@@ -137,7 +155,7 @@ def _metaspace(scheme: str, vocabulary: int) -> Algorithm:
     if scheme == "legacy":  # Llama 2 as it was released: a normalizer, and no splitting into words at all
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)
     if scheme != "never":
         strip = [decoders.Strip(content=" ", left=1)]
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
@@ -146,58 +164,76 @@ def _metaspace(scheme: str, vocabulary: int) -> Algorithm:
 
     def pieces(gap: str, word: str) -> list[str]:
         symbols = []
-        for letter in (gap + word).replace(" ", "▁"):
+        for letter in (gap + _spaces(word)).replace(" ", "▁"):
             symbols += [letter] if letter in known else [f"<0x{byte:02X}>" for byte in letter.encode()]
         return _merged(symbols, merges)
 
-    def text_of(token: str) -> bytes:
-        if regex.fullmatch("<0x[0-9A-F]{2}>", token):
-            return bytes([int(token[3:5], 16)])
-        return token.replace("▁", " ").encode()
-
-    return Algorithm(_wrap(backend), pieces, text_of)
+    return Algorithm(_wrap(backend), pieces, _sentencepiece_bytes, _spaces)
 
 
-def _unigram(vocabulary: int) -> Algorithm:
-    backend = Tokenizer(models.Unigram())
-    backend.normalizer = normalizers.NFKC()
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    backend.decoder = decoders.Metaspace(prepend_scheme="always")
-    backend.train_from_iterator(
-        TEXT,
+def _unigram(
+    vocabulary: int, *, scheme: str = "always", byte_fallback: bool = False, text: list[str] = TEXT
+) -> Algorithm:
+    trained = Tokenizer(models.Unigram())
+    trained.normalizer = normalizers.NFKC()
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    trained.train_from_iterator(
+        text,
         trainers.UnigramTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False),
     )
-    scores = {token: score for token, score in json.loads(backend.to_str())["model"]["vocab"] if token not in SPECIAL}
+    entries = [tuple(entry) for entry in json.loads(trained.to_str())["model"]["vocab"]]
+    scores = {token: score for token, score in entries if token not in SPECIAL}
+    unknown = min(score for _, score in entries) - 10  # what the library charges for a letter that has no entry
+    in_bytes = [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
+    backend = Tokenizer(
+        models.Unigram(
+            [*entries, *((token, 0.0) for token in in_bytes)],
+            unk_id=SPECIAL.index("<unk>"),
+            byte_fallback=byte_fallback,
+        )
+    )
+    backend.normalizer, backend.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
+    backend.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=scheme), decoders.Fuse()]
+        if byte_fallback
+        else [decoders.Metaspace(prepend_scheme=scheme)]
+    )
+    backend.add_special_tokens(SPECIAL)
 
     def pieces(gap: str, word: str) -> list[str] | None:
-        text = unicodedata.normalize("NFKC", gap + word).replace(" ", "▁")
+        if byte_fallback and regex.search("<0x[0-9A-F]{2}>", word):
+            return None  # the library takes the spelling of a byte for the byte
+        text = unicodedata.normalize("NFKC", gap + _spaces(word)).replace(" ", "▁")
         best: list[tuple[float, list[str]] | None] = [(0.0, [])] + [None] * len(text)
         for stop in range(1, len(text) + 1):
             for start in range(stop):
-                before = best[start]
-                if before is not None and text[start:stop] in scores:
-                    score = before[0] + scores[text[start:stop]]
-                    here = best[stop]
-                    if here is None or score > here[0]:
-                        best[stop] = (score, [*before[1], text[start:stop]])
-        found = best[len(text)]
-        return None if found is None else found[1]
+                before, piece = best[start], text[start:stop]
+                if before is None:
+                    continue
+                if piece in scores:
+                    price, found = scores[piece], [piece]
+                elif byte_fallback and len(piece) == 1:
+                    price, found = unknown, [f"<0x{byte:02X}>" for byte in piece.encode()]
+                else:
+                    continue
+                here = best[stop]
+                if here is None or before[0] + price > here[0]:
+                    best[stop] = (before[0] + price, [*before[1], *found])
+        last = best[len(text)]
+        return None if last is None else last[1]
 
     return Algorithm(
-        _wrap(backend),
-        pieces,
-        lambda token: token.replace("▁", " ").encode(),
-        lambda word: unicodedata.normalize("NFKC", word),
+        _wrap(backend), pieces, _sentencepiece_bytes, lambda word: _spaces(unicodedata.normalize("NFKC", word))
     )
 
 
-def _wordpiece(vocabulary: int) -> Algorithm:
+def _wordpiece(vocabulary: int, *, lowercase: bool = True, text: list[str] = TEXT) -> Algorithm:
     backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(cleanup=False)
     backend.train_from_iterator(
-        TEXT, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False)
+        text, trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False)
     )
     known = set(backend.get_vocab())
 
@@ -228,12 +264,21 @@ MAKERS: dict[str, Callable[[], Algorithm]] = {
     "byte-level BPE, GPT-2's words": lambda: _byte_level(GPT2, 460),
     "byte-level BPE, Llama 3's words": lambda: _byte_level(LLAMA3, 700),
     "byte-level BPE without words": lambda: _byte_level(None, 520),
+    "byte-level BPE, space at every start": lambda: _byte_level(GPT2, 460, prefix_space=True),
+    "byte-level BPE, many scripts": lambda: _byte_level(GPT2, 900, text=SENTENCES),
     "Metaspace BPE, space at the first word": lambda: _metaspace("first", 500),
     "Metaspace BPE, space at every start": lambda: _metaspace("always", 500),
     "Metaspace BPE, no space": lambda: _metaspace("never", 500),
     "Metaspace BPE, Llama 2's normalizer": lambda: _metaspace("legacy", 500),
+    "Metaspace BPE, split into words": lambda: _metaspace("always", 500, split=True),
+    "Metaspace BPE, many scripts": lambda: _metaspace("first", 900, text=SENTENCES),
     "Unigram": lambda: _unigram(400),
+    "Unigram, no space": lambda: _unigram(400, scheme="never"),
+    "Unigram with bytes": lambda: _unigram(400, byte_fallback=True),
+    "Unigram, many scripts": lambda: _unigram(700, text=SENTENCES),
+    "Unigram with bytes, many scripts": lambda: _unigram(700, scheme="first", byte_fallback=True, text=SENTENCES),
     "WordPiece": lambda: _wordpiece(500),
+    "WordPiece, cased, many scripts": lambda: _wordpiece(900, lowercase=False, text=SENTENCES),
 }
 
 
@@ -260,5 +305,6 @@ def words() -> st.SearchStrategy[str]:
         st.sampled_from(TRICKY),
         st.text(known, min_size=1, max_size=8),
         st.text(letters, min_size=1, max_size=6),
+        *(words_of(script) for script in LETTERS),
         st.lists(st.sampled_from(TRICKY), min_size=2, max_size=3).map("".join),
     ).filter(lambda word: not any(special in word for special in SPECIAL))

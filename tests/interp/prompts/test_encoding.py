@@ -9,7 +9,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from interp.errors import InterpError
-from interp.prompts import IDENTITY_PROMPTS, encode, identity_prompt
+from interp.prompts import encode
 from tests.interp.prompts.algorithms import MAKERS, algorithm, words
 
 LOSSLESS = [name for name in MAKERS if "BPE" in name]
@@ -120,12 +120,13 @@ def test_slow_tokenizer_encodes_and_says_what_it_lacks(slow_tokenizer: PreTraine
         encode(slow_tokenizer, "")
 
 
-def test_identity_prompts() -> None:
-    for name, text in IDENTITY_PROMPTS.items():
-        assert identity_prompt(name) == text
-        assert text.endswith("?")
-    assert identity_prompt("The capital of x") == "The capital of x"
-    with pytest.raises(InterpError, match="Did you mean 'king'"):
-        identity_prompt("kings")
-    with pytest.raises(InterpError, match="Known: cat, cat_dog, king"):
-        identity_prompt(" ")
+@pytest.mark.parametrize("name", [name for name in MAKERS if "every start" in name or "Llama 2" in name])
+def test_added_space_is_no_part_of_the_first_word(name: str) -> None:
+    tokenizer = algorithm(name).tokenizer
+    encoded = encode(tokenizer, "ß king", {"query": (0, 1), "space": (1, 2), "all": (0, 6)})
+    pieces = tokenizer.convert_ids_to_tokens(encoded.input_ids)
+    assert pieces[1] in ("▁", "Ġ")  # the tokenizer's own, with the offsets of the first letter
+    assert encoded.spans["query"] == (2, 4)  # two bytes
+    assert encoded.spans["all"] == (2, len(pieces))
+    start, stop = encoded.spans["space"]
+    assert (stop - start, pieces[start]) == (1, pieces[4])

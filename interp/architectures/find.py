@@ -1,0 +1,134 @@
+"""Which record describes a model: its family's own, the user's, or a layout of another family that is proved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from interp.architectures.record import Architecture, submodule
+from interp.architectures.rename import RenameConfig, renamed
+from interp.architectures.table import ARCHITECTURES, why_refused
+from interp.errors import InterpError
+
+__all__ = ["Candidates", "candidates", "find_architecture", "known_model_types", "missing_parts"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Records that a model may follow.
+
+    Arguments:
+        records: in the order in which to try them, at least one.
+        known: the first one was written for the model's family; otherwise the layouts are guesses, and one counts only
+            once it is proved.
+    """
+
+    records: tuple[Architecture, ...]
+    known: bool
+
+
+def known_model_types() -> list[str]:
+    """The `model_type`s that a record stands for."""
+    return sorted({model_type for record in ARCHITECTURES for model_type in record.model_types})
+
+
+def find_architecture(model_type: str, config: Any) -> Architecture | None:
+    """The record of a family, by its config; None where there is none."""
+    return next((record for record in ARCHITECTURES if record.fits(model_type, config)), None)
+
+
+def candidates(config: Any, module: Any, rename_config: RenameConfig | None = None) -> Candidates:
+    """The records that may describe a model.
+
+    A family without a record is given every layout of the table whose modules it has; that it also *computes* so has
+    then to be proved.
+
+    Arguments:
+        config: the model's config; of a model with a vision or audio tower the whole one.
+        module: the model.
+        rename_config: the user's names; they win over those of the table.
+
+    Raises:
+        InterpError: a family that is refused, with the reason; or no record fits, with what is missing.
+    """
+    model_type, text = config.model_type, config.get_text_config()
+    reason = why_refused(model_type, text)
+    if reason is not None and rename_config is None:
+        raise InterpError(f"{model_type!r} is not supported: {reason}")
+    record = None if reason is not None else find_architecture(model_type, text)
+    if record is not None:
+        chosen = renamed(record, module, rename_config)
+        if missing := missing_parts(chosen, module):
+            raise InterpError(
+                f"{type(module).__name__} has no {', no '.join(missing)}, which a causal language model of family "
+                f"{record.family!r} has. Load it with its head (AutoModelForCausalLM), or say in rename_config= where "
+                "they are."
+            )
+        return Candidates((chosen,), known=True)
+    fitting, closest = _fitting(model_type, module, rename_config)
+    if not fitting:
+        raise InterpError(
+            f"unknown architecture {model_type!r}: no record of it, and no layout of the table fits (nearest: no "
+            f"{', no '.join(closest)}). Say where they are in rename_config=RenameConfig(...), or add a record to "
+            "interp.architectures. `python -m interp families` lists those that have one."
+        )
+    return Candidates(tuple(fitting), known=False)
+
+
+def _fitting(model_type: str, module: Any, rename_config: RenameConfig | None) -> tuple[list[Architecture], list[str]]:
+    """The distinct layouts whose modules a model has; and what the nearest one lacks where there are none."""
+    fitting: list[Architecture] = []
+    closest: list[str] | None = None
+    for record in ARCHITECTURES:
+        guess = renamed(replace(record, family=model_type, model_types=(model_type,), when=()), module, rename_config)
+        missing = missing_parts(guess, module)
+        if missing and (closest is None or len(missing) < len(closest)):
+            closest = missing
+        if not missing and guess not in fitting:
+            fitting.append(guess)
+    # Sums hold for parallel layers where they hold for layers of two stages, so these are tried first.
+    return sorted(fitting, key=lambda guess: guess.middle is None), closest or []
+
+
+def missing_parts(architecture: Architecture, module: Any) -> list[str]:
+    """What a model lacks of a record, in words; nothing where all is there.
+
+    Arguments:
+        architecture: the record.
+        module: the model.
+    """
+    roots = {"layers": architecture.layers, "embedding": architecture.embedding, "head": architecture.head}
+    if architecture.final_norm is not None:
+        roots["final norm"] = architecture.final_norm
+    missing = [f"{role} at {path!r}" for role, path in roots.items() if submodule(module, path) is None]
+    layers = submodule(module, architecture.layers)
+    for index, layer in enumerate(layers if layers is not None else ()):
+        if absent := list(_missing_in_layer(architecture, layer)):
+            return missing + [f"{role} at '{architecture.layers}.{index}.{path}'" for role, path in absent]
+    return missing
+
+
+def _missing_in_layer(architecture: Architecture, layer: Any) -> Iterator[tuple[str, str]]:
+    architecture = architecture.of_layer(layer)
+    there = dict(architecture.sublayers(layer))
+    if architecture.middle is not None and architecture.mlp is not None:  # every layer has both stages
+        if "mlp" not in there:
+            yield "MLP", architecture.mlp.module
+        if not {"attention", "mixer"} & set(there):
+            either = [part.module for part in (architecture.attention, architecture.mixer) if part is not None]
+            yield "attention", " or ".join(either)
+        if submodule(layer, architecture.middle) is None:
+            yield "module between attention and MLP", architecture.middle
+    elif not there:
+        parts = (architecture.attention, architecture.mixer, architecture.mlp)
+        yield "sublayer", " or ".join(dict.fromkeys(part.module for part in parts if part is not None))
+    for role, part in there.items():
+        if not any(submodule(layer, source) is not None for source in part.sources):
+            yield f"what the {role} adds", part.sources[0]
+        for norm in (part.residual_norm, part.norm_after):
+            if norm is not None and submodule(layer, norm) is None:
+                yield "norm", norm
+        for scale in (part.scale, part.residual_scale):
+            if scale is not None and not hasattr(layer, scale):
+                yield "scale", scale

@@ -1,0 +1,166 @@
+"""Standing between a model and its attention function, for the time of a trace that asks.
+
+A family's attention looks its function up with `AttentionInterface.get_interface`. While a module is watched, what it
+is given there is a function that serves the points and goes on to the one it asked for. The name of the
+implementation in the config stays what it was: masks are made by it, and several families (DeepSeek V3.2, GLM with
+sparse attention, MiniMax M3) choose by it whether to attend sparsely.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from interp.attention.points import Points
+from interp.attention.softmax import SoftmaxPoints
+from interp.errors import InterpError
+
+__all__ = ["IMPLEMENTATIONS", "attends_twice", "routing_module", "unwatch", "watch"]
+
+# Those that can be followed: the others never form the pattern, nor a mask from which it could be had.
+IMPLEMENTATIONS = ("sdpa", "eager")
+
+# Those that call the function twice in a forward pass, with the same queries and keys and with values of their own.
+_ATTENDS_TWICE = ("DiffLlamaAttention",)
+
+_get_interface = AttentionInterface.get_interface
+_lock = Lock()
+
+
+@dataclass
+class _Watched:
+    """A module whose points may be asked for.
+
+    Arguments:
+        points: where they are served.
+        forward: the forward pass of the module, as nnsight counts them, in which it last called its function.
+        first: what that call ended up with, by kind, where another one with the same queries and keys is to come.
+    """
+
+    points: Points
+    forward: int = -1
+    first: dict[str, Tensor] = field(default_factory=dict)
+
+
+_watched: dict[nn.Module, _Watched] = {}
+
+
+def routing_module(attention: nn.Module) -> str | None:
+    """The path, within an attention module, of the module that calls the attention function; None: there is none."""
+    return next((path for path, module in attention.named_modules() if _routes(type(module))), None)
+
+
+def _routes(module_type: type[nn.Module]) -> bool:
+    """Whether a class's forward pass, or one that it hands on to, looks the attention function up."""
+    for owner in module_type.__mro__:
+        forward = vars(owner).get("forward")
+        if forward is None:
+            continue
+        code = getattr(inspect.unwrap(forward), "__code__", None)
+        names = set() if code is None else set(code.co_names)
+        if {"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= names:
+            return True
+        if "super" not in names:
+            return False
+    return False
+
+
+def attends_twice(module: nn.Module) -> bool:
+    """Whether a module calls its attention function twice, on other values, so that `v` is two things."""
+    return type(module).__name__ in _ATTENDS_TWICE
+
+
+def watch(module: nn.Module, points: Points) -> None:
+    """Serve the points of a module from its next call of its attention function on."""
+    with _lock:
+        if module not in _watched:
+            _watched[module] = _Watched(points)
+        AttentionInterface.get_interface = _get_interface_watched
+
+
+def unwatch(module: nn.Module) -> None:
+    """Let a module be. When the last one goes, transformers is as it was."""
+    with _lock:
+        _watched.pop(module, None)
+        if not _watched:
+            AttentionInterface.get_interface = _get_interface
+
+
+def _get_interface_watched(
+    self: AttentionInterface, attn_implementation: str, default: Callable[..., Any]
+) -> Callable[..., Any]:
+    base = _get_interface(self, attn_implementation, default)
+
+    def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        watched = _watched.get(module)
+        if watched is None or not watched.points.open():
+            return base(module, *args, **kwargs)
+        return _attend(watched, base, default, module, *args, **kwargs)
+
+    return attend
+
+
+def _attend(
+    watched: _Watched,
+    base: Callable[..., Any],
+    eager: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention with its points: q, k, v before the function that the model chose, the others inside eager's."""
+    points = watched.points
+    forward = points.interleaver.counts.get(f"{points.path}.output", 0)
+    known = watched.first if forward == watched.forward else {}
+    if forward == watched.forward and not known:
+        raise InterpError(
+            f"{points.path}: {type(module).__name__} calls its attention function twice in one forward pass, so q, k, "
+            "v, scores and pattern of this layer are not one thing each."
+        )
+    watched.forward, watched.first = forward, {}
+    if known:
+        query, key = known["q"], known["k"]
+    else:
+        query, key, value = (points.serve(kind, x) for kind, x in (("q", query), ("k", key), ("v", value)))
+    final = {"q": query, "k": key}
+    if not (points.awaited("scores", "pattern") or "pattern" in known):
+        output, weights = base(module, query, key, value, attention_mask, **kwargs)
+    else:
+        if base is not eager:
+            attention_mask = _additive(attention_mask, module, query, key, kwargs.get("is_causal"))
+        with SoftmaxPoints(points, key.shape[2], known) as softmax:
+            output, weights = eager(module, query, key, value, attention_mask, **kwargs)
+        if missing := {"scores", "pattern"} - softmax.values.keys():
+            raise InterpError(
+                f"{points.path}: {' and '.join(sorted(missing))} cannot be had: {eager.__module__}."
+                f"{eager.__qualname__} does not take a softmax over the keys and multiply the values by it."
+            )
+        final |= softmax.values
+        weights = weights if base is eager else None
+    if not known and attends_twice(module):
+        watched.first = final
+    return output, weights
+
+
+def _additive(mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor, is_causal: bool | None) -> Tensor:
+    """The mask that eager attention adds to the scores, from the one that `sdpa` was given (none may mean causal)."""
+    if mask is None:
+        queries, keys = query.shape[2], key.shape[2]
+        mask = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        if causal and queries > 1:
+            mask = mask.tril()
+    if mask.dtype != torch.bool:
+        return mask
+    zero = torch.zeros((), dtype=query.dtype, device=mask.device)
+    return torch.where(mask, zero, torch.finfo(query.dtype).min)

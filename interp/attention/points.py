@@ -1,0 +1,93 @@
+"""Values in the middle of a module's forward pass, as nnsight meets them.
+
+nnsight serves a value where the model calls `Interleaver.handle(location, value)`; what a trace's body reads or writes
+is a location. Modules and `source` operations have theirs. The points of attention get locations beside them, named
+`<attention's path>.<kind>`: no module is added to the model, so its tree, state dict and copies stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nnsight.intervention.interleaver import Mediator
+from torch import Tensor
+
+__all__ = ["KINDS", "Points", "await_location"]
+
+# In the order in which a forward pass meets them.
+KINDS = ("q", "k", "v", "scores", "pattern")
+
+
+@dataclass(frozen=True)
+class Points:
+    """The points of one attention module.
+
+    Arguments:
+        interleaver: nnsight's, of the model that is traced.
+        path: the module's, as nnsight spells it.
+    """
+
+    interleaver: Any
+    path: str
+
+    def location(self, kind: str) -> str:
+        """Where the trace's body finds a point."""
+        return f"{self.path}.{kind}"
+
+    def read(self, kind: str) -> Tensor:
+        """The value at a point, inside a trace's body."""
+        await_location(self.interleaver, self.path, self.location(kind))
+        return Mediator.value(self.location(kind))
+
+    def write(self, kind: str, value: Tensor) -> None:
+        """Replace the value at a point, inside a trace's body."""
+        await_location(self.interleaver, self.path, self.location(kind))
+        Mediator.swap(self.location(kind), value)
+
+    # The model's side ---------------------------------------------------------------------------------------------
+
+    def open(self) -> bool:
+        """Whether a trace runs that this call of the module belongs to; if so its points can be served."""
+        if not (self.interleaver.interleaving and self.interleaver.busy):
+            return False
+        for kind in KINDS:
+            _catch_up(self.interleaver.counts, self.location(kind), self.path)
+        return True
+
+    def awaited(self, *kinds: str) -> bool:
+        """Whether the trace's body, or an edit, waits for one of these points in this call of the module."""
+        locations = {self.location(kind) for kind in kinds}
+        return any(
+            (pending := mediator.pending) is not None
+            and pending.provider in locations
+            and pending.iteration == mediator.occurrence(pending.provider)
+            for mediator in self.interleaver.mediators
+        )
+
+    def serve(self, kind: str, value: Tensor) -> Tensor:
+        """Hand a value to whoever waits for it; the value with which the model goes on."""
+        return self.interleaver.handle(self.location(kind), value)
+
+
+def await_location(interleaver: Any, path: str, location: str) -> None:
+    """Count the visits of a location inside a module as those of the module are counted.
+
+    nnsight counts a location from when it is first handled. A location that is served only once somebody asked would
+    lag behind, and step 3 of `tracer.iter` would be another step there than at the modules around it.
+
+    Arguments:
+        interleaver: nnsight's.
+        path: the module's.
+        location: inside that module, as yet unvisited in this call of it.
+
+    Raises:
+        ValueError: outside a trace (nnsight's).
+    """
+    mediator = Mediator.current(location)
+    _catch_up(interleaver.counts, location, path)
+    mediator.counts_at_start[location] = mediator.counts_at_start.get(f"{path}.output", 0)
+
+
+def _catch_up(counts: dict[str, int], location: str, path: str) -> None:
+    counts[location] = max(counts.get(location, 0), counts.get(f"{path}.output", 0))

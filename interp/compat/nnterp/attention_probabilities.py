@@ -1,0 +1,142 @@
+"""nnterp's `AttentionProbabilitiesAccessor`: attention patterns by layer, and where they come from."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import nnsight
+import torch
+from torch import Tensor
+
+import interp
+from interp.attention.interface import routing_module
+from interp.attention.operations import operations_of
+from interp.compat.nnterp.attention_sources import AttnProbFunction
+from interp.compat.nnterp.renaming import RenamingError
+from interp.compat.nnterp.utils import display_markdown, dummy_inputs, is_notebook, try_with_scan
+from interp.model.accessors import LayerValues
+
+__all__ = ["AttentionProbabilitiesAccessor"]
+
+
+class AttentionProbabilitiesAccessor(LayerValues):
+    """`probabilities[layer]`: the attention pattern (batch, head, query, key), read and written inside a trace.
+
+    They are had in every family that computes them, whatever attention implementation the model was loaded with, and
+    cost nothing where they are not asked for; so they are on from the start.
+
+    Arguments:
+        model: a `StandardizedTransformer`.
+        rename_config: its `attn_prob_source`, where the family's own way is not right.
+        initialized_with_enable: of nnterp, and of no use here.
+    """
+
+    def __init__(
+        self, model: interp.StandardizedTransformer, rename_config: Any = None, initialized_with_enable: bool = False
+    ) -> None:
+        values: LayerValues = interp.StandardizedTransformer.attention_probabilities.fget(model)  # type: ignore[attr-defined]
+        super().__init__(values._item, model.num_layers, "attention_probabilities")
+        self.model = model
+        self.initialized_with_enable = initialized_with_enable
+        self.source_attr: Callable[..., Any] | None = getattr(rename_config, "attn_prob_source", None)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether they can be read: the model has them, and `disable` was not called."""
+        state = self.model.__dict__
+        return not state.get("_attention_disabled", False) and any(
+            self.model.has(f"pattern.{layer}") for layer in range(self.model.num_layers)
+        )
+
+    def disable(self) -> None:
+        """Refuse to read or write them from now on."""
+        self.model.__dict__["_attention_disabled"] = True
+
+    def _check_enabled(self) -> None:
+        if self.model.__dict__.get("_attention_disabled", False):
+            raise RenamingError("attention probabilities were switched off for this model with disable().")
+
+    def __getitem__(self, layer: int) -> Tensor:
+        self._check_enabled()
+        return super().__getitem__(layer)
+
+    __call__ = __getitem__
+
+    def __setitem__(self, layer: int, value: Tensor) -> None:
+        self._check_enabled()
+        super().__setitem__(layer, value)
+
+    def check_source(self, layer: int = 0, allow_dispatch: bool = True, use_trace: bool = True) -> None:
+        """Check the pattern of a layer on three tokens: its shape, that its rows sum to 1, that the logits hang on it.
+
+        Arguments:
+            layer: the layer.
+            allow_dispatch: of nnterp, and of no use here: the weights are loaded.
+            use_trace: False: check the shape alone.
+
+        Raises:
+            RenamingError: it is not an attention pattern, with what came.
+        """
+        pattern: Tensor
+        with torch.no_grad(), self.model.trace(dummy_inputs()):
+            pattern = nnsight.save(self[layer].clone())
+            logits = nnsight.save(self.model.logits.clone())
+        self._check_shape(pattern)
+        if not use_trace:
+            return
+        sums = pattern.float().sum(-1)
+        if not torch.allclose(sums, torch.ones_like(sums), atol=1e-2) and not bool((sums < 1).all()):  # sinks take some
+            raise RenamingError(f"layer {layer}: expected rows that sum to 1, got {sums.flatten()[:3].tolist()}.")
+        with torch.no_grad(), self.model.trace(dummy_inputs()):
+            other = self[layer].flip(-1) + 1
+            self[layer] = other / other.sum(-1, keepdim=True)
+            changed = nnsight.save(self.model.logits.clone())
+        if torch.allclose(changed, logits):
+            raise RenamingError(f"layer {layer}: other attention probabilities leave the logits as they are.")
+
+    def _check_shape(self, pattern: Tensor) -> None:
+        rows, positions = dummy_inputs()["input_ids"].shape
+        expected = (rows, self.model.num_heads, positions, positions)
+        if tuple(pattern.shape) != expected:
+            raise RenamingError(f"expected attention probabilities of shape {expected}, got {tuple(pattern.shape)}.")
+
+    def print_source(self, layer: int = 0, allow_dispatch: bool = True) -> None:
+        """Print the code in which the attention probabilities of a layer are computed, and that of the module.
+
+        Arguments:
+            layer: the layer.
+            allow_dispatch: as in `try_with_scan`.
+        """
+        where, module = self._sources(layer, allow_dispatch)
+        if is_notebook():
+            display_markdown(f"## Attention probabilities\n```py\n{where}\n```\n\n## Module\n```py\n{module}\n```")
+        else:
+            print(f"Attention probabilities are computed in:\n{where}\n\nin the module:\n{module}")
+
+    def _sources(self, layer: int, allow_dispatch: bool) -> tuple[str, str]:
+        """The code of the pattern, and of the forward pass that it is a part of."""
+        attention = self.model.attentions[layer]
+        source = self.source_attr
+        if source is not None:
+            read: list[str] = []
+
+            def look() -> None:
+                read.append(str(source(attention)))
+                whole = source(attention, return_module_source=True) if isinstance(source, AttnProbFunction) else None
+                read.append(str(attention.source if whole is None else whole))
+
+            error = RenamingError("attn_prob_source cannot be reached in this model.")
+            try_with_scan(self.model, look, error, allow_dispatch, warn_if_scan_fails=False)
+            return read[-2], read[-1]
+        by_operation = operations_of(self.model._module.config.model_type, attention)
+        if by_operation is not None:
+            envoy, operations, missing = by_operation
+            where = f"operation {operations['pattern'].name}" if "pattern" in operations else missing
+            return where, inspect.getsource(type(envoy._module).forward)
+        module = attention._module.get_submodule(routing_module(attention._module) or "")
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        where = "the attention function" if eager is None else inspect.getsource(eager)
+        return where, inspect.getsource(inspect.unwrap(type(module).forward))

@@ -1,0 +1,196 @@
+"""nnterp's `interventions`: lenses, patched generation, attention to another prompt's token, steering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import nnsight
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from interp.compat.nnterp.collecting import at_columns, get_token_activations, layer_numbers, token_columns
+from interp.compat.nnterp.lenses import logit_lens, patchscope_lens
+from interp.compat.nnterp.modules import (
+    GetModuleOutput,
+    attention_input,
+    get_layer_output,
+    get_num_layers,
+    set_layer_output,
+)
+from interp.compat.nnterp.target_prompts import TargetPrompt, TargetPromptBatch, it_repeat_prompt, repeat_prompt
+from interp.errors import InterpError
+
+__all__ = [
+    "TargetPrompt",
+    "TargetPromptBatch",
+    "it_repeat_prompt",
+    "logit_lens",
+    "patch_object_attn_lens",
+    "patchscope_generate",
+    "patchscope_lens",
+    "repeat_prompt",
+    "steer",
+]
+
+
+@torch.no_grad()
+def patchscope_generate(
+    nn_model: Any,
+    prompts: str | Sequence[str],
+    target_patch_prompt: TargetPrompt | str,
+    max_length: int = 50,
+    layers: int | Sequence[int] | None = None,
+    remote: bool | str = False,
+    max_batch_size: int = 32,
+) -> dict[int, Tensor]:
+    """Generate from a target prompt into which each source's last token is written, layer by layer.
+
+    Ghandeharioun et al., "Patchscopes" (2024), arXiv 2401.06102. The model's own generation config counts: whether it
+    samples, and where it stops.
+
+    Arguments:
+        nn_model: the model.
+        prompts: the sources, one or several.
+        target_patch_prompt: the target prompt.
+        max_length: tokens that are generated at most.
+        layers: which, in any order, from the end where negative; None: all.
+        remote: run on NDIF.
+        max_batch_size: target prompts that are generated from at once.
+
+    Returns:
+        Layer as asked for -> token ids (source, length), the target prompt's among them, on the CPU.
+
+    Raises:
+        InterpError: no such layer, or an index that the target prompt does not have.
+    """
+    sources = [prompts] if isinstance(prompts, str) else list(prompts)
+    target = TargetPromptBatch.auto(target_patch_prompt, 1)
+    asked = range(get_num_layers(nn_model)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
+    numbers = layer_numbers(nn_model, asked)
+    layers_up = sorted(set(numbers))
+    latents = get_token_activations(nn_model, sources, layers=layers_up, remote=remote)  # (layer, source, hidden)
+    generated: dict[int, list[Tensor]] = {layer: [] for layer in layers_up}
+    # Whole layers in a batch where they fit: what is generated in one batch is equally long.
+    at_once = max(max_batch_size // len(sources), 1)
+    for start in range(0, len(layers_up), at_once):
+        rows = [(layer, source) for layer in layers_up[start : start + at_once] for source in range(len(sources))]
+        for first in range(0, len(rows), max_batch_size):
+            batch = rows[first : first + max_batch_size]
+            written = torch.stack([latents[layers_up.index(layer), source] for layer, source in batch])
+            ids = _generate(nn_model, target, [layer for layer, _ in batch], written, max_length, remote)
+            for (layer, _), row in zip(batch, ids, strict=True):
+                generated[layer].append(row)
+    padding = nn_model.tokenizer.pad_token_id or 0
+    return {
+        name: pad_sequence(generated[layer], batch_first=True, padding_value=padding)
+        for name, layer in zip(asked, numbers, strict=True)
+    }
+
+
+def _generate(
+    nn_model: Any,
+    target: TargetPromptBatch,
+    layers: Sequence[int],
+    latents: Tensor,
+    max_length: int,
+    remote: bool | str,
+) -> Tensor:
+    """(row, length), token ids; in row i `latents[i]` (row, hidden) is written at `layers[i]`, which ascend."""
+    ids: Tensor
+    with nn_model.generate(target.prompts * len(layers), max_new_tokens=max_length, remote=remote) as tracer:
+        columns = torch.as_tensor(token_columns(nn_model, target.index_to_patch)).cpu()
+        for layer in sorted(set(layers)):
+            rows = torch.tensor([row for row, at in enumerate(layers) if at == layer])
+            patched = get_layer_output(nn_model, layer).clone()
+            patched[rows, columns[rows]] = latents[rows].to(patched)
+            set_layer_output(nn_model, layer, patched)
+        ids = nnsight.save(tracer.result)
+    return ids.cpu()
+
+
+@torch.no_grad()
+def patch_object_attn_lens(
+    nn_model: Any,
+    source_prompts: str | Sequence[str],
+    target_prompts: str | Sequence[str],
+    attn_idx_patch: int,
+    num_patches: int = 5,
+) -> Tensor:
+    """Let attention see a source's last token in place of a token of the target prompt, in a few layers from each on.
+
+    For each layer, what attention receives at that token in this and the next layers becomes what it receives at the
+    source's last token. The MLP keeps what it receives, also in layers where both read the same tensor.
+
+    Arguments:
+        nn_model: the model.
+        source_prompts: one for all target prompts, or one each.
+        target_prompts: what the next token is predicted for.
+        attn_idx_patch: the token, counted in each target prompt's own tokens; from the end where negative.
+        num_patches: in how many layers.
+
+    Returns:
+        Probabilities (target prompt, layer, vocabulary), float32, on the CPU.
+
+    Raises:
+        InterpError: numbers of prompts that do not fit, or a token that a target prompt does not have.
+    """
+    sources = [source_prompts] if isinstance(source_prompts, str) else list(source_prompts)
+    targets = [target_prompts] if isinstance(target_prompts, str) else list(target_prompts)
+    if len(sources) not in (1, len(targets)):
+        raise InterpError(f"expected one source, or one for each of {len(targets)} targets, got {len(sources)}.")
+    if num_patches < 1:
+        raise InterpError(f"num_patches: expected at least 1, got {num_patches}.")
+    received = get_token_activations(
+        nn_model, sources, get_activations=lambda model, layer: attention_input(model, layer).read()
+    )
+    num_layers = get_num_layers(nn_model)
+    probs = []
+    for layer in range(num_layers):
+        chosen = range(layer, min(num_layers, layer + num_patches))
+        probs.append(_attending(nn_model, targets, attn_idx_patch, {i: received[i] for i in chosen}))
+    return torch.stack(probs, dim=1)
+
+
+def _attending(nn_model: Any, targets: Sequence[str], index: int, written: dict[int, Tensor]) -> Tensor:
+    """(target prompt, vocabulary), predicted while attention of some layers receives other vectors at one token."""
+    probs: Tensor
+    with nn_model.trace(list(targets)):
+        last = token_columns(nn_model, -1)
+        columns = token_columns(nn_model, torch.tensor(index))
+        for layer, latent in written.items():
+            place = attention_input(nn_model, layer)
+            patched = place.read().clone()  # in parallel layers the MLP holds the same tensor
+            patched[torch.arange(len(patched)), torch.as_tensor(columns).cpu()] = latent.to(patched)
+            place.write(patched)
+        probs = nnsight.save(at_columns(nn_model.output.logits, last).float().softmax(-1).cpu())
+    return probs
+
+
+def steer(
+    nn_model: Any,
+    layers: int | Sequence[int],
+    steering_vector: Tensor,
+    factor: float = 1,
+    position: int | Sequence[int] | Tensor | None = -1,
+    get_module: GetModuleOutput = get_layer_output,
+) -> None:
+    """Add `factor * steering_vector` at one position, inside a trace; of nnterp 1.0.
+
+    Arguments:
+        nn_model: the model.
+        layers: one or several, in any order.
+        steering_vector: (hidden,), or what broadcasts.
+        factor: its multiple.
+        position: in the padded batch; the last one by default; None: all.
+        get_module: (model, layer) -> (prompt, position, hidden), what is steered. But for the layer's output, which is
+            replaced, it is changed in place.
+    """
+    columns = slice(None) if position is None else position
+    for layer in sorted(layer_numbers(nn_model, layers)):
+        live = get_module(nn_model, layer)
+        steered = live.clone() if get_module is get_layer_output else live
+        steered[:, columns] += factor * steering_vector.to(steered)
+        if get_module is get_layer_output:
+            set_layer_output(nn_model, layer, steered)

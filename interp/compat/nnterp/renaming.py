@@ -1,0 +1,281 @@
+"""nnterp's way of saying where things are in a model, and what interp is told in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from nnsight import NNsight
+
+from interp import architectures
+from interp.architectures import Architecture, candidates
+from interp.compat.nnterp.utils import dummy_inputs
+from interp.errors import InterpError
+from interp.model.aliases import aliases, merged
+
+__all__ = [
+    "IgnoreType",
+    "RenameConfig",
+    "RenamingError",
+    "default_attn_head_config_keys",
+    "default_hidden_size_config_keys",
+    "default_vocab_size_config_keys",
+    "expand_path_with_model",
+    "get_hidden_size",
+    "get_ignores",
+    "get_num_attention_heads",
+    "get_rename_dict",
+    "get_vocab_size",
+    "mlp_returns_tuple",
+    "renamed_nnsight",
+    "text_config",
+]
+
+IgnoreType = Literal["mlp", "attention"]
+Names = str | Sequence[str]
+Key = str | Sequence[str] | int
+
+
+class RenamingError(InterpError):
+    """A model's modules are not where they were looked for, or do not give what their names say."""
+
+
+@dataclass
+class RenameConfig:
+    """Where things are in a model, in nnterp's order of arguments; see `interp.architectures.RenameConfig`.
+
+    Arguments:
+        attn_prob_source: an `AttnProbFunction`, or any function of an attention envoy.
+        mlp_returns_tuple: of nnterp 1.0; what a module returns is seen on reading, so it is of no use.
+    """
+
+    attn_name: Names | None = None
+    mlp_name: Names | None = None
+    ln_final_name: Names | None = None
+    lm_head_name: Names | None = None
+    model_name: Names | None = None
+    layers_name: Names | None = None
+    attn_prob_source: Any | None = None
+    ignore_mlp: bool | None = None
+    ignore_attn: bool | None = None
+    attn_head_config_key: Key | None = None
+    hidden_size_config_key: Key | None = None
+    vocab_size_config_key: Key | None = None
+    embed_tokens_name: Names | None = None
+    mlp_returns_tuple: bool | None = None
+
+    def to_interp(self) -> architectures.RenameConfig:
+        """The same for `interp.StandardizedTransformer`; a dot before a path, which means the root, is left out."""
+        names = {
+            field: _without_dot(getattr(self, field))
+            for field in (
+                "attn_name", "mlp_name", "ln_final_name", "lm_head_name", "model_name", "layers_name",
+                "embed_tokens_name",
+            )
+        }  # fmt: skip
+        return architectures.RenameConfig(
+            **names,
+            ignore_mlp=self.ignore_mlp,
+            ignore_attn=self.ignore_attn,
+            attn_head_config_key=self.attn_head_config_key,
+            hidden_size_config_key=self.hidden_size_config_key,
+            vocab_size_config_key=self.vocab_size_config_key,
+            attn_prob_source=self.attn_prob_source,
+        )
+
+
+def _without_dot(names: Names | None) -> Any:
+    if names is None:
+        return None
+    return names.removeprefix(".") if isinstance(names, str) else [name.removeprefix(".") for name in names]
+
+
+AnyRenameConfig = RenameConfig | architectures.RenameConfig
+
+
+def for_interp(rename_config: AnyRenameConfig | None) -> architectures.RenameConfig | None:
+    """interp's `RenameConfig` from either one."""
+    return rename_config.to_interp() if isinstance(rename_config, RenameConfig) else rename_config
+
+
+# Names ------------------------------------------------------------------------------------------------------------
+
+MODEL_NAMES = ["transformer", "gpt_neox", "decoder", "language_model"]
+
+
+def expand_path_with_model(paths: Sequence[str]) -> list[str]:
+    """Paths, and those that begin with `model.` once more inside each kind of backbone."""
+    inner = [path.removeprefix("model.") for path in paths if path.startswith("model.")]
+    return [*paths, *(f"model.{name}.{path}" for name in MODEL_NAMES for path in inner)]
+
+
+ATTENTION_NAMES = ["attn", "self_attention", "attention", "norm_attn_norm"]
+LAYER_NAMES = expand_path_with_model(["h", "blocks", "model.layers"])
+LN_NAMES = expand_path_with_model(
+    ["final_layer_norm", "final_layernorm", "ln_f", "norm_f", "norm", "embedding_norm", "model.ln_final"]
+)
+LM_HEAD_NAMES = ["embed_out"]
+MLP_NAMES = ["block_sparse_moe", "ffn"]
+EMBED_TOKENS_NAMES = expand_path_with_model(["wte", "embed_in", "word_embeddings", "model.embed_tokens"])
+_DEFAULT_NAMES = {
+    "model": MODEL_NAMES,
+    "layers": LAYER_NAMES,
+    "self_attn": ATTENTION_NAMES,
+    "mlp": MLP_NAMES,
+    "ln_final": LN_NAMES,
+    "lm_head": LM_HEAD_NAMES,
+    "embed_tokens": EMBED_TOKENS_NAMES,
+}
+
+
+def get_rename_dict(rename_config: RenameConfig | None = None) -> dict[str, str]:
+    """nnterp's table of names, own name -> standard name; the user's entries win over the defaults.
+
+    interp does not go by it: it knows where things are by family (`interp.architectures`).
+    """
+    names = {name: standard for standard, own in _DEFAULT_NAMES.items() for name in own}
+    given = rename_config or RenameConfig()
+    for field, standard in (
+        ("model_name", "model"),
+        ("layers_name", "layers"),
+        ("attn_name", "self_attn"),
+        ("mlp_name", "mlp"),
+        ("ln_final_name", "ln_final"),
+        ("lm_head_name", "lm_head"),
+        ("embed_tokens_name", "embed_tokens"),
+    ):
+        chosen = getattr(given, field) or []
+        names |= dict.fromkeys([chosen] if isinstance(chosen, str) else chosen, standard)
+    return names
+
+
+def record_of(module: Any, rename_config: AnyRenameConfig | None = None) -> Architecture:
+    """The record by which a transformers model goes: its family's, or the first layout that fits.
+
+    Raises:
+        RenamingError: none fits.
+    """
+    try:
+        return candidates(module.config, module, for_interp(rename_config)).records[0]
+    except InterpError as error:
+        raise RenamingError(str(error)) from error
+
+
+def renamed_nnsight(
+    module: Any, rename_config: AnyRenameConfig | None = None, rename: Mapping[Any, Any] | None = None
+) -> NNsight:
+    """A transformers model in nnsight, under the standard names and the user's further ones."""
+    return NNsight(module, rename=merged(aliases(record_of(module, rename_config), module), rename))
+
+
+# Sizes ------------------------------------------------------------------------------------------------------------
+
+
+def default_attn_head_config_keys() -> list[str]:
+    """Fields of a config that hold the number of attention heads."""
+    return ["n_heads", "num_attention_heads", "n_head", "num_heads"]
+
+
+def default_hidden_size_config_keys() -> list[str]:
+    """Fields of a config that hold the hidden size."""
+    return ["hidden_size", "d_model", "n_embd"]
+
+
+def default_vocab_size_config_keys() -> list[str]:
+    """Fields of a config that hold the size of the vocabulary."""
+    return ["vocab_size", "n_vocab"]
+
+
+def text_config(model: Any) -> Any:
+    """The config of a model's language part."""
+    return model.config.get_text_config()
+
+
+def get_num_attention_heads(
+    model: Any, raise_error: bool = True, rename_config: RenameConfig | None = None
+) -> int | None:
+    """The number of attention heads, by a model's config; the user's key is tried before the usual ones.
+
+    Returns:
+        The number; None where there is none and `raise_error` is off.
+
+    Raises:
+        InterpError: there is none, or the key is of a wrong type.
+    """
+    return _size(model, "attn_head_config_key", rename_config, default_attn_head_config_keys(), raise_error)
+
+
+def get_hidden_size(model: Any, raise_error: bool = True, rename_config: RenameConfig | None = None) -> int | None:
+    """The width of the residual stream; as `get_num_attention_heads`."""
+    return _size(model, "hidden_size_config_key", rename_config, default_hidden_size_config_keys(), raise_error)
+
+
+def get_vocab_size(model: Any, raise_error: bool = True, rename_config: RenameConfig | None = None) -> int | None:
+    """The size of the vocabulary; as `get_num_attention_heads`."""
+    return _size(model, "vocab_size_config_key", rename_config, default_vocab_size_config_keys(), raise_error)
+
+
+def _size(model: Any, argument: str, rename_config: Any, usual: list[str], raise_error: bool) -> int | None:
+    given = getattr(rename_config, argument, None)
+    if isinstance(given, int):
+        return given
+    if given is not None and not isinstance(given, str | list | tuple):
+        raise InterpError(f"{argument}: expected None, a field of the config, several, or a number, got {given!r}.")
+    own = [] if given is None else [given] if isinstance(given, str) else list(given)
+    config = text_config(model)
+    for key in [*own, *usual]:
+        value = getattr(config, key, None)
+        if isinstance(value, int):
+            return value
+    if not raise_error:
+        return None
+    raise InterpError(
+        f"{type(config).__name__} has none of {', '.join([*own, *usual])}. Pass RenameConfig({argument}=...), a field "
+        "of the config or the number itself."
+    )
+
+
+# Modules ----------------------------------------------------------------------------------------------------------
+
+
+def get_ignores(model: Any, rename_config: AnyRenameConfig | None = None) -> list[IgnoreType]:
+    """What a model has no module for, `mlp` or `attention`: OPT's MLP lies on the layer itself."""
+    record = record_of(model, rename_config)
+    ignores: list[IgnoreType] = []
+    if record.mlp is None or record.mlp.is_spread:
+        ignores.append("mlp")
+    if record.attention is None:
+        ignores.append("attention")
+    return ignores
+
+
+def mlp_returns_tuple(model: Any, rename_config: RenameConfig | None = None) -> bool:
+    """Whether the MLP of the first layer that has one returns a tuple; of nnterp 1.0. The model is run on three tokens.
+
+    Arguments:
+        model: a transformers model.
+        rename_config: what it says counts.
+    """
+    if rename_config is not None and rename_config.mlp_returns_tuple is not None:
+        return rename_config.mlp_returns_tuple
+    record = record_of(model, rename_config)
+    sublayers = [dict(record.sublayers(layer)).get("mlp") for layer in model.get_submodule(record.layers)]
+    paths = [
+        f"{record.layers}.{layer}.{sublayer.module}"
+        for layer, sublayer in enumerate(sublayers)
+        if sublayer is not None and not sublayer.is_spread
+    ]
+    if not paths:
+        return False
+    seen: list[bool] = []
+    handle = model.get_submodule(paths[0]).register_forward_hook(
+        lambda _module, _inputs, output: seen.append(isinstance(output, tuple))
+    )
+    try:
+        with torch.no_grad():
+            model(input_ids=dummy_inputs()["input_ids"].to(model.device), use_cache=False)
+    finally:
+        handle.remove()
+    return seen[0]

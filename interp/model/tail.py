@@ -1,0 +1,64 @@
+"""The model's own readout tail: from the residual stream after the last layer to the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.architectures import Architecture, submodule
+
+__all__ = ["Tail"]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Final norm, what stands before the head, head, scale and softcap.
+
+    Arguments:
+        paths: the modules, in order.
+        scale: what the head's output is multiplied by; None: nothing.
+        divisor: what it is divided by; None: nothing.
+        softcap: c of c tanh(logits / c); None: no cap.
+    """
+
+    paths: tuple[str, ...]
+    scale: float | None
+    divisor: float | None
+    softcap: float | None
+
+    @classmethod
+    def of(cls, architecture: Architecture, config: Any, module: Any) -> Tail:
+        """The tail of one model, by its family's record."""
+        norm = () if architecture.final_norm is None else (architecture.final_norm,)
+        between = tuple(path for path in architecture.before_head if submodule(module, path) is not None)
+        return cls(
+            (*norm, *between, architecture.head),
+            _number(config, architecture.logit_scale),
+            _number(config, architecture.logit_divisor),
+            _number(config, architecture.softcap),
+        )
+
+    def __call__(self, hidden: Tensor, modules: Callable[[str], Any]) -> Tensor:
+        """Logits of hidden states.
+
+        Arguments:
+            hidden: (..., hidden), on the device and in the dtype of the first module.
+            modules: path -> what is called.
+        """
+        for path in self.paths:
+            hidden = modules(path)(hidden)
+        if self.scale is not None:
+            hidden = hidden * self.scale
+        if self.divisor is not None:
+            hidden = hidden / self.divisor
+        if self.softcap is not None:
+            hidden = torch.tanh(hidden / self.softcap) * self.softcap
+        return hidden
+
+
+def _number(config: Any, name: str | None) -> float | None:
+    return None if name is None else getattr(config, name, None)

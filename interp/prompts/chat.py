@@ -1,0 +1,138 @@
+"""Chats as a model is fed them: its chat template applied once, with one start token.
+
+prompt = chat_prompt(tokenizer, [{"role": "user", "content": "What is the capital of France?"}])
+prompt.encode(tokenizer).input_ids      # what transformers itself would feed; `message_0` marks the question
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
+
+from interp.errors import InterpError
+from interp.prompts.prompt import Prompt
+
+if TYPE_CHECKING:  # transformers imports torch, which this module does without
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Message", "chat_prompt"]
+
+Message = Mapping[str, str]  # of `role` and `content`
+
+# Stands for a message's text in a second rendering: private-use characters, which no template has or changes.
+MARK = "\ue000{}\ue001"
+MARKED = re.compile("\ue000([0-9]+)\ue001")
+
+
+def chat_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    continue_final: bool = False,
+    add_generation_prompt: bool | None = None,
+    add_special_tokens: bool = False,
+) -> Prompt:
+    """A chat written out by the tokenizer's chat template.
+
+    A template writes every special token that the chat needs, so the tokenizer adds none when the prompt is encoded:
+    the ids are those of `tokenizer.apply_chat_template(messages, tokenize=True)`. To feed the text to a tokenizer
+    yourself would double the start token in most models.
+
+    Arguments:
+        tokenizer: one that has a chat template.
+        messages: dictionaries of `role` and `content`, both texts.
+        continue_final: leave the last message open, so that the model goes on with it.
+        add_generation_prompt: end with the header of an answer; None: unless `continue_final`.
+        add_special_tokens: let the tokenizer add its start token, for a template that leaves that to it. Encoding is
+            refused where the template wrote one too.
+
+    Returns:
+        The prompt. Spans `message_0`, `message_1`, ... mark the messages' texts. There are none where the template does
+        more to a text than to strip spaces around it, none for an empty text, and none without a fast tokenizer.
+
+    Raises:
+        InterpError: there is no chat template, it refuses the messages (many have no system role), a message is not
+            such a dictionary, or both `continue_final` and `add_generation_prompt` are asked for.
+    """
+    contents = _contents(messages)
+    if continue_final and add_generation_prompt:
+        raise InterpError(
+            "continue_final leaves the last message open, add_generation_prompt begins a new one: ask for one of them."
+        )
+    options = {
+        "continue_final_message": continue_final,
+        "add_generation_prompt": not continue_final if add_generation_prompt is None else add_generation_prompt,
+    }
+    text = _rendered(tokenizer, messages, options)
+    # Without offsets (a slow tokenizer) no tokens could be found for them.
+    spans = _spans(tokenizer, messages, contents, text, options) if tokenizer.is_fast else {}
+    return Prompt(text, spans=spans, add_special_tokens=add_special_tokens)
+
+
+def _contents(messages: Sequence[Message]) -> list[str]:
+    if isinstance(messages, str | Mapping) or not messages:
+        raise InterpError(f"expected a list of messages, [{{'role': 'user', 'content': '...'}}], got {messages!r}.")
+    for number, message in enumerate(messages):
+        if not (
+            isinstance(message, Mapping)
+            and set(message) == {"role", "content"}
+            and all(isinstance(value, str) for value in message.values())
+        ):
+            raise InterpError(f"message {number}: expected {{'role': a text, 'content': a text}}, got {message!r}.")
+    return [message["content"] for message in messages]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: dict[str, bool]) -> str:
+    name = type(tokenizer).__name__
+    if not tokenizer.chat_template:
+        raise InterpError(
+            f"this {name} ({tokenizer.name_or_path or 'made in memory'}) has no chat template: its model was probably "
+            "not trained on chats. Use a plain prompt, or set tokenizer.chat_template."
+        )
+    try:
+        text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **options)
+    except (TemplateError, ValueError) as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise InterpError(
+            f"the chat template of this {name} refuses messages of the roles {roles}: {error}. Where it has no system "
+            "role, begin the first user message with the system text."
+        ) from None
+    assert isinstance(text, str)
+    return text
+
+
+def _spans(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    contents: list[str],
+    text: str,
+    options: dict[str, bool],
+) -> dict[str, tuple[int, int]]:
+    """Where the messages' texts are: found in a rendering with marks in their place, and only if the rest agrees."""
+    marked = [{**message, "content": MARK.format(number)} for number, message in enumerate(messages)]
+    try:
+        before, *pairs = MARKED.split(_rendered(tokenizer, marked, options))
+    except InterpError:  # the template looks at what the messages say
+        return {}
+    if not text.startswith(before):
+        return {}
+    spans, at = {}, len(before)
+    for number, after in zip(map(int, pairs[::2]), pairs[1::2], strict=True):
+        content = contents[number]
+        kept = next(
+            (
+                form
+                for form in (content, content.strip(), content.rstrip(), content.lstrip())
+                if text.startswith(form + after, at)
+            ),
+            None,
+        )
+        if kept is None:
+            return {}
+        if kept.strip():
+            spans[f"message_{number}"] = (at, at + len(kept))
+        at += len(kept) + len(after)
+    return spans if at == len(text) else {}
