@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(given: argparse.Namespace) -> int:
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     reports = []
     for name in given.models:
         report = _report(name, given)

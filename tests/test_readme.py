@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from interp.architectures import known_model_types
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -19,6 +21,11 @@ def test_the_notebook_example_runs() -> None:
     assert len(lines) == 8
     assert "['pecora'," in lines[-1], "the last layer says the answer"
     assert "['pecora'," not in lines[0], "the first one does not"
+
+
+def test_the_number_of_models_is_that_of_the_table() -> None:
+    (number,) = re.findall(r"(\d+) model types have a record", README)
+    assert int(number) == len(known_model_types())
 
 
 def test_targets_choices_and_files_exist() -> None:

@@ -12,7 +12,7 @@ where nearly every family has no norm and no scale at all: x -> x + added. In pa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,8 +87,6 @@ class Architecture:
         logit_scale: config field that multiplies the head's output.
         logit_divisor: config field that divides it.
         softcap: config field c of logits = c tanh(logits / c), the last step; none where it is absent or None.
-        attention_operations: for families whose attention does not go through transformers' `AttentionInterface`: kind
-            of site -> the operation in the attention module's forward, as nnsight's `source` calls it.
         unpadded: in a layer, modules whose output (batch, position, width) has to be set to zero at padding, which
             transformers does not do: a convolution over positions comes next.
         variants: for families whose kinds of layers are laid out differently: a word in the class name of a layer, and
@@ -113,7 +111,6 @@ class Architecture:
     logit_scale: str | None = None
     logit_divisor: str | None = None
     softcap: str | None = None
-    attention_operations: Mapping[str, str] | None = None
     unpadded: tuple[str, ...] = ()
     variants: tuple[tuple[str, Architecture], ...] = ()
 

@@ -134,7 +134,10 @@ def config_value(config: Any, key: Names | int | None, argument: str) -> int | N
     if key is None or isinstance(key, int):
         return key
     for name in [key] if isinstance(key, str) else key:
-        value = getattr(config, name, None)
+        try:
+            value = getattr(config, name, None)
+        except RuntimeError:  # transformers': the layers differ in it, so there is no one value
+            continue
         if isinstance(value, int):
             return value
     raise InterpError(f"rename_config: {argument}={key!r}, but {type(config).__name__} has no such number.")

@@ -12,7 +12,7 @@ from transformers import Cache
 
 from interp.attention.interface import IMPLEMENTATIONS, attends_twice, routing_module, unwatch, watch
 from interp.attention.operations import OperationPoint, operations_of
-from interp.attention.points import KINDS, Points
+from interp.attention.points import KINDS, Points, calls
 from interp.errors import InterpError, nearest
 
 __all__ = ["AttentionAccess"]
@@ -155,9 +155,9 @@ class AttentionAccess:
 
     def _has_cache(self, envoy: Any) -> bool:
         """Whether the forward pass of a module is given a cache."""
-        counts = envoy.interleaver.counts
-        begun = counts.get(f"{envoy.path}.input", 0) > counts.get(f"{envoy.path}.output", 0)
-        if not begun:
+        mediator = Mediator.current(envoy.path)
+        begun, ended = (calls(mediator, envoy.interleaver, f"{envoy.path}.{side}") for side in ("input", "output"))
+        if begun == ended:
             args, kwargs = envoy.inputs
             self._cached[envoy.path] = any(isinstance(given, Cache) for given in (*args, *kwargs.values()))
         if envoy.path not in self._cached:

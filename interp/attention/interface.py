@@ -31,7 +31,25 @@ IMPLEMENTATIONS = ("sdpa", "eager")
 _ATTENDS_TWICE = ("DiffLlamaAttention",)
 
 _get_interface = AttentionInterface.get_interface
-_lock = Lock()
+
+
+class _SendableLock:
+    """A lock that can be sent to a server, which makes one of its own: functions are sent with what they name."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type[_SendableLock], tuple[()]]:
+        return _SendableLock, ()
+
+
+_lock = _SendableLock()
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
-__all__ = ["KINDS", "Points", "await_location"]
+__all__ = ["KINDS", "Points", "await_location", "calls"]
 
 # In the order in which a forward pass meets them.
 KINDS = ("q", "k", "v", "scores", "pattern")
@@ -49,10 +49,10 @@ class Points:
 
     def open(self) -> bool:
         """Whether a trace runs that this call of the module belongs to; if so its points can be served."""
-        if not (self.interleaver.interleaving and self.interleaver.busy):
+        if not (self.interleaver.interleaving and self.interleaver.mediators):
             return False
         for kind in KINDS:
-            _catch_up(self.interleaver.counts, self.location(kind), self.path)
+            _catch_up(self.interleaver.mediators[0], self.interleaver, self.path, self.location(kind))
         return True
 
     def awaited(self, *kinds: str) -> bool:
@@ -70,24 +70,29 @@ class Points:
         return self.interleaver.handle(self.location(kind), value)
 
 
+def calls(mediator: Any, interleaver: Any, location: str) -> int:
+    """How often a location has been visited since a trace's body began."""
+    return interleaver.counts.get(location, 0) - mediator.counts_at_start.get(location, 0)
+
+
 def await_location(interleaver: Any, path: str, location: str) -> None:
     """Count the visits of a location inside a module as those of the module are counted.
 
-    nnsight counts a location from when it is first handled. A location that is served only once somebody asked would
-    lag behind, and step 3 of `tracer.iter` would be another step there than at the modules around it.
+    nnsight counts a location whenever it is handled. One that is served only once somebody has asked would lag behind,
+    and step 3 of `tracer.iter` would be another step there than at the modules around it.
 
     Arguments:
         interleaver: nnsight's.
         path: the module's.
-        location: inside that module, as yet unvisited in this call of it.
+        location: inside that module.
 
     Raises:
         ValueError: outside a trace (nnsight's).
     """
-    mediator = Mediator.current(location)
-    _catch_up(interleaver.counts, location, path)
-    mediator.counts_at_start[location] = mediator.counts_at_start.get(f"{path}.output", 0)
+    _catch_up(Mediator.current(location), interleaver, path, location)
 
 
-def _catch_up(counts: dict[str, int], location: str, path: str) -> None:
-    counts[location] = max(counts.get(location, 0), counts.get(f"{path}.output", 0))
+def _catch_up(mediator: Any, interleaver: Any, path: str, location: str) -> None:
+    missed = calls(mediator, interleaver, f"{path}.output") - calls(mediator, interleaver, location)
+    if missed > 0:
+        interleaver.counts[location] = interleaver.counts.get(location, 0) + missed

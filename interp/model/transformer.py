@@ -160,10 +160,8 @@ class StandardizedTransformer(TransformersModel):
             self.repo_id, self.revision = str(model), revision
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
-        self.spec = ModelSpec.from_model(module)
         self.fed = Fed(module)
         self.trace_memory: dict[Any, Tensor] = {}
-        self._take_sizes(config.get_text_config(), rename_config)
         self._choose(found, config, rename_config, verify=verify)
 
     def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:
@@ -202,6 +200,8 @@ class StandardizedTransformer(TransformersModel):
 
     def _take(self, record: Architecture, config: Any, rename_config: RenameConfig | None) -> None:
         self.architecture = record
+        self.spec = ModelSpec.from_model(self._module, architecture=record)
+        self._take_sizes(config.get_text_config(), rename_config)
         self.parallel = record.parallel
         self.num_layers = len(self.get(record.layers))
         self._tail = Tail.of(record, config.get_text_config(), self._module)

@@ -69,13 +69,15 @@ _TOKEN_MIXERS = {
 }
 
 
-def read_config(whole: Any) -> dict[str, Any]:
+def read_config(whole: Any, architecture: Architecture | None = None) -> dict[str, Any]:
     """The fields of a `ModelSpec` that a config determines.
 
     Arguments:
         whole: a model's config; of a model with a vision or audio tower the whole one.
+        architecture: the family's record; None: by the table.
     """
     config = whole.get_text_config()
+    record = architecture or find_architecture(whole.model_type, config)
     facts: dict[str, Any] = {name: value_of(config, *names) for name, names in _NAMES.items()}
     for name in _UNREAD.get(config.model_type, ()):
         facts[name] = None
@@ -98,7 +100,6 @@ def read_config(whole: Any) -> dict[str, Any]:
         facts["embedding_scale"] = float(root.bfloat16() if config.model_type == "recurrent_gemma" else root)
     facts.update(_tower(whole, config))
     facts.update(_heads(config, facts))
-    record = find_architecture(whole.model_type, config)
     facts.update(_layers(config, facts, known=record is not None))
     facts.update(_mlps(config, facts))
     facts.update(read_positions(config, facts))

@@ -189,7 +189,7 @@ class ModelSpec:
         Raises:
             InterpError: a field that a spec does not have.
         """
-        facts = read_config(module.config)
+        facts = read_config(module.config, architecture)
         return cls(**{**facts, **read_modules(module, facts, architecture), **_checked(known)})
 
     @property

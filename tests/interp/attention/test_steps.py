@@ -241,3 +241,30 @@ def test_a_repeated_read_follows_the_models_rows() -> None:
         got.append(model.output.logits.clone())
     assert torch.equal(got[0], got[3] * 0.5) and torch.equal(got[1], got[3])
     torch.testing.assert_close(got[2], got[4])
+
+
+@pytest.mark.parametrize(("name", "implementation"), MODELS)
+@torch.no_grad()
+def test_a_trace_after_one_that_was_broken_off_inside_attention(name: str, implementation: str) -> None:
+    """What nnsight has counted in a pass that never ended does not put the next one out of step."""
+    model = made(name, implementation)
+    expected = steps_by_hand(name)
+    for _ in range(2):
+        with model.trace(input_ids=PROMPT, use_cache=True) as tracer:
+            model.access.read("k", 1)
+            model.access.read("pattern", 1)
+            tracer.stop()
+        with pytest.raises(ZeroDivisionError), model.trace(input_ids=PROMPT, use_cache=True):
+            model.access.read("scores", 1)
+            1 / 0  # noqa: B018
+        got: list[Tensor] = []
+        with model.trace(input_ids=PROMPT, use_cache=True):
+            model.access.read("k", 1)
+            got.append(model.access.read("pattern", 1).clone())
+        with model.generate(**generation()) as tracer:
+            _ = model.attention(3).output
+            for _ in tracer.iter[1:3]:
+                model.access.read("q", 1)
+                got.append(model.access.read("pattern", 1).clone())
+        for pattern, attentions in zip(got, expected[:3], strict=True):
+            torch.testing.assert_close(pattern, attentions[1], atol=1e-5, rtol=1e-4)

@@ -71,11 +71,11 @@ _LINEAR: dict[str, Any] = dict(
 _MAMBA_LAYERS: dict[str, Any] = dict(_LINEAR, layer_types=("mamba", "attention") * 2)
 _CONVOLUTIONS: dict[str, Any] = dict(_LINEAR, layer_types=("convolution", "attention") * 2)
 _ONLY_MAMBA: dict[str, Any] = dict(
-    {name: None for name in (
+    dict.fromkeys((
         "num_heads", "num_kv_heads", "head_dim", "value_head_dim", "mlp_size", "max_positions", "attention_types",
         "attention_scale", "attention_bias", "attention_output_bias", "attention_sinks", "qk_norm", "activation",
         "gated_mlp", "mlp_bias",
-    )},
+    )),
     **_NO_POSITIONS, norm_eps=1e-5, layer_types=("mamba",) * 4, mlp_types=("none",) * 4,
 )  # fmt: skip
 

@@ -13,8 +13,8 @@ from interp.errors import InterpError
 from tests.families.cases import build
 from tests.interp.model.plain import (
     IDS,
-    NUM_LAYERS,
     MLP_ADDED,
+    NUM_LAYERS,
     OTHER,
     PROMPT,
     changing,
@@ -152,7 +152,7 @@ def test_invokes_with_keywords_and_skipped_layers(family: str) -> None:
 @torch.no_grad()
 def test_an_error_in_an_invoke_is_the_users_own() -> None:
     model = wrapped("gpt2")
-    with pytest.raises(InterpError, match="did you mean|Did you mean"), model.trace() as tracer:
+    with pytest.raises(InterpError, match="Did you mean"), model.trace() as tracer:
         with tracer.invoke(PROMPT):
             model.read("resid_pst.1")
         with tracer.invoke(OTHER):
@@ -233,9 +233,9 @@ def test_an_edit_under_generate(family: str, every_step: bool) -> None:
         with model.edit(inplace=True):
             model.layers_output[2] = -model.layers_output[2]
     try:
-        with pytest.warns(UserWarning, match="never reached") if every_step else nullcontext():
-            with model.generate(IDS, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False) as tracer:
-                ids = tracer.result.save()
+        warned = pytest.warns(UserWarning, match="never reached") if every_step else nullcontext()
+        with warned, model.generate(IDS, max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False) as tracer:
+            ids = tracer.result.save()
     finally:
         model.clear_edits()
     with changing(layers(family)[2], lambda hidden, call: -hidden if every_step or call == 0 else hidden):

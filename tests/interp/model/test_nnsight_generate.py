@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.interp.model.plain import (
     IDS,
-    NUM_LAYERS,
     MLP_ADDED,
+    NUM_LAYERS,
     OTHER,
     PROMPT,
     changing,

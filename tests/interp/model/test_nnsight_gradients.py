@@ -16,7 +16,9 @@ def by_hand(family: str, wanted: list[int], rows: slice = slice(None), **inputs:
     outputs: dict[int, Tensor] = {}
     hooks = [
         layer.register_forward_hook(
-            lambda _module, _args, output, i=i: outputs.__setitem__(i, output[0] if isinstance(output, tuple) else output)
+            lambda _module, _args, output, i=i: outputs.__setitem__(
+                i, output[0] if isinstance(output, tuple) else output
+            )
         )
         for i, layer in enumerate(layers(family))
     ]

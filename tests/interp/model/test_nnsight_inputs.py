@@ -83,8 +83,9 @@ def test_embeddings_as_input(family: str) -> None:
     with model.trace(inputs_embeds=embeddings):
         logits = model.logits.save()
     torch.testing.assert_close(logits, residuals(family, inputs_embeds=embeddings)[1])
-    with pytest.raises(InterpError, match="input_ids: the model is fed .*inputs_embeds"), model.trace(
-        inputs_embeds=embeddings
+    with (
+        pytest.raises(InterpError, match=r"input_ids: the model is fed .*inputs_embeds"),
+        model.trace(inputs_embeds=embeddings),
     ):
         _ = model.input_ids
 
@@ -95,9 +96,7 @@ def test_a_cached_prefix(family: str) -> None:
     model = wrapped(family)
     cache = DynamicCache(config=plain(family).config)
     plain(family)(input_ids=IDS[:, :4], past_key_values=cache, use_cache=True)
-    with model.trace(
-        input_ids=IDS[:, 4:], attention_mask=torch.ones_like(IDS), past_key_values=cache, use_cache=True
-    ):
+    with model.trace(input_ids=IDS[:, 4:], attention_mask=torch.ones_like(IDS), past_key_values=cache, use_cache=True):
         hidden = model.read("resid_post.3").clone().save()
         logits = model.logits.save()
     expected, expected_logits = residuals(family, input_ids=IDS)

@@ -23,8 +23,8 @@ from tests.interp.model.plain import (
     ATTENTIONS,
     IDS,
     LAYERS,
-    NUM_LAYERS,
     MLP_ADDED,
+    NUM_LAYERS,
     PROMPT,
     changing,
     encoded,
@@ -85,7 +85,7 @@ def test_the_users_names_beside_the_standard_ones() -> None:
 
 
 def test_a_name_that_is_taken_is_refused() -> None:
-    with pytest.raises(ValueError, match="would shadow the alias already bound here from 'transformer.h'"):
+    with pytest.raises(ValueError, match=r"would shadow the alias already bound here from 'transformer\.h'"):
         fresh("gpt2", rename={"transformer.wte": "layers"})
     with pytest.raises(ValueError, match="would shadow"):
         fresh("gpt2", rename={"transformer.wte": "digest"})

@@ -27,7 +27,7 @@ from tests.interp.model.plain import (
     wrapped,
 )
 
-# Reading and writing ---------------------------------------------------------------------------------------------------
+# Reading and writing --------------------------------------------------------------------------------------------------
 
 
 @families
@@ -223,12 +223,10 @@ def test_the_cache_answers_to_the_standard_names(family: str) -> None:
             value = view.output
             assert torch.equal(value[0] if family == "bloom" else value, expected[i])
         assert cache.layers[i].self_attn.output[0] is cache[f"{own}.{i}.{attention}"].output[0]
-    assert cache.ln_final.output.shape == IDS.shape + (32,)
+    assert cache.ln_final.output.shape == (*IDS.shape, 32)
     assert torch.equal(cache.embed_tokens.output, plain(family).get_input_embeddings()(IDS))
     logits = cache.lm_head.output
-    torch.testing.assert_close(
-        torch.tanh(logits / 2) * 2 if family == "gemma2" else logits, head(family, expected[-1])
-    )
+    torch.testing.assert_close(torch.tanh(logits / 2) * 2 if family == "gemma2" else logits, head(family, expected[-1]))
     if family != "opt":  # there no module is the MLP
         assert cache.layers[2].mlp.output is cache[f"{own}.2.mlp"].output
 

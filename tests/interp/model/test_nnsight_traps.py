@@ -21,11 +21,11 @@ GREEDY = dict(max_new_tokens=4, min_new_tokens=4, do_sample=False)
 def test_a_place_that_was_passed_is_refused_at_every_step(steps: slice) -> None:
     """nnsight alone gives the next step's value from the second step on."""
     model = wrapped("llama")
-    with pytest.raises(InterpError, match=r"resid_post\.0: the forward pass is past it.*in_order"):
-        with model.generate(IDS, **GREEDY) as tracer:
-            for _ in tracer.iter[steps]:
-                model.read("resid_post.2").clone()
-                model.read("resid_post.0").clone()
+    refused = pytest.raises(InterpError, match=r"resid_post\.0: the forward pass is past it.*in_order")
+    with refused, model.generate(IDS, **GREEDY) as tracer:
+        for _ in tracer.iter[steps]:
+            model.read("resid_post.2").clone()
+            model.read("resid_post.0").clone()
     assert torch.equal(model.trace(IDS, trace=False).logits, residuals("llama", input_ids=IDS)[1])
 
 
@@ -82,14 +82,15 @@ def test_a_keyword_that_nothing_takes_is_refused() -> None:
     mask = torch.ones_like(IDS)
     for keywords in ({"attention_msk": mask}, {"scan": True}, {"invoker_args": {}}):
         (name,) = keywords
-        with pytest.raises(InterpError, match=rf"LlamaForCausalLM takes no keyword '{name}'"):
-            with model.trace(IDS, **keywords):
-                model.logits.save()
+        refused = pytest.raises(InterpError, match=rf"LlamaForCausalLM takes no keyword '{name}'")
+        with refused, model.trace(IDS, **keywords):
+            model.logits.save()
         with pytest.raises(InterpError, match=f"takes no keyword '{name}'"):
             model.trace(PROMPT, trace=False, **keywords)
     with pytest.raises(InterpError, match="Did you mean 'attention_mask'"), model.trace() as tracer:
+        logits: list[Tensor] = []
         with tracer.invoke(input_ids=IDS, attention_msk=mask):
-            model.logits.save()
+            logits.append(model.logits)
     with model.trace(IDS, attention_mask=mask, use_cache=False, output_hidden_states=True, logits_to_keep=1) as tracer:
         output = tracer.result.save()
     hidden, logits = residuals("llama", input_ids=IDS)

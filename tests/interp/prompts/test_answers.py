@@ -105,6 +105,16 @@ def test_metaspace_gives_both_readings_and_bytes(scheme: str) -> None:
         answer_tokens(tokenizer, ["king", "世"], "exact")
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_mark_for_spaces_around_a_word_is_ignored_where_it_is_one(policy: str) -> None:
+    name = "Metaspace BPE, no space"
+    tokenizer = algorithm(name).tokenizer
+    assert answer_tokens(tokenizer, ["▁king"], policy) == answer_tokens(tokenizer, ["king"], policy)
+    letters = algorithm("byte-level BPE, GPT-2's words").tokenizer  # where it is a letter like any other
+    found = letters.convert_ids_to_tokens(answer_tokens(letters, ["▁king"]))
+    assert found == algorithm("byte-level BPE, GPT-2's words").pieces("", "▁king")[:1]
+
+
 def test_quote_that_merges_with_words_does_not_disturb() -> None:
     name = "byte-level BPE, Llama 3's words"
     tokenizer = algorithm(name).tokenizer

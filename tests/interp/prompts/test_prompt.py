@@ -50,6 +50,8 @@ def test_targets_without_names_are_one_target() -> None:
     both = Prompt.from_strings("a", ["king", "hello"], tokenizer)
     assert both.target_tokens == {"target": first_tokens(GPT2, "king", "hello")}
     assert Prompt.from_strings("a", 5, tokenizer).target_tokens == {"target": (5,)}
+    king = first_tokens(GPT2, "king")
+    assert Prompt.from_strings("a", ["king", king[0], "king"], tokenizer).target_tokens == {"target": king}
 
 
 def test_policy_decides_what_counts() -> None:

@@ -85,7 +85,7 @@ def test_remote_loads_no_weights(model_folder: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["gpt_neox", "falcon", "biogpt", "modernbert-decoder", "opt_350m", "mamba", "olmo_hybrid"]
+    "family", ["gpt_neox", "falcon", "biogpt", "modernbert-decoder", "opt_350m", "mamba", "olmo_hybrid", "nanochat"]
 )
 def test_families_of_every_kind(family: str) -> None:
     """The backbone is `model`; the lens of the last layer is the model's own prediction."""
