@@ -74,6 +74,7 @@ class Architecture:
         layers: the list of layers.
         embedding: the token embedding.
         final_norm: the norm after the last layer; None: there is none.
+        final_norm_runs_early: that norm runs before the layers too; `final_norm` is what the module after it receives.
         before_head: modules between that norm and the head, in order; those that a model lacks are left out.
         head: the projection onto the vocabulary.
         attention: the attention of a layer; None: the family has none.
@@ -99,6 +100,7 @@ class Architecture:
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str | None = "model.norm"
+    final_norm_runs_early: bool = False
     before_head: tuple[str, ...] = ()
     head: str = "lm_head"
     attention: Sublayer | None = field(default_factory=lambda: Sublayer("self_attn", projection="self_attn.o_proj"))

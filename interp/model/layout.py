@@ -119,6 +119,8 @@ def _whole(model: StandardizedTransformer, site: Site) -> Place:
     if site.kind == "embed":
         return ModulePlace(model.layer(0), "input", name)
     if site.kind == "final_norm":
+        if model.architecture.final_norm_runs_early:
+            return ModulePlace(model.get(model.tail.paths[1]), "input", name)
         return ModulePlace(model.get(str(model.architecture.final_norm)), "output", name)
     assert site.layer is not None
     layer = model.layer(site.layer)

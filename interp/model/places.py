@@ -15,6 +15,7 @@ from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 
 from interp.errors import InterpError
+from interp.model.order import check_not_passed
 
 __all__ = [
     "AddedPlace",
@@ -89,6 +90,7 @@ class ModulePlace:
         return self._hidden(self._live())
 
     def write(self, value: Tensor) -> None:
+        check_not_passed(self.envoy, self.side, self.name)
         whole = self.envoy.input if self.side == "input" else self.envoy.output
         live = whole if isinstance(whole, Tensor) else whole[0]
         hidden = self._hidden(live)
@@ -113,6 +115,7 @@ class ModulePlace:
             self.envoy.inputs = (tuple(new if is_it else x for is_it, x in zip(same, args, strict=True)), kwargs)
 
     def _live(self) -> Tensor:
+        check_not_passed(self.envoy, self.side, self.name)
         value = self.envoy.input if self.side == "input" else self.envoy.output
         return value if isinstance(value, Tensor) else value[0]
 

@@ -197,10 +197,10 @@ def _stage(
 def _read_everything(model: StandardizedTransformer, input_ids: Tensor) -> dict[str, Tensor]:
     kinds = ("resid_pre", "head_out", "attn_out", "mixer_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
     layered = [Site(kind, layer) for layer in range(model.num_layers) for kind in kinds]
-    sites = [Site("embed"), *(site for site in layered if model.has(site)), Site("logits")]
+    sites = [Site("embed"), *layered, Site("logits")]
     values: dict[str, Tensor] = {}
     with model.trace(input_ids=input_ids, use_cache=False):
-        for site in model.in_order(sites):
+        for site in model.in_order([site for site in sites if model.has(site)]):
             place = place_of(model, site)
             values[str(site)] = place.read().clone()
             if isinstance(place, HeadOutPlace):
@@ -258,14 +258,22 @@ def _prove_writes(model: StandardizedTransformer, input_ids: Tensor, table: _Tab
     sites = [Site("embed"), *_one_of_each_kind(model, attention=attention), Site("final_norm"), Site("logits")]
     edited: list[Site] = [site for site in sites if model.has(site)]
     logits: list[Tensor] = []
+    ends: list[Tensor] = []
+    last = model.num_layers - 1
     with model.trace(use_cache=False) as tracer:
         with tracer.invoke(input_ids=input_ids):
+            if model.architecture.final_norm is not None:
+                ends.append(model.read(f"resid_post.{last}").clone())
+                ends.append(model.read("final_norm").clone())
             logits.append(model.logits.clone())
         for site in edited:
             with tracer.invoke(input_ids=input_ids):
                 live = model.read(site)
                 model.write(site, _edited(site, live))
                 logits.append(model.logits.clone())
+    if ends:
+        normed = model.get(model.tail.paths[0])._module(ends[0].to(model.dtype))
+        table.compare("final_norm == norm of resid_post", "readout", last, [normed], ends[1])
     for site, changed in zip(edited, logits[1:], strict=True):
         moved = float((changed - logits[0]).abs().max())
         table.moved(f"an edit of {site.kind} changes the logits", site.layer or 0, moved, float(logits[0].abs().max()))

@@ -21,8 +21,10 @@ from interp.interventions.steering import steer
 from interp.model.accessors import LayerModules, LayerValues
 from interp.model.aliases import aliases, merged
 from interp.model.digest import model_digest
+from interp.model.keywords import check_keywords
 from interp.model.layout import place_of, projection_width, sublayer_of, why_missing
 from interp.model.loading import check_options, execution_device, load_model, load_skeleton, load_tokenizer
+from interp.model.order import check_not_passed
 from interp.model.padding import guard_padding
 from interp.model.places import Fed, ModulePlace
 from interp.model.proof import failures, prove
@@ -204,7 +206,7 @@ class StandardizedTransformer(TransformersModel):
         self._take_sizes(config.get_text_config(), rename_config)
         self.parallel = record.parallel
         self.num_layers = len(self.get(record.layers))
-        self._tail = Tail.of(record, config.get_text_config(), self._module)
+        self.tail = Tail.of(record, config.get_text_config(), self._module)
         source = None if rename_config is None else rename_config.attn_prob_source
         self.attention_access = AttentionAccess(
             _Attentions(self), config.get_text_config().model_type, pattern_source=source
@@ -229,6 +231,7 @@ class StandardizedTransformer(TransformersModel):
 
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """nnsight's driver of a trace; what the trace switched on in attention is switched off, whatever happens."""
+        check_keywords(self, fn, kwargs)
         try:
             return super().interleave(fn, *args, **kwargs)
         finally:
@@ -410,6 +413,7 @@ class StandardizedTransformer(TransformersModel):
 
     def _fed(self, name: str) -> Tensor:
         whole: Any = self
+        check_not_passed(self, "input", name)
         args, kwargs = whole.inputs
         if name == "input_ids" and args:
             return args[0]
@@ -471,11 +475,11 @@ class StandardizedTransformer(TransformersModel):
         """
         if hidden.shape[-1:] != (self.hidden_size,):
             raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
-        first = self.get(self._tail.paths[0])._module
+        first = self.get(self.tail.paths[0])._module
         hidden = hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
         if self.interleaver.interleaving:
-            return self._tail(hidden, self.get)
-        return self._tail(hidden, self._module.get_submodule)
+            return self.tail(hidden, self.get)
+        return self.tail(hidden, self._module.get_submodule)
 
     def project_on_vocab(self, hidden: Tensor) -> Tensor:
         """nnterp's name of `readout`."""

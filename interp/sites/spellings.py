@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 __all__ = ["EASYROUTINE", "NNTERP", "SYSTEMS", "TRANSFORMERS", "TRANSFORMER_LENS", "System", "hook_name", "matcher"]
 
@@ -231,10 +230,15 @@ def hook_name(name: str, layer: int, module: str = "") -> str:
     return f"blocks.{layer}.{module}{'.' if module else ''}hook_{name}"
 
 
-@cache
+# Not `functools.cache`, whose functions cannot be sent to a server by what they say.
+_matchers: dict[str, re.Pattern[str]] = {}
+
+
 def matcher(spelling: str) -> re.Pattern[str]:
     """A spelling of a table as a regular expression with the groups `layer` and `head`."""
-    text = re.escape(spelling)
-    for place in ("layer", "head"):
-        text = text.replace(re.escape(f"{{{place}}}"), rf"(?P<{place}>[-\d,*]+)")
-    return re.compile(text)
+    if spelling not in _matchers:
+        text = re.escape(spelling)
+        for place in ("layer", "head"):
+            text = text.replace(re.escape(f"{{{place}}}"), rf"(?P<{place}>[-\d,*]+)")
+        _matchers[spelling] = re.compile(text)
+    return _matchers[spelling]

@@ -40,6 +40,7 @@ LLAMA_LIKE: tuple[Architecture, ...] = (
         LLAMA_LAYOUT,
         family="nanochat",
         model_types=("nanochat",),
+        final_norm_runs_early=True,
         mlp=Sublayer("mlp", projection="mlp.fc2"),
         softcap="final_logit_softcapping",
     ),

@@ -1,10 +1,11 @@
-"""A trace sent to a server: another process, which has nnsight and the model, and no `interp`."""
+"""Traces sent to a server: another process, which has nnsight and the model, and no `interp`."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,48 +16,81 @@ from nnsight.modeling import huggingface
 from transformers import AutoModelForCausalLM
 
 from interp import StandardizedTransformer
+from interp.compat.nnterp import StandardizedTransformer as NnterpTransformer
 from tests.interp.model.plain import IDS, changing
 
-# What a server does with a request, as nnsight's `RequestModel` says.
+# What a server does with requests, as nnsight's `RequestModel` says.
 SERVER = """
 import sys
 import torch
 sys.modules["interp"] = None
-sys.path[:] = [path for path in sys.path if not path.endswith(sys.argv[2])]
+folder, ours = sys.argv[1:]
+sys.path[:] = [path for path in sys.path if path != ours]
 from nnsight.modeling.transformers import TransformersModel
 from nnsight.schema.request import RequestModel
 from nnsight.tracing import tracer as tracing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder = sys.argv[1]
 torch.set_num_threads(1)
 model = TransformersModel(AutoModelForCausalLM.from_pretrained(folder), tokenizer=AutoTokenizer.from_pretrained(folder))
-request = RequestModel.deserialize(sys.stdin.buffer.read(), model._remoteable_persistent_objects(), compress=True)
-tracing.inc()
-request.execute(request.info.code)
-saved = {name: value for name, value in request.info.frame.f_locals.items() if id(value) in tracing._saves()}
-torch.save(saved, sys.stdout.buffer)
+for path in map(str.strip, sys.stdin):
+    with open(path, "rb") as sent:
+        request = RequestModel.deserialize(sent.read(), model._remoteable_persistent_objects(), compress=True)
+    tracing.inc()
+    request.execute(request.info.code)
+    saved = {name: value for name, value in request.info.frame.f_locals.items() if id(value) in tracing._saves()}
+    torch.save(saved, path + ".result")
+    tracing.dec()
+    print("done")
 """
+Ask = Callable[[bytes], Any]
 
 
+@pytest.fixture(scope="module")
+def server(model_folder: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    """A server of the tiny Llama: what is packed goes in, what was saved comes out."""
+    folder = tmp_path_factory.mktemp("server")
+    command = [sys.executable, "-u", "-c", SERVER, str(model_folder("llama")), str(Path(__file__).parents[3])]
+    with (
+        (folder / "errors").open("w") as errors,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0, cwd=folder
+        ) as process,
+    ):
+
+        def ask(blob: bytes) -> Any:
+            assert process.stdin is not None and process.stdout is not None
+            path = folder / "request"
+            path.write_bytes(blob)
+            with suppress(BrokenPipeError):
+                process.stdin.write(f"{path}\n".encode())
+            assert process.stdout.readline() == b"done\n", (folder / "errors").read_text()
+            return torch.load(f"{path}.result")
+
+        yield ask
+        process.kill()
+
+
+@pytest.mark.parametrize("weights", ["here too", "there"])
+@pytest.mark.parametrize("kind", [StandardizedTransformer, NnterpTransformer], ids=["interp", "nnterp"])
 @torch.no_grad()
-def test_a_trace_runs_where_interp_is_not(
-    model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_session_runs_where_interp_is_not(
+    kind: type[StandardizedTransformer],
+    weights: str,
+    server: Ask,
+    model_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = model_folder("llama")
     sent = []
 
     def request(self: RemoteBackend, envelope: Any, tracer: Any) -> Any:
         sent.append(envelope)
-        command = [sys.executable, "-c", SERVER, str(folder), str(Path(__file__).parents[3])]
-        ran = subprocess.run(command, input=self._serialize(tracer), capture_output=True, check=False, cwd=tmp_path)
-        assert ran.returncode == 0, ran.stderr.decode()
-        (tmp_path / "result").write_bytes(ran.stdout)
-        return torch.load(tmp_path / "result")
+        return server(self._serialize(tracer))
 
     monkeypatch.setattr(RemoteBackend, "request", request)
     monkeypatch.setitem(huggingface._ID_CACHE, str(folder), "owner/name")  # what the hub would say
-    model = StandardizedTransformer(folder, remote=True)
+    model = kind(folder, remote=weights == "there")
     with model.session(remote=True):
         with model.trace(IDS):
             source = model.read("resid_post.1").clone()

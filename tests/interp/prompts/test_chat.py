@@ -170,10 +170,20 @@ def test_spans_are_the_messages_also_where_their_text_occurs_elsewhere(chat: lis
         assert prompt.spans == expected
 
 
-def test_changed_text_is_not_marked() -> None:
-    prompt = chat_prompt(chatty("loud"), CHAT)
-    assert "THE QUICK BROWN FOX" in prompt.text
-    assert prompt.spans == {}
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ messages[0]['content'] | upper }}", "KING"),
+        ("{{ messages[0]['content'] }}{% if 'king' in messages[0]['content'] %}!{% endif %}", "king!"),
+        ("{% if 'king' in messages[0]['content'] %}!{% endif %}{{ messages[0]['content'] }}", "!king"),
+        ("{% if 'king' not in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}king", "king"),
+    ],
+)
+def test_texts_are_not_marked_where_the_template_looks_into_them(template: str, text: str) -> None:
+    tokenizer = chatty("start token")
+    tokenizer.chat_template = template
+    prompt = chat_prompt(tokenizer, [{"role": "user", "content": "king"}])
+    assert (prompt.text, prompt.spans) == (text, {})
 
 
 def test_span_of_a_message_is_its_tokens() -> None:

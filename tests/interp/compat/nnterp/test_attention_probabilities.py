@@ -112,6 +112,27 @@ def test_what_is_not_a_pattern_is_found_out() -> None:
         loaded("gptj", rename_config=scores, enable_attention_probs=True)
 
 
+def test_a_pattern_on_which_nothing_hangs_is_found_out() -> None:
+    model = loaded("llama")
+    torch.nn.init.zeros_(model._model.get_submodule("model.layers.1.self_attn.o_proj").weight)  # type: ignore[arg-type]
+    model.attention_probabilities.check_source(0)
+    with pytest.raises(RenamingError, match="layer 1: other attention probabilities leave the logits as they are"):
+        model.attention_probabilities.check_source(1)
+
+
+def test_they_are_enabled_without_checks_too() -> None:
+    model = loaded("llama", check_renaming=False, enable_attention_probs=True)
+    assert model.attn_probs_available
+    model.attention_probabilities.check_source()
+
+
+def test_a_family_that_never_forms_them() -> None:
+    model = loaded("falcon")  # under sdpa
+    assert not model.attn_probs_available
+    with pytest.raises(ValueError, match="attn_implementation='eager'"), model.trace(TEXT):
+        model.attention_probabilities[0].save()
+
+
 def test_disabled() -> None:
     model = loaded("llama")
     model.attention_probabilities.disable()

@@ -9,6 +9,8 @@ import torch
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor
 
+from interp.compat.nnterp import StandardizedTransformer
+from interp.compat.nnterp.interventions import patch_object_attn_lens
 from interp.compat.nnterp.nnsight_utils import (
     collect_last_token_activations_session,
     collect_token_activations_batched,
@@ -17,6 +19,7 @@ from interp.compat.nnterp.nnsight_utils import (
     get_token_activations,
 )
 from interp.errors import InterpError
+from tests.families.cases import build as build_family
 from tests.interp.compat.nnterp.models import CLOSE, PROMPTS, hidden, ids_of, next_probs, raw, standardized, wrap
 from tests.interp.reference import build
 from tests.tiny import tiny_tokenizer
@@ -96,6 +99,31 @@ def test_what_is_read_does_not_change_with_the_model() -> None:
         found = get_token_activations(model, tracer=tracer, layers=[1]).save()
         model.layers_output[1][:] = 0
     torch.testing.assert_close(found, expected("llama", [1]), **CLOSE)
+
+
+def test_what_a_layer_changes_in_place_afterwards_is_kept_as_it_was() -> None:
+    """Falcon adds attention's output to the MLP's, in place."""
+    module: Any = build_family("falcon")
+    model = StandardizedTransformer(module, tokenizer=tiny_tokenizer())
+    kept: list[Tensor] = []
+    handle = module.transformer.h[0].mlp.register_forward_hook(lambda _, args, output: kept.append(output.clone()))
+    with torch.no_grad():
+        module(input_ids=ids_of(PROMPTS[0]))
+    handle.remove()
+    found = get_token_activations(
+        model, PROMPTS[:1], layers=[0, 1], get_activations=lambda m, layer: m.mlps_output[layer]
+    )
+    torch.testing.assert_close(found[0], kept[0][:, -1], **CLOSE)
+
+
+def test_no_graph_is_built() -> None:
+    module: Any = build("llama")
+    model = StandardizedTransformer(module, tokenizer=tiny_tokenizer())
+    graphs: list[bool] = []
+    module.model.norm.register_forward_hook(lambda _, args, output: graphs.append(output.requires_grad))
+    compute_next_token_probs(model, PROMPTS)
+    patch_object_attn_lens(model, PROMPTS[0], PROMPTS, -1, 1)
+    assert len(graphs) == 5 and not any(graphs)
 
 
 @pytest.mark.parametrize("kind", KINDS)

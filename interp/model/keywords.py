@@ -1,0 +1,54 @@
+"""Keyword arguments of a trace: transformers' models swallow those that they do not know; here they are refused."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from transformers.utils import TransformersKwargs
+
+from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    from interp.model.transformer import StandardizedTransformer
+
+__all__ = ["check_keywords"]
+
+# What a forward pass reads beyond its signature, in most families.
+_SHARED = {*TransformersKwargs.__annotations__, "cache_position", "return_dict", "logits_to_keep", "use_cache"}
+
+
+def check_keywords(model: StandardizedTransformer, fn: Any, given: Mapping[str, Any]) -> None:
+    """Refuse a keyword that neither the model's forward pass nor its tokenizer takes.
+
+    `generate` and `pipe` check their own.
+
+    Arguments:
+        model: the model.
+        fn: what a trace runs; `__call__` is the forward pass.
+        given: what nnsight is about to run it with; the inputs of invokes are under `batcher`.
+
+    Raises:
+        InterpError: there is one, with the nearest known names.
+    """
+    if fn != "__call__":
+        return
+    batcher = given.get("batcher")
+    names = {name for name in given if name != "batcher"}
+    for _, keywords in [] if batcher is None else batcher.invokes:
+        names |= set(keywords)
+    if not names:
+        return
+    known = _taken(type(model._module).forward) | _taken(type(model.tokenizer).__call__) | _SHARED
+    for name in sorted(names - known):
+        near = get_close_matches(name, known, n=1, cutoff=0.6)
+        advice = f" Did you mean {near[0]!r}?" if near else ""
+        raise InterpError(f"{type(model._module).__name__} takes no keyword {name!r} in a trace.{advice}")
+
+
+def _taken(function: Any) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {parameter.name for parameter in parameters if parameter.kind in named} - {"self"}

@@ -1,0 +1,41 @@
+"""Places are asked for in the order in which the model meets them; what is out of order is refused.
+
+nnsight refuses it in a plain trace. Under `tracer.iter`, from the second step on, it would give the next step's value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnsight.intervention.interleaver import Mediator
+
+from interp.errors import InterpError
+
+__all__ = ["check_not_passed"]
+
+
+def check_not_passed(envoy: Any, side: str, name: str) -> None:
+    """Refuse a place that the forward pass has left behind.
+
+    Arguments:
+        envoy: the module.
+        side: `input` or `output` of it.
+        name: what the user called the place, for messages.
+
+    Raises:
+        InterpError: the forward pass that runs is past it.
+        ValueError: outside a trace (nnsight's).
+    """
+    location, root = f"{envoy.path}.{side}", envoy.root.path
+    mediator = Mediator.current(location)
+    passed = mediator.occurrence(location)
+    if mediator.iteration is not None:  # pinned to a step
+        is_past = passed > mediator.iteration
+    else:
+        begun, done = mediator.occurrence(f"{root}.input"), mediator.occurrence(f"{root}.output")
+        is_past = passed >= begun > done
+    if is_past:
+        raise InterpError(
+            f"{name}: the forward pass is past it. Ask for places in the order in which the model meets them; "
+            "model.in_order(sites) sorts them."
+        )
