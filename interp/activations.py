@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -98,7 +97,6 @@ def collect(
     pad_id = model.tokenizer.pad_token_id or 0
     # Weights that accelerate has offloaded lie on `meta`; its hooks then move the inputs to where they are needed.
     device = model.device if model.device is not None and model.device.type != "meta" else torch.device("cpu")
-    takes_positions = "position_ids" in inspect.signature(type(model._module).forward).parameters
 
     out: dict[str, torch.Tensor] = {}
     done = 0
@@ -106,7 +104,9 @@ def collect(
         for batch in batches_by_length(lengths.tolist(), batch_size):
             inputs = left_padded([input_ids[row] for row in batch], pad_id, device)
             longest = inputs["input_ids"].shape[1]
-            if not takes_positions:  # no positions at all (Bloom, MPT), only distances, which padding leaves alone
+            if (
+                not model.takes_position_ids
+            ):  # no positions at all (Bloom, MPT), only distances, which padding leaves alone
                 del inputs["position_ids"]
             missing = (table[batch] < 0).to(device)
             padding = longest - lengths[batch]

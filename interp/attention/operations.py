@@ -15,6 +15,7 @@ from nnsight.intervention.source import compiled, decorator_chain
 from torch import Tensor
 
 from interp.attention.points import await_location
+from interp.order import check_not_passed
 
 __all__ = ["OPERATIONS", "Operation", "OperationPoint", "operations_of"]
 
@@ -193,6 +194,7 @@ class OperationPoint:
                 await_location(interleaver, path, f"{node.path}.fn")
             node = getattr(node.source, name)
         await_location(interleaver, path, f"{node.path}.{self.operation.side}")
+        check_not_passed(f"{node.path}.{self.operation.side}", f"{node.path}.{self.operation.side}")
         return node
 
     def _live(self) -> Tensor:

@@ -13,6 +13,8 @@ from typing import Any
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
+from interp.order import check_not_passed
+
 __all__ = ["KINDS", "Points", "await_location", "calls"]
 
 # In the order in which a forward pass meets them.
@@ -37,13 +39,17 @@ class Points:
 
     def read(self, kind: str) -> Tensor:
         """The value at a point, inside a trace's body."""
-        await_location(self.interleaver, self.path, self.location(kind))
+        self._await(kind)
         return Mediator.value(self.location(kind))
 
     def write(self, kind: str, value: Tensor) -> None:
         """Replace the value at a point, inside a trace's body."""
-        await_location(self.interleaver, self.path, self.location(kind))
+        self._await(kind)
         Mediator.swap(self.location(kind), value)
+
+    def _await(self, kind: str) -> None:
+        await_location(self.interleaver, self.path, self.location(kind))
+        check_not_passed(self.location(kind), self.location(kind))
 
     # The model's side ---------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ class SoftmaxPoints(TorchFunctionMode):
     """
 
     def __init__(self, points: Points, keys: int, known: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        TorchFunctionMode.__init__(self)
         self._points = points
         self._keys = keys
         self._known = known

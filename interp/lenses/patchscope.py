@@ -3,22 +3,23 @@
 Ghandeharioun et al., "Patchscopes" (2024), arXiv 2401.06102. With target prompts that translate, and with patching from
 a layer onwards: Dumas et al., "Separating Tongue from Thought" (2025), arXiv 2411.08745.
 
-This module is the plain way, one traced forward pass of the whole target prompts for each layer.
+Latents written after layers go through one walk up the layers (`interp.forward`). Other sites, and families that the
+walk does not fit, are served the plain way, one traced forward pass of the whole target prompts for each layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-import nnsight
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.activations import batches_by_length, left_padded
+from interp.activations import batches_by_length
 from interp.errors import InterpError, nearest
+from interp.forward import run_patched, walk, walk_fits
 from interp.lenses.result import Floats, LensResult, check_lens_layers, read_layers
 from interp.readout import Groups, TokenGroups, reduce_logits
 from interp.sites import HIDDEN_KINDS, Site
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["Patch", "patchscope_lens"]
 
 Patch = Literal["one_layer", "from_layer"]
+# Tokens of target prompts that walk at once, layers times examples times length: what bounds the memory.
+_WALKING_TOKENS = 1 << 16
 
 
 @torch.no_grad()
@@ -82,18 +85,11 @@ def patchscope_lens(
     if batch_size < 1:
         raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
     padded_groups = TokenGroups.pad(groups, model.vocab_size)
-    batches = batches_by_length([len(ids) for ids in target_ids], batch_size) or [[]]
-    parts = []
-    for chosen in batches:
+    parts, order = [], []
+    for chosen, hidden, clean in _final_states(model, latents, target_ids, target_positions, layers, plan, batch_size):
         rows = torch.tensor(chosen, dtype=torch.long)
+        order += chosen
         batch_groups = padded_groups.rows(rows)
-        ids = [target_ids[example] for example in chosen]
-        if not chosen:  # no examples at all: results of length 0
-            hidden = torch.empty(len(layers), 0, model.hidden_size)
-        else:
-            positions = [target_positions[example] for example in chosen]
-            batch_latents = latents[:, rows.to(latents.device)].to(device=_device(model), dtype=model.dtype)
-            hidden = torch.stack([_run(model, ids, positions, plan.writes(layer, batch_latents)) for layer in layers])
         parts.append(
             read_layers(
                 model,
@@ -102,10 +98,95 @@ def patchscope_lens(
                 layers=layers,
                 top_k=top_k,
                 reference=None if reference is None else reference[rows.to(reference.device)],
-                baseline=_baseline(model, ids, batch_groups),
+                baseline=_baseline(model, clean, batch_groups),
             )
         )
-    return LensResult.concatenate(parts, order=[example for batch in batches for example in batch])
+    return LensResult.concatenate(parts, order=order)
+
+
+def _final_states(
+    model: StandardizedTransformer,
+    latents: Tensor,
+    target_ids: Sequence[Sequence[int]],
+    target_positions: Sequence[int],
+    layers: tuple[int, ...],
+    plan: _Plan,
+    batch_size: int,
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """By batch: the examples; (layer, row, hidden), what patched prompts end with; (row, hidden), unpatched ones."""
+    if not target_ids:  # results of length 0
+        yield [], torch.empty(len(layers), 0, model.hidden_size), torch.empty(0, model.hidden_size)
+    batches = batches_by_length([len(ids) for ids in target_ids], batch_size)
+    if target_ids and plan.kind == "resid_post":
+        alike = _alike(target_ids, target_positions, batch_size, model.num_layers)
+        if walk_fits(model):
+            for chosen in alike:
+                yield chosen, *_walked(model, latents, target_ids, target_positions, layers, plan, chosen)
+            return
+    for chosen in batches:
+        yield chosen, *_plain(model, latents, target_ids, target_positions, layers, plan, chosen)
+
+
+def _alike(
+    target_ids: Sequence[Sequence[int]], target_positions: Sequence[int], batch_size: int, num_layers: int
+) -> list[list[int]]:
+    """Examples by batches of target prompts of one length that are patched at one token, equal prompts together."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for example in sorted(range(len(target_ids)), key=lambda row: tuple(target_ids[row])):
+        found.setdefault((len(target_ids[example]), target_positions[example]), []).append(example)
+    batches = []
+    for (length, _), examples in sorted(found.items()):
+        # All layers' rows walk together, each beside the keys of the whole prompt.
+        size = max(1, min(batch_size, _WALKING_TOKENS // (num_layers * length)))
+        batches += [examples[start : start + size] for start in range(0, len(examples), size)]
+    return batches
+
+
+def _walked(
+    model: StandardizedTransformer,
+    latents: Tensor,
+    target_ids: Sequence[Sequence[int]],
+    target_positions: Sequence[int],
+    layers: tuple[int, ...],
+    plan: _Plan,
+    chosen: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """What `_plain` gives, of target prompts of one length that are patched at one token, by a walk up the layers."""
+    device = _device(model)
+    prompts = list(dict.fromkeys(tuple(target_ids[example]) for example in chosen))
+    ids = torch.tensor(prompts if len(prompts) == 1 else [list(target_ids[example]) for example in chosen])
+    rows = torch.tensor(chosen, dtype=torch.long, device=latents.device)
+    held = latents[:, rows].to(device=device, dtype=model.dtype)
+    written = dict(zip(plan.latent_layers, held, strict=True))
+    return walk(
+        model,
+        ids.to(device),
+        target_positions[chosen[0]],
+        written,
+        layers=layers,
+        from_layer=plan.patch == "from_layer",
+    )
+
+
+def _plain(
+    model: StandardizedTransformer,
+    latents: Tensor,
+    target_ids: Sequence[Sequence[int]],
+    target_positions: Sequence[int],
+    layers: tuple[int, ...],
+    plan: _Plan,
+    chosen: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """(layer, row, hidden) and (row, hidden): what the patched and the unpatched target prompts end with."""
+    ids = [target_ids[example] for example in chosen]
+    positions = [target_positions[example] for example in chosen]
+    rows = torch.tensor(chosen, dtype=torch.long, device=latents.device)
+    held = latents[:, rows].to(device=_device(model), dtype=model.dtype)
+    hidden = torch.stack([run_patched(model, ids, positions, plan.writes(layer, held)) for layer in layers])
+    distinct = list(dict.fromkeys(tuple(row) for row in ids))
+    place = {row: index for index, row in enumerate(distinct)}
+    clean = run_patched(model, distinct, [0] * len(distinct), [])[[place[tuple(row)] for row in ids]]
+    return hidden, clean
 
 
 @dataclass(frozen=True)
@@ -180,49 +261,13 @@ def _check_examples(
             )
 
 
-def _run(
-    model: StandardizedTransformer,
-    target_ids: Sequence[Sequence[int]],
-    positions: Sequence[int],
-    writes: Sequence[tuple[Site, Tensor]],
-) -> Tensor:
-    """Run target prompts with latents written into them, up to the last layer and without the head.
-
-    Arguments:
-        model: the model.
-        target_ids: token ids of each row's prompt, unpadded.
-        positions: the token of each row that is written, counted without padding.
-        writes: sites in the order of a forward pass, and what is written there, (row, hidden_size).
-
-    Returns:
-        (row, hidden_size), the residual stream after the last layer at each prompt's last token.
-    """
-    inputs = left_padded(target_ids, 0, _device(model))  # 0 is in every vocabulary, a pad token may not be
-    longest = inputs["input_ids"].shape[1]
-    padded_positions = [longest - len(ids) + position for ids, position in zip(target_ids, positions, strict=True)]
-    rows, columns = torch.arange(len(target_ids)), torch.tensor(padded_positions)
-    last = Site("resid_post", model.num_layers - 1)
-    final: Tensor
-    with model.trace(**inputs, use_cache=False) as tracer:
-        for site, latent in writes:
-            patched = model.read(site).clone()  # others may hold the tensor that the model made
-            patched[rows.to(patched.device), columns.to(patched.device)] = latent.to(patched)
-            model.write(site, patched)
-        final = nnsight.save(model.read(last)[:, -1].clone())
-        tracer.stop()
-    return final
-
-
 def _device(model: StandardizedTransformer) -> torch.device:
     return model.device or torch.device("cpu")
 
 
-def _baseline(model: StandardizedTransformer, ids: Sequence[Sequence[int]], groups: TokenGroups) -> Floats:
-    """(row, group), log-probability of the groups after the unpatched target prompts; equal prompts are run once."""
-    distinct = list(dict.fromkeys(tuple(row) for row in ids))
-    if not distinct:
+def _baseline(model: StandardizedTransformer, clean: Tensor, groups: TokenGroups) -> Floats:
+    """(row, group), log-probability of the groups after the unpatched target prompts."""
+    if not len(clean):
         return np.empty(groups.ids.shape[:2], dtype=np.float32)
-    hidden = _run(model, distinct, [0] * len(distinct), [])
-    place = {row: index for index, row in enumerate(distinct)}
-    logits = model.readout(hidden)[[place[tuple(row)] for row in ids]]
+    logits = model.readout(clean)
     return reduce_logits(logits, groups.to(logits.device), 1).log_prob.cpu().numpy()

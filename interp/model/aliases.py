@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from interp.architectures import Architecture, submodule
+from interp.errors import InterpError
 
 __all__ = ["aliases", "merged"]
 
@@ -42,11 +43,24 @@ def aliases(architecture: Architecture, module: Any) -> Names:
     return names
 
 
-def merged(standard: Names, given: Mapping[Any, Any] | None) -> Names:
-    """The standard names with the user's further ones."""
+def merged(standard: Names, given: Mapping[Any, Any] | None, *, reserved: Collection[str] = ()) -> Names:
+    """The standard names with the user's further ones.
+
+    Arguments:
+        standard: as `aliases` gives them.
+        given: the user's, own name -> further name or names.
+        reserved: names of the model's own attributes, which no module can have.
+
+    Raises:
+        InterpError: a reserved name is given.
+    """
     names = {key: list(values) for key, values in standard.items()}
     for key, values in (given or {}).items():
         for value in [values] if isinstance(values, str) else values:
+            if value in reserved:
+                raise InterpError(
+                    f"rename: {key!r} cannot be called {value!r}, which a model has already. Choose another."
+                )
             if value not in names.setdefault(key, []):
                 names[key].append(value)
     return names

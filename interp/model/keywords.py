@@ -27,13 +27,13 @@ def check_keywords(model: StandardizedTransformer, fn: Any, given: Mapping[str, 
 
     Arguments:
         model: the model.
-        fn: what a trace runs; `__call__` is the forward pass.
+        fn: what a trace runs; `__call__` and `model._call` are the forward pass.
         given: what nnsight is about to run it with; the inputs of invokes are under `batcher`.
 
     Raises:
         InterpError: there is one, with the nearest known names.
     """
-    if fn != "__call__":
+    if fn not in ("__call__", model._call):
         return
     batcher = given.get("batcher")
     names = {name for name in given if name != "batcher"}

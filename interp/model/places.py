@@ -15,7 +15,7 @@ from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 
 from interp.errors import InterpError
-from interp.model.order import check_not_passed
+from interp.order import check_not_passed
 
 __all__ = [
     "AddedPlace",
@@ -53,17 +53,12 @@ def fitted(value: Tensor, live: Tensor, name: str) -> Tensor:
 
 
 class Fed:
-    """Rows and positions of what the model is fed, kept for each forward pass by a hook.
+    """Rows and positions of what the model is fed, taken by a hook that stands while a trace runs."""
 
-    Arguments:
-        module: the model.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self) -> None:
         self.shape = (0, 0)
-        module.register_forward_pre_hook(self._take, with_kwargs=True)
 
-    def _take(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def take(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         given = args[0] if args else kwargs.get("input_ids", None)
         if given is None:
             given = kwargs["inputs_embeds"]
@@ -90,7 +85,7 @@ class ModulePlace:
         return self._hidden(self._live())
 
     def write(self, value: Tensor) -> None:
-        check_not_passed(self.envoy, self.side, self.name)
+        check_not_passed(f"{self.envoy.path}.{self.side}", self.name)
         whole = self.envoy.input if self.side == "input" else self.envoy.output
         live = whole if isinstance(whole, Tensor) else whole[0]
         hidden = self._hidden(live)
@@ -115,7 +110,7 @@ class ModulePlace:
             self.envoy.inputs = (tuple(new if is_it else x for is_it, x in zip(same, args, strict=True)), kwargs)
 
     def _live(self) -> Tensor:
-        check_not_passed(self.envoy, self.side, self.name)
+        check_not_passed(f"{self.envoy.path}.{self.side}", self.name)
         value = self.envoy.input if self.side == "input" else self.envoy.output
         return value if isinstance(value, Tensor) else value[0]
 

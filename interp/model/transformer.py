@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,13 @@ from interp.model.digest import model_digest
 from interp.model.keywords import check_keywords
 from interp.model.layout import place_of, projection_width, sublayer_of, why_missing
 from interp.model.loading import check_options, execution_device, load_model, load_skeleton, load_tokenizer
-from interp.model.order import check_not_passed
 from interp.model.padding import guard_padding
 from interp.model.places import Fed, ModulePlace
 from interp.model.proof import failures, prove
 from interp.model.spec import ModelSpec
 from interp.model.tail import Tail
 from interp.model.tokens import bare_tokenizer, closest_tokens
+from interp.order import check_not_passed
 from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
 
 __all__ = ["StandardizedTransformer"]
@@ -60,6 +61,13 @@ class StandardizedTransformer(TransformersModel):
 
     architecture: Architecture
     tokenizer: PreTrainedTokenizerBase
+    spec: ModelSpec
+    tail: Tail
+    parallel: bool
+    attention_access: AttentionAccess
+    fed: Fed
+    trace_memory: dict[Any, Tensor]
+    walk_fits: bool | None  # whether `interp.forward.walk` fits the family; None: not known yet
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -132,7 +140,6 @@ class StandardizedTransformer(TransformersModel):
                 raise InterpError("a model in memory needs its tokenizer: pass tokenizer=, an object or a folder.")
             module = model
         elif remote:
-            nnsight.register("interp")  # a server has nnsight, not this library: its code goes with what is sent
             module = load_skeleton(model, revision=revision, trust_remote_code=trust_remote_code)
         else:
             module = load_model(
@@ -156,14 +163,13 @@ class StandardizedTransformer(TransformersModel):
         found = candidates(config, module, rename_config)
         # Without a device, the pipeline that nnsight builds would move a model on the CPU to the first GPU.
         placed = {} if hasattr(module, "hf_device_map") else {"device": module.device}
-        names = merged(aliases(found.records[0], module), rename)
+        names = merged(aliases(found.records[0], module), rename, reserved=StandardizedTransformer.__annotations__)
         super().__init__(module.eval(), tokenizer=tokenizer, rename=names, envoys=envoys, **placed)
         if isinstance(model, str | Path):
             self.repo_id, self.revision = str(model), revision
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
-        self.fed = Fed(module)
-        self.trace_memory: dict[Any, Tensor] = {}
+        self.fed, self.trace_memory, self.walk_fits = Fed(), {}, None
         self._choose(found, config, rename_config, verify=verify)
 
     def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:
@@ -225,6 +231,11 @@ class StandardizedTransformer(TransformersModel):
         """The dtype of the model's weights, which is that of its activations."""
         return self._module.dtype
 
+    @property
+    def takes_position_ids(self) -> bool:
+        """Whether the forward pass is given positions; families without (Bloom, MPT) know distances alone."""
+        return "position_ids" in inspect.signature(type(self._module).forward).parameters
+
     def layer(self, layer: int) -> Any:
         """The envoy of one layer, counted from 0."""
         return self.get(self.architecture.layers)[layer]
@@ -232,11 +243,20 @@ class StandardizedTransformer(TransformersModel):
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """nnsight's driver of a trace; what the trace switched on in attention is switched off, whatever happens."""
         check_keywords(self, fn, kwargs)
+        watch = self._module.register_forward_pre_hook(self.fed.take, with_kwargs=True)
         try:
-            return super().interleave(fn, *args, **kwargs)
+            # Not super(): on a server this method is rebuilt from its source, where super() finds no class.
+            return TransformersModel.interleave(self, fn, *args, **kwargs)
         finally:
+            watch.remove()
             self.attention_access.release()
             self.trace_memory.clear()
+
+    def _remote_backend(self, *args: Any, **kwargs: Any) -> Any:
+        # A server has no `interp`: its source travels with the request. Not before there is one: what is pickled by
+        # value loses its class in other processes (an InterpError from a worker would be no InterpError any more).
+        nnsight.register("interp")
+        return super()._remote_backend(*args, **kwargs)
 
     def _remoteable_class(self) -> type:
         return TransformersModel  # a server knows nnsight's class; the names go with what is sent
@@ -413,7 +433,7 @@ class StandardizedTransformer(TransformersModel):
 
     def _fed(self, name: str) -> Tensor:
         whole: Any = self
-        check_not_passed(self, "input", name)
+        check_not_passed(f"{self.path}.input", name)
         args, kwargs = whole.inputs
         if name == "input_ids" and args:
             return args[0]

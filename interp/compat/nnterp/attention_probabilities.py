@@ -11,12 +11,12 @@ import nnsight
 import torch
 from torch import Tensor
 
-import interp
 from interp.attention.interface import routing_module
 from interp.attention.operations import operations_of
 from interp.compat.nnterp.attention_sources import AttnProbFunction
 from interp.compat.nnterp.renaming import RenamingError
 from interp.compat.nnterp.utils import display_markdown, dummy_inputs, is_notebook, try_with_scan
+from interp.model import StandardizedTransformer as _Base
 from interp.model.accessors import LayerValues
 
 __all__ = ["AttentionProbabilitiesAccessor"]
@@ -34,11 +34,9 @@ class AttentionProbabilitiesAccessor(LayerValues):
         initialized_with_enable: of nnterp, and of no use here.
     """
 
-    def __init__(
-        self, model: interp.StandardizedTransformer, rename_config: Any = None, initialized_with_enable: bool = False
-    ) -> None:
-        values: LayerValues = interp.StandardizedTransformer.attention_probabilities.fget(model)  # type: ignore[attr-defined]
-        super().__init__(values._item, model.num_layers, "attention_probabilities")
+    def __init__(self, model: _Base, rename_config: Any = None, initialized_with_enable: bool = False) -> None:
+        values: LayerValues = _Base.attention_probabilities.fget(model)  # type: ignore[attr-defined]
+        LayerValues.__init__(self, values._item, model.num_layers, "attention_probabilities")
         self.model = model
         self.initialized_with_enable = initialized_with_enable
         self.source_attr: Callable[..., Any] | None = getattr(rename_config, "attn_prob_source", None)
@@ -61,13 +59,13 @@ class AttentionProbabilitiesAccessor(LayerValues):
 
     def __getitem__(self, layer: int) -> Tensor:
         self._check_enabled()
-        return super().__getitem__(layer)
+        return LayerValues.__getitem__(self, layer)
 
     __call__ = __getitem__
 
     def __setitem__(self, layer: int, value: Tensor) -> None:
         self._check_enabled()
-        super().__setitem__(layer, value)
+        LayerValues.__setitem__(self, layer, value)
 
     def check_source(self, layer: int = 0, allow_dispatch: bool = True, use_trace: bool = True) -> None:
         """Check the pattern of a layer on three tokens: its shape, that its rows sum to 1, that the logits hang on it.

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-import interp
 from interp.errors import InterpError
+from interp.model import StandardizedTransformer as _Base
 from interp.model.accessors import LayerValues
 from interp.model.places import ModulePlace, Place
 
@@ -57,7 +57,7 @@ class LayerAccessor(LayerValues):
         self._assumed = returns_tuple
         name = f"{attr_name or 'layers'}_{io_type.value}" if io_type else attr_name or "layers"
         self._standard = _OF_INTERP.get((attr_name, io_type), name)
-        super().__init__(self._place, len(model.layers), self._standard)
+        LayerValues.__init__(self, self._place, len(model.layers), self._standard)
 
     def get_module(self, layer: int) -> Any:
         """The module of one layer, an nnsight envoy."""
@@ -67,8 +67,8 @@ class LayerAccessor(LayerValues):
     def _place(self, layer: int) -> Place:
         side = None if self.io_type is None else self.io_type.value
         assert side is not None
-        if isinstance(self.model, interp.StandardizedTransformer) and (self.attr_name, self.io_type) in _OF_INTERP:
-            values: LayerValues = getattr(interp.StandardizedTransformer, self._standard).fget(self.model)
+        if isinstance(self.model, _Base) and (self.attr_name, self.io_type) in _OF_INTERP:
+            values: LayerValues = getattr(_Base, self._standard).fget(self.model)
             return values._item(layer)
         return ModulePlace(self.get_module(layer), side, f"{self._standard}[{layer}]")
 
@@ -83,8 +83,8 @@ class LayerAccessor(LayerValues):
     __call__ = __getitem__
 
     def _module(self, layer: int) -> Any:
-        if isinstance(self.model, interp.StandardizedTransformer) and (self.attr_name, None) in _OF_INTERP:
-            return getattr(interp.StandardizedTransformer, self._standard).fget(self.model)[layer]
+        if isinstance(self.model, _Base) and (self.attr_name, None) in _OF_INTERP:
+            return getattr(_Base, self._standard).fget(self.model)[layer]
         return self.get_module(layer)
 
     def __setitem__(self, layer: int, value: Tensor) -> None:
@@ -92,7 +92,7 @@ class LayerAccessor(LayerValues):
             raise InterpError(
                 f"{self._standard}[{layer}] is a module. Set what it returns: {self._standard}_output[{layer}] = ..."
             )
-        super().__setitem__(layer, value)
+        LayerValues.__setitem__(self, layer, value)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[layer] for layer in range(len(self)))

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-import interp
 from interp.architectures import Architecture
 from interp.compat.nnterp.renaming import RenamingError, record_of, renamed_nnsight, text_config
 from interp.errors import InterpError
+from interp.model import StandardizedTransformer as _Base
 from interp.model.loading import execution_device
 from interp.model.places import ModulePlace
 from interp.model.tail import Tail
@@ -44,7 +44,7 @@ GetModuleOutput = Callable[[Any, int], Tensor]
 
 def architecture_of(nn_model: Any) -> Architecture:
     """The record of a model, looked up once."""
-    if isinstance(nn_model, interp.StandardizedTransformer):
+    if isinstance(nn_model, _Base):
         return nn_model.architecture
     if "_record" not in nn_model.__dict__:
         nn_model.__dict__["_record"] = record_of(nn_model._module)
@@ -106,7 +106,7 @@ def get_attention(nn_model: Any, layer: int) -> Any:
 
 def get_attention_output(nn_model: Any, layer: int) -> Tensor:
     """What the attention module of a layer returns, inside a trace."""
-    if isinstance(nn_model, interp.StandardizedTransformer):
+    if isinstance(nn_model, _Base):
         return nn_model.attentions_output[layer]
     return ModulePlace(get_attention(nn_model, layer), "output", "attention output").read()
 
@@ -123,13 +123,13 @@ def get_mlp(nn_model: Any, layer: int) -> Any:
 
 def get_mlp_output(nn_model: Any, layer: int) -> Tensor:
     """What the MLP of a layer returns, inside a trace."""
-    if isinstance(nn_model, interp.StandardizedTransformer):
+    if isinstance(nn_model, _Base):
         return nn_model.mlps_output[layer]
     return ModulePlace(get_mlp(nn_model, layer), "output", "MLP output").read()
 
 
 def _part(nn_model: Any, layer: int, role: str, accessor: str) -> Any:
-    if isinstance(nn_model, interp.StandardizedTransformer):
+    if isinstance(nn_model, _Base):
         return getattr(nn_model, accessor)[layer]
     envoy = get_layer(nn_model, layer)
     sublayer = dict(architecture_of(nn_model).sublayers(envoy._module)).get(role)
@@ -183,7 +183,7 @@ def project_on_vocab(nn_model: Any, h: Tensor) -> Tensor:
         nn_model: the model.
         h: (..., hidden).
     """
-    return nn_model.readout(h) if isinstance(nn_model, interp.StandardizedTransformer) else _through_tail(nn_model, h)
+    return nn_model.readout(h) if isinstance(nn_model, _Base) else _through_tail(nn_model, h)
 
 
 def project_negated_on_vocab(nn_model: Any, h: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from nnsight import NNsight
 
-from interp import architectures
 from interp.architectures import Architecture, candidates
+from interp.architectures import RenameConfig as _RenameConfig
 from interp.compat.nnterp.utils import dummy_inputs
 from interp.errors import InterpError
 from interp.model.aliases import aliases, merged
@@ -66,7 +66,7 @@ class RenameConfig:
     embed_tokens_name: Names | None = None
     mlp_returns_tuple: bool | None = None
 
-    def to_interp(self) -> architectures.RenameConfig:
+    def to_interp(self) -> _RenameConfig:
         """The same for `interp.StandardizedTransformer`; a dot before a path, which means the root, is left out."""
         names = {
             field: _without_dot(getattr(self, field))
@@ -75,7 +75,7 @@ class RenameConfig:
                 "embed_tokens_name",
             )
         }  # fmt: skip
-        return architectures.RenameConfig(
+        return _RenameConfig(
             **names,
             ignore_mlp=self.ignore_mlp,
             ignore_attn=self.ignore_attn,
@@ -92,10 +92,10 @@ def _without_dot(names: Names | None) -> Any:
     return names.removeprefix(".") if isinstance(names, str) else [name.removeprefix(".") for name in names]
 
 
-AnyRenameConfig = RenameConfig | architectures.RenameConfig
+AnyRenameConfig = RenameConfig | _RenameConfig
 
 
-def for_interp(rename_config: AnyRenameConfig | None) -> architectures.RenameConfig | None:
+def for_interp(rename_config: AnyRenameConfig | None) -> _RenameConfig | None:
     """interp's `RenameConfig` from either one."""
     return rename_config.to_interp() if isinstance(rename_config, RenameConfig) else rename_config
 

@@ -11,8 +11,7 @@ import nnsight
 import torch
 from torch import Tensor, nn
 
-import interp
-from interp import architectures
+from interp.architectures import RenameConfig as _RenameConfig
 from interp.compat.nnterp.attention_probabilities import AttentionProbabilitiesAccessor
 from interp.compat.nnterp.layer_accessor import IOType, LayerAccessor
 from interp.compat.nnterp.modules import last_token_probs
@@ -21,6 +20,7 @@ from interp.compat.nnterp.utils import dummy_inputs
 from interp.compat.nnterp.validation import check_io
 from interp.errors import InterpError
 from interp.interventions.steering import Indices
+from interp.model import StandardizedTransformer as _Base
 
 __all__ = ["GetLayerObject", "StandardizedTransformer"]
 
@@ -30,7 +30,7 @@ GetLayerObject = Callable[[int], Tensor]
 _BACKBONES = ("transformer", "gpt_neox", "backbone", "biogpt")
 
 
-class StandardizedTransformer(interp.StandardizedTransformer):
+class StandardizedTransformer(_Base):
     """A language model under nnterp's names; everything of `interp.StandardizedTransformer` is there too.
 
     model = StandardizedTransformer("openai-community/gpt2")
@@ -49,7 +49,7 @@ class StandardizedTransformer(interp.StandardizedTransformer):
         enable_attention_probs: bool = False,
         check_attn_probs_with_trace: bool = True,
         allow_multimodal: bool = False,
-        rename_config: RenameConfig | architectures.RenameConfig | None = None,
+        rename_config: RenameConfig | _RenameConfig | None = None,
         **kwargs: Any,
     ) -> None:
         """Load a model, or wrap one that is in memory.
@@ -210,7 +210,7 @@ class StandardizedTransformer(interp.StandardizedTransformer):
             value: Tensor | None = skip_with[0]
         else:
             value = skip_with
-        super().skip_layers(start_layer, end_layer, value)
+        _Base.skip_layers(self, start_layer, end_layer, value)
 
     def skip_layer(self, layer: int, skip_with: Tensor | tuple[Any, ...] | None = None) -> None:
         """Skip one layer, inside a trace; see `skip_layers`."""
@@ -244,7 +244,7 @@ class StandardizedTransformer(interp.StandardizedTransformer):
                 warnings.warn("steer: `positions` is now called `token_positions`.", DeprecationWarning, stacklevel=2)
             token_positions = positions
         if get_layer_object_to_steer is None:
-            super().steer(layers, steering_vector, factor, token_positions, batch_index)
+            _Base.steer(self, layers, steering_vector, factor, token_positions, batch_index)
             return
         rows = slice(None) if batch_index is None else batch_index
         columns = slice(None) if token_positions is None else token_positions

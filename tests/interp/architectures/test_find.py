@@ -183,7 +183,11 @@ def test_an_encoder_decoder_is_refused_whatever_its_name() -> None:
 
 def test_doge_with_experts_is_refused_because_its_tokens_see_each_other() -> None:
     config = CONFIG_MAPPING["doge"](**FAMILIES["doge"].config, is_moe=True, num_experts=16, num_experts_per_tok=2)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
     with pytest.raises(InterpError, match=r"'doge' is not supported: its experts are chosen across tokens"):
         candidates(config, model)
     ids = torch.tensor([[1, 17, 250, 33, 94]])

@@ -134,7 +134,7 @@ def test_all_is_switched_off_after_an_exception_and_after_stop(model: Traced) ->
         model.access.read("pattern", 1)
         tracer.stop()
     assert AttentionInterface.get_interface is PLAIN_GET_INTERFACE
-    with pytest.raises(Exception, match="already ran past it"), model.trace(**feed(model._module)):
+    with pytest.raises(Exception, match="the forward pass is past it"), model.trace(**feed(model._module)):
         model.access.read("q", 2)
         model.access.read("pattern", 1)
     assert AttentionInterface.get_interface is PLAIN_GET_INTERFACE

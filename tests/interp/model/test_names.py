@@ -204,3 +204,9 @@ def test_sizes_that_the_user_names() -> None:
         StandardizedTransformer(
             tiny_model("llama"), tokenizer=tiny_tokenizer(), rename_config=RenameConfig(attn_head_config_key="nope")
         )
+
+
+def test_a_module_cannot_take_the_name_of_something_else() -> None:
+    for name in ("num_layers", "spec", "tail"):
+        with pytest.raises(InterpError, match=rf"'transformer.wte' cannot be called '{name}'"):
+            StandardizedTransformer(tiny_model("gpt2"), tokenizer=tiny_tokenizer(), rename={"transformer.wte": name})

@@ -51,11 +51,29 @@ def test_what_is_refused(family: str, second: str) -> None:
                 _ = model.input_ids
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("pattern.2", "pattern.1"), ("pattern.1", "q.1"), ("z.2", "pattern.1"), ("scores.2", "z.1"), ("z.1", "attn_in.1")],
+)
+@pytest.mark.parametrize("write", [False, True])
+@families
+@torch.no_grad()
+def test_what_is_refused_of_attention(family: str, write: bool, first: str, second: str) -> None:
+    model = wrapped(family)
+    with pytest.raises(InterpError, match="the forward pass is past it"), model.generate(IDS, **GREEDY) as tracer:
+        for _ in tracer.iter[1:3]:
+            value = model.read(first).clone()
+            if write:
+                model.write(second, value)
+            else:
+                model.read(second)
+
+
 @families
 @torch.no_grad()
 def test_the_right_order_goes_on_working_at_every_step(family: str) -> None:
     model = wrapped(family)
-    asked = model.in_order(["resid_post.2", "mlp_out.1", "embed", "attn_out.1", "resid_post.1", "final_norm", "logits"])
+    asked = model.in_order(["resid_post.2", "mlp_out.1", "embed", "z.1", "pattern.1", "q.1", "resid_post.1", "logits"])
     values: list[dict[str, Tensor]] = []
     with model.generate(IDS, **GREEDY) as tracer:
         for _ in tracer.iter[1:4]:

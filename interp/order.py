@@ -5,8 +5,6 @@ nnsight refuses it in a plain trace. Under `tracer.iter`, from the second step o
 
 from __future__ import annotations
 
-from typing import Any
-
 from nnsight.intervention.interleaver import Mediator
 
 from interp.errors import InterpError
@@ -14,20 +12,18 @@ from interp.errors import InterpError
 __all__ = ["check_not_passed"]
 
 
-def check_not_passed(envoy: Any, side: str, name: str) -> None:
+def check_not_passed(location: str, name: str) -> None:
     """Refuse a place that the forward pass has left behind.
 
     Arguments:
-        envoy: the module.
-        side: `input` or `output` of it.
+        location: as nnsight spells it: the module's path, and `input`, `output` or another point in it.
         name: what the user called the place, for messages.
 
     Raises:
         InterpError: the forward pass that runs is past it.
         ValueError: outside a trace (nnsight's).
     """
-    location, root = f"{envoy.path}.{side}", envoy.root.path
-    mediator = Mediator.current(location)
+    mediator, root = Mediator.current(location), location.partition(".")[0]
     passed = mediator.occurrence(location)
     if mediator.iteration is not None:  # pinned to a step
         is_past = passed > mediator.iteration

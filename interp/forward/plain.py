@@ -1,0 +1,54 @@
+"""The plain way to patch: one traced forward pass of the whole prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import nnsight
+import torch
+from torch import Tensor
+
+from interp.activations import left_padded
+from interp.sites import Site
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["run_patched"]
+
+
+@torch.no_grad()
+def run_patched(
+    model: StandardizedTransformer,
+    target_ids: Sequence[Sequence[int]],
+    positions: Sequence[int],
+    writes: Sequence[tuple[Site, Tensor]],
+) -> Tensor:
+    """Run target prompts with latents written into them, up to the last layer and without the head.
+
+    Arguments:
+        model: the model.
+        target_ids: token ids of each row's prompt, unpadded.
+        positions: the token of each row that is written, counted without padding.
+        writes: sites in the order of a forward pass, and what is written there, (row, hidden_size).
+
+    Returns:
+        (row, hidden_size), the residual stream after the last layer at each prompt's last token.
+    """
+    inputs = left_padded(target_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
+    if not model.takes_position_ids:
+        del inputs["position_ids"]
+    longest = inputs["input_ids"].shape[1]
+    padded_positions = [longest - len(ids) + position for ids, position in zip(target_ids, positions, strict=True)]
+    rows, columns = torch.arange(len(target_ids)), torch.tensor(padded_positions)
+    last = Site("resid_post", model.num_layers - 1)
+    final: Tensor
+    with model.trace(**inputs, use_cache=False) as tracer:
+        for site, latent in writes:
+            patched = model.read(site).clone()  # others may hold the tensor that the model made
+            patched[rows.to(patched.device), columns.to(patched.device)] = latent.to(patched)
+            model.write(site, patched)
+        final = nnsight.save(model.read(last)[:, -1].clone())
+        tracer.stop()
+    return final

@@ -1,0 +1,155 @@
+"""A prompt's beginning, computed once: its keys and values, frozen, from which any number of continuations go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["Call", "FrozenPrefix", "calls_of"]
+
+
+class _FrozenLayer(DynamicLayer):
+    """One layer's keys and values of a prefix: read by a continuation, never written.
+
+    The prefix's rows are repeated for a continuation with a multiple of them: row i of the continuation goes on from
+    row i modulo the prefix's.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        rows = key_states.shape[0]
+        if not self.is_initialized:  # an empty prefix
+            return key_states, value_states
+        return (
+            torch.cat([_repeated(self.keys, rows), key_states], dim=-2),
+            torch.cat([_repeated(self.values, rows), value_states], dim=-2),
+        )
+
+
+def _repeated(states: Tensor, rows: int) -> Tensor:
+    own = states.shape[0]
+    if own == 1:
+        return states.expand(rows, *states.shape[1:])
+    return states.repeat(rows // own, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class FrozenPrefix:
+    """Keys and values of the first tokens of some prompts.
+
+    Arguments:
+        cache: what layers are given as `past_key_values`.
+        length: how many tokens.
+    """
+
+    cache: DynamicCache
+    length: int
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: StandardizedTransformer, input_ids: Tensor) -> FrozenPrefix:
+        """Run the prefix of some prompts, all equally long.
+
+        Arguments:
+            model: the model.
+            input_ids: (row, position), without padding; no position at all is a prefix too.
+        """
+        cache = DynamicCache()  # without the config: a layer with a window would forget what lies before it
+        if input_ids.shape[1]:
+            _run(model, input_ids, cache, 0)
+            for layer in cache.layers:
+                layer.__class__ = _FrozenLayer
+        else:
+            cache.layers = [_FrozenLayer() for _ in range(model.num_layers)]
+        return cls(cache, input_ids.shape[1])
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the model calls one layer, and what that gives.
+
+    Arguments:
+        arguments, keywords: what it is given beside the residual stream, good for any number of rows.
+        output: (row, position, hidden), the residual stream after it.
+    """
+
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    output: Tensor
+
+
+@torch.no_grad()
+def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Tensor) -> list[Call]:
+    """Run what follows a prefix, and keep how each layer is called.
+
+    Arguments:
+        model: the model.
+        prefix: of the same rows.
+        input_ids: (row, position), the tokens that follow.
+
+    Returns:
+        A call for each layer.
+    """
+    given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    outputs: list[Tensor] = []
+    rows = input_ids.shape[0]
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        given.append((_for_any_rows(args[1:], rows), _for_any_rows(rest, rows)))
+
+    def after(_: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output if isinstance(output, Tensor) else output[0])
+
+    layers = [model.layer(index)._module for index in range(model.num_layers)]
+    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
+    hooks += [layer.register_forward_hook(after) for layer in layers]
+    try:
+        _run(model, input_ids, prefix.cache, prefix.length)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [Call(args, kwargs, output) for (args, kwargs), output in zip(given, outputs, strict=True)]
+
+
+class _LastLayerDone(Exception):
+    """What comes after the last layer is not computed."""
+
+
+def _run(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicCache, start: int) -> None:
+    """Run tokens through all layers, and no further."""
+    rows, length = input_ids.shape
+    device = input_ids.device
+    keywords: dict[str, Any] = {"input_ids": input_ids, "past_key_values": cache, "use_cache": True}
+    keywords["attention_mask"] = torch.ones(rows, start + length, dtype=torch.long, device=device)
+    if model.takes_position_ids:
+        keywords["position_ids"] = torch.arange(start, start + length, device=device).expand(rows, length)
+
+    def stop(_: nn.Module, args: Any, output: Any) -> None:
+        raise _LastLayerDone
+
+    hook = model.layer(model.num_layers - 1)._module.register_forward_hook(stop)
+    try:
+        model._module(**keywords)
+    except _LastLayerDone:
+        pass
+    finally:
+        hook.remove()
+
+
+def _for_any_rows(value: Any, rows: int) -> Any:
+    """Arguments of a layer as they are for one row: without padding all rows have the same, which broadcast."""
+    if isinstance(value, Tensor):
+        return value[:1] if value.dim() > 1 and value.shape[0] == rows else value
+    if isinstance(value, tuple | list):
+        return type(value)(_for_any_rows(item, rows) for item in value)
+    if isinstance(value, dict):
+        return {name: _for_any_rows(item, rows) for name, item in value.items()}
+    return value
