@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interp.activations import batches_by_length
 from interp.errors import InterpError, nearest
-from interp.forward import run_patched, walk, walk_fits
+from interp.forward import batches_alike, run_patched, walk, walk_fits
 from interp.lenses.result import Floats, LensResult, check_lens_layers, read_layers
 from interp.readout import Groups, TokenGroups, reduce_logits
 from interp.sites import HIDDEN_KINDS, Site
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Patch", "patchscope_lens"]
 
 Patch = Literal["one_layer", "from_layer"]
-# Tokens of target prompts that walk at once, layers times examples times length: what bounds the memory.
-_WALKING_TOKENS = 1 << 16
 
 
 @torch.no_grad()
@@ -118,28 +116,13 @@ def _final_states(
         yield [], torch.empty(len(layers), 0, model.hidden_size), torch.empty(0, model.hidden_size)
     batches = batches_by_length([len(ids) for ids in target_ids], batch_size)
     if target_ids and plan.kind == "resid_post":
-        alike = _alike(target_ids, target_positions, batch_size, model.num_layers)
+        alike = batches_alike(target_ids, target_positions, batch_size, model.num_layers)
         if walk_fits(model):
             for chosen in alike:
                 yield chosen, *_walked(model, latents, target_ids, target_positions, layers, plan, chosen)
             return
     for chosen in batches:
         yield chosen, *_plain(model, latents, target_ids, target_positions, layers, plan, chosen)
-
-
-def _alike(
-    target_ids: Sequence[Sequence[int]], target_positions: Sequence[int], batch_size: int, num_layers: int
-) -> list[list[int]]:
-    """Examples by batches of target prompts of one length that are patched at one token, equal prompts together."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for example in sorted(range(len(target_ids)), key=lambda row: tuple(target_ids[row])):
-        found.setdefault((len(target_ids[example]), target_positions[example]), []).append(example)
-    batches = []
-    for (length, _), examples in sorted(found.items()):
-        # All layers' rows walk together, each beside the keys of the whole prompt.
-        size = max(1, min(batch_size, _WALKING_TOKENS // (num_layers * length)))
-        batches += [examples[start : start + size] for start in range(0, len(examples), size)]
-    return batches
 
 
 def _walked(

@@ -17,6 +17,7 @@ from interp.compat.nnterp.modules import (
     set_layer_output,
 )
 from interp.compat.nnterp.target_prompts import TargetPrompt, TargetPromptBatch, repeat_prompt
+from interp.compat.nnterp.walking import can_walk, walked_probs
 from interp.errors import InterpError
 
 __all__ = ["logit_lens", "patchscope_lens"]
@@ -91,6 +92,8 @@ def patchscope_lens(
             f"{len(latents)} layers with {sorted(counts)} sources."
         )
     targets = TargetPromptBatch.auto(repeat_prompt() if target_patch_prompts is None else target_patch_prompts, *counts)
+    if not remote and can_walk(nn_model, wanted):
+        return walked_probs(nn_model, targets, dict(zip(wanted, latents, strict=False)))
     probs = [_patched(nn_model, targets, layer, latent, remote) for layer, latent in zip(wanted, latents, strict=False)]
     return torch.stack(probs, dim=1)
 
