@@ -34,7 +34,7 @@ __all__ = ["Proof", "failures", "prove"]
 
 _TOKENS = 5
 # Sums are done again in float64, so they differ from the model's by the roundings of its own dtype.
-_ROUNDINGS = 4
+_ROUNDINGS = 2
 _ATTENTION_KINDS = ("q", "k", "v", "scores", "pattern")
 
 # Identity -> what to put in a RenameConfig where it fails.
