@@ -29,9 +29,9 @@ MLP = Sublayer("mlp", projection="mlp.down_proj")
         (
             "gemma2",
             {"attention": ATTENTION},
-            r"resid_mid == resid_pre \+ attn_out does not hold at layer \d.*attn_added_name",
+            r"resid_mid == resid_pre \+ attn_out does not hold at layer 0.*attn_added_name",
         ),
-        ("gemma2", {"mlp": MLP}, r"resid_post == resid_mid \+ mlp_out does not hold at layer \d.*mlp_added_name"),
+        ("gemma2", {"mlp": MLP}, r"resid_post == resid_mid \+ mlp_out does not hold at layer 0.*mlp_added_name"),
         ("gemma2", {"final_norm": "model.layers.0.input_layernorm"}, r"readout\(resid_post\) == logits.*ln_final_name"),
         ("cohere", {"logit_scale": None}, r"readout\(resid_post\) == logits"),
         ("cohere", {"parallel": False, "middle": "mlp"}, r"resid_mid == resid_pre \+ attn_out"),
