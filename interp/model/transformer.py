@@ -19,25 +19,24 @@ from interp.attention import AttentionAccess
 from interp.errors import InterpError
 from interp.interventions.skipping import skip_layers
 from interp.interventions.steering import steer
-from interp.model.accessors import LayerModules, LayerValues
 from interp.model.aliases import aliases, merged
 from interp.model.digest import model_digest
 from interp.model.keywords import check_keywords
 from interp.model.layout import place_of, projection_width, sublayer_of, why_missing
 from interp.model.loading import check_options, execution_device, load_model, load_skeleton, load_tokenizer
+from interp.model.named import NamedValues
 from interp.model.padding import guard_padding
-from interp.model.places import Fed, ModulePlace
+from interp.model.places import Fed
 from interp.model.proof import failures, prove
 from interp.model.spec import ModelSpec
 from interp.model.tail import Tail
 from interp.model.tokens import bare_tokenizer, closest_tokens
-from interp.order import check_not_passed
 from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
 
 __all__ = ["StandardizedTransformer"]
 
 
-class StandardizedTransformer(TransformersModel):
+class StandardizedTransformer(NamedValues, TransformersModel):
     """A decoder language model whose inside has the same names in every family.
 
     A subclass of nnsight's `TransformersModel`: `trace`, `generate`, `session`, `edit` and the modules' own names are
@@ -331,129 +330,6 @@ class StandardizedTransformer(TransformersModel):
             InterpError: no such site in this model, or another shape.
         """
         place_of(self, self.site(site)).write(value)
-
-    # Places by accessor -------------------------------------------------------------------------------------------
-
-    @property
-    def layers_input(self) -> LayerValues:
-        """`layers_input[i]`: the residual stream before layer i (`resid_pre`)."""
-        return self._values("layers_input", "resid_pre")
-
-    @property
-    def layers_output(self) -> LayerValues:
-        """`layers_output[i]`: the residual stream after layer i (`resid_post`)."""
-        return self._values("layers_output", "resid_post")
-
-    @property
-    def attentions(self) -> LayerModules:
-        """`attentions[i]`: the attention module of layer i."""
-        return LayerModules(lambda layer: self._part("attention", layer), self.num_layers, "attentions")
-
-    @property
-    def attentions_input(self) -> LayerValues:
-        """`attentions_input[i]`: what the attention module of layer i receives (`attn_in`)."""
-        return self._values("attentions_input", "attn_in")
-
-    @property
-    def attentions_output(self) -> LayerValues:
-        """`attentions_output[i]`: what the attention module of layer i returns.
-
-        Not always what is added to the residual stream: in Gemma 2 or OLMo 2 a norm comes between. That is `attn_out`.
-        """
-        return self._outputs("attentions_output", "attention")
-
-    @property
-    def mlps(self) -> LayerModules:
-        """`mlps[i]`: the MLP of layer i."""
-        return LayerModules(lambda layer: self._part("mlp", layer), self.num_layers, "mlps")
-
-    @property
-    def mlps_input(self) -> LayerValues:
-        """`mlps_input[i]`: what the MLP of layer i receives (`mlp_in`)."""
-        return self._values("mlps_input", "mlp_in")
-
-    @property
-    def mlps_output(self) -> LayerValues:
-        """`mlps_output[i]`: what the MLP of layer i returns; what is added to the residual stream is `mlp_out`."""
-        return self._outputs("mlps_output", "mlp")
-
-    @property
-    def attention_probabilities(self) -> LayerValues:
-        """`attention_probabilities[i]`: the attention pattern of layer i, (batch, head, query, key) (`pattern`)."""
-        return self._values("attention_probabilities", "pattern")
-
-    def _values(self, name: str, kind: str) -> LayerValues:
-        return LayerValues(lambda layer: place_of(self, Site(kind, layer)), self.num_layers, name)
-
-    def _outputs(self, name: str, role: str) -> LayerValues:
-        def place(layer: int) -> ModulePlace:
-            envoy = self._part(role, layer)
-            sublayer = sublayer_of(self, role, layer)
-            assert sublayer is not None
-            if sublayer.is_spread:
-                envoy = self.layer(layer).get(str(sublayer.projection))
-            return ModulePlace(envoy, "output", f"{name}[{layer}]")
-
-        return LayerValues(place, self.num_layers, name)
-
-    def _part(self, role: str, layer: int) -> Any:
-        sublayer = sublayer_of(self, role, layer)
-        if sublayer is None:
-            place_of(self, Site("attn_in" if role == "attention" else "mlp_in", layer))  # raises, and says why
-        assert sublayer is not None
-        return self.layer(layer).get(sublayer.module)
-
-    @property
-    def token_embeddings(self) -> Tensor:
-        """What the token embedding gives, inside a trace; may be set. What enters layer 0 is `embed`."""
-        return self._embeddings.read()
-
-    @token_embeddings.setter
-    def token_embeddings(self, value: Tensor) -> None:
-        self._embeddings.write(value)
-
-    @property
-    def _embeddings(self) -> ModulePlace:
-        return ModulePlace(self.get(self.architecture.embedding), "output", "token_embeddings")
-
-    @property
-    def input_ids(self) -> Tensor:
-        """The token ids (batch, position) as they are fed, padding included, inside a trace."""
-        return self._fed("input_ids")
-
-    @property
-    def attention_mask(self) -> Tensor:
-        """The attention mask (batch, position) as it is fed, 0 at padding, inside a trace."""
-        return self._fed("attention_mask")
-
-    @property
-    def input_size(self) -> torch.Size:
-        """(batch, position) of what is fed, inside a trace."""
-        return self.input_ids.shape
-
-    def _fed(self, name: str) -> Tensor:
-        whole: Any = self
-        check_not_passed(f"{self.path}.input", name)
-        args, kwargs = whole.inputs
-        if name == "input_ids" and args:
-            return args[0]
-        if not isinstance(kwargs.get(name), Tensor):
-            raise InterpError(f"{name}: the model is fed {', '.join(kwargs)}. Pass {name}= to the trace.")
-        return kwargs[name]
-
-    @property
-    def logits(self) -> Tensor:
-        """The model's logits (batch, position, vocabulary), inside a trace; may be set."""
-        return self.read("logits")
-
-    @logits.setter
-    def logits(self, value: Tensor) -> None:
-        self.write("logits", value)
-
-    @property
-    def next_token_probs(self) -> Tensor:
-        """Probabilities after the last token (batch, vocabulary), float32, inside a trace of left-padded prompts."""
-        return self.logits[:, -1].float().softmax(-1)
 
     # Interventions ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,142 @@
+"""Values and modules of a model by name and index: `layers_output[3]`, `attentions[1]`, `token_embeddings`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import InterpError
+from interp.model.accessors import LayerModules, LayerValues
+from interp.model.layout import place_of, sublayer_of
+from interp.model.places import ModulePlace
+from interp.order import check_not_passed
+from interp.sites import Site
+
+__all__ = ["NamedValues"]
+
+
+class NamedValues:
+    """What `StandardizedTransformer` offers by name beside its sites; read, and where it is a value set, in a trace."""
+
+    @property
+    def layers_input(self: Any) -> LayerValues:
+        """`layers_input[i]`: the residual stream before layer i (`resid_pre`)."""
+        return self._values("layers_input", "resid_pre")
+
+    @property
+    def layers_output(self: Any) -> LayerValues:
+        """`layers_output[i]`: the residual stream after layer i (`resid_post`)."""
+        return self._values("layers_output", "resid_post")
+
+    @property
+    def attentions(self: Any) -> LayerModules:
+        """`attentions[i]`: the attention module of layer i."""
+        return LayerModules(lambda layer: self._part("attention", layer), self.num_layers, "attentions")
+
+    @property
+    def attentions_input(self: Any) -> LayerValues:
+        """`attentions_input[i]`: what the attention module of layer i receives (`attn_in`)."""
+        return self._values("attentions_input", "attn_in")
+
+    @property
+    def attentions_output(self: Any) -> LayerValues:
+        """`attentions_output[i]`: what the attention module of layer i returns.
+
+        Not always what is added to the residual stream: in Gemma 2 or OLMo 2 a norm comes between. That is `attn_out`.
+        """
+        return self._outputs("attentions_output", "attention")
+
+    @property
+    def mlps(self: Any) -> LayerModules:
+        """`mlps[i]`: the MLP of layer i."""
+        return LayerModules(lambda layer: self._part("mlp", layer), self.num_layers, "mlps")
+
+    @property
+    def mlps_input(self: Any) -> LayerValues:
+        """`mlps_input[i]`: what the MLP of layer i receives (`mlp_in`)."""
+        return self._values("mlps_input", "mlp_in")
+
+    @property
+    def mlps_output(self: Any) -> LayerValues:
+        """`mlps_output[i]`: what the MLP of layer i returns; what is added to the residual stream is `mlp_out`."""
+        return self._outputs("mlps_output", "mlp")
+
+    @property
+    def attention_probabilities(self: Any) -> LayerValues:
+        """`attention_probabilities[i]`: the attention pattern of layer i, (batch, head, query, key) (`pattern`)."""
+        return self._values("attention_probabilities", "pattern")
+
+    def _values(self: Any, name: str, kind: str) -> LayerValues:
+        return LayerValues(lambda layer: place_of(self, Site(kind, layer)), self.num_layers, name)
+
+    def _outputs(self: Any, name: str, role: str) -> LayerValues:
+        def place(layer: int) -> ModulePlace:
+            envoy = self._part(role, layer)
+            sublayer = sublayer_of(self, role, layer)
+            assert sublayer is not None
+            if sublayer.is_spread:
+                envoy = self.layer(layer).get(str(sublayer.projection))
+            return ModulePlace(envoy, "output", f"{name}[{layer}]")
+
+        return LayerValues(place, self.num_layers, name)
+
+    def _part(self: Any, role: str, layer: int) -> Any:
+        sublayer = sublayer_of(self, role, layer)
+        if sublayer is None:
+            place_of(self, Site("attn_in" if role == "attention" else "mlp_in", layer))  # raises, and says why
+        assert sublayer is not None
+        return self.layer(layer).get(sublayer.module)
+
+    @property
+    def token_embeddings(self: Any) -> Tensor:
+        """What the token embedding gives, inside a trace; may be set. What enters layer 0 is `embed`."""
+        return self._embeddings.read()
+
+    @token_embeddings.setter
+    def token_embeddings(self: Any, value: Tensor) -> None:
+        self._embeddings.write(value)
+
+    @property
+    def _embeddings(self: Any) -> ModulePlace:
+        return ModulePlace(self.get(self.architecture.embedding), "output", "token_embeddings")
+
+    @property
+    def input_ids(self: Any) -> Tensor:
+        """The token ids (batch, position) as they are fed, padding included, inside a trace."""
+        return self._fed("input_ids")
+
+    @property
+    def attention_mask(self: Any) -> Tensor:
+        """The attention mask (batch, position) as it is fed, 0 at padding, inside a trace."""
+        return self._fed("attention_mask")
+
+    @property
+    def input_size(self: Any) -> torch.Size:
+        """(batch, position) of what is fed, inside a trace."""
+        return self.input_ids.shape
+
+    def _fed(self: Any, name: str) -> Tensor:
+        whole: Any = self
+        check_not_passed(f"{self.path}.input", name)
+        args, kwargs = whole.inputs
+        if name == "input_ids" and args:
+            return args[0]
+        if not isinstance(kwargs.get(name), Tensor):
+            raise InterpError(f"{name}: the model is fed {', '.join(kwargs)}. Pass {name}= to the trace.")
+        return kwargs[name]
+
+    @property
+    def logits(self: Any) -> Tensor:
+        """The model's logits (batch, position, vocabulary), inside a trace; may be set."""
+        return self.read("logits")
+
+    @logits.setter
+    def logits(self: Any, value: Tensor) -> None:
+        self.write("logits", value)
+
+    @property
+    def next_token_probs(self: Any) -> Tensor:
+        """Probabilities after the last token (batch, vocabulary), float32, inside a trace of left-padded prompts."""
+        return self.logits[:, -1].float().softmax(-1)
