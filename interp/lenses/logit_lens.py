@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.result import LensResult, check_lens_layers, read_layers
+from interp.lenses.reading import check_lens_layers, read_layers
+from interp.lenses.result import LensResult
 from interp.readout import Groups, TokenGroups
 
 if TYPE_CHECKING:

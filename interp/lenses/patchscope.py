@@ -20,7 +20,8 @@ from torch import Tensor
 from interp.activations import batches_by_length
 from interp.errors import InterpError, nearest
 from interp.forward import batches_alike, run_patched, walk, walk_fits
-from interp.lenses.result import Floats, LensResult, check_lens_layers, read_layers
+from interp.lenses.reading import check_lens_layers, read_layers
+from interp.lenses.result import Floats, LensResult
 from interp.readout import Groups, TokenGroups, reduce_logits
 from interp.sites import HIDDEN_KINDS, Site
 
