@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nnsight
@@ -55,7 +56,7 @@ def plan_prefixes(input_ids: Sequence[Sequence[int]], cost: float = GROUP_COST) 
         Groups; those that share nothing come first, as one of length 0. Each prompt is in exactly one.
     """
     order = sorted(range(len(input_ids)), key=lambda row: list(input_ids[row]))
-    common = [_common(input_ids[one], input_ids[other]) for one, other in zip(order, order[1:], strict=False)]
+    common = [_common(input_ids[one], input_ids[other]) for one, other in pairwise(order)]
     open_groups = [_Group(0, 0)]  # those that the prompt at hand is in, each longer than the one before it
     for place, length in enumerate([*common, 0]):  # of the prompts at `place` and `place + 1`
         start = place
