@@ -123,7 +123,7 @@ def collect_blocks(
         yield waiting.values()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Collector:
     """Runs the model over blocks of prompts.
 
@@ -133,6 +133,7 @@ class _Collector:
         copies: takes it off the device.
         budget: tokens in a forward pass.
         share: whether tokens that prompts begin with are computed once.
+        last_prefix: the last of these beginnings; the next block's prompts often have it too.
     """
 
     model: StandardizedTransformer
@@ -140,6 +141,7 @@ class _Collector:
     copies: Copies
     budget: Budget
     share: bool
+    last_prefix: tuple[list[int], FrozenPrefix] | None = None
 
     def run(self, block: Block) -> Iterator[int]:
         """Read a block; after each batch, give the number of prompts that are done."""
@@ -170,11 +172,15 @@ class _Collector:
         """Run what a group begins with, and read what is wanted of it."""
         if not shared.length:
             return None
-        ids = torch.tensor([block.input_ids[shared.rows[0]][: shared.length]], device=self.model.device)
+        tokens = block.input_ids[shared.rows[0]][: shared.length]
+        ids = _sent(torch.tensor([tokens]), self.model.device)
         entries = block.entries(shared.rows, 0, shared.length)
         if len(entries):
             self._read(block, {"input_ids": ids, "use_cache": False}, entries.in_one_row())
-        return FrozenPrefix.of(self.model, ids)
+        if self.last_prefix is None or self.last_prefix[0] != tokens:
+            self.last_prefix = None  # its memory is free before the next is made
+            self.last_prefix = tokens, FrozenPrefix.of(self.model, ids)
+        return self.last_prefix[1]
 
     def _batches(self, block: Block, shared: SharedPrefix, prefix: FrozenPrefix | None) -> Iterator[list[int]]:
         """Run prompts from a prefix on, batch by batch."""
