@@ -16,6 +16,7 @@ from interp.activations.memory import Budget, is_out_of_memory
 from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.prefix import FrozenPrefix
+from interp.forward.rotary import rotary_limit
 from interp.forward.shared import SharedPrefix, continuation, plan_prefixes, prefixes_fit
 from interp.sites import Site
 
@@ -145,28 +146,30 @@ class _Collector:
 
     def run(self, block: Block) -> Iterator[int]:
         """Read a block; after each batch, give the number of prompts that are done."""
+        limit = rotary_limit(self.model)
+        long = {row for row in block.rows if limit is not None and len(block.input_ids[row]) > limit}
         if block.is_even or is_causal(self.model):
-            block = block.cut()
+            block = block.cut(keep=long)
         done = len(block.input_ids) - len(block.rows)  # of those without a position nothing is read
-        for shared in self._groups(block):
+        groups = self._groups(block, [row for row in block.rows if row not in long])
+        # `dynamic` rotation remembers the longest prompt that it has seen.
+        groups += [SharedPrefix(0, [row]) for row in sorted(long, key=lambda row: len(block.input_ids[row]))]
+        for shared in groups:
             prefix = self._prefix(block, shared)
             for batch in self._batches(block, shared, prefix):
                 done += len(batch)
                 yield done
 
-    def _groups(self, block: Block) -> list[SharedPrefix]:
+    def _groups(self, block: Block, rows: list[int]) -> list[SharedPrefix]:
         """Prompts that begin alike, where that is of use."""
-        alone = [SharedPrefix(0, block.rows)]
-        if not self.share or not block.causal:
+        alone = [SharedPrefix(0, rows)] if rows else []
+        if not self.share or not block.causal or not rows:
             return alone
-        groups = plan_prefixes([block.input_ids[row] for row in block.rows], cost=2 * self.budget.batch_cost)
-        groups = [SharedPrefix(length, [block.rows[row] for row in rows]) for length, rows in groups]
+        groups = plan_prefixes([block.input_ids[row] for row in rows], cost=2 * self.budget.batch_cost)
+        groups = [SharedPrefix(length, [rows[index] for index in indices]) for length, indices in groups]
         longest = max(groups, key=lambda group: group.length)
-        if not longest.length or prefixes_fit(
-            self.model, [block.input_ids[row] for row in longest.rows], longest.length
-        ):
-            return groups
-        return alone
+        prompts = [block.input_ids[row] for row in longest.rows]
+        return groups if not longest.length or prefixes_fit(self.model, prompts, longest.length) else alone
 
     def _prefix(self, block: Block, shared: SharedPrefix) -> FrozenPrefix | None:
         """Run what a group begins with, and read what is wanted of it."""

@@ -362,6 +362,29 @@ def test_a_model_that_looks_ahead_is_given_whole_prompts_under_a_mask(caplog: py
     assert not torch.allclose(ahead, given[:, 0, 0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("scaling", ["longrope", "dynamic"])
+def test_a_prompt_that_changes_the_rotation_of_its_batch_runs_alone(scaling: str) -> None:
+    factors = dict(short_factor=[1.0] * 4, long_factor=[4.0, 5.0, 6.0, 7.0]) if scaling == "longrope" else {}
+    rope = dict(rope_type=scaling, rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16, **factors)
+    changes = dict(rope_parameters=rope, max_position_embeddings=64 if scaling == "longrope" else 16)
+    header = prompts([12])[0]
+    input_ids = [header + end for end in prompts([3, 9, 2, 4, 7], seed=4)]  # three within the limit, two beyond it
+    positions = [[2, len(ids) - 1] for ids in input_ids[:-1]] + [[2, 5]]
+    sites = parse_sites("resid_post.*", NUM_LAYERS)
+
+    def fresh() -> StandardizedTransformer:  # `dynamic` remembers the longest prompt that it has seen
+        return StandardizedTransformer(tiny_model("llama", **changes), tokenizer=tiny_tokenizer(), verify=False)
+
+    given = collect(fresh(), input_ids, sites, positions, batch_tokens=80)["resid_post"]
+    for row, ids in enumerate(input_ids):
+        module, seen = fresh()._module, []
+        for layer in module.get_submodule("model.layers"):  # type: ignore[union-attr]
+            layer.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output[0].clone()))
+        with torch.no_grad():
+            module(input_ids=torch.tensor([ids]), use_cache=False)
+        torch.testing.assert_close(given[:, row], torch.stack(seen)[:, positions[row]], rtol=1e-5, atol=1e-5)
+
+
 class _Exhausted:
     """A device that takes so many tokens in a forward pass, and says that it has no memory for more."""
 
