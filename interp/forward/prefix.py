@@ -77,11 +77,12 @@ class Call:
 
     Arguments:
         arguments, keywords: what it is given beside the residual stream, good for any number of rows.
-        output: (row, position, hidden), the residual stream after it.
+        input, output: (row, position, hidden), the residual stream before and after it.
     """
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
+    input: Tensor
     output: Tensor
 
 
@@ -97,13 +98,14 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
     Returns:
         A call for each layer.
     """
-    given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    given: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
     outputs: list[Tensor] = []
     rows = input_ids.shape[0]
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        given.append((_for_any_rows(args[1:], rows), _for_any_rows(rest, rows)))
+        hidden = args[0] if args else kwargs["hidden_states"]
+        given.append((_for_any_rows(args[1:], rows), _for_any_rows(rest, rows), hidden))
 
     def after(_: nn.Module, args: Any, output: Any) -> None:
         outputs.append(output if isinstance(output, Tensor) else output[0])
@@ -116,7 +118,7 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
     finally:
         for hook in hooks:
             hook.remove()
-    return [Call(args, kwargs, output) for (args, kwargs), output in zip(given, outputs, strict=True)]
+    return [Call(*call, output) for call, output in zip(given, outputs, strict=True)]
 
 
 class _LastLayerDone(Exception):
