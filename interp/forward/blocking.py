@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import nnsight
@@ -21,7 +20,7 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Cut", "blocking_fits", "check_something_is_left", "clean_run", "run_blocked", "walk_blocked"]
+__all__ = ["Cut", "blocking_fits", "check_something_is_left", "run_blocked", "walk_blocked"]
 
 _NAME = "attention that is cut"
 
@@ -52,23 +51,12 @@ class Cut:
         return mask
 
 
-def clean_run(model: StandardizedTransformer, input_ids: Tensor, start: int) -> CleanRun:
-    """`CleanRun.of`, in which each layer's arguments have names: GPT-2 is given its mask by place."""
-    clean = CleanRun.of(model, input_ids, start)
-    calls = []
-    for layer, call in enumerate(clean.calls):
-        names = list(inspect.signature(type(model.layer(layer)._module).forward).parameters)[2:]  # self, hidden states
-        named = dict(zip(names, call.arguments, strict=False))
-        calls.append(replace(call, arguments=(), keywords=named | call.keywords))
-    return replace(clean, calls=calls)
-
-
 @torch.no_grad()
 def walk_blocked(clean: CleanRun, windows: Sequence[range], blocked: Tensor) -> Tensor:
     """Cut edges in windows of layers, by a walk up the layers.
 
     Arguments:
-        clean: the prompts, from `clean_run`.
+        clean: the prompts.
         windows: the layers of each entry, ascending by the first of them.
         blocked: (entry, prompt, position, key) bool, the edges that are cut; positions from the clean run's first on.
 
@@ -189,7 +177,7 @@ def blocking_fits(model: StandardizedTransformer) -> bool:
     def fast() -> Tensor:
         masks = torch.stack([cut.mask(length, start=start) for cut in cuts])
         blocked = masks[:, None].expand(-1, rows, -1, -1).to(ids.device)
-        return walk_blocked(clean_run(model, ids, start), windows, blocked)
+        return walk_blocked(CleanRun.of(model, ids, start), windows, blocked)
 
     def slow() -> Tensor:
         return torch.stack(
