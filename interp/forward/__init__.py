@@ -1,7 +1,7 @@
 """Running part of a model: a frozen prefix that continuations share; a walk up the layers from where they differ."""
 
 from interp.forward.batches import batches_alike
-from interp.forward.blocking import Cut, blocking_fits, run_blocked, walk_blocked
+from interp.forward.blocking import Cut, blocking_fits, check_something_is_left, run_blocked, seen_keys, walk_blocked
 from interp.forward.check import walk_fits
 from interp.forward.clean import CleanRun
 from interp.forward.plain import run_patched
@@ -15,9 +15,11 @@ __all__ = [
     "FrozenPrefix",
     "batches_alike",
     "blocking_fits",
+    "check_something_is_left",
     "receiving_fits",
     "run_blocked",
     "run_patched",
+    "seen_keys",
     "walk",
     "walk_blocked",
     "walk_fits",

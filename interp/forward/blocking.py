@@ -20,7 +20,7 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Cut", "blocking_fits", "check_something_is_left", "run_blocked", "walk_blocked"]
+__all__ = ["Cut", "blocking_fits", "check_something_is_left", "run_blocked", "seen_keys", "walk_blocked"]
 
 _NAME = "attention that is cut"
 
@@ -75,15 +75,21 @@ def walk_blocked(clean: CleanRun, windows: Sequence[range], blocked: Tensor) -> 
 
 @torch.no_grad()
 def run_blocked(
-    model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], cuts: Sequence[Cut], layers: Sequence[int]
+    model: StandardizedTransformer,
+    input_ids: Sequence[Sequence[int]],
+    cuts: Sequence[Cut],
+    layers: Sequence[int],
+    *,
+    examples: Sequence[int] | None = None,
 ) -> Tensor:
-    """Cut edges in some layers the plain way: one traced forward pass of the whole prompts, in which scores are written.
+    """Cut edges in some layers the plain way: one traced forward pass of whole prompts, in which scores are written.
 
     Arguments:
         model: the model.
         input_ids: token ids of each row, unpadded.
         cuts: the edges that are cut in each row.
         layers: in which layers, ascending.
+        examples: what the rows are called in a message; None: by their number.
 
     Returns:
         (row, hidden), the residual stream after the last layer at each prompt's last token.
@@ -109,11 +115,13 @@ def run_blocked(
         final = nnsight.save(model.read(last)[:, -1].clone())
         tracer.stop()
     for layer, keys in zip(layers, seen, strict=True):
-        check_something_is_left(model, layer, keys, blocked)
+        check_something_is_left(model, layer, keys, blocked, examples or range(len(blocked)))
     return final
 
 
-def check_something_is_left(model: StandardizedTransformer, layer: int, seen: Tensor | None, blocked: Tensor) -> None:
+def check_something_is_left(
+    model: StandardizedTransformer, layer: int, seen: Tensor, blocked: Tensor, examples: Sequence[int]
+) -> None:
     """Refuse a softmax over nothing.
 
     Arguments:
@@ -121,18 +129,19 @@ def check_something_is_left(model: StandardizedTransformer, layer: int, seen: Te
         layer: the layer in which edges are cut.
         seen: (1 or row, position, key) bool, the keys that each position looks at in this layer.
         blocked: (..., row, position, key) bool, the edges that are cut.
+        examples: what the rows are called.
 
     Raises:
         InterpError: a position has none left, and the layer has no attention sink to look at in their place.
     """
-    cut = blocked.any(-1)  # (..., row, position)
-    empty = cut & ~(seen & ~blocked.to(seen.device)).any(-1)
+    blocked = blocked.to(seen.device)
+    empty = blocked.any(-1) & ~(seen & ~blocked).any(-1)  # (..., row, position)
     if bool(empty.any()) and not _has_sink(model, layer):
-        position = int(empty.nonzero()[0, -1])
+        row, position = empty.nonzero()[0, -2:].tolist()
         raise InterpError(
-            f"blocks: in layer {layer} a position would have nothing left to look at (query {position} of those that "
-            "run), and a softmax over nothing is not defined. Leave one of the keys that it sees; a layer with a "
-            "sliding window sees the last few only."
+            f"blocks: example {examples[row]} blocks everything that its token {position - empty.shape[-1]} sees in "
+            f"layer {layer}, and a softmax over nothing is not defined. Leave one of the keys; a layer with a sliding "
+            "window sees the last few only."
         )
 
 

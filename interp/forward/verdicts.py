@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.forward.check import walk_fits
+
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
@@ -38,7 +40,9 @@ def fits(
     *,
     misfit: str | None = None,
 ) -> bool:
-    """Whether the fast way gives what the slow one gives; where not, one line of the log says so.
+    """Whether a fast way that walks gives what the slow one gives; where not, one line of the log says so.
+
+    Where patches do not walk (`walk_fits`, which has its own line), nothing else does.
 
     Arguments:
         model: keeps the verdict.
@@ -47,8 +51,9 @@ def fits(
         misfit: a reason that is known without trying.
     """
     if name not in model.verdicts:
-        reason = misfit or _misfit(model, fast, slow)
-        model.verdicts[name] = reason is None
+        walks = walk_fits(model)
+        reason = (misfit or _misfit(model, fast, slow)) if walks else None
+        model.verdicts[name] = walks and reason is None
         if reason is not None:
             family = type(model._module).__name__
             _log.warning("%s: for %s, prompts are run as a whole (slow): the fast way %s.", family, name, reason)
