@@ -372,11 +372,15 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         """
         if hidden.shape[-1:] != (self.hidden_size,):
             raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
-        first = self.get(self.tail.paths[0])._module
-        hidden = hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
+        hidden = self.tail_input(hidden)
         if self.interleaver.interleaving:
             return self.tail(hidden, self.get, negate=negate)
         return self.tail(hidden, self._module.get_submodule, negate=negate)
+
+    def tail_input(self, hidden: Tensor) -> Tensor:
+        """A hidden state on the device and in the dtype in which the tail's first module takes it."""
+        first = self.get(self.tail.paths[0])._module
+        return hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
 
     def project_on_vocab(self, hidden: Tensor) -> Tensor:
         """nnterp's name of `readout`."""
