@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -147,7 +147,8 @@ def attention_knockout(
                 reference=clean,
             )
         )
-    return _by_window_and_block(LensResult.concatenate(parts, order=order), tuple(windows), names)
+    flat = LensResult.concatenate(parts, order=order)
+    return _by_window_and_block(flat, list(windows), names, ("own",) if groups is None else ())
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class _Plan:
 def _final_states(
     model: StandardizedTransformer, plan: _Plan, batch_size: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """By batch: the examples; (window x block, row, hidden), what blocked prompts end with; (row, hidden), unblocked ones."""
+    """By batch: the examples; (window x block, row, hidden), what they end with; (row, hidden), the same unblocked."""
     lengths = [len(ids) for ids in plan.input_ids]
     entries = len(plan.windows) * plan.num_blocks
     if not entries:  # results of length 0
@@ -230,15 +231,24 @@ def _own_answers(model: StandardizedTransformer, clean: Tensor) -> TokenGroups:
     return TokenGroups(top[:, None], torch.ones_like(top[:, None], dtype=torch.bool))
 
 
-def _by_window_and_block(flat: LensResult, windows: tuple[int, ...], names: Sequence[str]) -> LensResult:
+def _by_window_and_block(
+    flat: LensResult, windows: Sequence[int], names: Sequence[str], group_names: tuple[str, ...]
+) -> LensResult:
     """(example, window, block) of what was read as (example, window x block, and the unblocked run)."""
-    shape = (len(flat.model_top_id), len(windows), len(names))
-    arrays = {
+    leading = {"example": flat.along("example"), "window": windows, "block": names}
+    shape = tuple(len(values) for values in leading.values())
+    arrays: dict[str, Any] = {
         name: values[:, :-1].reshape(*shape, *values.shape[2:])
         for name, values in flat.arrays().items()
-        if name not in ("model_top_id", "baseline")
+        if name != "model_top_id"
     }
-    return LensResult(windows, **arrays, model_top_id=flat.model_top_id, baseline=flat.log_prob[:, -1])
+    return LensResult(
+        coordinates=leading,
+        **arrays,
+        model_top_id=flat.model_top_id,
+        baseline=flat.log_prob[:, -1],
+        group_names=group_names,
+    )
 
 
 def _attends(model: StandardizedTransformer, layer: int) -> bool:
