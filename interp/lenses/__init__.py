@@ -1,5 +1,6 @@
 """Lenses: what a model would say if it had to speak at layer k."""
 
+from interp.lenses.attention_object import attention_object_lens
 from interp.lenses.attribution import Attribution, direct_logit_attribution
 from interp.lenses.generation import GenerationResult
 from interp.lenses.knockout import attention_knockout
@@ -12,8 +13,9 @@ __all__ = [
     "GenerationResult",
     "LensResult",
     "Patch",
-    "direct_logit_attribution",
     "attention_knockout",
+    "attention_object_lens",
+    "direct_logit_attribution",
     "logit_lens",
     "logit_lens_on_prompts",
     "patchscope_lens",

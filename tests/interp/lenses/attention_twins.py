@@ -91,13 +91,17 @@ def receiving(attention: nn.Module, position: int, latent: Tensor) -> Iterator[N
 
 @torch.no_grad()
 def received_logits(
-    plain: nn.Module, attentions: Sequence[nn.Module], ids: Sequence[int], position: int, latents: Mapping[int, Tensor]
+    plain: nn.Module,
+    attentions: Mapping[int, nn.Module],
+    ids: Sequence[int],
+    position: int,
+    latents: Mapping[int, Tensor],
 ) -> np.ndarray:
     """(vocabulary,) float64 after the last token, while attention of some layers receives other vectors.
 
     Arguments:
         plain: a transformers model.
-        attentions: its attention modules, by layer.
+        attentions: layer -> its attention module.
         ids: the prompt.
         position: the token at which they are received.
         latents: layer -> (hidden,).

@@ -28,10 +28,10 @@ from tests.tiny import tiny_tokenizer
 # and with two, learned positions, sinks, experts, latent attention, chunks; ALiBi inside the mask.
 FAST = [
     "llama", "mistral", "gemma2", "gemma3_text", "olmo2", "gptj", "gpt_neox", "phi", "cohere", "cohere2", "gpt2", "opt",
-    "gpt_oss", "mixtral", "deepseek_v3", "llama4_text", "falcon_alibi", "stablelm_parallel", "gpt_neo",
+    "gpt_oss", "mixtral", "deepseek_v3", "llama4_text", "falcon", "stablelm_parallel", "gpt_neo",
 ]  # fmt: skip
 # Their masks hold a row for each of the batch, or say what is hidden; layers carry a state; keys are chosen (Doge).
-SLOW = ["bloom", "mpt", "jamba", "recurrent_gemma", "doge", "openai-gpt"]
+SLOW = ["falcon_alibi", "bloom", "mpt", "jamba", "recurrent_gemma", "doge", "openai-gpt"]
 
 PROMPTS = [
     [1, 17, 250, 33, 94, 301, 77],
