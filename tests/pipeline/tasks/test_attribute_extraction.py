@@ -88,7 +88,7 @@ def test_a_row_that_cannot_be_used_is_named(
 
 
 def test_no_attribute_at_all_and_a_missing_column(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(InterpError, match="expected rows whose attribute .* got none in 1 rows"):
+    with pytest.raises(InterpError, match=r"expected rows whose attribute .* got none in 1 rows"):
         made(tmp_path, tokenizer, [ROWS[0] | {"object": []}])
-    with pytest.raises(ConfigError, match="task.answer_column: .* has no column 'currency'"):
+    with pytest.raises(ConfigError, match=r"task.answer_column: .* has no column 'currency'"):
         made(tmp_path, tokenizer, ROWS, answer_column="currency")
