@@ -30,7 +30,7 @@ from pipeline.config.lens import LensConfig, LogitLensConfig, PatchscopeConfig, 
 from pipeline.config.model import ModelConfig, model_from
 from pipeline.config.report import ReportConfig, report_from
 from pipeline.config.store import StoreConfig, store_from
-from pipeline.config.task import TaskConfig, TranslationConfig, task_from
+from pipeline.config.task import AttributeExtractionConfig, TaskConfig, TranslationConfig, task_from
 from pipeline.config.tracking import TrackingConfig, tracking_from
 
 Rule = TypeVar("Rule")
@@ -71,6 +71,7 @@ SPANS = {
     "translation": ("query",),
     "cloze": ("query", "blank"),
     "next_token": (),
+    "attribute_extraction": ("query",),
 }  # what each task marks in its prompts
 
 
@@ -285,11 +286,18 @@ def _one_position(where: str, text: str) -> Position:
     return position
 
 
+def _has_targets(task: TaskConfig) -> bool:
+    """Whether a task makes prompts to patch into."""
+    if isinstance(task, TranslationConfig):
+        return task.patch_into is not None
+    return isinstance(task, AttributeExtractionConfig)
+
+
 def _check_target(where: str, lens: PatchscopeConfig, config: Config) -> None:
     task = config.task
     position = _one_position(f"{where}.target_position", lens.target_position)
     if lens.target == "task":
-        if not isinstance(task, TranslationConfig) or task.patch_into is None:
+        if not _has_targets(task):
             has = "no task.patch_into" if isinstance(task, TranslationConfig) else f"task {task.kind}, which has none"
             raise ConfigError(
                 f"{where}.target: 'task' patches into the task's own target prompts, and there is {has}. Set "
