@@ -6,29 +6,36 @@ from collections.abc import Sequence
 
 __all__ = ["batches_alike"]
 
-# Tokens of target prompts that walk at once, layers times prompts times length: what bounds the memory.
+# Tokens of target prompts that walk at once, runs times length: what bounds the memory.
 WALKING_TOKENS = 1 << 16
 
 
 def batches_alike(
-    target_ids: Sequence[Sequence[int]], positions: Sequence[int], batch_size: int, num_layers: int
+    target_ids: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    batch_size: int,
+    runs: int,
+    budget: int | None = None,
 ) -> list[list[int]]:
-    """Batches of target prompts of one length that are patched at one token, equal prompts together.
+    """Batches of target prompts of one length that are patched at the same tokens, equal prompts together.
 
     Arguments:
         target_ids: token ids of each prompt, unpadded.
-        positions: the token of each that is written.
+        positions: the tokens of each that are written.
         batch_size: prompts in a batch at most.
-        num_layers: the model's depth; the rows of all layers walk together, each beside the keys of the whole prompt.
+        runs: how many runs each prompt is part of; the runs of all walk together, each beside the keys of the whole
+            prompt.
+        budget: tokens of all runs of a batch at most, though a batch has one prompt at least; None: `WALKING_TOKENS`.
 
     Returns:
         Row numbers by batch.
     """
-    found: dict[tuple[int, int], list[int]] = {}
+    budget = WALKING_TOKENS if budget is None else budget
+    found: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for row in sorted(range(len(target_ids)), key=lambda row: tuple(target_ids[row])):
-        found.setdefault((len(target_ids[row]), positions[row]), []).append(row)
+        found.setdefault((len(target_ids[row]), tuple(positions[row])), []).append(row)
     batches = []
     for (length, _), rows in sorted(found.items()):
-        size = max(1, min(batch_size, WALKING_TOKENS // (num_layers * length)))
+        size = max(1, min(batch_size, budget // (runs * length)))
         batches += [rows[start : start + size] for start in range(0, len(rows), size)]
     return batches

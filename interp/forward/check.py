@@ -53,18 +53,20 @@ def _misfit(model: StandardizedTransformer) -> str | None:
     layers = sorted({0, model.num_layers // 2, model.num_layers - 1})
     size = _typical_size(model, ids)
     latents = {
-        layer: (size * torch.randn(_ROWS, model.hidden_size, generator=generator)).to(model.device, model.dtype)
+        layer: (size * torch.randn(_ROWS, 1, model.hidden_size, generator=generator)).to(model.device, model.dtype)
         for layer in range(model.num_layers)
     }
+    variants = {layer: latent[None] for layer, latent in latents.items()}
     for position, from_layer in ((_TOKENS // 2, True), (_TOKENS - 1, False)):
+        later = latents if from_layer else None
         try:
-            fast, _ = walk(model, ids.to(model.device), position, latents, layers=layers, from_layer=from_layer)
+            fast, _ = walk(model, ids.to(model.device), [position], variants, layers=layers, later=later)
         except torch.OutOfMemoryError:
             raise
         except _ERRORS as error:
             return f"does not run in this family ({type(error).__name__}: {str(error)[:100]!r})"
         slow = torch.stack([_plain(model, ids, position, latents, layer, from_layer) for layer in layers]).double()
-        difference = float((fast.double() - slow).norm() / slow.norm())
+        difference = float((fast[:, 0].double() - slow).norm() / slow.norm())
         if not difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps):
             return f"gives other numbers in this family (off by {difference:.2g})"
     return None
@@ -84,4 +86,4 @@ def _plain(
 ) -> Tensor:
     patched = range(layer, model.num_layers) if from_layer else [layer]
     writes = [(Site("resid_post", index), latents[index]) for index in patched]
-    return run_patched(model, ids.tolist(), [position] * len(ids), writes)
+    return run_patched(model, ids.tolist(), [[position]] * len(ids), writes)

@@ -22,7 +22,7 @@ __all__ = ["run_patched"]
 def run_patched(
     model: StandardizedTransformer,
     target_ids: Sequence[Sequence[int]],
-    positions: Sequence[int],
+    positions: Sequence[Sequence[int]],
     writes: Sequence[tuple[Site, Tensor]],
 ) -> Tensor:
     """Run target prompts with latents written into them, up to the last layer and without the head.
@@ -30,8 +30,8 @@ def run_patched(
     Arguments:
         model: the model.
         target_ids: token ids of each row's prompt, unpadded.
-        positions: the token of each row that is written, counted without padding.
-        writes: sites in the order of a forward pass, and what is written there, (row, hidden_size).
+        positions: the tokens of each row that are written, counted without padding; equally many in each.
+        writes: sites in the order of a forward pass, and what is written there, (row, position, hidden_size).
 
     Returns:
         (row, hidden_size), the residual stream after the last layer at each prompt's last token.
@@ -40,8 +40,9 @@ def run_patched(
     if not model.takes_position_ids:
         del inputs["position_ids"]
     longest = inputs["input_ids"].shape[1]
-    padded_positions = [longest - len(ids) + position for ids, position in zip(target_ids, positions, strict=True)]
-    rows, columns = torch.arange(len(target_ids)), torch.tensor(padded_positions)
+    padding = torch.tensor([longest - len(ids) for ids in target_ids])
+    columns = torch.tensor([list(each) for each in positions]) + padding[:, None]  # (row, position)
+    rows = torch.arange(len(target_ids))[:, None]
     last = Site("resid_post", model.num_layers - 1)
     final: Tensor
     with model.trace(**inputs, use_cache=False) as tracer:
