@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["batches_alike"]
+__all__ = ["WALKING_TOKENS", "batches_alike"]
 
-# Tokens of target prompts that walk at once, runs times length: what bounds the memory.
+# Tokens of runs that walk at once: what bounds the memory.
 WALKING_TOKENS = 1 << 16
 
 
@@ -15,6 +15,8 @@ def batches_alike(
     positions: Sequence[Sequence[int]],
     batch_size: int,
     runs: int,
+    *,
+    new_tokens: int = 0,
     budget: int | None = None,
 ) -> list[list[int]]:
     """Batches of target prompts of one length that are patched at the same tokens, equal prompts together.
@@ -23,8 +25,8 @@ def batches_alike(
         target_ids: token ids of each prompt, unpadded.
         positions: the tokens of each that are written.
         batch_size: prompts in a batch at most.
-        runs: how many runs each prompt is part of; the runs of all walk together, each beside the keys of the whole
-            prompt.
+        runs: how many runs each prompt has, which walk together, each beside the keys of the whole prompt.
+        new_tokens: how many each run goes on for.
         budget: tokens of all runs of a batch at most, though a batch has one prompt at least; None: `WALKING_TOKENS`.
 
     Returns:
@@ -36,6 +38,6 @@ def batches_alike(
         found.setdefault((len(target_ids[row]), tuple(positions[row])), []).append(row)
     batches = []
     for (length, _), rows in sorted(found.items()):
-        size = max(1, min(batch_size, budget // (runs * length)))
+        size = max(1, min(batch_size, budget // (runs * (length + new_tokens))))
         batches += [rows[start : start + size] for start in range(0, len(rows), size)]
     return batches

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import nnsight
 import torch
 from torch import Tensor
 
+from interp.forward.generate import generate_walked
 from interp.forward.plain import run_patched
 from interp.forward.walk import walk
 from interp.sites import Site
@@ -16,9 +19,9 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["walk_fits"]
+__all__ = ["generation_fits", "walk_fits"]
 
-_TOKENS, _ROWS = 9, 2
+_TOKENS, _ROWS, _STEPS = 9, 2, 3
 # What a family that the walk does not fit raises: caches of its own, arguments that do not broadcast.
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 # Relative difference that roundings explain in float32; in coarser dtypes, some of theirs.
@@ -45,30 +48,130 @@ def walk_fits(model: StandardizedTransformer) -> bool:
     return model.walk_fits
 
 
-def _misfit(model: StandardizedTransformer) -> str | None:
-    """Why it does not fit; None where it does."""
+@torch.no_grad()
+def generation_fits(model: StandardizedTransformer) -> bool:
+    """Whether `generate_walked` predicts what plain forward passes predict, token by token.
+
+    Needs a family that the walk fits; where only this does not, one line of the log says so. The verdict is kept by the
+    model.
+
+    Arguments:
+        model: the model.
+    """
+    if model.generation_fits is None:
+        reason = _generation_misfit(model) if walk_fits(model) else "does not fit the walk"
+        model.generation_fits = reason is None
+        if model.walk_fits and reason is not None:
+            name = type(model._module).__name__
+            _log.warning("%s: each new token runs the whole prompt again (slow): the fast way %s.", name, reason)
+    return model.generation_fits
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Target prompts, what is written into them, and where."""
+
+    model: StandardizedTransformer
+    ids: Tensor
+    positions: list[int]
+    latents: dict[int, Tensor]
+    from_layer: bool
+
+    @property
+    def layers(self) -> list[int]:
+        last = self.model.num_layers - 1
+        return sorted({0, self.model.num_layers // 2, last})
+
+    def walked(self) -> Tensor:
+        """(layer, row, hidden) by the walk."""
+        variants = {layer: latent[None] for layer, latent in self.latents.items()}
+        later = self.latents if self.from_layer else None
+        ids = self.ids.to(self.model.device)
+        return walk(self.model, ids, self.positions, variants, layers=self.layers, later=later)[0][:, 0]
+
+    def plain(self, following: Tensor | None = None) -> Tensor:
+        """(layer, row, hidden) by whole forward passes, also with tokens (layer, row, token) that follow."""
+        found = []
+        for index, layer in enumerate(self.layers):
+            patched = range(layer, self.model.num_layers) if self.from_layer else [layer]
+            writes = [(Site("resid_post", held), self.latents[held]) for held in patched]
+            ids = self.ids if following is None else torch.cat([self.ids, following[index]], dim=1)
+            found.append(run_patched(self.model, ids.tolist(), [self.positions] * len(ids), writes))
+        return torch.stack(found)
+
+
+def _cases(model: StandardizedTransformer) -> list[_Case]:
+    """Several tokens from a layer on; the last token at one layer."""
     generator = torch.Generator().manual_seed(0)
     usable = min(model.vocab_size, len(model.tokenizer))
     ids = torch.randint(usable, (_ROWS, _TOKENS), generator=generator)
-    layers = sorted({0, model.num_layers // 2, model.num_layers - 1})
     size = _typical_size(model, ids)
     latents = {
-        layer: (size * torch.randn(_ROWS, 1, model.hidden_size, generator=generator)).to(model.device, model.dtype)
+        layer: (size * torch.randn(_ROWS, 2, model.hidden_size, generator=generator)).to(model.device, model.dtype)
         for layer in range(model.num_layers)
     }
-    variants = {layer: latent[None] for layer, latent in latents.items()}
-    for position, from_layer in ((_TOKENS // 2, True), (_TOKENS - 1, False)):
-        later = latents if from_layer else None
-        try:
-            fast, _ = walk(model, ids.to(model.device), [position], variants, layers=layers, later=later)
-        except torch.OutOfMemoryError:
-            raise
-        except _ERRORS as error:
-            return f"does not run in this family ({type(error).__name__}: {str(error)[:100]!r})"
-        slow = torch.stack([_plain(model, ids, position, latents, layer, from_layer) for layer in layers]).double()
-        difference = float((fast[:, 0].double() - slow).norm() / slow.norm())
-        if not difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps):
-            return f"gives other numbers in this family (off by {difference:.2g})"
+    first = {layer: latent[:, :1] for layer, latent in latents.items()}
+    middle = _TOKENS // 2
+    return [_Case(model, ids, [middle, middle + 2], latents, True), _Case(model, ids, [_TOKENS - 1], first, False)]
+
+
+def _misfit(model: StandardizedTransformer) -> str | None:
+    """Why it does not fit; None where it does. Leaves the model with the faster way that fits."""
+    cases = _cases(model)
+    slow = [case.plain() for case in cases]
+    reason = None
+    for model.shares_prefix in (True, False):
+        reasons = (_difference(model, case.walked, plain) for case, plain in zip(cases, slow, strict=True))
+        reason = next((reason for reason in reasons if reason is not None), None)
+        if reason is None:
+            break
+    return reason
+
+
+def _generation_misfit(model: StandardizedTransformer) -> str | None:
+    """Why it does not fit; None where it does. The tokens are given, so that roundings cannot change them."""
+    for case in _cases(model):
+        given = case.ids.flip(1)[:, :_STEPS].expand(len(case.layers), -1, -1)  # (layer, row, token)
+        tokens = given.flatten(0, 1)
+        stop = int(tokens[0, 0])  # some runs leave after their first token
+
+        def generated(case: _Case = case, tokens: Tensor = tokens, stop: int = stop) -> Tensor:
+            """(run, token, vocabulary), zero behind a run's end."""
+            seen = torch.zeros(*tokens.shape, model.vocab_size, dtype=torch.double)
+
+            def choose(logits: Tensor, runs: Tensor, step: int) -> Tensor:
+                seen[runs, step] = logits.double().cpu()
+                return tokens[runs, step]
+
+            later = case.latents if case.from_layer else None
+            ids = case.ids.to(model.device)
+            generate_walked(
+                model, ids, case.positions, case.latents, layers=case.layers, later=later,
+                max_new_tokens=_STEPS, choose=choose, stop_ids=[stop],
+            )  # fmt: skip
+            return seen
+
+        plain = torch.stack(
+            [model.readout(case.plain(given[..., :step])).double().cpu().flatten(0, 1) for step in range(_STEPS)], dim=1
+        )
+        plain[tokens[:, 0] == stop, 1:] = 0
+        reason = _difference(model, generated, plain)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _difference(model: StandardizedTransformer, fast: Callable[[], Tensor], slow: Tensor) -> str | None:
+    """Why a fast way does not give what the slow one gave; None where it does."""
+    try:
+        found = fast().double()
+    except torch.OutOfMemoryError:
+        raise
+    except _ERRORS as error:
+        return f"does not run in this family ({type(error).__name__}: {str(error)[:100]!r})"
+    difference = float((found - slow.double()).norm() / slow.double().norm())
+    if not difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps):
+        return f"gives other numbers in this family (off by {difference:.2g})"
     return None
 
 
@@ -79,11 +182,3 @@ def _typical_size(model: StandardizedTransformer, ids: Tensor) -> float:
         size = nnsight.save(model.read(last).float().square().mean().sqrt())
         tracer.stop()
     return float(size)
-
-
-def _plain(
-    model: StandardizedTransformer, ids: Tensor, position: int, latents: dict[int, Tensor], layer: int, from_layer: bool
-) -> Tensor:
-    patched = range(layer, model.num_layers) if from_layer else [layer]
-    writes = [(Site("resid_post", index), latents[index]) for index in patched]
-    return run_patched(model, ids.tolist(), [[position]] * len(ids), writes)

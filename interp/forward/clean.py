@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.forward.prefix import Call, FrozenPrefix, calls_of
+from interp.forward.sharing import sharing
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -70,7 +72,8 @@ class CleanRun:
             if "attention_mask" not in keywords:
                 raise NotImplementedError("layers of this family are not given an attention mask")
             keywords = keywords | {"attention_mask": self._without(keywords["attention_mask"], blocked, hidden.dtype)}
-        output: Any = self.model.layer(layer)._module(hidden, *call.arguments, **keywords)
+        with sharing() if self.model.shares_prefix else nullcontext():
+            output: Any = self.model.layer(layer)._module(hidden, **keywords)
         return output if isinstance(output, Tensor) else output[0]
 
     def _without(self, mask: Tensor | None, blocked: Tensor, dtype: torch.dtype) -> Tensor:
