@@ -357,7 +357,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
     # Readout ------------------------------------------------------------------------------------------------------
 
-    def readout(self, hidden: Tensor) -> Tensor:
+    def readout(self, hidden: Tensor, *, negate: bool = False) -> Tensor:
         """From a residual stream to the vocabulary through the model's own tail: norm, head, scale, softcap.
 
         Plain torch under the caller's grad mode; inside a trace the modules are called without being taken for the
@@ -365,6 +365,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
         Arguments:
             hidden: (..., hidden), moved to the device and dtype of the model's last norm.
+            negate: turn the sign after the norm: which tokens the direction speaks against.
 
         Returns:
             Logits (..., vocabulary), on the device of the head.
@@ -377,8 +378,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         first = self.get(self.tail.paths[0])._module
         hidden = hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
         if self.interleaver.interleaving:
-            return self.tail(hidden, self.get)
-        return self.tail(hidden, self._module.get_submodule)
+            return self.tail(hidden, self.get, negate=negate)
+        return self.tail(hidden, self._module.get_submodule, negate=negate)
 
     def project_on_vocab(self, hidden: Tensor) -> Tensor:
         """nnterp's name of `readout`."""
