@@ -2,7 +2,17 @@
 
 from interp.lenses.generation import GenerationResult
 from interp.lenses.logit_lens import logit_lens, logit_lens_on_prompts
-from interp.lenses.patchscope import Patch, patchscope_lens
+from interp.lenses.maps import LatentMap
+from interp.lenses.patching import Patch
+from interp.lenses.patchscope import patchscope_lens
 from interp.lenses.result import LensResult
 
-__all__ = ["GenerationResult", "LensResult", "Patch", "logit_lens", "logit_lens_on_prompts", "patchscope_lens"]
+__all__ = [
+    "GenerationResult",
+    "LatentMap",
+    "LensResult",
+    "Patch",
+    "logit_lens",
+    "logit_lens_on_prompts",
+    "patchscope_lens",
+]
