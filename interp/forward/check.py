@@ -90,14 +90,43 @@ class _Case:
         return walk(self.model, ids, self.positions, variants, layers=self.layers, later=later)[0][:, 0]
 
     def plain(self, following: Tensor | None = None) -> Tensor:
-        """(layer, row, hidden) by whole forward passes, also with tokens (layer, row, token) that follow."""
+        """(layer, row, hidden) by whole forward passes, also with tokens (row, token) that follow."""
+        ids = self.ids if following is None else torch.cat([self.ids, following], dim=1)
         found = []
-        for index, layer in enumerate(self.layers):
+        for layer in self.layers:
             patched = range(layer, self.model.num_layers) if self.from_layer else [layer]
             writes = [(Site("resid_post", held), self.latents[held]) for held in patched]
-            ids = self.ids if following is None else torch.cat([self.ids, following[index]], dim=1)
             found.append(run_patched(self.model, ids.tolist(), [self.positions] * len(ids), writes))
         return torch.stack(found)
+
+    @property
+    def following(self) -> Tensor:
+        """(row, token), tokens that are given: were they chosen, roundings could change them."""
+        return self.ids.flip(1)[:, :_STEPS]
+
+    def generated(self) -> Tensor:
+        """(layer, row, token, vocabulary), logits before each of those tokens; zero behind the first row's first one,
+        which ends its runs."""
+        tokens = self.following.repeat(len(self.layers), 1)  # (run, token)
+        seen = torch.zeros(*tokens.shape, self.model.vocab_size)
+
+        def choose(logits: Tensor, runs: Tensor, step: int) -> Tensor:
+            seen[runs, step] = logits.float().cpu()
+            return tokens[runs, step]
+
+        generate_walked(
+            self.model, self.ids.to(self.model.device), self.positions, self.latents, layers=self.layers,
+            later=self.latents if self.from_layer else None, max_new_tokens=_STEPS, choose=choose,
+            stop_ids=[int(tokens[0, 0])],
+        )  # fmt: skip
+        return seen.unflatten(0, (len(self.layers), _ROWS))
+
+    def plainly_generated(self) -> Tensor:
+        """The same by whole forward passes."""
+        steps = [self.model.readout(self.plain(self.following[:, :step])).float().cpu() for step in range(_STEPS)]
+        seen = torch.stack(steps, dim=2)
+        seen[:, self.following[:, 0] == self.following[0, 0], 1:] = 0
+        return seen
 
 
 def _cases(model: StandardizedTransformer) -> list[_Case]:
@@ -129,36 +158,9 @@ def _misfit(model: StandardizedTransformer) -> str | None:
 
 
 def _generation_misfit(model: StandardizedTransformer) -> str | None:
-    """Why it does not fit; None where it does. The tokens are given, so that roundings cannot change them."""
-    for case in _cases(model):
-        given = case.ids.flip(1)[:, :_STEPS].expand(len(case.layers), -1, -1)  # (layer, row, token)
-        tokens = given.flatten(0, 1)
-        stop = int(tokens[0, 0])  # some runs leave after their first token
-
-        def generated(case: _Case = case, tokens: Tensor = tokens, stop: int = stop) -> Tensor:
-            """(run, token, vocabulary), zero behind a run's end."""
-            seen = torch.zeros(*tokens.shape, model.vocab_size, dtype=torch.double)
-
-            def choose(logits: Tensor, runs: Tensor, step: int) -> Tensor:
-                seen[runs, step] = logits.double().cpu()
-                return tokens[runs, step]
-
-            later = case.latents if case.from_layer else None
-            ids = case.ids.to(model.device)
-            generate_walked(
-                model, ids, case.positions, case.latents, layers=case.layers, later=later,
-                max_new_tokens=_STEPS, choose=choose, stop_ids=[stop],
-            )  # fmt: skip
-            return seen
-
-        plain = torch.stack(
-            [model.readout(case.plain(given[..., :step])).double().cpu().flatten(0, 1) for step in range(_STEPS)], dim=1
-        )
-        plain[tokens[:, 0] == stop, 1:] = 0
-        reason = _difference(model, generated, plain)
-        if reason is not None:
-            return reason
-    return None
+    """Why it does not fit; None where it does."""
+    reasons = (_difference(model, case.generated, case.plainly_generated()) for case in _cases(model))
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _difference(model: StandardizedTransformer, fast: Callable[[], Tensor], slow: Tensor) -> str | None:

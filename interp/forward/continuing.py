@@ -67,7 +67,7 @@ class Continuations:
 
     def __init__(self, prefix: FrozenPrefix) -> None:
         self.cache = DynamicCache()
-        self.layers = [_OwnLayer(layer) for layer in prefix.cache.layers]  # type: ignore[arg-type]  # all are dynamic
+        self.layers = [_OwnLayer(layer) for layer in prefix.cache.layers]
         self.cache.layers = list(self.layers)
         self._before = prefix.length
 
