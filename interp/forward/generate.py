@@ -17,14 +17,16 @@ from transformers import Cache
 
 from interp.forward.clean import CleanRun
 from interp.forward.continuing import Continuations
+from interp.forward.plain import run_patched
 from interp.forward.prefix import Call, FrozenPrefix, calls_of, run_layers
 from interp.forward.sharing import sharing
 from interp.forward.walk import walk_up
+from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Choose", "generate_walked"]
+__all__ = ["Choose", "generate_plainly", "generate_walked"]
 
 Choose = Callable[[Tensor, Tensor, int], Tensor]
 """(logits (run, vocabulary), which runs (run,) on the CPU, step) -> (run,) token ids."""
@@ -122,3 +124,44 @@ def _kept(ended: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
         return (~ended).nonzero()[:, 0], torch.arange(1)
     ongoing = (~ended).view(-1, prompts).any(0)  # (prompt,)
     return ongoing.repeat(len(ended) // prompts).nonzero()[:, 0], ongoing.nonzero()[:, 0]
+
+
+@torch.no_grad()
+def generate_plainly(
+    model: StandardizedTransformer,
+    target_ids: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    writes: Sequence[Sequence[tuple[Site, Tensor]]],
+    *,
+    max_new_tokens: int,
+    choose: Choose,
+    stop_ids: Collection[int],
+) -> list[list[int]]:
+    """What `generate_walked` gives, in any family and at any site: each token by whole forward passes.
+
+    Arguments:
+        model: the model.
+        target_ids: token ids of each row's prompt, unpadded.
+        positions: the tokens of each row that are written, equally many in each.
+        writes: for each layer that is patched: sites in the order of a forward pass, and what is written there,
+            (row, position, hidden).
+        max_new_tokens, choose, stop_ids: as in `generate_walked`.
+
+    Returns:
+        The new tokens of each run, runs as (layer, row).
+    """
+    rows, stops = len(target_ids), set(stop_ids)
+    tokens: list[list[int]] = [[] for _ in range(rows * len(writes))]
+    for index, of_layer in enumerate(writes):
+        going = list(range(rows))
+        for step in range(max_new_tokens):
+            runs = [index * rows + row for row in going]
+            ids = [[*target_ids[row], *tokens[run]] for row, run in zip(going, runs, strict=True)]
+            latents = [(site, latent[going]) for site, latent in of_layer]
+            hidden = run_patched(model, ids, [positions[row] for row in going], latents)
+            for run, token in zip(runs, choose(model.readout(hidden), torch.tensor(runs), step).tolist(), strict=True):
+                tokens[run].append(token)
+            going = [row for row, run in zip(going, runs, strict=True) if tokens[run][-1] not in stops]
+            if not going:
+                break
+    return tokens

@@ -5,6 +5,8 @@ from interp.lenses.logit_lens import logit_lens, logit_lens_on_prompts
 from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch
 from interp.lenses.patchscope import patchscope_lens
+from interp.lenses.patchscope_generate import patchscope_generate
+from interp.lenses.patchscope_grid import patchscope_grid
 from interp.lenses.result import LensResult
 
 __all__ = [
@@ -14,5 +16,7 @@ __all__ = [
     "Patch",
     "logit_lens",
     "logit_lens_on_prompts",
+    "patchscope_generate",
+    "patchscope_grid",
     "patchscope_lens",
 ]
