@@ -110,7 +110,7 @@ def _tune(given: argparse.Namespace) -> int:
     if (given.output / CONFIG_FILE).exists():
         return _finished(given, TunedLens.load(given.output, model), settings, stream.describe())
     if checkpoint.exists():
-        print(f"going on from {checkpoint}")
+        print(f"found a checkpoint: {checkpoint}")
     lens = train_tuned_lens(
         model,
         stream,

@@ -131,8 +131,9 @@ class TextSource:
         stream = self._open()
         if self.shuffle_buffer:
             stream = stream.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
-            stream.set_epoch(epoch)
-        for row in stream.skip(skip):
+        stream = stream.skip(skip)
+        stream.set_epoch(epoch)  # of the last stream made: it would not be handed on
+        for row in stream:
             if not isinstance(row.get(self.column), str):
                 held = sorted(name for name, value in row.items() if isinstance(value, str))
                 raise InterpError(

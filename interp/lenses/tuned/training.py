@@ -313,23 +313,24 @@ def accumulate_gradients(
     states = states.followed() if loss == "cross_entropy" else states
     for chunk in token_chunks(states, model.vocab_size):
         with torch.no_grad():
-            target = log_probabilities(model.readout(chunk.final)) if loss == "kl" else None
+            final = log_probabilities(model.readout(chunk.final)) if loss == "kl" else None
+            probability = None if final is None else final.exp()
         for layer in lens.layers:
             with torch.enable_grad():
                 hidden = lens.translated(chunk.by_layer[layer].to(lens.device), layer)
                 log_probs = torch.log_softmax(model.readout(hidden).float(), dim=-1)
-                total = _summed(log_probs, target, chunk.next_ids)
+                total = _summed(log_probs, final, probability, chunk.next_ids)
                 total.backward(inputs=lens.parameters_of(layer))  # not the model's own weights
             totals[layer] = totals.get(layer, 0) + total.detach()
     return len(states)
 
 
-def _summed(log_probs: Tensor, target: Tensor | None, next_ids: Tensor) -> Tensor:
-    if target is None:
+def _summed(log_probs: Tensor, final: Tensor | None, probability: Tensor | None, next_ids: Tensor) -> Tensor:
+    """Summed KL to the final distribution where there is one, else summed cross-entropy; nats."""
+    if final is None or probability is None:
         return functional.nll_loss(log_probs, next_ids.to(log_probs.device), reduction="sum")
-    probability = target.exp()
     # A model may exclude tokens outright, with logits of minus infinity: 0 x infinity is nothing here.
-    return torch.where(probability > 0, probability * (target - log_probs), 0.0).sum()
+    return torch.where(probability > 0, probability * (final - log_probs), 0.0).sum()
 
 
 def identity_of(settings: TuningSettings, layers: Sequence[int], text: dict[str, Any]) -> dict[str, Any]:
