@@ -60,8 +60,40 @@ class PatchscopeConfig:
     batch_size: int = 64
 
 
+@dataclass(frozen=True)
+class Reads:
+    """The collected hidden states that a lens needs, and under which of its options it names them.
+
+    Arguments:
+        site: kind of site.
+        position: a position.
+        position_option: option that names the position.
+        layers: layers, `*` or a range or a list.
+        layers_option: option that names the layers.
+        through_last: whether every layer from the first of `layers` to the model's last is needed, and why; empty: no.
+    """
+
+    site: str
+    position: str
+    position_option: str
+    layers: str
+    layers_option: str = "layers"
+    through_last: str = ""
+
+
 LensConfig = LogitLensConfig | PatchscopeConfig
 LENSES: dict[str, type[LensConfig]] = {"logit_lens": LogitLensConfig, "patchscope": PatchscopeConfig}
+
+
+FROM_LAYER = "patch: from_layer writes every layer from the first on"
+
+
+def reads_of(lens: LensConfig) -> Reads:
+    """What a lens needs of `activations.zarr`."""
+    if isinstance(lens, LogitLensConfig):
+        return Reads(lens.site, lens.position, "position", lens.layers)
+    through_last = FROM_LAYER if lens.patch == "from_layer" else ""
+    return Reads(lens.site, lens.source_position, "source_position", lens.layers, through_last=through_last)
 
 
 def lenses_from(values: dict[str, Any]) -> dict[str, LensConfig]:
