@@ -65,6 +65,10 @@ MINIMA = {
     "tracking.timeout": 1,
     "lens.*.top_k": 1,
     "lens.*.batch_size": 1,
+    "lens.*.window": 1,
+    "lens.*.max_new_tokens": 1,
+    "lens.*.temperature": 0,
+    "lens.*.seed": 0,
 }
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc")
 SPANS = {
@@ -207,4 +211,4 @@ def _check_collect(config: Config, num_layers: int | None) -> None:
     except InterpError as error:
         raise ConfigError(f"collect.positions: {error}") from None
     for position in positions:
-        check_span("collect.positions", position, config.task.kind, SPANS[config.task.kind])
+        check_span("collect.positions", position.text, position.span_name, config.task.kind, SPANS[config.task.kind])

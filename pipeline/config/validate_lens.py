@@ -9,8 +9,9 @@ from interp.positions import Position
 from interp.prompts.identity import identity_prompt
 from interp.sites import HIDDEN_KINDS, check_layers, parse_layers, parse_sites
 from pipeline.config.base import ConfigError, nearest
+from pipeline.config.blocks import check_blocks
 from pipeline.config.collect import CollectConfig
-from pipeline.config.lens import LensConfig, PatchscopeConfig, Reads, reads_of
+from pipeline.config.lens import IntoTargetConfig, KnockoutConfig, LensConfig, PatchscopeGridConfig, Reads, reads_of
 from pipeline.config.task import TaskConfig, TranslationConfig
 
 __all__ = ["check_lens", "check_span", "close"]
@@ -22,22 +23,24 @@ def close(value: object, allowed: Iterable[str]) -> str:
     return sentence if sentence.startswith(" Did") else ""
 
 
-def check_span(where: str, position: Position, kind: str, spans: Sequence[str]) -> None:
+def check_span(where: str, text: str, span_name: str | None, kind: str, spans: Sequence[str]) -> None:
     """Raise where a position is in a span that the task does not mark.
 
     Arguments:
         where: key of the config, for messages.
-        position: the position.
+        text: the position, as it is spelled.
+        span_name: the span that it is in; None: in none.
         kind: of the task.
         spans: that the task marks.
 
     Raises:
         ConfigError: it does not mark it.
     """
-    if position.span_name is not None and position.span_name not in spans:
+    if span_name is not None and span_name not in spans:
         marked = f"marks {', '.join(spans)}" if spans else "marks none"
-        remedy = close(position.span_name, spans) if spans else " Choose collect=last, or positions such as last, -2."
-        raise ConfigError(f"{where}: {position.text!r} is in a span, and the task {kind} {marked}.{remedy}")
+        positions = "collect=last, or positions" if where.startswith("collect.") else "positions"
+        remedy = close(span_name, spans) if spans else f" Choose {positions} such as last, -2."
+        raise ConfigError(f"{where}: {text!r} is in a span, and the task {kind} {marked}.{remedy}")
 
 
 def check_lens(
@@ -60,30 +63,53 @@ def check_lens(
     Raises:
         ConfigError: it cannot run.
     """
-    _check_reads(where, reads_of(lens), collect, num_layers)
-    if isinstance(lens, PatchscopeConfig):
+    reads = reads_of(lens)
+    if reads is not None:
+        _check_reads(where, reads, collect, num_layers)
+    if isinstance(lens, IntoTargetConfig):
         _check_target(where, lens, task, spans)
+    if isinstance(lens, PatchscopeGridConfig):
+        _layers(f"{where}.target_layers", lens.target_layers, num_layers)
+    if isinstance(lens, KnockoutConfig):
+        _layers(f"{where}.layers", lens.layers, num_layers)
+        _check_blocks(where, lens, task, spans)
+    window = getattr(lens, "window", 1)
+    if num_layers is not None and window > num_layers:
+        raise ConfigError(f"{where}.window: expected at most {num_layers}, the layers of the model, got {window}.")
+
+
+def _check_blocks(where: str, lens: KnockoutConfig, task: TaskConfig, spans: Sequence[str]) -> None:
+    """What a knock-out blocks, and from where."""
+    try:
+        blocks = check_blocks(lens.blocks)
+    except InterpError as error:
+        raise ConfigError(f"{where}.blocks: {error}") from None
+    for block in blocks:
+        check_span(f"{where}.blocks", block.text, block.span_name, task.kind, spans)
+    position = _one_position(f"{where}.query_position", lens.query_position)
+    check_span(f"{where}.query_position", position.text, position.span_name, task.kind, spans)
 
 
 def _check_reads(where: str, reads: Reads, collect: CollectConfig, num_layers: int | None) -> None:
     """Whether all that a lens reads is collected."""
     collected = _collected(collect, num_layers)
+    option = f"{where}.{reads.site_option}" if reads.site_option else where
     if reads.site not in HIDDEN_KINDS:
         raise ConfigError(
-            f"{where}.site: expected a kind of site that each layer has, got {reads.site!r}."
+            f"{option}: expected a kind of site that each layer has, got {reads.site!r}."
             f"{nearest(reads.site, HIDDEN_KINDS)} A lens reads hidden states (batch, position, hidden)."
         )
     if reads.site not in collected:
         raise ConfigError(
-            f"{where}.site: {reads.site!r} is not among collect.sites ({', '.join(collect.sites)}). Add it "
+            f"{option}: {reads.site!r} is not among collect.sites ({', '.join(collect.sites)}). Add it "
             f"there, e.g. 'collect.sites=[{reads.site}.*]'"
         )
     layers = _layers(f"{where}.{reads.layers_option}", reads.layers, num_layers)
     if layers is not None and num_layers is not None:
-        needed = range(layers[0], num_layers) if reads.through_last else layers
+        needed = reads.needed(layers, num_layers)
         absent = [layer for layer in needed if layer not in collected[reads.site]]
         if absent:
-            why = f"{reads.through_last}, and " if reads.through_last else ""
+            why = f"{reads.why}, and " if reads.why else ""
             raise ConfigError(
                 f"{where}.{reads.layers_option}: {why}collect.sites ({', '.join(collect.sites)}) lacks {reads.site} of "
                 f"layer {', '.join(map(str, absent))}. Collect it, or choose other layers."
@@ -127,7 +153,7 @@ def _one_position(where: str, text: str) -> Position:
     return position
 
 
-def _check_target(where: str, lens: PatchscopeConfig, task: TaskConfig, spans: Sequence[str]) -> None:
+def _check_target(where: str, lens: IntoTargetConfig, task: TaskConfig, spans: Sequence[str]) -> None:
     position = _one_position(f"{where}.target_position", lens.target_position)
     if lens.target == "task":
         if not isinstance(task, TranslationConfig) or task.patch_into is None:
@@ -136,7 +162,7 @@ def _check_target(where: str, lens: PatchscopeConfig, task: TaskConfig, spans: S
                 f"{where}.target: 'task' patches into the task's own target prompts, and there is {has}. Set "
                 "task.patch_into (translation), or choose lens=patchscope_identity or lens=logit_lens."
             )
-        check_span(f"{where}.target_position", position, task.kind, spans)
+        check_span(f"{where}.target_position", position.text, position.span_name, task.kind, spans)
     else:
         try:
             identity_prompt(lens.target_prompt)
