@@ -23,11 +23,11 @@ from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
 from pipeline.config.lens import load_lens_configs
 from pipeline.config.report import ReportConfig, load_report_config
 from pipeline.stages.common import code_digest, digest_of, publish, stage_main
-from pipeline.stages.evaluate import read_curves
 from pipeline.stages.report_content import LensSection, axis_top, lens_section
 from pipeline.stages.report_figures import save_figure
 from pipeline.stages.report_page import Page, readable_value, render
 from pipeline.stages.report_text import readable
+from pipeline.stages.tables import read_curves
 from pipeline.stages.tokens import Tokens, load_tokens
 from pipeline.store import open_store
 

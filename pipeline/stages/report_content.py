@@ -11,9 +11,10 @@ import numpy as np
 
 from interp.prompts.identity import identity_prompt
 from pipeline.config.lens import LensConfig, LogitLensConfig, PatchscopeConfig
-from pipeline.stages.evaluate import CurveRow, means_by_group
+from pipeline.stages.evaluate import means_by_group
 from pipeline.stages.report_text import PAPERS, baseline_label, describe, readable, visible
 from pipeline.stages.statistics import leads
+from pipeline.stages.tables import CurveRow
 from pipeline.stages.tokens import Row, Tokens
 from pipeline.store import Store
 
