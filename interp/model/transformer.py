@@ -354,7 +354,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
     # Readout ------------------------------------------------------------------------------------------------------
 
-    def readout(self, hidden: Tensor) -> Tensor:
+    def readout(self, hidden: Tensor, *, negate: bool = False) -> Tensor:
         """From a residual stream to the vocabulary through the model's own tail: norm, head, scale, softcap.
 
         Plain torch under the caller's grad mode; inside a trace the modules are called without being taken for the
@@ -362,6 +362,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
         Arguments:
             hidden: (..., hidden), moved to the device and dtype of the model's last norm.
+            negate: turn the sign after the norm: which tokens the direction speaks against.
 
         Returns:
             Logits (..., vocabulary), on the device of the head.
@@ -371,11 +372,15 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         """
         if hidden.shape[-1:] != (self.hidden_size,):
             raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
-        first = self.get(self.tail.paths[0])._module
-        hidden = hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
+        hidden = self.tail_input(hidden)
         if self.interleaver.interleaving:
-            return self.tail(hidden, self.get)
-        return self.tail(hidden, self._module.get_submodule)
+            return self.tail(hidden, self.get, negate=negate)
+        return self.tail(hidden, self._module.get_submodule, negate=negate)
+
+    def tail_input(self, hidden: Tensor) -> Tensor:
+        """A hidden state on the device and in the dtype in which the tail's first module takes it."""
+        first = self.get(self.tail.paths[0])._module
+        return hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
 
     def project_on_vocab(self, hidden: Tensor) -> Tensor:
         """nnterp's name of `readout`."""
