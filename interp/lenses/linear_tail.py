@@ -7,7 +7,7 @@ With that size held as it is, the tail is linear, and the parts of the residual 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn

@@ -6,6 +6,7 @@ character or override of the writing direction reaches a page or a figure.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 
 from pipeline.config.lens import (
@@ -19,7 +20,17 @@ from pipeline.config.lens import (
     PatchscopeGridConfig,
 )
 
-__all__ = ["PAPERS", "baseline_label", "describe", "readable", "spelled_position", "visible"]
+__all__ = [
+    "PAPERS",
+    "baseline_label",
+    "describe",
+    "number",
+    "percent",
+    "rank",
+    "readable",
+    "spelled_position",
+    "visible",
+]
 
 PAPERS = {
     "logit_lens": "nostalgebraist, 2020",
@@ -132,3 +143,24 @@ def baseline_label(config: LensConfig, kind: str) -> str:
     """
     own = isinstance(config, LogitLensConfig | KnockoutConfig)
     return "the model’s own output" if own else f"unpatched {kind} prompt"
+
+
+def number(value: float | None) -> str:
+    """Three decimals, scientific where they would show only zeros, a dash for what is not known."""
+    if value is None or math.isnan(value):
+        return "—"
+    if value and abs(value) < 0.0005:
+        return f"{value:.1e}".replace("-", "−").replace("e−0", "e−")
+    return f"{value:.3f}".replace("-", "−")
+
+
+def rank(value: float | None) -> str:
+    """A mean rank with one decimal."""
+    return "—" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def percent(value: float) -> str:
+    """Whole percents, where 0 % and 100 % are kept for what is exactly that."""
+    if math.isnan(value):
+        return "—"
+    return "<1%" if 0 < value < 0.01 else ">99%" if 0.99 < value < 1 else f"{value:.0%}"
