@@ -41,9 +41,9 @@ Scale = float | Tensor
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attribution(NamedArrays):
-    """What parts of a model add to the logits of groups of tokens, in logits. `logit` is the sum of the rest:
+    """What parts of a model add to the logits of groups of tokens, in logits.
 
-        logit == contribution.sum(over sites) + constant + remainder
+        logit == sum of contribution over sites + constant + remainder
 
     The leading axes are `example`, `position` where several are asked for, and `site`. A group of several tokens has
     the mean of their logits; the difference of two groups is the difference of their numbers.

@@ -120,11 +120,9 @@ class HeadRows:
         groups = groups.to(head.weight.device)
         count = groups.valid.sum(-1)  # (row, group)
         weight = _mean(head.weight[groups.ids], groups, count)
-        bias = (
-            torch.zeros_like(weight[..., 0])
-            if head.bias is None
-            else _mean(head.bias[groups.ids][..., None], groups, count)[..., 0]
-        )
+        bias = torch.zeros_like(weight[..., 0])
+        if head.bias is not None:
+            bias = _mean(head.bias[groups.ids][..., None], groups, count)[..., 0]
         for part in reversed(between):
             if part.bias is not None:
                 bias = bias + weight @ part.bias.float().to(weight.device)

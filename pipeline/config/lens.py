@@ -30,7 +30,7 @@ class LogitLensConfig:
 
 
 @dataclass(frozen=True)
-class IntoTargetConfig:
+class IntoTarget:
     """What all lenses share that write activations of a source prompt into a target prompt's run.
 
     Arguments:
@@ -53,12 +53,12 @@ class IntoTargetConfig:
 
 
 @dataclass(frozen=True)
-class PatchscopeConfig(IntoTargetConfig):
+class PatchscopeConfig(IntoTarget):
     """Patchscope (Ghandeharioun et al. 2024): activations of a source prompt written into a target prompt's run.
 
     Arguments:
         kind: `patchscope`.
-        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTargetConfig`.
+        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`.
         site: kind of site that is patched; it must be among `collect.sites`.
         patch: `one_layer` patches layer j only, `from_layer` layers j, j+1, ..., last.
         layers: layers, as in `LogitLensConfig`.
@@ -73,12 +73,12 @@ class PatchscopeConfig(IntoTargetConfig):
 
 
 @dataclass(frozen=True)
-class PatchscopeGridConfig(IntoTargetConfig):
+class PatchscopeGridConfig(IntoTarget):
     """Patchscope grid (Ghandeharioun et al. 2024): the residual stream after each source layer, into each target layer.
 
     Arguments:
         kind: `patchscope_grid`.
-        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTargetConfig`.
+        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`.
         source_layers: layers of the source prompt that are read, as in `LogitLensConfig`.
         target_layers: layers of the target prompt that are written.
         top_k: how many top tokens are kept in every cell.
@@ -91,12 +91,12 @@ class PatchscopeGridConfig(IntoTargetConfig):
 
 
 @dataclass(frozen=True)
-class PatchscopeGenerateConfig(IntoTargetConfig):
+class PatchscopeGenerateConfig(IntoTarget):
     """Patchscope generation (Ghandeharioun et al. 2024): tokens generated from a patched run, for each layer.
 
     Arguments:
         kind: `patchscope_generate`.
-        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTargetConfig`.
+        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`.
         patch: `one_layer` or `from_layer`, as in `PatchscopeConfig`.
         layers: layers, as in `LogitLensConfig`.
         max_new_tokens: how many tokens are generated at most; fewer where the model ends its text.
@@ -113,21 +113,21 @@ class PatchscopeGenerateConfig(IntoTargetConfig):
 
 
 @dataclass(frozen=True)
-class AttentionObjectConfig(IntoTargetConfig):
+class AttentionObjectConfig(IntoTarget):
     """Attention-object lens (nnterp): what attention receives at a token, replaced in a window of layers.
 
     Arguments:
         kind: `attention_object`.
-        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTargetConfig`; what is
+        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`; what is
             read and written is `attn_in`, which must be among `collect.sites`.
         layers: first layers of the windows, as in `LogitLensConfig`.
-        window: layers in a window; at the model's end it is shorter.
+        window: layers in a window, fewer at the model's end; null: all up to the last.
         top_k: how many top tokens are kept.
     """
 
     kind: str = "attention_object"
     layers: str = "*"
-    window: int = 5
+    window: int | None = 5
     top_k: int = 5
 
 
@@ -140,8 +140,9 @@ class KnockoutConfig:
         blocks: sets of tokens that are not looked at, one run each (`pipeline.config.blocks`): positions such as
             `first` or `query.all`, and `before_query`, `after_query` for all tokens before and after a span.
         query_position: the token that may not look at them; the answer is read after the last one.
-        layers: first layers of the windows, as in `LogitLensConfig`.
-        window: layers in a window; at the model's end it is shorter.
+        layers: where the windows are, as in `LogitLensConfig`.
+        window: layers in a window, fewer at the model's ends; null: all up to the last.
+        centred: whether `layers` are the middles of the windows, as in Geva et al., or their first layers.
         top_k: how many top tokens are kept.
         batch_size: prompts in a forward pass at most.
     """
@@ -150,19 +151,14 @@ class KnockoutConfig:
     blocks: list[str] = field(default_factory=lambda: ["first", "query.all", "before_query"])
     query_position: str = "last"
     layers: str = "*"
-    window: int = 5
+    window: int | None = 5
+    centred: bool = False
     top_k: int = 5
     batch_size: int = 64
 
 
-LensConfig = (
-    LogitLensConfig
-    | PatchscopeConfig
-    | PatchscopeGridConfig
-    | PatchscopeGenerateConfig
-    | AttentionObjectConfig
-    | KnockoutConfig
-)
+PatchedConfig = PatchscopeConfig | PatchscopeGridConfig | PatchscopeGenerateConfig | AttentionObjectConfig
+LensConfig = LogitLensConfig | PatchedConfig | KnockoutConfig
 LENSES: dict[str, type[LensConfig]] = {
     "logit_lens": LogitLensConfig,
     "patchscope": PatchscopeConfig,
@@ -218,7 +214,8 @@ def reads_of(lens: LensConfig) -> Reads | None:
     if isinstance(lens, PatchscopeGridConfig):
         return Reads("resid_post", position, option, lens.source_layers, "source_layers")
     if isinstance(lens, AttentionObjectConfig):
-        why = f"window: {lens.window} writes that many layers from each on"
+        many = "all" if lens.window is None else "that many"
+        why = f"window: {'null' if lens.window is None else lens.window} writes {many} layers from each on"
         return Reads("attn_in", position, option, lens.layers, window=lens.window, why=why)
     window, why = (
         (None, "patch: from_layer writes every layer from the first on") if lens.patch == "from_layer" else (1, "")

@@ -75,6 +75,7 @@ SPANS = {
     "translation": ("query",),
     "cloze": ("query", "blank"),
     "next_token": (),
+    "attribute_extraction": ("query",),
 }  # what each task marks in its prompts
 
 

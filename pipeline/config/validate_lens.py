@@ -11,8 +11,8 @@ from interp.sites import HIDDEN_KINDS, check_layers, parse_layers, parse_sites
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.blocks import check_blocks
 from pipeline.config.collect import CollectConfig
-from pipeline.config.lens import IntoTargetConfig, KnockoutConfig, LensConfig, PatchscopeGridConfig, Reads, reads_of
-from pipeline.config.task import TaskConfig, TranslationConfig
+from pipeline.config.lens import IntoTarget, KnockoutConfig, LensConfig, PatchscopeGridConfig, Reads, reads_of
+from pipeline.config.task import AttributeExtractionConfig, TaskConfig, TranslationConfig
 
 __all__ = ["check_lens", "check_span", "close"]
 
@@ -66,15 +66,17 @@ def check_lens(
     reads = reads_of(lens)
     if reads is not None:
         _check_reads(where, reads, collect, num_layers)
-    if isinstance(lens, IntoTargetConfig):
+    if isinstance(lens, IntoTarget):
         _check_target(where, lens, task, spans)
     if isinstance(lens, PatchscopeGridConfig):
         _layers(f"{where}.target_layers", lens.target_layers, num_layers)
     if isinstance(lens, KnockoutConfig):
         _layers(f"{where}.layers", lens.layers, num_layers)
         _check_blocks(where, lens, task, spans)
-    window = getattr(lens, "window", 1)
-    if num_layers is not None and window > num_layers:
+        if lens.centred and lens.window is None:
+            raise ConfigError(f"{where}.centred: a window up to the last layer has no middle. Set {where}.window too.")
+    window = getattr(lens, "window", None)
+    if num_layers is not None and window is not None and window > num_layers:
         raise ConfigError(f"{where}.window: expected at most {num_layers}, the layers of the model, got {window}.")
 
 
@@ -153,10 +155,17 @@ def _one_position(where: str, text: str) -> Position:
     return position
 
 
-def _check_target(where: str, lens: IntoTargetConfig, task: TaskConfig, spans: Sequence[str]) -> None:
+def _has_targets(task: TaskConfig) -> bool:
+    """Whether a task makes prompts to patch into."""
+    if isinstance(task, TranslationConfig):
+        return task.patch_into is not None
+    return isinstance(task, AttributeExtractionConfig)
+
+
+def _check_target(where: str, lens: IntoTarget, task: TaskConfig, spans: Sequence[str]) -> None:
     position = _one_position(f"{where}.target_position", lens.target_position)
     if lens.target == "task":
-        if not isinstance(task, TranslationConfig) or task.patch_into is None:
+        if not _has_targets(task):
             has = "no task.patch_into" if isinstance(task, TranslationConfig) else f"task {task.kind}, which has none"
             raise ConfigError(
                 f"{where}.target: 'task' patches into the task's own target prompts, and there is {has}. Set "

@@ -146,6 +146,8 @@ def _lede(model: Mapping[str, Any], task: Mapping[str, Any], num_lenses: int) ->
             what += f", patched into translation from {into['source_language']} to {into['target_language']}"
     elif task["kind"] == "cloze":
         what = f"cloze sentences in {task['language']}"
+    elif task["kind"] == "attribute_extraction":
+        what = f"attributes of the subjects in {task['source']}"
     else:
         what = f"the next token of prompts from {task['source']}"
     lenses = "one lens" if num_lenses == 1 else f"{num_lenses} lenses"

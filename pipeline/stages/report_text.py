@@ -11,7 +11,7 @@ import unicodedata
 
 from pipeline.config.lens import (
     AttentionObjectConfig,
-    IntoTargetConfig,
+    IntoTarget,
     KnockoutConfig,
     LensConfig,
     LogitLensConfig,
@@ -91,9 +91,9 @@ def describe(config: LensConfig, num_sources: int) -> str:
         num_sources: source prompts of a pair.
     """
     if isinstance(config, KnockoutConfig):
-        layers = "layer j" if config.window == 1 else f"layers j to j + {config.window - 1}"
+        around = f"a window of {config.window} layers around layer j" if config.centred else _window(config.window)
         return (
-            f"In {layers}, {spelled_position(config.query_position)} of a prompt may not look at a set of tokens: its "
+            f"In {around}, {spelled_position(config.query_position)} of a prompt may not look at a set of tokens: its "
             "attention to them is cut. The model runs on, and its next token is read. What the answer then loses, it "
             "got from those tokens, in those layers."
         )
@@ -112,18 +112,26 @@ def describe(config: LensConfig, num_sources: int) -> str:
     )
 
 
+def _window(size: int | None) -> str:
+    return "layer j and all later ones" if size is None else "layer j" if size == 1 else f"layers j to j + {size - 1}"
+
+
 def _site(kind: str) -> str:
     return f"The {SITES.get(kind, 'activation at layer j').format(layer='layer j')} ({readable(kind)})"
 
 
-def _patched(config: IntoTargetConfig) -> tuple[str, str, str, str]:
+def _patched(config: IntoTarget) -> tuple[str, str, str, str]:
     """Of a patch: what is taken, what it replaces, at which layers, and what is read."""
     read = "its next token is read"
     if isinstance(config, PatchscopeGridConfig):
         return _site("resid_post"), "the one after layer k", "for every j and k", read
     if isinstance(config, AttentionObjectConfig):
-        window = "at layer j" if config.window == 1 else f"at layers j to j + {config.window - 1}, each by its own"
-        return _site("attn_in"), "the one", window, read
+        return (
+            _site("attn_in"),
+            "the one",
+            f"in {_window(config.window)}{'' if config.window == 1 else ', each by its own'}",
+            read,
+        )
     later = "at layer j, and those of all later layers likewise"
     if isinstance(config, PatchscopeGenerateConfig):
         how = "the most probable one each time" if config.temperature == 0 else f"temperature {config.temperature:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,21 +10,37 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses import LensResult, logit_lens
 from interp.model import StandardizedTransformer
 from interp.sites import parse_layers
-from pipeline.config.lens import LensConfig
-from pipeline.stages.lenses.examples import Examples
-from pipeline.stages.lenses.latents import Latents, find_last
+from pipeline.config.lens import (
+    LensConfig,
+    PatchedConfig,
+    reads_of,
+)
+from pipeline.stages.lenses.examples import Examples, patched_examples
+from pipeline.stages.lenses.latents import Latents, find_last, find_latents
 from pipeline.stages.tokens import Tokens
 from pipeline.store import ArraySpec, Store, StoreWriter
 
-__all__ = ["FORMAT", "Arrays", "Inputs", "Lens", "ReadingLens", "layers_of"]
+__all__ = [
+    "FORMAT",
+    "Arrays",
+    "Inputs",
+    "Lens",
+    "PatchedLens",
+    "ReadingLens",
+    "latents_of",
+    "layers_of",
+    "needed_layers",
+]
 
 FORMAT = "interpipe.lens/1"
 Config = TypeVar("Config", bound=LensConfig)
+Into = TypeVar("Into", bound=PatchedConfig)
 Arrays = dict[str, tuple[str, tuple[str, ...]]]
 """Name of an array -> its dtype and its dimensions, the first of them `example`."""
 
@@ -205,6 +222,77 @@ class ReadingLens(Lens[Config]):
         starts = np.cumsum([0, *(len(prompts) for prompts in sources)])
         counts = np.log(np.diff(starts)).astype(np.float32)[:, None]
         return np.logaddexp.reduceat(log_prob, starts[:-1], axis=0) - counts
+
+
+class PatchedLens(ReadingLens[Into]):
+    """A lens that writes collected states into target prompts and reads what the model then says.
+
+    Attributes:
+        latents: the states.
+        own: the last residual stream at the sources' position; None: not known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Into,
+        inputs: Inputs,
+        axes: Mapping[str, Sequence[Any]],
+        *,
+        needed: Sequence[int],
+        top_k: int,
+    ) -> None:
+        examples = patched_examples(name, config, inputs.tokens, inputs.model.tokenizer)
+        super().__init__(name, config, inputs, examples, axes, top_k=top_k, batch_size=config.batch_size)
+        self.latents = latents_of(name, config, inputs, examples, needed)
+        self.own = self.own_latents(config.source_position)
+
+    def arrays(self) -> Arrays:
+        """As those of every reading, and the groups after the unpatched target prompts."""
+        return {**super().arrays(), "baseline_target_log_prob": ("float32", ("example", "group"))}
+
+    def num_tokens(self, rows: range) -> int:
+        """How many tokens of target prompts a plain way would run for a block: all, for each cell of the axes."""
+        cells = math.prod(len(coordinates) for coordinates in self.axes.values())
+        return cells * sum(len(self.examples.target_ids[row]) for row in rows)
+
+    def reference(self, rows: range) -> Tensor | None:
+        """(example, hidden_size), the last residual stream at the sources' position; None: not known."""
+        return None if self.own is None else self.own.read(self.examples.sources[rows.start : rows.stop])[0]
+
+
+def latents_of(name: str, config: LensConfig, inputs: Inputs, examples: Examples, needed: Sequence[int]) -> Latents:
+    """The collected states that a lens reads.
+
+    Arguments:
+        name: of the lens, for messages.
+        config: its config.
+        inputs: of the run.
+        examples: what it is run on.
+        needed: the layers whose states it reads, ascending.
+
+    Raises:
+        InterpError: see `find_latents`.
+    """
+    reads = _reads(config)
+    return find_latents(name, inputs.activations, reads.site, reads.position, needed, examples.sources)
+
+
+def needed_layers(config: LensConfig, layers: list[int], num_layers: int) -> list[int]:
+    """The layers whose states a lens reads, ascending.
+
+    Arguments:
+        config: of the lens.
+        layers: that its option names, ascending.
+        num_layers: of the model.
+    """
+    return _reads(config).needed(layers, num_layers)
+
+
+def _reads(config: LensConfig) -> Reads:
+    reads = reads_of(config)
+    assert reads is not None, f"a lens of kind {config.kind} reads no states"
+    return reads
 
 
 def layers_of(name: str, key: str, text: str, num_layers: int) -> list[int]:

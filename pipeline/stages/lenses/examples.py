@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from interp.errors import InterpError, nearest
 from interp.positions import Position
 from interp.prompts import encode, identity_prompt
-from pipeline.config.lens import IntoTargetConfig
+from pipeline.config.lens import IntoTarget
 from pipeline.stages.tokens import Pair, Row, Tokens
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ class Examples:
     target_positions: list[int]
 
 
-def patched_examples(
-    name: str, config: IntoTargetConfig, tokens: Tokens, tokenizer: PreTrainedTokenizerBase
-) -> Examples:
+def patched_examples(name: str, config: IntoTarget, tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """The examples of a patchscope: the pairs, or with the identity prompt every prompt.
 
     Arguments:
@@ -100,7 +98,7 @@ def every_prompt(name: str, tokens: Tokens, target: tuple[Sequence[int], int] | 
     )
 
 
-def _from_pairs(name: str, config: IntoTargetConfig, tokens: Tokens) -> Examples:
+def _from_pairs(name: str, config: IntoTarget, tokens: Tokens) -> Examples:
     if not tokens.pairs:
         raise InterpError(
             f"lens.{name}: target=task patches into the task's own target prompts, and tokens/ holds no pair. Set "

@@ -6,16 +6,15 @@ from numpy.typing import NDArray
 
 from interp.lenses import logit_lens
 from pipeline.config.lens import LogitLensConfig
-from pipeline.stages.lenses.base import Inputs, ReadingLens, layers_of
+from pipeline.stages.lenses.base import Inputs, ReadingLens, latents_of, layers_of
 from pipeline.stages.lenses.examples import every_prompt
-from pipeline.stages.lenses.latents import find_latents
 
 
 class LogitLens(ReadingLens[LogitLensConfig]):
     """The logit lens on every prompt.
 
     Raises:
-        InterpError: see `every_prompt` and `find_latents`; or the model has no such layers.
+        InterpError: see `every_prompt` and `latents_of`; or the model has no such layers.
     """
 
     def __init__(self, name: str, config: LogitLensConfig, inputs: Inputs) -> None:
@@ -24,7 +23,7 @@ class LogitLens(ReadingLens[LogitLensConfig]):
         super().__init__(
             name, config, inputs, examples, {"layer": layers}, top_k=config.top_k, batch_size=config.batch_size
         )
-        self.latents = find_latents(name, inputs.activations, config.site, config.position, layers, examples.sources)
+        self.latents = latents_of(name, config, inputs, examples, layers)
         self.own = self.own_latents(config.position)
 
     def compute(self, rows: range) -> dict[str, NDArray]:

@@ -8,12 +8,10 @@ from numpy.typing import NDArray
 
 from interp.lenses import Patch, patchscope_lens
 from pipeline.config.lens import PatchscopeConfig
-from pipeline.stages.lenses.base import Arrays, Inputs, ReadingLens, layers_of
-from pipeline.stages.lenses.examples import patched_examples
-from pipeline.stages.lenses.latents import find_latents
+from pipeline.stages.lenses.base import Inputs, PatchedLens, layers_of, needed_layers
 
 
-class Patchscope(ReadingLens[PatchscopeConfig]):
+class Patchscope(PatchedLens[PatchscopeConfig]):
     """The patchscope lens on pairs, or on every prompt with an identity prompt.
 
     Raises:
@@ -21,33 +19,16 @@ class Patchscope(ReadingLens[PatchscopeConfig]):
     """
 
     def __init__(self, name: str, config: PatchscopeConfig, inputs: Inputs) -> None:
-        num_layers = inputs.model.num_layers
-        layers = layers_of(name, "layers", config.layers, num_layers)
-        examples = patched_examples(name, config, inputs.tokens, inputs.model.tokenizer)
-        super().__init__(
-            name, config, inputs, examples, {"layer": layers}, top_k=config.top_k, batch_size=config.batch_size
-        )
-        needed = list(range(layers[0], num_layers)) if config.patch == "from_layer" else layers
-        self.latents = find_latents(
-            name, inputs.activations, config.site, config.source_position, needed, examples.sources
-        )
-        self.own = self.own_latents(config.source_position)
-
-    def arrays(self) -> Arrays:
-        """As those of every reading, and the groups after the unpatched target prompts."""
-        return {**super().arrays(), "baseline_target_log_prob": ("float32", ("example", "group"))}
-
-    def num_tokens(self, rows: range) -> int:
-        """How many tokens of target prompts a plain way would run for a block: all of them, for each layer."""
-        return len(self.axes["layer"]) * sum(len(self.examples.target_ids[row]) for row in rows)
+        layers = layers_of(name, "layers", config.layers, inputs.model.num_layers)
+        needed = needed_layers(config, layers, inputs.model.num_layers)
+        super().__init__(name, config, inputs, {"layer": layers}, needed=needed, top_k=config.top_k)
 
     def compute(self, rows: range) -> dict[str, NDArray]:
         """The arrays of one block of examples."""
         block = slice(rows.start, rows.stop)
-        sources = self.examples.sources[block]
         result = patchscope_lens(
             self.inputs.model,
-            self.latents.read(sources),
+            self.latents.read(self.examples.sources[block]),
             self.examples.target_ids[block],
             self.examples.target_positions[block],
             self.examples.answers[block],
@@ -57,6 +38,6 @@ class Patchscope(ReadingLens[PatchscopeConfig]):
             site=self.config.site,
             top_k=self.top_k,
             batch_size=self.batch_size,
-            reference=None if self.own is None else self.own.read(sources)[0],
+            reference=self.reference(rows),
         )
         return self.values(result, rows)

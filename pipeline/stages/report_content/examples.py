@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from interp.prompts.identity import identity_prompt
-from pipeline.config.lens import IntoTargetConfig
+from pipeline.config.lens import IntoTarget
 from pipeline.stages.report_content.parts import Cell, Example, Text
 from pipeline.stages.report_content.source import Source, chosen
 from pipeline.stages.report_text import readable, visible
@@ -113,19 +113,19 @@ def _shown(source: Source) -> Iterator[tuple[int, Any, dict[str, Any]]]:
 
 def _prompts_of(source: Source, row: int, on_pairs: bool) -> list[tuple[str, str]]:
     tokens, config = source.tokens, source.config
-    patched = isinstance(config, IntoTargetConfig)
+    patched = isinstance(config, IntoTarget)
     if not on_pairs:
         prompts = [("Source prompt" if patched else "Prompt", tokens.prompts[row].prompt)]
     else:
         pair = tokens.pairs[row]
-        mean = isinstance(config, IntoTargetConfig) and config.sources == "mean"
+        mean = isinstance(config, IntoTarget) and config.sources == "mean"
         sources = list(pair.sources) if mean else list(pair.sources)[:1]
         prompts = []
         for number, prompt in enumerate(sources, start=1):
             which = f" {number} of {len(sources)}" if len(sources) > 1 else ""
             prompts.append((f"Source prompt{which}", tokens.prompts[prompt].prompt))
         prompts.append(("Target prompt", tokens.targets[pair.target].prompt))
-    if isinstance(config, IntoTargetConfig) and config.target == "identity":
+    if isinstance(config, IntoTarget) and config.target == "identity":
         prompts.append(("Target prompt (identity)", identity_prompt(config.target_prompt)))
     return [(caption, readable(text)) for caption, text in prompts]
 

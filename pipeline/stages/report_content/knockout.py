@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.config.lens import KnockoutConfig
 from pipeline.stages.report_content.examples import block_examples
 from pipeline.stages.report_content.parts import Baseline, Group, LensSection, Panel, Series, Table
 from pipeline.stages.report_content.readings import baseline_means
@@ -14,7 +15,6 @@ from pipeline.stages.tables import CurveRow
 __all__ = ["knockout_section"]
 
 METRIC = "relative_probability"
-LAYER_LABEL = "First layer of the window"
 SINGLE = {
     "precision_at_1": ("Precision@1", "", "share of examples whose top token stays the model’s own", 1.0),
     "kl_nats": ("KL divergence", "nats", "from the unblocked distribution to the blocked one", None),
@@ -29,10 +29,11 @@ def knockout_section(source: Source) -> LensSection:
     measured = [group for group in source.groups if any(row.n for row in _of_group(source, group))]
     left = [_panel(source, group, blocks) for group in measured]
     single = [
-        Panel(metric, title, unit, note, top, _series(source, metric, "", blocks), layer_label=LAYER_LABEL)
+        Panel(metric, title, unit, note, top, _series(source, metric, "", blocks), layer_label=_layer_label(source))
         for metric, (title, unit, note, top) in SINGLE.items()
         if any(source.curve(metric, "", block.key) for block in blocks)
     ]
+    where = "around" if isinstance(source.config, KnockoutConfig) and source.config.centred else "from"
     label = measured[0].label if measured else ""
     return LensSection(
         name=source.name,
@@ -49,7 +50,7 @@ def knockout_section(source: Source) -> LensSection:
         main=left[0] if left else None,
         panels=[*left[1:], *single],
         remarks=[
-            (block, f"leaves {percent(or_nan(worst.mean))} of {label}, from layer {worst.layer} on")
+            (block, f"leaves {percent(or_nan(worst.mean))} of {label}, {where} layer {worst.layer}")
             for block in blocks
             if measured and (worst := _lowest(source.curve(METRIC, measured[0].key, block.key)))
         ],
@@ -74,8 +75,13 @@ def _panel(source: Source, group: Group, blocks: Sequence[Group]) -> Panel:
         series=_series(source, METRIC, group.key, blocks),
         baselines=[Baseline("nothing blocked", None, 1.0)],
         caption=f"Probability of {group.label} with tokens blocked, divided by that without; mean over examples",
-        layer_label=LAYER_LABEL,
+        layer_label=_layer_label(source),
     )
+
+
+def _layer_label(source: Source) -> str:
+    centred = isinstance(source.config, KnockoutConfig) and source.config.centred
+    return "Middle layer of the window" if centred else "First layer of the window"
 
 
 def _series(source: Source, metric: str, group: str, blocks: Sequence[Group]) -> list[Series]:

@@ -75,7 +75,7 @@ def readings_section(source: Source) -> LensSection:
 
 def layer_label(source: Source) -> str:
     """What stands along the axis of layers."""
-    windowed = isinstance(source.config, AttentionObjectConfig) and source.config.window > 1
+    windowed = isinstance(source.config, AttentionObjectConfig) and source.config.window != 1
     return "First layer of the window" if windowed else "Layer"
 
 
