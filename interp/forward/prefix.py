@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from interp.forward.sharing import Shared, hold
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -26,6 +29,8 @@ class _FrozenLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         rows = key_states.shape[0]
         if not self.is_initialized:  # an empty prefix
+            return key_states, value_states
+        if hold(Shared(self.keys, self.values)):
             return key_states, value_states
         return (
             torch.cat([_repeated(self.keys, rows), key_states], dim=-2),
@@ -76,12 +81,12 @@ class Call:
     """How the model calls one layer, and what that gives.
 
     Arguments:
-        arguments, keywords: what it is given beside the residual stream, good for any number of rows.
-        output: (row, position, hidden), the residual stream after it.
+        keywords: what it is given beside the residual stream, by name, good for any number of rows.
+        input, output: (row, position, hidden), the residual stream before and after it.
     """
 
-    arguments: tuple[Any, ...]
     keywords: dict[str, Any]
+    input: Tensor
     output: Tensor
 
 
@@ -97,13 +102,13 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
     Returns:
         A call for each layer.
     """
-    given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    given: list[tuple[dict[str, Any], Tensor]] = []
     outputs: list[Tensor] = []
     rows = input_ids.shape[0]
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        given.append((_for_any_rows(args[1:], rows), _for_any_rows(rest, rows)))
+    def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        (_, hidden), *rest = _by_name(layer, args, kwargs).items()
+        given.append((_for_any_rows(dict(rest), rows), hidden))
 
     def after(_: nn.Module, args: Any, output: Any) -> None:
         outputs.append(output if isinstance(output, Tensor) else output[0])
@@ -116,7 +121,14 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
     finally:
         for hook in hooks:
             hook.remove()
-    return [Call(args, kwargs, output) for (args, kwargs), output in zip(given, outputs, strict=True)]
+    return [Call(*call, output) for call, output in zip(given, outputs, strict=True)]
+
+
+def _by_name(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a layer is given, by the names that its forward pass has for it; the residual stream is first."""
+    names = list(inspect.signature(type(layer).forward).parameters)[1:]  # without self
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return {names[0]: given.pop(names[0])} | given
 
 
 class _LastLayerDone(Exception):

@@ -8,12 +8,12 @@ costs about L / 2 passes over the positions from p on, in place of L passes over
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from interp.forward.prefix import Call, FrozenPrefix, calls_of
+from interp.forward.clean import CleanRun
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -45,25 +45,19 @@ def walk(
         (layer, row, hidden), the residual stream after the last layer at the last token, for a patch at each of
         `layers`; and (row, hidden), the same of the unpatched prompts.
     """
-    prefix = FrozenPrefix.of(model, target_ids[:, :position])
-    calls = calls_of(model, prefix, target_ids[:, position:])
+    clean = CleanRun.of(model, target_ids, position)
     rows = len(latents[layers[0]])
     wanted = set(layers)
     walking: Tensor | None = None
-    for index, call in enumerate(calls):
+    for index in range(model.num_layers):
         if walking is not None:
-            walking = _through(model, index, call, walking)
+            walking = clean.through(index, walking)
             if from_layer:
                 walking.unflatten(0, (-1, rows))[:, :, 0] = latents[index]
         if index in wanted:
-            joining = call.output.expand(rows, -1, -1).clone()
+            joining = clean.hidden(index).expand(rows, -1, -1).clone()
             joining[:, 0] = latents[index]
             walking = joining if walking is None else torch.cat([walking, joining])
     assert walking is not None  # there is at least one layer
-    clean = calls[-1].output[:, -1].expand(rows, -1)
-    return walking[:, -1].unflatten(0, (-1, rows)), clean
-
-
-def _through(model: StandardizedTransformer, index: int, call: Call, hidden: Tensor) -> Tensor:
-    output: Any = model.layer(index)._module(hidden, *call.arguments, **call.keywords)
-    return output if isinstance(output, Tensor) else output[0]
+    unpatched = clean.hidden(model.num_layers - 1)[:, -1].expand(rows, -1)
+    return walking[:, -1].unflatten(0, (-1, rows)), unpatched

@@ -1,7 +1,22 @@
 """Lenses: what a model would say if it had to speak at layer k."""
 
-from interp.lenses.logit_lens import logit_lens
+from interp.lenses.attention_object import attention_object_lens
+from interp.lenses.attribution import Attribution, direct_logit_attribution
+from interp.lenses.generation import GenerationResult
+from interp.lenses.knockout import attention_knockout
+from interp.lenses.logit_lens import logit_lens, logit_lens_on_prompts
 from interp.lenses.patchscope import Patch, patchscope_lens
 from interp.lenses.result import LensResult
 
-__all__ = ["LensResult", "Patch", "logit_lens", "patchscope_lens"]
+__all__ = [
+    "Attribution",
+    "GenerationResult",
+    "LensResult",
+    "Patch",
+    "attention_knockout",
+    "attention_object_lens",
+    "direct_logit_attribution",
+    "logit_lens",
+    "logit_lens_on_prompts",
+    "patchscope_lens",
+]

@@ -43,6 +43,7 @@ def read_layers(
     top_k: int,
     reference: Tensor | None,
     baseline: Floats | None = None,
+    inverted: bool = False,
 ) -> LensResult:
     """Read one batch of hidden states out through the model's own tail, layer by layer.
 
@@ -57,16 +58,17 @@ def read_layers(
         reference: (row, hidden_size), the residual stream after the model's last layer at the source position, which
             gives p_model; None: not known.
         baseline: goes into the result as it is.
+        inverted: turn the sign after the final norm (of `hidden`, not of `reference`).
 
     Returns:
         The result for these rows.
     """
     rows = hidden.shape[1]
-    last_log_probs = log_probabilities(model.readout(hidden[-1]))  # (row, vocabulary)
+    last_log_probs = log_probabilities(model.readout(hidden[-1], negate=inverted))  # (row, vocabulary)
     device = last_log_probs.device
     groups = groups.to(device)
     reduced = [
-        reduce_logits(model.readout(layer_hidden), groups, top_k, kl_reference=last_log_probs)
+        reduce_logits(model.readout(layer_hidden, negate=inverted), groups, top_k, kl_reference=last_log_probs)
         for layer_hidden in hidden
     ]
     del last_log_probs
@@ -80,7 +82,7 @@ def read_layers(
         model_top_id = reduce_logits(logits, none, 1).top_ids[:, 0]
         surprisal = -log_probabilities(logits).gather(1, top_ids[:, :, 0].long())  # (row, layer)
     return LensResult(
-        layers=layers,
+        coordinates={"example": range(rows), "layer": layers},
         log_prob=_stacked([layer.log_prob for layer in reduced]),
         rank=_stacked([layer.rank for layer in reduced]),
         top_ids=top_ids.cpu().numpy(),
