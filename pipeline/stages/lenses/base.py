@@ -19,6 +19,7 @@ from interp.sites import parse_layers
 from pipeline.config.lens import (
     LensConfig,
     PatchedConfig,
+    Reads,
     reads_of,
 )
 from pipeline.stages.lenses.examples import Examples, patched_examples
