@@ -11,7 +11,6 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.forward.generate import generate_walked
 from interp.forward.plain import run_patched
 from interp.forward.walk import walk
 from interp.sites import Site
@@ -19,9 +18,9 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["generation_fits", "walk_fits"]
+__all__ = ["Case", "cases", "walk_fits"]
 
-_TOKENS, _ROWS, _STEPS = 9, 2, 3
+_TOKENS, _ROWS = 9, 2
 # What a family that the walk does not fit raises: caches of its own, arguments that do not broadcast.
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
 # Relative difference that roundings explain in float32; in coarser dtypes, some of theirs.
@@ -48,28 +47,17 @@ def walk_fits(model: StandardizedTransformer) -> bool:
     return model.walk_fits
 
 
-@torch.no_grad()
-def generation_fits(model: StandardizedTransformer) -> bool:
-    """Whether `generate_walked` predicts what plain forward passes predict, token by token.
-
-    Needs a family that the walk fits; where only this does not, one line of the log says so. The verdict is kept by the
-    model.
+@dataclass(frozen=True)
+class Case:
+    """Target prompts, what is written into them, and where.
 
     Arguments:
         model: the model.
+        ids: (row, length).
+        positions: the tokens that are written.
+        latents: layer -> (row, position, hidden).
+        from_layer: whether later layers are written too.
     """
-    if model.generation_fits is None:
-        reason = _generation_misfit(model) if walk_fits(model) else "does not fit the walk"
-        model.generation_fits = reason is None
-        if model.walk_fits and reason is not None:
-            name = type(model._module).__name__
-            _log.warning("%s: each new token runs the whole prompt again (slow): the fast way %s.", name, reason)
-    return model.generation_fits
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Target prompts, what is written into them, and where."""
 
     model: StandardizedTransformer
     ids: Tensor
@@ -79,6 +67,7 @@ class _Case:
 
     @property
     def layers(self) -> list[int]:
+        """The layers that are patched."""
         last = self.model.num_layers - 1
         return sorted({0, self.model.num_layers // 2, last})
 
@@ -99,38 +88,9 @@ class _Case:
             found.append(run_patched(self.model, ids.tolist(), [self.positions] * len(ids), writes))
         return torch.stack(found)
 
-    @property
-    def following(self) -> Tensor:
-        """(row, token), tokens that are given: were they chosen, roundings could change them."""
-        return self.ids.flip(1)[:, :_STEPS]
 
-    def generated(self) -> Tensor:
-        """(layer, row, token, vocabulary), logits before each of those tokens; zero behind the first row's first one,
-        which ends its runs."""
-        tokens = self.following.repeat(len(self.layers), 1)  # (run, token)
-        seen = torch.zeros(*tokens.shape, self.model.vocab_size)
-
-        def choose(logits: Tensor, runs: Tensor, step: int) -> Tensor:
-            seen[runs, step] = logits.float().cpu()
-            return tokens[runs, step]
-
-        generate_walked(
-            self.model, self.ids.to(self.model.device), self.positions, self.latents, layers=self.layers,
-            later=self.latents if self.from_layer else None, max_new_tokens=_STEPS, choose=choose,
-            stop_ids=[int(tokens[0, 0])],
-        )  # fmt: skip
-        return seen.unflatten(0, (len(self.layers), _ROWS))
-
-    def plainly_generated(self) -> Tensor:
-        """The same by whole forward passes."""
-        steps = [self.model.readout(self.plain(self.following[:, :step])).float().cpu() for step in range(_STEPS)]
-        seen = torch.stack(steps, dim=2)
-        seen[:, self.following[:, 0] == self.following[0, 0], 1:] = 0
-        return seen
-
-
-def _cases(model: StandardizedTransformer) -> list[_Case]:
-    """Several tokens from a layer on; the last token at one layer."""
+def cases(model: StandardizedTransformer) -> list[Case]:
+    """Small ones: several tokens from a layer on; the last token at one layer."""
     generator = torch.Generator().manual_seed(0)
     usable = min(model.vocab_size, len(model.tokenizer))
     ids = torch.randint(usable, (_ROWS, _TOKENS), generator=generator)
@@ -141,26 +101,20 @@ def _cases(model: StandardizedTransformer) -> list[_Case]:
     }
     first = {layer: latent[:, :1] for layer, latent in latents.items()}
     middle = _TOKENS // 2
-    return [_Case(model, ids, [middle, middle + 2], latents, True), _Case(model, ids, [_TOKENS - 1], first, False)]
+    return [Case(model, ids, [middle, middle + 2], latents, True), Case(model, ids, [_TOKENS - 1], first, False)]
 
 
 def _misfit(model: StandardizedTransformer) -> str | None:
     """Why it does not fit; None where it does. Leaves the model with the faster way that fits."""
-    cases = _cases(model)
-    slow = [case.plain() for case in cases]
+    small = cases(model)
+    slow = [case.plain() for case in small]
     reason = None
     for model.shares_prefix in (True, False):
-        reasons = (_difference(model, case.walked, plain) for case, plain in zip(cases, slow, strict=True))
+        reasons = (_difference(model, case.walked, plain) for case, plain in zip(small, slow, strict=True))
         reason = next((reason for reason in reasons if reason is not None), None)
         if reason is None:
             break
     return reason
-
-
-def _generation_misfit(model: StandardizedTransformer) -> str | None:
-    """Why it does not fit; None where it does."""
-    reasons = (_difference(model, case.generated, case.plainly_generated()) for case in _cases(model))
-    return next((reason for reason in reasons if reason is not None), None)
 
 
 def _difference(model: StandardizedTransformer, fast: Callable[[], Tensor], slow: Tensor) -> str | None:

@@ -1,8 +1,10 @@
 """Lenses: what a model would say if it had to speak at layer k."""
 
+from interp.lenses.attention_object import attention_object_lens
+from interp.lenses.attribution import Attribution, direct_logit_attribution
 from interp.lenses.generation import GenerationResult
+from interp.lenses.knockout import attention_knockout
 from interp.lenses.logit_lens import logit_lens, logit_lens_on_prompts
-from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch
 from interp.lenses.patchscope import patchscope_lens
 from interp.lenses.patchscope_generate import patchscope_generate
@@ -10,10 +12,13 @@ from interp.lenses.patchscope_grid import patchscope_grid
 from interp.lenses.result import LensResult
 
 __all__ = [
+    "Attribution",
     "GenerationResult",
-    "LatentMap",
     "LensResult",
     "Patch",
+    "attention_knockout",
+    "attention_object_lens",
+    "direct_logit_attribution",
     "logit_lens",
     "logit_lens_on_prompts",
     "patchscope_generate",

@@ -54,7 +54,7 @@ class NamedArrays:
         self._set("group_names", names)
 
     def _checked(self, name: str, value: ArrayLike, dtype: type, sizes: dict[str, int]) -> NDArray:
-        array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
+        array: NDArray = np.ascontiguousarray(np.asarray(value, dtype=dtype))
         axes = self.axes_of(name)
         known = [str(sizes.get(axis, "any")) for axis in axes]
         if array.ndim != len(axes) or any(

@@ -6,17 +6,15 @@ https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-len
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses.axes import Coordinate
-from interp.lenses.prompted import LensPrompt, LensPrompts, Targets, encode_prompts, lens_sites, states_of_prompts
+from interp.lenses.prompted import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
 from interp.lenses.reading import check_lens_layers, read_layers
 from interp.lenses.result import LensResult
 from interp.readout import Groups, TokenGroups
@@ -169,7 +167,9 @@ def logit_lens_on_prompts(
                 )
             )
     cells = LensResult.concatenate(parts).select(layer=range(len(read)))
-    return _arranged(cells, encoded, _site_axis(chosen), torch.cat(examples).numpy(), torch.cat(slots).numpy())
+    arrays, leading = arranged(cells.arrays(), encoded, torch.cat(examples).numpy(), torch.cat(slots).numpy())
+    coordinates = {**leading, **_site_axis(chosen)}
+    return LensResult(coordinates=coordinates, group_names=encoded.group_names, **arrays)
 
 
 def _site_axis(sites: Sequence[Site]) -> dict[str, list[Coordinate]]:
@@ -177,19 +177,3 @@ def _site_axis(sites: Sequence[Site]) -> dict[str, list[Coordinate]]:
     if len({site.kind for site in sites}) == 1 and all(site.layer is not None and site.head is None for site in sites):
         return {"layer": [site.layer for site in sites if site.layer is not None]}
     return {"site": [str(site) for site in sites]}
-
-
-def _arranged(
-    cells: LensResult, prompts: LensPrompts, sites: Mapping[str, list[Coordinate]], examples: NDArray, slots: NDArray
-) -> LensResult:
-    """Readings of cells, put where their prompts and positions are; NaN and -1 where a prompt has no such position."""
-    arrays: dict[str, Any] = {}
-    for name, values in cells.arrays().items():
-        shape = (len(prompts.input_ids), len(prompts.labels), *values.shape[1:])
-        arrays[name] = np.full(shape, np.nan if values.dtype.kind == "f" else -1, dtype=values.dtype)
-        arrays[name][examples, slots] = values
-        if prompts.single:
-            arrays[name] = arrays[name][:, 0]
-    at: dict[str, Sequence[Coordinate]] = {} if prompts.single else {"position": prompts.labels}
-    coordinates = {"example": range(len(prompts.input_ids)), **at, **sites}
-    return LensResult(coordinates=coordinates, group_names=prompts.group_names, **arrays)

@@ -33,16 +33,24 @@ class PatchPlan:
         patch: at one layer, or from it on.
         layers: those that are asked for, ascending.
         latent_layers: those that there are latents of, ascending.
+        mapping: turns the latents into what is written; None: they are written as they are.
     """
 
     kind: str
     patch: Patch
     layers: tuple[int, ...]
     latent_layers: tuple[int, ...]
+    mapping: LatentMap | None
 
     @classmethod
     def of(
-        cls, layers: Sequence[int], latent_layers: Sequence[int] | None, patch: Patch, site: str, num_layers: int
+        cls,
+        layers: Sequence[int],
+        latent_layers: Sequence[int] | None,
+        patch: Patch,
+        site: str,
+        mapping: LatentMap | None,
+        num_layers: int,
     ) -> PatchPlan:
         """The plan, checked.
 
@@ -64,7 +72,7 @@ class PatchPlan:
                 f"patch {patch!r} of layers {list(layers)} needs latents of layers {list(needed)}, got none of "
                 f"{missing}. Collect those layers too, or choose other layers or patch='one_layer'."
             )
-        return cls(site, patch, layers, held)
+        return cls(site, patch, layers, held, mapping)
 
     def writes(self, layer: int, latents: Tensor) -> list[tuple[Site, Tensor]]:
         """The sites to write for one layer, in the order of a forward pass, with (row, position, hidden) each."""
@@ -95,7 +103,6 @@ class PatchedPrompts:
         layers: what the first axis stands for.
         input_ids: per example: token ids, unpadded.
         positions: per example: the tokens that are written.
-        mapping: what turns the latents into the model's; None: nothing does.
     """
 
     model: StandardizedTransformer
@@ -103,7 +110,6 @@ class PatchedPrompts:
     layers: tuple[int, ...]
     input_ids: Sequence[Sequence[int]]
     positions: list[tuple[int, ...]]
-    mapping: LatentMap | None
 
     @classmethod
     def of(
@@ -113,12 +119,14 @@ class PatchedPrompts:
         layers: Sequence[int],
         target_ids: Sequence[Sequence[int]],
         target_positions: TargetPositions,
-        mapping: LatentMap | None,
+        *,
+        mapped: bool,
     ) -> PatchedPrompts:
         """The same, checked.
 
         Arguments:
             latents: (layer, example, hidden), or (layer, example, position, hidden) where several tokens are written.
+            mapped: whether a mapping turns them into the model's, so that they may have another width.
 
         Raises:
             InterpError: shapes that do not fit, a position outside its target prompt, ids outside the vocabulary.
@@ -130,10 +138,14 @@ class PatchedPrompts:
             raise InterpError(
                 f"target_positions: expected equally many tokens in every example, at least one, got {counts}."
             )
-        _check_shape(latents, (len(layers), len(target_ids), *(counts if several else ())), model, mapping)
+        _check_shape(
+            latents,
+            (len(layers), len(target_ids), *(counts if several else ())),
+            latents.shape[-1] if mapped else model.hidden_size,
+        )
         check_number("target_positions", target_positions, len(target_ids))
         _check_prompts(model, target_ids, positions)
-        return cls(model, latents if several else latents[:, :, None], tuple(layers), target_ids, positions, mapping)
+        return cls(model, latents if several else latents[:, :, None], tuple(layers), target_ids, positions)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -143,17 +155,16 @@ class PatchedPrompts:
         """Where the prompts are fed."""
         return self.model.device or torch.device("cpu")
 
-    def written(self, examples: Sequence[int], mapping: LatentMap | None = None) -> Tensor:
+    def written(self, examples: Sequence[int], mapping: LatentMap | None) -> Tensor:
         """(layer, row, position, hidden), what is written in some examples, as the model has it.
 
         Arguments:
             examples: which.
-            mapping: in place of the prompts' own.
+            mapping: turns the latents into the model's; None: they are.
 
         Raises:
             InterpError: a mapping gives something else.
         """
-        mapping = self.mapping if mapping is None else mapping
         rows = torch.tensor(examples, dtype=torch.long, device=self.latents.device)
         latents = self.latents[:, rows]
         if mapping is not None:
@@ -180,10 +191,7 @@ def check_number(name: str, given: Sequence[object], examples: int) -> None:
         raise InterpError(f"{name}: expected one entry for each of {examples} examples, got {len(given)}.")
 
 
-def _check_shape(
-    latents: Tensor, leading: tuple[int, ...], model: StandardizedTransformer, mapping: LatentMap | None
-) -> None:
-    width = model.hidden_size if mapping is None else latents.shape[-1]  # the mapping knows what it takes
+def _check_shape(latents: Tensor, leading: tuple[int, ...], width: int) -> None:
     expected, given = (*leading, width), tuple(latents.shape)
     if given == expected:
         return

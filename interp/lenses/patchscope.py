@@ -81,8 +81,10 @@ def patchscope_lens(
         InterpError: shapes that do not fit, layers that the model or the latents do not have, a position outside its
             target prompt, token ids outside the vocabulary.
     """
-    plan = PatchPlan.of(layers, latent_layers, patch, site, model.num_layers)
-    prompts = PatchedPrompts.of(model, latents, plan.latent_layers, target_ids, target_positions, mapping)
+    plan = PatchPlan.of(layers, latent_layers, patch, site, mapping, model.num_layers)
+    prompts = PatchedPrompts.of(
+        model, latents, plan.latent_layers, target_ids, target_positions, mapped=mapping is not None
+    )
     check_lens_inputs(prompts, groups, reference, batch_size)
     padded_groups = TokenGroups.pad(groups, model.vocab_size)
     parts, order = [], []
@@ -122,7 +124,7 @@ def _final_states(
 
 def _walked(prompts: PatchedPrompts, plan: PatchPlan, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
     """What `_plain` gives, of target prompts of one length that are patched at the same tokens, by a walk."""
-    written = plan.by_layer(prompts.written(chosen))
+    written = plan.by_layer(prompts.written(chosen, plan.mapping))
     hidden, clean = walk(
         prompts.model,
         prompts.ids(chosen),
@@ -138,7 +140,7 @@ def _plain(prompts: PatchedPrompts, plan: PatchPlan, chosen: Sequence[int]) -> t
     """(layer, row, hidden) and (row, hidden): what the patched and the unpatched target prompts end with."""
     ids = [prompts.input_ids[example] for example in chosen]
     positions = [prompts.positions[example] for example in chosen]
-    written = prompts.written(chosen)
+    written = prompts.written(chosen, plan.mapping)
     hidden = [run_patched(prompts.model, ids, positions, plan.writes(layer, written)) for layer in plan.layers]
     return torch.stack(hidden), run_unpatched(prompts.model, ids)
 

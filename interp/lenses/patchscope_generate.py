@@ -102,8 +102,10 @@ def patchscope_generate(
     order = sorted(range(len(asked)), key=asked.__getitem__)
     if latent_layers is None and len(latents) == len(asked):
         latents = latents[order]
-    plan = PatchPlan.of([asked[index] for index in order], latent_layers, patch, site, model.num_layers)
-    prompts = PatchedPrompts.of(model, latents, plan.latent_layers, target_ids, target_positions, mapping)
+    plan = PatchPlan.of([asked[index] for index in order], latent_layers, patch, site, mapping, model.num_layers)
+    prompts = PatchedPrompts.of(
+        model, latents, plan.latent_layers, target_ids, target_positions, mapped=mapping is not None
+    )
     stops = stop_tokens(model) if stop_ids is None else stop_ids
     ids: list[list[list[int]]] = [[[] for _ in asked] for _ in target_ids]  # [example][layer]
     fast = len(prompts) > 0 and plan.kind == "resid_post" and generation_fits(model)
@@ -157,7 +159,7 @@ def _walked(
     stops: Collection[int],
 ) -> list[list[int]]:
     """The new tokens of (layer, example), of target prompts of one length that are patched at the same tokens."""
-    written = plan.by_layer(prompts.written(chosen))
+    written = plan.by_layer(prompts.written(chosen, plan.mapping))
     return generate_walked(
         prompts.model,
         prompts.ids(chosen),
@@ -180,7 +182,7 @@ def _plain(
     stops: Collection[int],
 ) -> list[list[int]]:
     """The same of any target prompts, in any family."""
-    written = prompts.written(chosen)
+    written = prompts.written(chosen, plan.mapping)
     return generate_plainly(
         prompts.model,
         [prompts.input_ids[example] for example in chosen],

@@ -6,7 +6,7 @@ walk up the layers, the latents of all source layers join at each target layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from interp.activations import batches_by_length
 from interp.errors import InterpError, nearest
 from interp.forward import batches_alike, run_patched, walk, walk_fits
 from interp.forward.batches import WALKING_TOKENS
-from interp.lenses.maps import LatentMap
+from interp.lenses.maps import AffinePairs, LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, TargetPositions, check_patch
 from interp.lenses.patchscope import check_lens_inputs, read_baseline, run_unpatched
 from interp.lenses.reading import check_lens_layers, read_layers
@@ -30,10 +30,7 @@ from interp.sites import HIDDEN_KINDS, Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["GridMapping", "patchscope_grid"]
-
-GridMapping = LatentMap | Mapping[int, LatentMap]
-"""One map for all target layers, or target layer -> the map of what is written there."""
+__all__ = ["patchscope_grid"]
 
 _ROWS_AT_ONCE = 256  # runs whose logits are held together
 
@@ -50,7 +47,7 @@ def patchscope_grid(
     target_layers: Sequence[int] | None = None,
     patch: Patch = "one_layer",
     site: str = "resid_post",
-    mapping: GridMapping | None = None,
+    mapping: LatentMap | AffinePairs | None = None,
     top_k: int = 5,
     batch_size: int = 64,
     reference: Tensor | None = None,
@@ -62,7 +59,7 @@ def patchscope_grid(
         latents: (source layer, example, hidden_size), what is written; or (source layer, example, position,
             hidden_size) where several tokens are. Any device and float dtype, the model's is used.
         target_ids: per example: token ids of its target prompt as the model is fed, unpadded.
-        target_positions: per example: the token of the target prompt that is written, or several that are written at
+        target_positions: per example: the token of the target prompt that is written, or several, all at
             once, counted from 0 without padding.
         groups: per example, per group: token ids whose probability is summed.
         source_layers: what the first axis of `latents` stands for, ascending.
@@ -70,8 +67,8 @@ def patchscope_grid(
         patch: `one_layer`; or `from_layer`: at every layer after the target layer that layer's own latent is written
             too (Dumas et al. 2025), so it has to be among the source layers.
         site: kind of site that is written, a hidden state that each layer has (`interp.sites.HIDDEN_KINDS`).
-        mapping: turns the latents into what is written; also one for each target layer. None: they are written as they
-            are.
+        mapping: turns the latents into what is written, the same at each target layer or (`AffinePairs`) one for
+            each. None: they are written as they are.
         top_k: how many top tokens are kept.
         batch_size: target prompts that walk together, each with all its runs; fewer where these would not fit.
         reference: (example, hidden_size), the residual stream after the model's last layer at the source token, which
@@ -88,7 +85,7 @@ def patchscope_grid(
     targets = check_lens_layers(range(model.num_layers) if target_layers is None else target_layers, model.num_layers)
     grid = _Grid(_ascending(source_layers), targets, patch, site, mapping)
     grid.check(model)
-    prompts = PatchedPrompts.of(model, latents, grid.sources, target_ids, target_positions, grid.any_mapping)
+    prompts = PatchedPrompts.of(model, latents, grid.sources, target_ids, target_positions, mapped=mapping is not None)
     check_lens_inputs(prompts, groups, reference, batch_size)
     padded = TokenGroups.pad(groups, model.vocab_size)
     fast = site == "resid_post" and len(prompts) > 0 and walk_fits(model)
@@ -109,13 +106,14 @@ class _Grid:
     targets: tuple[int, ...]
     patch: Patch
     site: str
-    mapping: GridMapping | None
+    mapping: LatentMap | AffinePairs | None
 
     def check(self, model: StandardizedTransformer) -> None:
         check_patch(self.patch)
         if self.site not in HIDDEN_KINDS:
             raise InterpError(
-                f"site: expected a kind of site that each layer has, got {self.site!r}.{nearest(self.site, HIDDEN_KINDS)}"
+                "site: expected a kind of site that each layer has, got "
+                f"{self.site!r}.{nearest(self.site, HIDDEN_KINDS)}"
             )
         missing = [layer for layer in self.later(model.num_layers) if layer not in self.sources]
         if missing:
@@ -123,15 +121,9 @@ class _Grid:
                 f"patch 'from_layer' writes each layer after {self.targets[0]} with its own latent, got none of "
                 f"{missing} among source_layers. Collect those layers too, or choose patch='one_layer'."
             )
-        if isinstance(self.mapping, Mapping):
-            wanted = sorted({*self.targets, *self.later(model.num_layers)})
-            lacking = [layer for layer in wanted if layer not in self.mapping]
-            if lacking:
-                raise InterpError(f"mapping: expected a map for each target layer, got none for {lacking}.")
-
-    @property
-    def any_mapping(self) -> LatentMap | None:
-        return next(iter(self.mapping.values())) if isinstance(self.mapping, Mapping) else self.mapping
+        if isinstance(self.mapping, AffinePairs):
+            for layer in {*self.targets, *self.later(model.num_layers)}:
+                self.mapping.to_layer(layer)  # says so where there is none
 
     def later(self, num_layers: int) -> range:
         """The layers that are written with their own latents."""
@@ -140,10 +132,10 @@ class _Grid:
     def written(self, prompts: PatchedPrompts, chosen: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Target layer -> (source layer, row, position, hidden); later layer -> (row, position, hidden)."""
         later = self.later(prompts.model.num_layers)
-        if isinstance(self.mapping, Mapping):
-            mapped = {layer: prompts.written(chosen, self.mapping[layer]) for layer in {*self.targets, *later}}
+        if isinstance(self.mapping, AffinePairs):
+            mapped = {layer: prompts.written(chosen, self.mapping.to_layer(layer)) for layer in {*self.targets, *later}}
         else:
-            mapped = dict.fromkeys({*self.targets, *later}, prompts.written(chosen))
+            mapped = dict.fromkeys({*self.targets, *later}, prompts.written(chosen, self.mapping))
         return (
             {layer: mapped[layer] for layer in self.targets},
             {layer: mapped[layer][self.sources.index(layer)] for layer in later},

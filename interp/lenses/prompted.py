@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from interp.activations import batches_by_length, left_padded
 from interp.errors import InterpError
+from interp.lenses.axes import Coordinate
 from interp.model.layout import place_of
 from interp.model.places import HeadOutPlace
 from interp.positions import Position, check_positions
@@ -22,7 +25,7 @@ from interp.sites import Site, Spelling, parse_sites
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["LensPrompt", "LensPrompts", "Targets", "encode_prompts", "lens_sites", "states_of_prompts"]
+__all__ = ["LensPrompt", "LensPrompts", "Targets", "arranged", "encode_prompts", "lens_sites", "states_of_prompts"]
 
 LensPrompt = str | Prompt | Sequence[int]
 """A text, a prompt with targets and spans, or token ids exactly as the model is fed."""
@@ -155,6 +158,30 @@ def lens_sites(
             else {site}
         )
     return model.in_order(list(found))
+
+
+def arranged(
+    cells: Mapping[str, NDArray], prompts: LensPrompts, examples: NDArray, slots: NDArray
+) -> tuple[dict[str, Any], dict[str, Sequence[Coordinate]]]:
+    """Numbers of cells, put where their prompts and positions are; NaN and -1 where a prompt has no such position.
+
+    Arguments:
+        cells: name -> (cell, ...).
+        prompts: the prompts.
+        examples, slots: (cell,), which prompt and which of its positions, as `states_of_prompts` gives them.
+
+    Returns:
+        Name -> (example, [position,] ...), and the coordinates of these one or two axes.
+    """
+    arrays: dict[str, Any] = {}
+    for name, values in cells.items():
+        shape = (len(prompts.input_ids), len(prompts.labels), *values.shape[1:])
+        arrays[name] = np.full(shape, np.nan if values.dtype.kind == "f" else -1, dtype=values.dtype)
+        arrays[name][examples, slots] = values
+        if prompts.single:
+            arrays[name] = arrays[name][:, 0]
+    numbers = range(len(prompts.input_ids))
+    return arrays, {"example": numbers} if prompts.single else {"example": numbers, "position": prompts.labels}
 
 
 @torch.no_grad()

@@ -67,8 +67,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     fed: Fed
     trace_memory: dict[Any, Tensor]
     walk_fits: bool | None  # whether `interp.forward.walk` fits the family; None: not known yet
-    generation_fits: bool | None  # the same of `interp.forward.generate_walked`
     shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
+    verdicts: dict[str, bool]  # what else was found out of the family by small cases (`interp.forward.verdicts`)
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -170,8 +170,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             self.repo_id, self.revision = str(model), revision
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
-        self.fed, self.trace_memory = Fed(), {}
-        self.walk_fits, self.generation_fits, self.shares_prefix = None, None, False
+        self.fed, self.trace_memory, self.walk_fits, self.shares_prefix = Fed(), {}, None, False
+        self.verdicts = {}
         self._choose(found, config, rename_config, verify=verify)
 
     def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:
@@ -375,11 +375,15 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         """
         if hidden.shape[-1:] != (self.hidden_size,):
             raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
-        first = self.get(self.tail.paths[0])._module
-        hidden = hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
+        hidden = self.tail_input(hidden)
         if self.interleaver.interleaving:
             return self.tail(hidden, self.get, negate=negate)
         return self.tail(hidden, self._module.get_submodule, negate=negate)
+
+    def tail_input(self, hidden: Tensor) -> Tensor:
+        """A hidden state on the device and in the dtype in which the tail's first module takes it."""
+        first = self.get(self.tail.paths[0])._module
+        return hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
 
     def project_on_vocab(self, hidden: Tensor) -> Tensor:
         """nnterp's name of `readout`."""

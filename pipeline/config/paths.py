@@ -18,7 +18,7 @@ PROMPT_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 
 # The key of each kind of task that names its input file.
-TASK_FILES = {"translation": "lexicon", "cloze": "sentences", "next_token": "source"}
+TASK_FILES = {"translation": "lexicon", "cloze": "sentences", "next_token": "source", "attribute_extraction": "source"}
 
 
 def located(path: str) -> Path:

@@ -42,7 +42,7 @@ def walked_probs(
     """
     ids: list[list[int]] = [nn_model.tokenizer(prompt)["input_ids"] for prompt in targets.prompts]
     positions = [
-        [_own(row, len(own), int(at))] for row, (own, at) in enumerate(zip(ids, targets.index_to_patch, strict=True))
+        (_own(row, len(own), int(at)),) for row, (own, at) in enumerate(zip(ids, targets.index_to_patch, strict=True))
     ]
     layers = sorted(latents)
     order = [layers.index(layer) for layer in latents]
