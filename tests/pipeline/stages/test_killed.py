@@ -42,7 +42,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {
         ),
     ),
     "evaluate": (
-        ("curves.parquet", "curves.csv", "metrics.json"),
+        ("curves.parquet", "curves.csv", "grids.parquet", "grids.csv", "metrics.json"),
         (
             (r"^open .*curves\.parquet", 0),
             (r"^open .*curves\.csv", 0),

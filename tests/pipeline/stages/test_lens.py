@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from pipeline.stages import collect, common, lens
+from pipeline.stages.lenses import Lens
+from pipeline.stages.lenses.logit import LogitLens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.stages.tokens import load_tokens
 from pipeline.store import Store, StoreWriter, list_stores, open_store
@@ -252,13 +254,13 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(enter, monkeypatch):
     monkeypatch.setattr(StoreWriter, "write", write)
 
     computed: list[tuple[str, int]] = []
-    compute_block = lens.compute_block
 
-    def counting(job: lens.Job, model: Any, block: range) -> dict[str, np.ndarray]:
-        computed.append((job.name, block.start))
-        return compute_block(job, model, block)
+    def counting(prepared: Lens[Any], rows: range) -> dict[str, np.ndarray]:
+        computed.append((prepared.name, rows.start))
+        return compute(prepared, rows)
 
-    monkeypatch.setattr(lens, "compute_block", counting)
+    compute = LogitLens.compute
+    monkeypatch.setattr(LogitLens, "compute", counting)
     lens.run()
     assert (("logit", 0) in computed, ("logit", 2) in computed) == (False, True)
     assert files(killed / "lens.zarr") == files(undisturbed / "lens.zarr")

@@ -72,7 +72,7 @@ def test_a_stage_depends_on_its_own_sections_and_on_nothing_else() -> None:
         "collect": ["${model.depends_on}", "tokens/prompts"],
         "lens": ["${model.depends_on}", "activations.zarr", *tokens],
         "evaluate": ["lens.zarr"],
-        "report": ["curves.parquet", "lens.zarr", *tokens],
+        "report": ["curves.parquet", "grids.parquet", "lens.zarr", *tokens],
     }
     code = stage_code()
     assert set(code["report"]) >= set().union(*code.values())
