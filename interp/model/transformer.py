@@ -68,6 +68,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     trace_memory: dict[Any, Tensor]
     walk_fits: bool | None  # whether `interp.forward.walk` fits the family; None: not known yet
     shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
+    verdicts: dict[str, bool]  # what else was found out of the family by small cases (`interp.forward.verdicts`)
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -170,6 +171,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
         self.fed, self.trace_memory, self.walk_fits, self.shares_prefix = Fed(), {}, None, False
+        self.verdicts = {}
         self._choose(found, config, rename_config, verify=verify)
 
     def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from interp.compat.nnterp.attending import attended_probs, can_attend
 from interp.compat.nnterp.collecting import at_columns, get_token_activations, layer_numbers, token_columns
 from interp.compat.nnterp.lenses import logit_lens, patchscope_lens
 from interp.compat.nnterp.modules import (
@@ -145,6 +146,8 @@ def patch_object_attn_lens(
     received = get_token_activations(
         nn_model, sources, get_activations=lambda model, layer: attention_input(model, layer).read()
     )
+    if can_attend(nn_model):
+        return attended_probs(nn_model, targets, attn_idx_patch, received, num_patches)
     num_layers = get_num_layers(nn_model)
     probs = []
     for layer in range(num_layers):
