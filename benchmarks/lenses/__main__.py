@@ -30,6 +30,7 @@ from benchmarks.lenses.table import growth_table, works_table
 from benchmarks.lenses.tools import TOOLS
 from benchmarks.lenses.works import KINDS, Work
 
+OPERATORS = 12  # of a profile
 ALL_SOURCES, ALL_TARGETS = (16, 64, 256), (16, 18, 64, 80)
 
 
@@ -40,16 +41,20 @@ def main() -> None:
     works = [
         Work(kind, count, length) for count in sources for kind in given.works for length in _lengths(kind, targets)
     ]
-    clock = "cpu_seconds" if given.cpu_seconds else "seconds"
-    options = Options(SMALL, given.threads, seconds=given.seconds, rounds=given.rounds, clock=clock)
     try:
-        found = measure(works, options, given.tools, growth=not given.no_growth, operators=12 if given.profile else 0)
+        if given.gpu:
+            found = _gpu(works)
+        else:
+            clock = "cpu_seconds" if given.cpu_seconds else "seconds"
+            options = Options(SMALL, given.threads, seconds=given.seconds, rounds=given.rounds, clock=clock)
+            operators = OPERATORS if given.profile else 0
+            found = measure(works, options, given.tools, growth=not given.no_growth, operators=operators)
+            print(text(found))
     except DisagreementError as error:
         sys.exit(f"No time is quoted. {error}")
-    print(text(found))
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    if any(what == OURS or what.endswith(f": {OURS}") for what in found["absent"]):
+    if any(what == OURS or what.endswith(f": {OURS}") for what in found.get("absent", ())):
         sys.exit("Some works failed in Interpipe; see above.")
 
 
@@ -96,8 +101,18 @@ def text(found: dict[str, Any]) -> str:
     for name, operators in found["profiles"].items():
         lines = [f"  {line['share']:6.1%}  {line['name']} ({line['calls']} calls)" for line in operators]
         parts.append("\n".join([f"{name}: where our time goes", *lines]))
-    parts += [f"not measured: {what}: {reason.strip().splitlines()[-1]}" for what, reason in found["absent"].items()]
+    parts += [f"not measured: {what}: {reason}" for what, reason in found["absent"].items()]
     return "\n\n".join(parts)
+
+
+def _gpu(works: list[Work]) -> dict[str, Any]:
+    from benchmarks.lenses import gpu
+
+    if not torch.cuda.is_available():
+        sys.exit("--gpu: torch sees no CUDA device here.")
+    found = gpu.measure_gpu(works)
+    print(gpu.text(found))
+    return found
 
 
 def _profile(team: Team, work: Work, operators: int) -> list[dict[str, Any]]:
@@ -131,6 +146,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="repeats at most (5)")
     parser.add_argument("--cpu-seconds", action="store_true", help="quote the cores' time, on a machine that is busy")
     parser.add_argument("--profile", action="store_true", help="also list where our time goes")
+    parser.add_argument("--gpu", action="store_true", help="instead: 7 B parameters in bfloat16 on a CUDA device")
     parser.add_argument("--no-growth", action="store_true", help="leave out how our cost grows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     return parser.parse_args()

@@ -87,25 +87,26 @@ def matrix_rate(
     """Operations a second of matrix products: the best over a large square and the model's own weights.
 
     Arguments:
-        shape: the model, whose weights are multiplied with 1024 tokens.
+        shape: the model, whose weights are multiplied with many tokens.
         device, dtype: where and in what.
         repeats: how often each is tried; the best counts.
 
     Returns:
         `seconds`: by the clock; `cpu_seconds`: by the time of all cores together.
     """
+    square, rows, wanted = (2048, 1024, 2e9) if device == "cpu" else (8192, 8192, 1e13)  # tens of milliseconds
     sizes = [
-        (2048, 2048, 2048),
-        (1024, shape.hidden, shape.hidden),
-        (1024, shape.hidden, shape.mlp),
-        (1024, shape.mlp, shape.hidden),
-        (1024, shape.hidden, shape.vocabulary),
+        (square, square, square),
+        (rows, shape.hidden, shape.hidden),
+        (rows, shape.hidden, shape.mlp),
+        (rows, shape.mlp, shape.hidden),
+        (rows, shape.hidden, min(shape.vocabulary, 8 * shape.hidden)),  # a part of the head
     ]
     best = {"seconds": 0.0, "cpu_seconds": 0.0}
-    for rows, inner, columns in sizes:
-        operations = 2.0 * rows * inner * columns
-        times = max(1, round((1e10 if device == "cpu" else 1e13) / operations))  # tens of milliseconds
-        left = torch.randn(rows, inner, device=device, dtype=dtype)
+    for tokens, inner, columns in sizes:
+        operations = 2.0 * tokens * inner * columns
+        times = max(1, round(wanted / operations))
+        left = torch.randn(tokens, inner, device=device, dtype=dtype)
         weight = torch.randn(columns, inner, device=device, dtype=dtype)
         for _ in range(repeats):
             _wait(device)

@@ -70,6 +70,7 @@ class Team:
     def leave_out(self, what: str, error: Exception) -> None:
         """Note why a tool, or a work with it, is not measured."""
         self.absent[what] = str(error)
+        say(getattr(error, "details", ""))
         say(f"not measured: {error}")
 
     def inputs(self, work: Work) -> Inputs:

@@ -20,7 +20,11 @@ __all__ = ["Worker", "WorkerError"]
 
 
 class WorkerError(Exception):
-    """A tool could not be loaded, or a work failed in it."""
+    """A tool could not be loaded, or a work failed in it; `details` is what was printed."""
+
+    def __init__(self, message: str, details: str) -> None:
+        super().__init__(message)
+        self.details = details
 
 
 class Worker:
@@ -80,8 +84,8 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             self._log.seek(0)
-            raise WorkerError(f"{self.tool}: the process died.\n{self._log.read()[-2000:]}")
+            raise WorkerError(f"{self.tool}: the process died.", self._log.read()[-3000:])
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise WorkerError(f"{self.tool}: {answer['error'][-3000:]}")
+            raise WorkerError(f"{self.tool}: {answer['error']}", answer["traceback"][-3000:])
         return answer

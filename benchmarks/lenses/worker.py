@@ -78,6 +78,10 @@ def _rate(tool: Tool, shape: dict[str, int]) -> dict[str, Any]:
 _COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {"run": _run, "profile": _profile, "rate": _rate}
 
 
+def _failure(error: Exception) -> dict[str, Any]:
+    return {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+
+
 def main() -> None:
     name, folder, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
@@ -89,16 +93,16 @@ def main() -> None:
 
     try:
         tool = load(name, folder)
-    except Exception:
-        answer({"error": traceback.format_exc()})
+    except Exception as error:
+        answer(_failure(error))
         return
     answer({"ready": True})
     for line in sys.stdin:
         command = json.loads(line)
         try:
             answer(_COMMANDS[command.pop("do")](tool, **command))
-        except Exception:
-            answer({"error": traceback.format_exc()})
+        except Exception as error:
+            answer(_failure(error))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from benchmarks.lenses.tools.common import load_transformers
 from benchmarks.lenses.works import Inputs, Result
 from interp import StandardizedTransformer
 from interp.activations import collect
-from interp.lenses import LensResult, logit_lens, patchscope_lens
+from interp.lenses import LensResult, logit_lens_on_prompts, patchscope_lens
 from interp.sites import Site
 
 __all__ = ["WithInterpipe"]
@@ -36,10 +36,14 @@ class WithInterpipe:
         return self._patchscope(inputs, self._last_tokens(inputs))
 
     def logit_lens(self, inputs: Inputs) -> Result:
-        hidden = self._last_tokens(inputs)
-        groups = [[[answer]] for answer in inputs.answers]
-        found = logit_lens(self.model, hidden, groups, layers=self.layers, top_k=inputs.top_k)
-        return {**_probabilities(found), "entropy": torch.from_numpy(found.entropy)}
+        found = logit_lens_on_prompts(
+            self.model,
+            inputs.source_ids,
+            targets=[{"answer": [answer]} for answer in inputs.answers],
+            top_k=inputs.top_k,
+            reference=False,
+        )
+        return {**_probabilities(found), "entropy": torch.tensor(found.entropy)}
 
     def collect(self, inputs: Inputs) -> Result:
         return {"activations": self._last_tokens(inputs)}
@@ -47,7 +51,18 @@ class WithInterpipe:
     few_shot = collect
 
     def generate(self, inputs: Inputs) -> Result:
-        raise NotImplementedError("patchscope_generate")
+        from interp.lenses.patchscope_generate import patchscope_generate  # type: ignore[import-not-found]
+
+        rows, length = len(inputs.source_ids), len(inputs.target_ids)
+        found = patchscope_generate(
+            self.model,
+            self._last_tokens(inputs),
+            [inputs.target_ids] * rows,
+            [length - 1] * rows,
+            layers=self.layers,
+            max_new_tokens=inputs.new_tokens,
+        )
+        return {"ids": torch.tensor(found.ids)}
 
     def _patchscope(self, inputs: Inputs, latents: Tensor) -> Result:
         rows, length = latents.shape[1], len(inputs.target_ids)
@@ -70,6 +85,6 @@ class WithInterpipe:
 
 def _probabilities(found: LensResult) -> Result:
     return {
-        "answer": torch.from_numpy(found.log_prob[..., 0]).exp(),
-        "top": torch.from_numpy(found.top_log_prob).exp(),
+        "answer": torch.tensor(found.log_prob[..., 0]).exp(),
+        "top": torch.tensor(found.top_log_prob).exp(),
     }

@@ -63,7 +63,7 @@ class WithTransformers:
         parts = []
         for rows in batches(len(inputs.source_ids)):
             hidden = self._last_tokens(inputs.source_ids[rows])
-            probabilities = (self.model.lm_head(self.model.model.norm(layer)).softmax(-1) for layer in hidden)
+            probabilities = (self.model.lm_head(self.model.model.norm(layer)).float().softmax(-1) for layer in hidden)
             answers = inputs.answers[rows]
             parts.append(layers_last([read(layer, answers, inputs.top_k, entropy=True) for layer in probabilities]))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -104,7 +104,7 @@ class WithTransformers:
         for module, latent in zip(self.layers, latents.to(self.model.device), strict=True):
             with _hooked(module, _writes(latent)):
                 logits = self.model(input_ids=prompts, use_cache=False, logits_to_keep=1).logits[:, -1]
-            by_layer.append(read(logits.softmax(-1), inputs.answers, inputs.top_k))
+            by_layer.append(read(logits.float().softmax(-1), inputs.answers, inputs.top_k))
         return layers_last(by_layer)
 
     def _last_tokens(self, prompts: Sequence[Sequence[int]]) -> Tensor:
