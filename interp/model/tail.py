@@ -49,8 +49,7 @@ class Tail:
             hidden: (..., hidden), on the device and in the dtype of the first module.
             modules: path -> what is called.
         """
-        for path in self.paths:
-            hidden = modules(path)(hidden)
+        hidden = modules(self.paths[-1])(self.before_head(hidden, modules))
         if self.scale is not None:
             hidden = hidden * self.scale
         if self.divisor is not None:
@@ -58,6 +57,22 @@ class Tail:
         if self.softcap is not None:
             hidden = torch.tanh(hidden / self.softcap) * self.softcap
         return hidden
+
+    def before_head(self, hidden: Tensor, modules: Callable[[str], Any]) -> Tensor:
+        """What the head receives; arguments as of a call."""
+        for path in self.paths[:-1]:
+            hidden = modules(path)(hidden)
+        return hidden
+
+    def finish_(self, logits: Tensor) -> Tensor:
+        """Scale and softcap of what the head gave, in place: the same steps as of a call, which keeps gradients."""
+        if self.scale is not None:
+            logits *= self.scale
+        if self.divisor is not None:
+            logits /= self.divisor
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
 
 
 def _number(config: Any, name: str | None) -> float | None:

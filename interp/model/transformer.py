@@ -28,6 +28,7 @@ from interp.model.named import NamedValues
 from interp.model.padding import guard_padding
 from interp.model.places import Fed
 from interp.model.proof import failures, prove
+from interp.model.readout_parts import ReadoutParts, plain_head
 from interp.model.spec import ModelSpec
 from interp.model.tail import Tail
 from interp.model.tokens import bare_tokenizer, closest_tokens
@@ -370,13 +371,34 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         Raises:
             InterpError: the last axis is not `hidden_size`.
         """
-        if hidden.shape[-1:] != (self.hidden_size,):
-            raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
-        first = self.get(self.tail.paths[0])._module
-        hidden = hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
+        hidden = self._for_tail(hidden)
         if self.interleaver.interleaving:
             return self.tail(hidden, self.get)
         return self.tail(hidden, self._module.get_submodule)
+
+    def readout_parts(self) -> ReadoutParts | None:
+        """The readout with its head as a matrix, for logits of some tokens alone; as it is now, to be asked for anew.
+
+        Returns:
+            None where the head is more than a matrix in memory (quantized, offloaded, hooked, adapted), or a trace
+            runs: then `readout` alone says what the logits are.
+        """
+        head = self._module.get_submodule(self.tail.paths[-1])
+        if self.interleaver.interleaving or not plain_head(head):
+            return None
+        weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+
+        def states(hidden: Tensor) -> Tensor:
+            hidden = self.tail.before_head(self._for_tail(hidden), self._module.get_submodule)
+            return hidden.to(device=weight.device)
+
+        return ReadoutParts(states, weight, bias, self.tail)
+
+    def _for_tail(self, hidden: Tensor) -> Tensor:
+        if hidden.shape[-1:] != (self.hidden_size,):
+            raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
+        first = self.get(self.tail.paths[0])._module
+        return hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
 
     def project_on_vocab(self, hidden: Tensor) -> Tensor:
         """nnterp's name of `readout`."""
