@@ -57,16 +57,15 @@ class ReadoutParts:
         """The logits of chosen tokens, other ones for each row.
 
         Arguments:
-            states: (layer, row, hidden), from `states`.
+            states: (row, layer, hidden), from `states`.
             ids: (row, n) token ids, the same for all layers.
 
         Returns:
-            (layer, row, n), of the dtype of `weight`.
+            (row, layer, n), of the dtype of `weight`.
         """
         weight = self.weight[ids].transpose(1, 2)  # (row, hidden, n)
-        rows = states.transpose(0, 1)  # (row, layer, hidden)
-        logits = rows @ weight if self.bias is None else torch.baddbmm(self.bias[ids][:, None], rows, weight)
-        return self.tail.finish_(logits).transpose(0, 1)
+        logits = states @ weight if self.bias is None else torch.baddbmm(self.bias[ids][:, None], states, weight)
+        return self.tail.finish_(logits)
 
 
 def plain_head(head: Any) -> bool:

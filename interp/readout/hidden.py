@@ -11,8 +11,9 @@ from interp.errors import InterpError
 from interp.readout.groups import Groups, TokenGroups
 from interp.readout.logits import GivenLogits, check_masses, check_top_k, groups_of, in_blocks
 from interp.readout.members import Places
+from interp.readout.plan import CPU_ELEMENTS, Plan, Workspace
 from interp.readout.reduced import Reduced
-from interp.readout.stream import CPU_ELEMENTS, Plan, Workspace, stream
+from interp.readout.stream import stream
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -70,7 +71,7 @@ def reduce_hidden(
         reduced = _whole(model, layered, groups, top_k, kl_reference, kl_log_probs, masses)
     else:
         reduced = _chunked(parts, layered, groups, top_k, kl_reference, kl_log_probs, masses)
-    return reduced if hidden.dim() == 3 else reduced[0]
+    return reduced.swapped() if hidden.dim() == 3 else reduced[:, 0]
 
 
 @torch.no_grad()
@@ -87,8 +88,8 @@ def logits_of(model: StandardizedTransformer, hidden: Tensor, ids: Tensor) -> Te
     """
     parts = model.readout_parts()
     if parts is not None:
-        states = parts.states(hidden)[None]
-        return HeadLogits(parts, states, Workspace(states.device)).of(ids.to(states.device))[0]
+        states = parts.states(hidden)[:, None]
+        return HeadLogits(parts, states, Workspace(states.device)).of(ids.to(states.device))[:, 0]
     step = _rows_of_whole_logits(model)
     blocks = [slice(at, at + step) for at in range(0, max(len(hidden), 1), step)]
     found = [model.readout(hidden[block]) for block in blocks]
@@ -100,26 +101,26 @@ class HeadLogits:
     """Logits of hidden states, by products with parts of the head."""
 
     def __init__(self, parts: ReadoutParts, states: Tensor, workspace: Workspace) -> None:
-        """Arguments: states (layer, row, hidden), what the head receives."""
+        """Arguments: states (row, layer, hidden), what the head receives."""
         self.parts, self.workspace = parts, workspace
         self.rows = (states.shape[0], states.shape[1])
-        self.states = states
-        self.flat = states.flatten(0, 1)
+        self.states = states.contiguous()
+        self.flat = self.states.flatten(0, 1)
 
     def of(self, ids: Tensor) -> Tensor:
-        """(layer, row, n) float32, the logits of `ids` (row, n)."""
+        """(row, layer, n) float32, the logits of `ids` (row, n)."""
         # Each row has its own copy of the head's rows: few tokens at a time.
-        step = max(1, CPU_ELEMENTS // max(self.states[0].numel(), 1))
+        step = max(1, CPU_ELEMENTS // max(self.states[:, 0].numel(), 1))
         found = [self.parts.of(self.states, ids[:, at : at + step]) for at in range(0, max(ids.shape[1], 1), step)]
         return torch.cat(found, dim=-1).float()
 
     def write(self, start: int, stop: int, out: Tensor) -> None:
-        """Write the logits of the tokens from `start` to `stop` into `out` (layer * row, stop - start) float32."""
+        """Write the logits of the tokens from `start` to `stop` into `out` (row * layer, stop - start) float32."""
         dtype = self.parts.weight.dtype
         if dtype == torch.float32:
             self.parts.write(self.flat, start, stop, out)
             return
-        product = self.workspace.get("product", out.shape[0], out.shape[1], dtype)
+        product = self.workspace.get("product", *out.shape, dtype=dtype)
         self.parts.write(self.flat, start, stop, product)
         out.copy_(product)
 
@@ -133,7 +134,7 @@ def _chunked(
     kl_log_probs: Tensor | None,
     masses: Tensor | None,
 ) -> Reduced:
-    """`reduce_hidden` of (layer, row, hidden), with a head that is a matrix."""
+    """`reduce_hidden` of (layer, row, hidden), with a head that is a matrix; (row, layer, ...)."""
     vocabulary, device, layers = parts.vocab_size, parts.weight.device, len(hidden)
     check_top_k(top_k, vocabulary)
     masses = check_masses(masses, vocabulary, device)
@@ -143,10 +144,10 @@ def _chunked(
     groups = groups.to(device)
 
     def read(chosen: slice) -> tuple[Reduced, Tensor]:
-        states = parts.states(hidden[:, chosen])
+        states = parts.states(hidden[:, chosen].transpose(0, 1))  # (row, layer, hidden)
         reference: int | GivenLogits | None = None
         if isinstance(kl_reference, Tensor):  # read as one more layer
-            states, reference = torch.cat([states, parts.states(kl_reference[chosen])[None]]), layers
+            states, reference = torch.cat([states, parts.states(kl_reference[chosen])[:, None]], dim=1), layers
         elif kl_log_probs is not None:
             reference = GivenLogits(kl_log_probs[chosen].to(device))
         else:
@@ -161,7 +162,7 @@ def _chunked(
             reference=reference,
             masses=masses,
         )
-        return reduced[:layers], broken
+        return reduced[:, :layers], broken
 
     return in_blocks(read, hidden.shape[1], plan.rows)
 
@@ -188,7 +189,7 @@ def _whole(
             _read_whole(model.readout(layer[chosen]), groups.rows(chosen), top_k, reference, masses) for layer in hidden
         ]
         reduced, broken = zip(*found, strict=True)
-        return Reduced.concatenate(reduced), torch.cat(broken)
+        return Reduced.concatenate(reduced, dim=1), torch.cat(broken, dim=1)
 
     return in_blocks(read, hidden.shape[1], _rows_of_whole_logits(model))
 

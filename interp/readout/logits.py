@@ -10,8 +10,9 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.readout.distributions import check_finite
 from interp.readout.groups import Groups, TokenGroups
+from interp.readout.plan import Plan, Workspace
 from interp.readout.reduced import Reduced
-from interp.readout.stream import Plan, Workspace, stream
+from interp.readout.stream import stream
 
 __all__ = ["GivenLogits", "check_masses", "check_top_k", "groups_of", "in_blocks", "reduce_logits"]
 
@@ -22,11 +23,11 @@ class GivenLogits:
     def __init__(self, logits: Tensor) -> None:
         """Arguments: logits (row, vocabulary), any float dtype."""
         self.logits = logits
-        self.rows = (1, logits.shape[0])
+        self.rows = (logits.shape[0], 1)
 
     def of(self, ids: Tensor) -> Tensor:
-        """(1, row, n) float32, the logits of `ids` (row, n)."""
-        return self.logits.gather(1, ids)[None].float()
+        """(row, 1, n) float32, the logits of `ids` (row, n)."""
+        return self.logits.gather(1, ids)[:, None].float()
 
     def write(self, start: int, stop: int, out: Tensor) -> None:
         """Write the logits of the tokens from `start` to `stop` into `out` (row, stop - start)."""
@@ -79,14 +80,14 @@ def reduce_logits(
         given = GivenLogits(logits[chosen])
         return stream(given, groups.rows(chosen), top_k, plan, workspace, reference=reference, masses=masses)
 
-    return in_blocks(read, rows, plan.rows)[0]
+    return in_blocks(read, rows, plan.rows)[:, 0]
 
 
 def in_blocks(read: Callable[[slice], tuple[Reduced, Tensor]], rows: int, block: int) -> Reduced:
     """Read rows in blocks, and see at the end, once, whether the numbers mean something.
 
     Arguments:
-        read: a block of rows -> its readings (layer, row, ...), and which of them are broken.
+        read: a block of rows -> its readings (row, layer, ...), and which of them are broken.
         rows: how many there are.
         block: how many are read at once.
 
@@ -94,8 +95,8 @@ def in_blocks(read: Callable[[slice], tuple[Reduced, Tensor]], rows: int, block:
         InterpError: logits with NaN or infinity.
     """
     parts, broken = zip(*(read(slice(at, at + block)) for at in range(0, max(rows, 1), block)), strict=True)
-    check_finite(torch.cat(broken, dim=1))
-    return Reduced.concatenate(parts, dim=1)
+    check_finite(torch.cat(broken))
+    return Reduced.concatenate(parts)
 
 
 def groups_of(groups: TokenGroups | Groups, rows: int, vocabulary: int) -> TokenGroups:

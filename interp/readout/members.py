@@ -22,33 +22,33 @@ class Members:
     """The tokens of the groups of some rows, with their logits."""
 
     def __init__(self, groups: TokenGroups, logits: Tensor) -> None:
-        """Arguments: groups of the rows; logits (layer, row, groups * width) float32 of `groups.ids`."""
+        """Arguments: groups of the rows; logits (row, layer, groups * width) float32 of `groups.ids`."""
         self.groups = groups
-        self.logits = logits.gather(-1, _first_of_each(groups).expand(logits.shape))
-        self.shape = (*logits.shape[:2], *groups.ids.shape[1:])  # (layer, row, group, width)
-        keys = keys_of(self.logits, groups.ids.flatten(1)).view(self.shape)
-        self.best = keys.masked_fill(~groups.valid, LOWEST).amax(dim=-1)  # (layer, row, group)
+        self.logits = logits.gather(-1, _first_of_each(groups)[:, None].expand(logits.shape))
+        self.shape = (*logits.shape[:2], *groups.ids.shape[1:])  # (row, layer, group, width)
+        keys = keys_of(self.logits, groups.ids.flatten(1)[:, None]).view(self.shape)
+        self.best = keys.masked_fill(~groups.valid[:, None], LOWEST).amax(dim=-1)  # (row, layer, group)
 
     @property
     def empty(self) -> Tensor:
-        """(row, group) bool: groups without tokens."""
-        return ~self.groups.valid.any(dim=-1)
+        """(row, 1, group) bool: groups without tokens."""
+        return ~self.groups.valid.any(dim=-1)[:, None]
 
     def log_sum_exp(self) -> Tensor:
-        """(layer, row, group) float64, log of the summed exponentials of each group's logits; -inf: an empty group."""
+        """(row, layer, group) float64, log of the summed exponentials of each group's logits; -inf: an empty group."""
         logits = self.logits.view(self.shape).double()
-        return logits.masked_fill(~self.groups.valid, -torch.inf).logsumexp(dim=-1)
+        return logits.masked_fill(~self.groups.valid[:, None], -torch.inf).logsumexp(dim=-1)
 
-    def write(self, chunk: Tensor, places: tuple[Tensor, Tensor]) -> None:
+    def write(self, chunk: Tensor, places: tuple[Tensor, Tensor, Tensor]) -> None:
         """Write the logits over those of a chunk.
 
         Arguments:
-            chunk: (layer, row, tokens).
-            places: which of the (row, groups * width) members lie in the chunk, and where in its (row, tokens).
+            chunk: (row, layer, tokens).
+            places: of the members in the chunk: the row, the place in the chunk, the place among the row's members.
         """
-        which, where = places
-        if len(which):
-            chunk.flatten(1).index_copy_(1, where, self.logits.flatten(1).index_select(1, which))
+        row, place, member = places
+        if len(row):
+            chunk[row, :, place] = self.logits[row, :, member]
 
 
 class Places:
@@ -67,24 +67,17 @@ class Places:
         bounds = [index * (vocabulary + 1) + start for index in range(len(blocks)) for start in (*starts, vocabulary)]
         found = torch.searchsorted(keys, torch.tensor(bounds, dtype=keys.dtype, device=keys.device)).tolist()
         self._bounds = [found[i * (len(starts) + 1) : (i + 1) * (len(starts) + 1)] for i in range(len(blocks))]
-        self._which = (row[order] % block) * width + order % width if width else order
-        self._row, self._ids = row[order] % block, ids[order]
+        self._row, self._ids, self._member = row[order] % block, ids[order], order % max(width, 1)
 
     def to(self, device: torch.device) -> Places:
         """The same places on another device."""
-        self._which, self._row, self._ids = (x.to(device) for x in (self._which, self._row, self._ids))
+        self._row, self._ids, self._member = (x.to(device) for x in (self._row, self._ids, self._member))
         return self
 
-    def of(self, block: int, chunk: int, start: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """What `Members.write` takes, for one chunk of one block of rows.
-
-        Arguments:
-            block, chunk: which.
-            start: the first token of the chunk.
-            tokens: the length of its rows.
-        """
+    def of(self, block: int, chunk: int, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What `Members.write` takes, for one chunk of one block of rows; `start` is the chunk's first token."""
         found = slice(self._bounds[block][chunk], self._bounds[block][chunk + 1])
-        return self._which[found], self._row[found] * tokens + (self._ids[found] - start)
+        return self._row[found], self._ids[found] - start, self._member[found]
 
 
 def _first_of_each(groups: TokenGroups) -> Tensor:

@@ -62,13 +62,13 @@ class TopTokens:
             peaks: (rows, blocks), their maxima.
             start: id of the chunk's first token.
         """
-        rows, count, size = blocks.shape
+        rows, count, _ = blocks.shape
         order = torch.arange(count, device=blocks.device).expand(rows, count)
         if count > self.k:
             order = keys_of(peaks, order).topk(self.k, dim=1).indices
             first = torch.arange(rows, device=blocks.device)[:, None] * count
-            blocks = blocks.reshape(-1, size).index_select(0, (order + first).flatten()).view(rows, self.k, size)
-        ids = start + order[..., None] * size + torch.arange(size, device=blocks.device)
+            blocks = blocks.reshape(-1, BLOCK).index_select(0, (order + first).flatten()).view(rows, self.k, BLOCK)
+        ids = start + order[..., None] * BLOCK + torch.arange(BLOCK, device=blocks.device)
         keys = keys_of(blocks, ids).flatten(1)
         if self.keys is not None:
             keys = torch.cat([self.keys, keys], dim=1)
@@ -84,30 +84,35 @@ class Ranks:
         self.above = torch.nextafter(self.values, torch.full_like(self.values, torch.inf))
         self.counts = torch.zeros_like(keys)
 
-    def add(self, blocks: Tensor, start: int, scratch: Tensor) -> None:
-        """See a chunk.
+    def begin(self, start: int, count: int) -> None:
+        """Begin a chunk of `count` blocks, whose first token is `start`."""
+        ends = start + BLOCK * torch.arange(1, count + 1, device=self.ids.device)
+        # Of equal logits, those in blocks before the token's own stand above it, those in later ones do not.
+        before = ends <= self.ids[..., None]
+        self._least = torch.where(before, self.values[..., None], self.above[..., None])  # (rows, groups, blocks)
+        self._found = torch.empty(self.counts.shape, device=self.ids.device)
+        self._start = start
+
+    def add(self, rows: slice, blocks: Tensor, scratch: Tensor) -> None:
+        """Count in the chunk of some rows, all but ties in a token's own block.
 
         Arguments:
+            rows: which rows.
             blocks: (rows, blocks, BLOCK) float32 logits.
-            start: id of the chunk's first token.
-            scratch: room of the shape of `blocks`, written over.
+            scratch: room of that shape, written over.
         """
-        rows, count, size = blocks.shape
-        if not self.counts.shape[1]:
-            return
-        ends = start + size * torch.arange(1, count + 1, device=blocks.device)
         for group in range(self.counts.shape[1]):
-            this = slice(group, group + 1)
-            # Of equal logits, those in blocks before the token's own stand above it, those in later ones do not.
-            least = torch.where(ends <= self.ids[:, this], self.values[:, this], self.above[:, this])
-            torch.ge(blocks, least[:, :, None], out=scratch)  # 0.0 and 1.0: summed faster than booleans
-            self.counts[:, group] += scratch.flatten(1).sum(dim=1).to(torch.int64)
-        # In the token's own block, equal logits of lower ids are still to be counted.
-        own = (self.ids - start).div(size, rounding_mode="floor")
+            torch.ge(blocks, self._least[rows, group, :, None], out=scratch)  # 0.0 and 1.0: summed faster than booleans
+            torch.sum(scratch, dim=(1, 2), out=self._found[rows, group])
+
+    def end(self, blocks: Tensor) -> None:
+        """End the chunk, all rows of it, with equal logits of lower ids in a token's own block."""
+        rows, count, _ = blocks.shape
+        own = (self.ids - self._start).div(BLOCK, rounding_mode="floor")
         inside = (own >= 0) & (own < count)
         first = torch.arange(rows, device=blocks.device)[:, None] * count
         flat = (first + own.clamp(0, count - 1)).flatten()
-        values = blocks.reshape(-1, size).index_select(0, flat).view(*self.ids.shape, size)
-        offsets = (self.ids - start - own * size)[..., None]
-        equal = (values == self.values[..., None]) & (torch.arange(size, device=blocks.device) < offsets)
-        self.counts += (equal & inside[..., None]).sum(dim=2)
+        values = blocks.reshape(-1, BLOCK).index_select(0, flat).view(*self.ids.shape, BLOCK)
+        offsets = (self.ids - self._start - own * BLOCK)[..., None]
+        equal = (values == self.values[..., None]) & (torch.arange(BLOCK, device=blocks.device) < offsets)
+        self.counts += (equal & inside[..., None]).sum(dim=2) + self._found.to(torch.int64)

@@ -43,6 +43,10 @@ class Reduced:
         """Some of the rows."""
         return Reduced(**{name: value[index] for name, value in self._arrays().items()})
 
+    def swapped(self) -> Reduced:
+        """(row, layer) as (layer, row), and the other way round."""
+        return Reduced(**{name: value.transpose(0, 1).contiguous() for name, value in self._arrays().items()})
+
     @classmethod
     def concatenate(cls, parts: Sequence[Reduced], dim: int = 0) -> Reduced:
         """Put the readings of different rows together along an axis of the rows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,15 +10,11 @@ from torch import Tensor
 from interp.readout.groups import TokenGroups
 from interp.readout.members import Members, Places
 from interp.readout.order import BLOCK, Ranks, TopTokens, keyed_ids, keyed_values
+from interp.readout.plan import Plan, Workspace
 from interp.readout.reduced import Reduced
 from interp.readout.sums import Divergence, Masses, Softmax
 
-__all__ = ["Logits", "Plan", "Workspace", "stream"]
-
-# Numbers in one of the few buffers, and tokens in a chunk at most. On a CPU a buffer of 8 MiB stays in the cache, and
-# a matrix product of 256 rows is as fast as a large one. An accelerator wants long kernels.
-CPU_ELEMENTS, CPU_TOKENS = 1 << 21, 8000
-ACCELERATOR_ELEMENTS, ACCELERATOR_TOKENS = 1 << 26, 16384
+__all__ = ["Logits", "stream"]
 
 
 class Logits(Protocol):
@@ -27,64 +22,13 @@ class Logits(Protocol):
 
     @property
     def rows(self) -> tuple[int, int]:
-        """Layers, and rows of each layer."""
+        """Rows, and layers of each."""
 
     def of(self, ids: Tensor) -> Tensor:
-        """(layer, row, n) float32, the logits of `ids` (row, n)."""
+        """(row, layer, n) float32, the logits of `ids` (row, n)."""
 
     def write(self, start: int, stop: int, out: Tensor) -> None:
-        """Write the logits of the tokens from `start` to `stop` into `out` (layer * row, stop - start) float32."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How rows and vocabulary are divided.
-
-    Arguments:
-        rows: rows of a layer that are read at once.
-        tokens: tokens in a chunk, a multiple of `BLOCK`.
-        vocabulary: tokens in all.
-    """
-
-    rows: int
-    tokens: int
-    vocabulary: int
-
-    @classmethod
-    def of(cls, layers: int, vocabulary: int, device: torch.device) -> Plan:
-        """The division that keeps the buffers small.
-
-        Arguments:
-            layers: how many layers are read of each row, all at once.
-            vocabulary: number of logits.
-            device: where.
-        """
-        on_cpu = device.type == "cpu"
-        elements, most = (CPU_ELEMENTS, CPU_TOKENS) if on_cpu else (ACCELERATOR_ELEMENTS, ACCELERATOR_TOKENS)
-        most = min(most, max(elements // max(layers, 1), BLOCK))  # one row of each layer at the least
-        chunks = -(-vocabulary // most)
-        tokens = -(-vocabulary // (max(chunks, 1) * BLOCK)) * BLOCK
-        return cls(max(1, elements // max(layers * tokens, 1)), tokens, vocabulary)
-
-    @property
-    def starts(self) -> range:
-        """The first token of each chunk."""
-        return range(0, self.vocabulary, self.tokens)
-
-
-class Workspace:
-    """Buffers that are used again for every chunk."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def get(self, name: str, rows: int, tokens: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(rows, tokens), with whatever is in it."""
-        held = self._held.get((name, dtype))
-        if held is None or held.numel() < rows * tokens:
-            held = self._held[name, dtype] = torch.empty(rows * tokens, dtype=dtype, device=self.device)
-        return held[: rows * tokens].view(rows, tokens)
+        """Write the logits of the tokens from `start` to `stop` into `out` (row * layer, stop - start) float32."""
 
 
 def stream(
@@ -112,61 +56,109 @@ def stream(
         masses: (sets, vocabulary) bool.
 
     Returns:
-        The reduced rows, (layer, row, ...); and (layer, row) bool, those with NaN or infinity, whose numbers mean
+        The reduced rows, (row, layer, ...); and (row, layer) bool, those with NaN or infinity, whose numbers mean
         nothing.
     """
-    layers, rows = logits.rows
     members = Members(groups, logits.of(groups.ids.flatten(1)))
-    top, ranks, sums = TopTokens(top_k), Ranks(members.best.flatten(0, 1)), Softmax()
-    other_sums, divergence = Softmax(), Divergence()
-    sets = None if masses is None else Masses(masses)
+    readings = _Readings(logits.rows, members, top_k, plan, workspace, reference, masses)
     for index, start in enumerate(plan.starts):
-        stop = min(start + plan.tokens, plan.vocabulary)
-        chunk = _read(logits, start, stop, workspace, "logits")
-        weights, scratch = (workspace.get(name, *chunk.shape) for name in ("weights", "scratch"))
-        tokens = chunk.shape[1]
-        by_layer = [buffer.view(layers, rows, tokens) for buffer in (chunk, weights, scratch)]
+        chunk = _read(logits, plan, start, workspace, "logits")
         if places is not None:
-            members.write(by_layer[0], places[0].of(places[1], index, start, tokens))
-        blocks = chunk.view(layers * rows, tokens // BLOCK, BLOCK)
-        peaks = chunk.view(-1, BLOCK).amax(dim=1).view(blocks.shape[:2])
-        top.add(blocks, peaks, start)
-        ranks.add(blocks, start, scratch.view(blocks.shape))
-        sums.add(by_layer[0], peaks.amax(dim=1).view(layers, rows), *by_layer[1:])
-        if sets is not None:
-            sets.add(by_layer[1], start)
-        if isinstance(reference, int):
-            divergence.add(by_layer[1][reference], by_layer[0], by_layer[2])
-        elif reference is not None:
-            other = _read(reference, start, stop, workspace, "reference")
-            # Its weights need room of their own only until the products with them are summed.
-            other_sums.add(other[None], other.amax(dim=1)[None], weights[None, :rows], scratch[None, :rows])
-            divergence.add(weights[:rows], by_layer[0], by_layer[2])
-    broken, kl = sums.broken, None
-    if isinstance(reference, int):
-        kl = divergence.result(sums, reference, sums)
-    elif reference is not None:
-        kl = divergence.result(other_sums, 0, sums)
-        broken = broken | other_sums.broken
-    assert top.keys is not None  # the vocabulary is not empty
-    keys = top.keys.view(layers, rows, top_k)
-    log_normalizer = sums.log_normalizer[..., None]
-    log_prob = members.log_sum_exp() - log_normalizer
-    return Reduced(
-        log_prob=log_prob.masked_fill(members.empty, torch.nan).float(),
-        rank=ranks.counts.view(members.best.shape).masked_fill(members.empty, -1).to(torch.int32),
-        top_ids=keyed_ids(keys).to(torch.int32),
-        top_log_prob=(keyed_values(keys).double() - log_normalizer).float(),
-        entropy=sums.entropy.float(),
-        kl=None if kl is None else kl.float(),
-        log_mass=None if sets is None else sets.result(sums).float(),
-    ), broken
+            members.write(chunk, places[0].of(places[1], index, start))
+        given = None if reference is None or isinstance(reference, int) else reference
+        other = None if given is None else _read(given, plan, start, workspace, "reference")
+        readings.add(index, chunk, other)
+    return readings.result()
 
 
-def _read(logits: Logits, start: int, stop: int, workspace: Workspace, name: str) -> Tensor:
-    """A chunk of logits, (rows, tokens) float32, filled up with -inf to whole blocks."""
-    layers, rows = logits.rows
-    chunk = workspace.get(name, layers * rows, -(-(stop - start) // BLOCK) * BLOCK)
-    logits.write(start, stop, chunk[:, : stop - start])
-    chunk[:, stop - start :] = -torch.inf
-    return chunk
+def _read(logits: Logits, plan: Plan, start: int, workspace: Workspace, name: str) -> Tensor:
+    """A chunk of logits, (row, layer, tokens) float32, filled up with -inf to whole blocks."""
+    rows, layers = logits.rows
+    count = min(plan.tokens, plan.vocabulary - start)
+    chunk = workspace.get(name, rows * layers, -(-count // BLOCK) * BLOCK)
+    logits.write(start, start + count, chunk[:, :count])
+    chunk[:, count:] = -torch.inf
+    return chunk.view(rows, layers, chunk.shape[1])
+
+
+class _Readings:
+    """What is kept of a block of rows, while the vocabulary goes by."""
+
+    def __init__(
+        self,
+        rows: tuple[int, int],
+        members: Members,
+        top_k: int,
+        plan: Plan,
+        workspace: Workspace,
+        reference: int | Logits | None,
+        masses: Tensor | None,
+    ) -> None:
+        chunks, device = len(plan.starts), workspace.device
+        self.rows, self.members, self.plan, self.workspace = rows, members, plan, workspace
+        self.layer = reference if isinstance(reference, int) else None
+        self.top, self.ranks = TopTokens(top_k), Ranks(members.best.flatten(0, 1))
+        self.sums = Softmax(chunks, *rows, device)
+        self.divergence = None if reference is None else Divergence(chunks, *rows, device)
+        self.reference = self.sums if self.layer is not None else Softmax(chunks, rows[0], 1, device)
+        self.masses = None if masses is None else Masses(masses, chunks, *rows)
+
+    def add(self, index: int, chunk: Tensor, other: Tensor | None) -> None:
+        """See a chunk.
+
+        Arguments:
+            index: which.
+            chunk: (row, layer, tokens) logits.
+            other: (row, 1, tokens), those of a reference that is none of the layers.
+        """
+        rows, layers, tokens = chunk.shape
+        start = self.plan.starts[index]
+        blocks = chunk.view(rows * layers, tokens // BLOCK, BLOCK)
+        peaks = torch.amax(blocks.view(-1, BLOCK), dim=1).view(blocks.shape[:2])
+        self.top.add(blocks, peaks, start)
+        self.sums.begin(index, peaks.amax(dim=1).view(rows, layers))
+        if other is not None:
+            self.reference.begin(index, other.amax(dim=-1))
+        self.ranks.begin(start, blocks.shape[1])
+        for at in range(0, rows, self.plan.summed):  # some rows at a time, whose numbers are near when used again
+            some = slice(at, min(at + self.plan.summed, rows))
+            flat = slice(some.start * layers, some.stop * layers)
+            self.ranks.add(flat, blocks[flat], self.workspace.get("scratch", *blocks[flat].shape))
+            self._sum((index, some), start, chunk[some], None if other is None else other[some])
+        self.ranks.end(blocks)
+
+    def _sum(self, where: tuple[int, slice], start: int, chunk: Tensor, other: Tensor | None) -> None:
+        y, weights, scratch = (self.workspace.get(name, *chunk.shape) for name in ("y", "weights", "scratch"))
+        self.sums.add(where, chunk, (y, weights, scratch))
+        if self.masses is not None:
+            self.masses.add(where, weights, start)
+        if self.divergence is None:
+            return
+        if other is None:
+            assert self.layer is not None
+            given = weights[:, self.layer, None]
+        else:
+            room, given = (self.workspace.get(name, *other.shape) for name in ("reference y", "reference weights"))
+            self.reference.add(where, other, (room, given, scratch[:, :1]))
+        self.divergence.add(where, given, y, scratch)
+
+    def result(self) -> tuple[Reduced, Tensor]:
+        """The reduced rows, and which are broken."""
+        rows, layers = self.rows
+        broken, kl = self.sums.broken, None
+        if self.divergence is not None:
+            kl = self.divergence.result(self.reference, self.layer or 0, self.sums).float()
+            broken = broken | self.reference.broken if self.layer is None else broken
+        assert self.top.keys is not None  # the vocabulary is not empty
+        keys = self.top.keys.view(rows, layers, self.top.k)
+        log_normalizer = self.sums.log_normalizer[..., None]
+        log_prob, ranks = self.members.log_sum_exp() - log_normalizer, self.ranks.counts.view(self.members.best.shape)
+        return Reduced(
+            log_prob=log_prob.masked_fill(self.members.empty, torch.nan).float(),
+            rank=ranks.masked_fill(self.members.empty, -1).to(torch.int32),
+            top_ids=keyed_ids(keys).to(torch.int32),
+            top_log_prob=(keyed_values(keys).double() - log_normalizer).float(),
+            entropy=self.sums.entropy.float(),
+            kl=kl,
+            log_mass=None if self.masses is None else self.masses.result(self.sums).float(),
+        ), broken
