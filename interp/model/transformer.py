@@ -28,6 +28,7 @@ from interp.model.named import NamedValues
 from interp.model.padding import guard_padding
 from interp.model.places import Fed
 from interp.model.proof import failures, prove
+from interp.model.readout_parts import ReadoutParts, plain_head
 from interp.model.spec import ModelSpec
 from interp.model.tail import Tail
 from interp.model.tokens import bare_tokenizer, closest_tokens
@@ -373,15 +374,36 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         Raises:
             InterpError: the last axis is not `hidden_size`.
         """
-        if hidden.shape[-1:] != (self.hidden_size,):
-            raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
         hidden = self.tail_input(hidden)
         if self.interleaver.interleaving:
             return self.tail(hidden, self.get, negate=negate)
         return self.tail(hidden, self._module.get_submodule, negate=negate)
 
+    def readout_parts(self, *, negate: bool = False) -> ReadoutParts | None:
+        """The readout with its head as a matrix, for logits of some tokens alone; as it is now, to be asked for anew.
+
+        Arguments:
+            negate: as in `readout`.
+
+        Returns:
+            None where the head is more than a matrix in memory (quantized, offloaded, hooked, adapted), or a trace
+            runs: then `readout` alone says what the logits are.
+        """
+        head = self._module.get_submodule(self.tail.paths[-1])
+        if self.interleaver.interleaving or not plain_head(head):
+            return None
+        weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+
+        def states(hidden: Tensor) -> Tensor:
+            hidden = self.tail.before_head(self.tail_input(hidden), self._module.get_submodule, negate=negate)
+            return hidden.to(device=weight.device)
+
+        return ReadoutParts(states, weight, bias, self.tail)
+
     def tail_input(self, hidden: Tensor) -> Tensor:
         """A hidden state on the device and in the dtype in which the tail's first module takes it."""
+        if hidden.shape[-1:] != (self.hidden_size,):
+            raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
         first = self.get(self.tail.paths[0])._module
         return hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
 
