@@ -12,7 +12,9 @@ from torch import Tensor
 from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses.prompted import LensPrompt, Targets, encode_prompts
-from interp.prompts import Prompt, TargetPrompt, as_target_prompt
+from interp.prompts import Prompt
+from interp.prompts.named_targets import as_target_prompt
+from interp.prompts.target_prompt import TargetPrompt
 from interp.readout import Groups
 from interp.sites import Site
 
