@@ -56,7 +56,7 @@ MINIMA = {
     "task.pairs": 1,
     "task.max_concepts": 1,
     "task.max_prompts": 1,
-    "collect.batch_size": 1,
+    "collect.batch_tokens": 1,
     "collect.block_size": 1,
     "evaluate.bootstrap_samples": 1,
     "evaluate.seed": 0,

@@ -99,7 +99,7 @@ def test_another_lens_shares_the_activations(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("interp/activations.py", {"collect", "lens", "report"}),
+        ("interp/activations/collecting.py", {"collect", "lens", "report"}),
         ("interp/lenses/logit_lens.py", {"lens", "report"}),
         ("pipeline/tasks/translation.py", {"tokenize", "report"}),
         ("pipeline/stages/statistics.py", {"evaluate", "report"}),
