@@ -20,7 +20,7 @@ TICKS = 9
 WRITTEN = 9  # layers along an axis up to which the numbers are written into the tiles
 EXPLAINED = 1200  # tiles up to which each says its numbers when pointed at; above, a page would grow too large
 SHADES = 40
-DARK = 0.6  # share of the strongest colour above which ink is light
+DARK = 0.765  # share of the strongest colour above which ink is light: there black and white stand out alike
 
 
 @dataclass(frozen=True)
