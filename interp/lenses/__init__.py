@@ -1,6 +1,7 @@
 """Lenses: what a model would say if it had to speak at layer k."""
 
 from interp.lenses.attention_object import attention_object_lens
+from interp.lenses.attention_on_prompts import attention_knockout_on_prompts, attention_object_lens_on_prompts
 from interp.lenses.attribution import Attribution, direct_logit_attribution
 from interp.lenses.generation import GenerationResult
 from interp.lenses.knockout import attention_knockout
@@ -14,7 +15,9 @@ __all__ = [
     "LensResult",
     "Patch",
     "attention_knockout",
+    "attention_knockout_on_prompts",
     "attention_object_lens",
+    "attention_object_lens_on_prompts",
     "direct_logit_attribution",
     "logit_lens",
     "logit_lens_on_prompts",
