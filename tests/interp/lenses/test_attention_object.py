@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from interp import StandardizedTransformer
 from interp.architectures import submodule
+from interp.errors import InterpError
 from interp.lenses import attention_object_lens
 from tests.families import build
 from tests.interp.lenses.attention_twins import attention_inputs, received_logits

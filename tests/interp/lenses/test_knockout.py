@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from interp import StandardizedTransformer
 from interp.architectures import submodule
+from interp.errors import InterpError
 from interp.lenses import attention_knockout
+from interp.lenses.knockout import windows_of
 from tests.families import build
 from tests.interp.lenses.attention_twins import cut_logits
 from tests.interp.lenses.twins import assert_equal, expected
