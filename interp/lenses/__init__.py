@@ -6,7 +6,10 @@ from interp.lenses.attribution import Attribution, direct_logit_attribution
 from interp.lenses.generation import GenerationResult
 from interp.lenses.knockout import attention_knockout
 from interp.lenses.logit_lens import logit_lens, logit_lens_on_prompts
-from interp.lenses.patchscope import Patch, patchscope_lens
+from interp.lenses.patching import Patch
+from interp.lenses.patchscope import patchscope_lens
+from interp.lenses.patchscope_generate import patchscope_generate
+from interp.lenses.patchscope_grid import patchscope_grid
 from interp.lenses.result import LensResult
 
 __all__ = [
@@ -21,5 +24,7 @@ __all__ = [
     "direct_logit_attribution",
     "logit_lens",
     "logit_lens_on_prompts",
+    "patchscope_generate",
+    "patchscope_grid",
     "patchscope_lens",
 ]
