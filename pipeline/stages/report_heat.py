@@ -122,6 +122,8 @@ def _title(heat: HeatMap, row: int, column: int) -> str:
 
 def _short(value: float) -> str:
     """A number of few characters, for a tile."""
+    if value < 0.005:
+        return "0"
     if value < 0.995:
         return f"{value:.2f}".removeprefix("0")
     return f"{value:.2g}" if value >= 9.95 else f"{value:.1f}"

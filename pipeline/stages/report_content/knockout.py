@@ -15,6 +15,7 @@ from pipeline.stages.tables import CurveRow
 __all__ = ["knockout_section"]
 
 METRIC = "relative_probability"
+COMMON = 0.1  # probability without a block, above which the axis is that of the other lenses
 SINGLE = {
     "precision_at_1": ("Precision@1", "", "share of examples whose top token stays the model’s own", 1.0),
     "kl_nats": ("KL divergence", "nats", "from the unblocked distribution to the blocked one", None),
@@ -85,7 +86,7 @@ def _probability(source: Source, group: Group, blocks: Sequence[Group]) -> Panel
         title=f"Probability, {group.label}",
         unit="",
         note="with tokens blocked",
-        top=None,
+        top=source.top if own is not None and own > COMMON else None,
         series=_series(source, "probability", group.key, blocks),
         baselines=[] if own is None else [Baseline("nothing blocked", None, own)],
         layer_label=_layer_label(source),
