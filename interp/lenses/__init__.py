@@ -5,18 +5,25 @@ from interp.lenses.attribution import Attribution, direct_logit_attribution
 from interp.lenses.generation import GenerationResult
 from interp.lenses.knockout import attention_knockout
 from interp.lenses.logit_lens import logit_lens, logit_lens_on_prompts
+from interp.lenses.maps import AffineMap, IdentityMap, LatentMap
 from interp.lenses.patchscope import Patch, patchscope_lens
 from interp.lenses.result import LensResult
+from interp.lenses.tuned import TunedLens, tuned_lens
 
 __all__ = [
+    "AffineMap",
     "Attribution",
     "GenerationResult",
+    "IdentityMap",
+    "LatentMap",
     "LensResult",
     "Patch",
+    "TunedLens",
     "attention_knockout",
     "attention_object_lens",
     "direct_logit_attribution",
     "logit_lens",
     "logit_lens_on_prompts",
     "patchscope_lens",
+    "tuned_lens",
 ]
