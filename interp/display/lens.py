@@ -31,6 +31,15 @@ _TITLES = {
     "kl": "KL divergence from the last layer (nats)",
     "surprisal": "surprisal (nats)",
 }
+# Where a quantity cannot be, a band is not drawn.
+_BOUNDS = {
+    "probability": (0.0, 1.0),
+    "log_prob": (-np.inf, 0.0),
+    "rank": (0.0, np.inf),
+    "entropy": (0.0, np.inf),
+    "kl": (0.0, np.inf),
+    "surprisal": (0.0, np.inf),
+}
 _OF_GROUPS = ("probability", "log_prob", "rank")
 
 
@@ -140,11 +149,15 @@ def _curves(
     figure = go.Figure()
     for index, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
         shown = {"name": escaped(name), "legendgroup": str(index)}
-        if len(values) > 1:
+        known = np.flatnonzero(np.isfinite(low[:, index]))
+        if len(known):
+            there = [along[place] for place in known]
+            band = [high[known, index], low[known[::-1], index]]
             figure.add_trace(
                 go.Scatter(
-                    x=[*along, *reversed(along)],
-                    y=[*high[:, index], *low[::-1, index]],
+                    x=[*there, *reversed(there)],
+                    y=np.clip(np.concatenate(band), *_BOUNDS[quantity]),
+                    mode="lines",
                     fill="toself",
                     fillcolor=with_alpha(color, 0.18),
                     line={"width": 0},
@@ -157,11 +170,13 @@ def _curves(
         figure.add_trace(line)
     figure.update_xaxes(title_text=_axis_title(axis))
     figure.update_yaxes(title_text=_TITLES[quantity], rangemode="tozero" if quantity != "log_prob" else "normal")
-    n = len(values)
-    band = (
-        f"mean of {n} examples, {confidence:.0%} interval" if n > 1 else f"example {result.coordinates['example'][0]}"
-    )
-    return _finished(figure, title or f"{_TITLES[quantity]}: {band}", showlegend=quantity in _OF_GROUPS)
+    of = f"{_of(result)}, {confidence:.0%} interval" if len(values) > 1 else _of(result)
+    return _finished(figure, title or f"{_TITLES[quantity]}: {of}", showlegend=quantity in _OF_GROUPS)
+
+
+def _of(result: LensResult) -> str:
+    examples = result.coordinates["example"]
+    return f"mean of {len(examples)} examples" if len(examples) > 1 else f"example {escaped(str(examples[0]))}"
 
 
 def _heat_maps(result: LensResult, quantity: str, position_names: Sequence[str] | None, title: str | None) -> Any:
@@ -182,7 +197,8 @@ def _heat_maps(result: LensResult, quantity: str, position_names: Sequence[str] 
         rows=1, cols=len(names), subplot_titles=[escaped(name) for name in names], shared_yaxes=True,
         horizontal_spacing=0.04,
     )  # fmt: skip
-    low, high = (0.0, 1.0) if quantity == "probability" else (float(np.nanmin(mean)), float(np.nanmax(mean)))
+    finite = mean[np.isfinite(mean)]
+    low, high = (0.0, 1.0) if quantity == "probability" or not finite.size else (finite.min(), finite.max())
     for index in range(len(names)):
         heat = go.Heatmap(
             z=mean[..., index],
@@ -196,9 +212,7 @@ def _heat_maps(result: LensResult, quantity: str, position_names: Sequence[str] 
     figure.update_yaxes(title_text=_axis_title(upward), row=1, col=1)
     bar = {"title": {"text": _TITLES[quantity], "side": "right"}, "thickness": 15}
     figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": bar})
-    n = len(values)
-    of = f"mean of {n} examples" if n > 1 else f"example {result.coordinates['example'][0]}"
-    return _finished(figure, title or f"{_TITLES[quantity]}: {of}", width=max(420 * len(names) + 120, 640))
+    return _finished(figure, title or f"{_TITLES[quantity]}: {_of(result)}", width=max(420 * len(names) + 120, 640))
 
 
 def _tokens(

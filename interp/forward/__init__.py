@@ -3,19 +3,27 @@
 from interp.forward.batches import batches_alike
 from interp.forward.blocking import Cut, blocking_fits, check_something_is_left, run_blocked, seen_keys, walk_blocked
 from interp.forward.check import walk_fits
+from interp.forward.check_generation import generation_fits
 from interp.forward.clean import CleanRun
+from interp.forward.generate import Choose, generate_plainly, generate_walked
 from interp.forward.plain import run_patched
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.receiving import receiving_fits, walk_receiving
+from interp.forward.sampling import Sampling
 from interp.forward.walk import walk
 
 __all__ = [
+    "Choose",
     "CleanRun",
     "Cut",
     "FrozenPrefix",
+    "Sampling",
     "batches_alike",
     "blocking_fits",
     "check_something_is_left",
+    "generate_plainly",
+    "generate_walked",
+    "generation_fits",
     "receiving_fits",
     "run_blocked",
     "run_patched",

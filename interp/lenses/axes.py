@@ -54,16 +54,16 @@ class NamedArrays:
         self._set("group_names", names)
 
     def _checked(self, name: str, value: ArrayLike, dtype: type, sizes: dict[str, int]) -> NDArray:
-        array: NDArray = np.ascontiguousarray(np.asarray(value, dtype=dtype))
+        given = np.asarray(value)
+        if not np.can_cast(given.dtype, dtype, casting="same_kind"):
+            raise InterpError(f"{name}: expected {'whole ' if dtype is np.int32 else ''}numbers, got {given.dtype}.")
+        array: NDArray = np.array(given, dtype=dtype, order="C")
         axes = self.axes_of(name)
         known = [str(sizes.get(axis, "any")) for axis in axes]
         if array.ndim != len(axes) or any(
             size != sizes.setdefault(axis, size) for axis, size in zip(axes, array.shape, strict=False)
         ):
-            raise InterpError(
-                f"{name}: expected shape ({', '.join(axes)}) = ({', '.join(known)}), got {tuple(np.shape(value))}."
-            )
-        array = array.view()
+            raise InterpError(f"{name}: expected shape ({', '.join(axes)}) = ({', '.join(known)}), got {given.shape}.")
         array.flags.writeable = False
         return array
 

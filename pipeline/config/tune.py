@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.base import MISSING, load_section, section_from
+from pipeline.config.base import load_section, section_from
 
 __all__ = ["KINDS", "LOSSES", "OPTIMIZERS", "TEXT_FILES", "TuneConfig", "load_tune_config", "tune_from"]
 
@@ -70,7 +70,7 @@ class TuneConfig:
     batch_tokens: int = 4096
     checkpoint_every: int = 5
     evaluate_tokens: int = 2048
-    depends_on: str = MISSING
+    depends_on: str | None = None
 
     @property
     def trains(self) -> bool:

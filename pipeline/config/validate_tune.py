@@ -44,6 +44,10 @@ def check_tune(tune: TuneConfig, lenses: Mapping[str, LensConfig], num_layers: i
         ConfigError: a tuned lens cannot be made, or a lens needs what is not made.
     """
     tuned = {name: lens for name, lens in lenses.items() if isinstance(lens, TunedLensConfig)}
+    if tune.kind in ("text", "lens") and not tune.source:
+        raise ConfigError(f"tune.source: kind {tune.kind} needs one. {REMEDY}")
+    if not tune.depends_on:
+        raise ConfigError("tune.depends_on: expected a file or folder, got nothing. tune=default and its like set it.")
     if tune.kind == "off":
         if tuned:
             raise ConfigError(f"lens.{next(iter(tuned))}: a tuned lens is needed, and tune=off makes none. {REMEDY}")
@@ -59,9 +63,10 @@ def check_tune(tune: TuneConfig, lenses: Mapping[str, LensConfig], num_layers: i
 
 
 def _check_folder(tune: TuneConfig) -> None:
-    folder = located(tune.source or "")
+    assert tune.source is not None
+    folder = located(tune.source)
     files = [("config.json", "lens.safetensors"), ("config.json", "params.pt")]
-    if not tune.source or not any(all((folder / name).is_file() for name in pair) for pair in files):
+    if not any(all((folder / name).is_file() for name in pair) for pair in files):
         raise ConfigError(
             f"tune.source: expected a folder with a tuned lens (config.json and lens.safetensors, or params.pt of the "
             f"tuned-lens library), got {tune.source!r}. `python -m interp tune` trains one."
@@ -69,8 +74,7 @@ def _check_folder(tune: TuneConfig) -> None:
 
 
 def _check_text(tune: TuneConfig) -> None:
-    if not tune.source:
-        raise ConfigError(f"tune.source: kind text needs one. {REMEDY}")
+    assert tune.source is not None
     if tune.depends_on == HUB_DATASET:
         return
     file = located(tune.source)

@@ -29,6 +29,7 @@ __all__ = [
     "percent",
     "rank",
     "readable",
+    "spelled_block",
     "spelled_position",
     "visible",
 ]
@@ -83,6 +84,12 @@ def spelled_position(position: str) -> str:
     if span and rest == "all":
         return f"every token of “{readable(span)}”"
     return f"position {readable(position)}"
+
+
+def spelled_block(block: str) -> str:
+    """A set of tokens that is knocked out, for people: `before_query` -> `the tokens before “query”`."""
+    side, _, span = block.partition("_")
+    return f"the tokens {side} “{readable(span)}”" if side in ("before", "after") and span else spelled_position(block)
 
 
 def describe(config: LensConfig, num_sources: int) -> str:

@@ -27,7 +27,7 @@ def test_experiment(experiment: str, repository: Path, pipeline: Run) -> None:
     assert set(metrics) == set(params["lens"])
     for numbers in metrics.values():
         assert numbers["n"] > 0
-        for curve in numbers["probability"].values():
+        for curve in (numbers.get("probability") or numbers["generation_accuracy"]).values():
             assert 0 <= curve["peak"] <= 1
 
 

@@ -42,20 +42,20 @@ def walked_probs(
     """
     ids: list[list[int]] = [nn_model.tokenizer(prompt)["input_ids"] for prompt in targets.prompts]
     positions = [
-        _own(row, len(own), int(at)) for row, (own, at) in enumerate(zip(ids, targets.index_to_patch, strict=True))
+        (_own(row, len(own), int(at)),) for row, (own, at) in enumerate(zip(ids, targets.index_to_patch, strict=True))
     ]
     layers = sorted(latents)
     order = [layers.index(layer) for layer in latents]
     probs: list[Tensor] = [torch.empty(0)] * len(ids)
-    for rows in batches_alike(ids, positions, _ROWS, nn_model.num_layers):
+    for rows in batches_alike(ids, positions, _ROWS, len(layers)):
         distinct = {tuple(ids[row]) for row in rows}
         fed = torch.tensor([ids[row] for row in rows[: 1 if len(distinct) == 1 else None]], device=nn_model.device)
         written = {
-            layer: torch.stack([latent[row] for row in rows]).to(nn_model.device, nn_model.dtype)
+            layer: torch.stack([latent[row] for row in rows])[None, :, None].to(nn_model.device, nn_model.dtype)
             for layer, latent in latents.items()
         }
         hidden, _ = walk(nn_model, fed, positions[rows[0]], written, layers=layers)  # (layer, row, hidden)
-        for row, states in zip(rows, hidden[order].transpose(0, 1), strict=True):
+        for row, states in zip(rows, hidden[order, 0].transpose(0, 1), strict=True):
             probs[row] = nn_model.readout(states).float().softmax(-1).cpu()
     return torch.stack(probs)
 
