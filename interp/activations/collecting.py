@@ -13,6 +13,7 @@ from interp.activations.batches import batches_by_tokens, left_padded, right_pad
 from interp.activations.block import Block, Entries, checked_block, checked_sites
 from interp.activations.copies import Copies
 from interp.activations.memory import Budget, is_out_of_memory
+from interp.activations.reading import read_tokens
 from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.prefix import FrozenPrefix
@@ -207,7 +208,7 @@ class _Collector:
         if not block.causal:
             entries = entries.moved([longest - len(ids) for ids in tokens])
         try:
-            self._read(block, self._inputs(tokens, block.causal, prefix), entries)
+            self._read(block, self._inputs(tokens, block.causal, prefix), entries, prefix)
             return True
         except (RuntimeError, MemoryError) as error:
             if len(batch) == 1 or not is_out_of_memory(error):
@@ -227,15 +228,10 @@ class _Collector:
             del padded["position_ids"]
         return {**padded, "use_cache": False}
 
-    def _read(self, block: Block, inputs: dict[str, Any], entries: Entries) -> None:
+    def _read(self, block: Block, inputs: dict[str, Any], entries: Entries, prefix: FrozenPrefix | None = None) -> None:
         """One forward pass, and a copy of what it gives at some tokens."""
         rows, columns = _sent(entries.rows, self.model.device), _sent(entries.columns, self.model.device)
-        gathered: list[Tensor] = []
-        with self.model.trace(**inputs) as tracer:
-            for site in self.sites:
-                hidden = self.model.read(site)
-                gathered.append(hidden.detach()[rows.to(hidden.device), columns.to(hidden.device)])
-            tracer.stop()
+        gathered = read_tokens(self.model, inputs, self.sites, rows, columns, prefix)
         self.copies.start(gathered, lambda values: block.keep(self.sites, entries, values))
 
 

@@ -1,0 +1,107 @@
+"""One forward pass of a batch, and what sites hold at some of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from interp.forward.causal import is_causal
+from interp.forward.last_layer import LastLayer, last_layer_fits
+from interp.forward.prefix import FrozenPrefix
+from interp.sites import Site
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["read_tokens"]
+
+WORTH = 64  # tokens that a layer is spared, for which it is called twice more
+
+
+def read_tokens(
+    model: StandardizedTransformer,
+    inputs: dict[str, Any],
+    sites: Sequence[Site],
+    rows: Tensor,
+    columns: Tensor,
+    prefix: FrozenPrefix | None,
+) -> list[Tensor]:
+    """Run a batch as far as needed, and read sites at some tokens.
+
+    Where the last site is the end of a layer, that layer is run at these tokens alone, if they are few.
+
+    Arguments:
+        model: the model.
+        inputs: what a trace is given.
+        sites: in the order of the forward pass.
+        rows, columns: of the tokens in the batch, each (entry,).
+        prefix: what the batch goes on from.
+
+    Returns:
+        (entry, hidden) of each site.
+    """
+    layer = _cut_short(model, sites, inputs["input_ids"].numel() - len(rows))
+    if layer is None:
+        return _read(model, inputs, sites, rows, columns)
+
+    def short(rows: Tensor, columns: Tensor) -> list[Tensor]:
+        return _read_short(model, inputs, sites, rows, columns, prefix)
+
+    def whole(rows: Tensor, columns: Tensor) -> list[Tensor]:
+        return _read(model, inputs, sites, rows, columns)
+
+    fits = last_layer_fits(model, layer, inputs["input_ids"], lambda *at: short(*at)[-1], lambda *at: whole(*at)[-1])
+    return short(rows, columns) if fits else whole(rows, columns)
+
+
+def _cut_short(model: StandardizedTransformer, sites: Sequence[Site], saved: int) -> int | None:
+    """The last layer that is needed, where it can be run at a few tokens alone, and that pays.
+
+    Arguments:
+        model: the model.
+        sites: in the order of the forward pass.
+        saved: tokens that it then need not run at.
+    """
+    last = sites[-1]
+    if last.kind != "resid_post" or saved < WORTH or model.config._attn_implementation not in ("sdpa", "eager"):
+        return None
+    entering = model.in_order([*sites[:-1], Site("resid_pre", last.layer)])[-1]
+    if entering != Site("resid_pre", last.layer) or not is_causal(model):  # something else of this layer is read
+        return None
+    return last.layer
+
+
+def _read(
+    model: StandardizedTransformer, inputs: dict[str, Any], sites: Sequence[Site], rows: Tensor, columns: Tensor
+) -> list[Tensor]:
+    gathered: list[Tensor] = []
+    with model.trace(**inputs) as tracer:
+        for site in sites:
+            hidden = model.read(site)
+            gathered.append(hidden.detach()[rows.to(hidden.device), columns.to(hidden.device)])
+        tracer.stop()
+    return gathered
+
+
+def _read_short(
+    model: StandardizedTransformer,
+    inputs: dict[str, Any],
+    sites: Sequence[Site],
+    rows: Tensor,
+    columns: Tensor,
+    prefix: FrozenPrefix | None,
+) -> list[Tensor]:
+    """The same, with the last layer at these tokens alone."""
+    assert sites[-1].layer is not None
+    last = LastLayer(model, sites[-1].layer)
+    hook = model.layer(last.layer)._module.register_forward_pre_hook(last.take, with_kwargs=True)
+    try:
+        entering = Site("resid_pre", last.layer)
+        read = _read(model, inputs, [*(site for site in sites[:-1] if site != entering), entering], rows, columns)
+    finally:
+        hook.remove()
+    if sites[-2:-1] != [entering]:
+        read.pop()
+    return [*read, last.at(rows, columns, prefix)]

@@ -1,0 +1,170 @@
+"""The last layer that is needed, at the tokens that are read: of the others it needs keys and values alone."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from interp.forward.prefix import FrozenPrefix, repeated
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["LastLayer", "last_layer_fits"]
+
+# What a family that this does not fit raises: layers without keys, masks and biases of other forms.
+_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
+# Relative difference that roundings explain in float32; in coarser dtypes, some of theirs.
+_TOLERANCE, _ROUNDINGS = 1e-4, 16
+_log = logging.getLogger(__name__)
+
+
+class _Kept(Exception):
+    """The layer's keys and values are there; what it makes of them is not needed."""
+
+
+class _Keep(DynamicCache):
+    """Takes the keys and values that a layer makes, and ends it."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = key_states, value_states
+        raise _Kept
+
+
+class _Give(DynamicCache):
+    """Gives a layer keys and values that were made before, its own among them."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.given = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self.given
+
+
+@dataclass
+class LastLayer:
+    """How the model calls a layer, taken by a hook, and that layer at a few tokens.
+
+    Arguments:
+        model: the model.
+        layer: which layer.
+        given: what it is given, by name, the residual stream first.
+        cache: its name for the cache of keys and values.
+    """
+
+    model: StandardizedTransformer
+    layer: int
+    given: dict[str, Any] = field(default_factory=dict)
+    cache: str = "past_key_values"
+
+    def take(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The hook, to be registered before the layer's forward pass, with keywords."""
+        names = list(inspect.signature(type(module).forward).parameters)[1:]  # without self
+        self.cache = "layer_past" if "layer_past" in names else "past_key_values"
+        self.given = dict(zip(names, args, strict=False)) | kwargs
+        self.given = {names[0]: self.given.pop(names[0])} | self.given
+
+    @torch.no_grad()
+    def at(self, rows: Tensor, columns: Tensor, prefix: FrozenPrefix | None) -> Tensor:
+        """What the layer gives at some tokens of the batch that it was called with.
+
+        Each of these tokens goes through the layer as a row of its own, beside the keys and values of its prompt.
+
+        Arguments:
+            rows, columns: of these tokens, each (entry,).
+            prefix: what the batch goes on from.
+
+        Returns:
+            (entry, hidden), the residual stream after the layer.
+        """
+        module = self.model.layer(self.layer)._module
+        (name, hidden), *rest = self.given.items()
+        keywords = dict(rest)
+        rows, columns = rows.to(hidden.device), columns.to(hidden.device)
+        keep = _Keep()
+        try:
+            module(**{name: hidden}, **keywords | {self.cache: keep})
+        except _Kept:
+            pass
+        else:
+            raise NotImplementedError("the layer keeps no keys")
+        keys, values = keep.keys, keep.values
+        start = 0
+        if prefix is not None:
+            before: Any = prefix.cache.layers[self.layer]
+            start = prefix.length
+            keys = torch.cat([repeated(before.keys, len(keys)), keys], dim=-2)
+            values = torch.cat([repeated(before.values, len(values)), values], dim=-2)
+        short = {key: _at(value, hidden.shape[:2], rows, columns) for key, value in keywords.items()}
+        if keywords.get("attention_mask") is None:
+            seen = torch.arange(keys.shape[-2], device=hidden.device) <= start + columns[:, None]
+            short["attention_mask"] = seen[:, None, None]
+        short[self.cache] = _Give(keys[rows], values[rows])
+        output = module(**{name: hidden[rows, columns][:, None]}, **short)
+        return (output if isinstance(output, Tensor) else output[0])[:, 0]
+
+
+def _at(value: Any, fed: torch.Size, rows: Tensor, columns: Tensor) -> Any:
+    """What a layer is given beside the residual stream, for tokens that are a row each.
+
+    Arguments:
+        value: for the batch; masks and biases have four axes, the third of them is the token's.
+        fed: rows and positions of the batch.
+        rows, columns: of the tokens.
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(_at(item, fed, rows, columns) for item in value)
+    if isinstance(value, dict):
+        return {name: _at(item, fed, rows, columns) for name, item in value.items()}
+    if not isinstance(value, Tensor) or value.dim() < 2 or value.shape[0] not in (1, fed[0]):
+        return value
+    rows, columns = (index.to(value.device) for index in (rows if value.shape[0] > 1 else rows * 0, columns))
+    if value.dim() == 4 and value.shape[2] == fed[1]:
+        return value[rows, :, columns][:, :, None]
+    return value[rows, columns][:, None] if value.shape[1] == fed[1] else value
+
+
+At = Callable[[Tensor, Tensor], Tensor]
+
+
+def last_layer_fits(model: StandardizedTransformer, layer: int, input_ids: Tensor, short: At, whole: At) -> bool:
+    """Whether a layer at a few tokens gives what it gives there when it runs at all of them.
+
+    Found out once for each layer by the batch at hand, done both ways at the middle and the end of each row; the
+    verdict is kept by the model.
+
+    Arguments:
+        model: the model.
+        layer: the layer.
+        input_ids: (row, position), the batch.
+        short, whole: (row, column) of tokens -> (token, hidden), what the layer gives, each way.
+    """
+    name = f"layer {layer} at a few tokens"
+    if name not in model.verdicts:
+        number, length = input_ids.shape
+        rows = torch.arange(number, device=input_ids.device).repeat(2)
+        columns = torch.full_like(rows, length - 1)
+        columns[:number] = length // 2
+        expected = whole(rows, columns).double()
+        try:
+            difference = float((short(rows, columns).double() - expected).norm() / expected.norm())
+            reason = f"gives other numbers (off by {difference:.2g})"
+        except torch.OutOfMemoryError:
+            raise
+        except _ERRORS as error:
+            difference, reason = float("inf"), f"does not run ({type(error).__name__}: {str(error)[:100]!r})"
+        model.verdicts[name] = difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps)
+        if not model.verdicts[name]:
+            _log.info("%s runs layer %d at all tokens: at a few it %s.", type(model._module).__name__, layer, reason)
+    return model.verdicts[name]
