@@ -18,6 +18,7 @@ from pipeline.config.lens import (
     PatchscopeConfig,
     PatchscopeGenerateConfig,
     PatchscopeGridConfig,
+    TunedLensConfig,
 )
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
 
 PAPERS = {
     "logit_lens": "nostalgebraist, 2020",
+    "tuned_lens": "Belrose et al., 2023",
     "patchscope": "Ghandeharioun et al., 2024; Dumas et al., 2025",
     "patchscope_grid": "Ghandeharioun et al., 2024",
     "patchscope_generate": "Ghandeharioun et al., 2024",
@@ -109,6 +111,12 @@ def describe(config: LensConfig, num_sources: int) -> str:
             f"{_site(config.site)}, at {spelled_position(config.position)} of a prompt, is read out by the model’s own "
             "final norm and unembedding, as if it came from the last layer."
         )
+    if isinstance(config, TunedLensConfig):
+        return (
+            f"{_site('resid_post')}, at {spelled_position(config.position)} of a prompt, goes through the affine map "
+            "that layer j has learned, so as to say there what the model says in the end; then it is read out by the "
+            "model’s own final norm and unembedding."
+        )
     site, into, at, then = _patched(config)
     mean = config.sources == "mean" and num_sources > 1
     source = f"the mean over {num_sources} source prompts" if mean else "a source prompt"
@@ -156,7 +164,7 @@ def baseline_label(config: LensConfig, kind: str) -> str:
         config: of the lens.
         kind: `source` or `target`, as in the metric `baseline_KIND_probability`.
     """
-    own = isinstance(config, LogitLensConfig | KnockoutConfig)
+    own = isinstance(config, LogitLensConfig | TunedLensConfig | KnockoutConfig)
     return "the model’s own output" if own else f"unpatched {kind} prompt"
 
 

@@ -23,6 +23,7 @@ OVERRIDES = [
     "lens.patchscope_generate.layers='6'", "lens.knockout.layers='2,4'", "task.source_languages=[de]",
     "task.max_concepts=6", "task.pairs=4", "task.shots=2", "collect.block_size=2", "evaluate.bootstrap_samples=20",
     "report.examples=1", "store.chunk_bytes=1024", "tracking.enabled=false",
+    "tune=default", "tune.steps=4", "tune.tokens_per_step=64", "tune.checkpoint_every=1", "tune.evaluate_tokens=64",
 ]  # fmt: skip
 # What each stage makes, and where its processes are killed, one after the other: (pattern, number) of `killed.py`. A
 # file is torn in unfinished work; the artifact is about to appear; it stands, complete; it stands and is replaced.
@@ -33,6 +34,15 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {
             (r"^open .*/scratch/tokenize-.*/targets/data-.*\.arrow$", 0),
             (r"^open tokens/\.manifest\.json\.", 0),
             (r"^remove dataset_info\.json$", 1),
+        ),
+    ),
+    "tune": (
+        ("tuned_lens",),
+        (
+            (r"^rename .*/scratch/tune-.*/checkpoint\.safetensors$", 2),
+            (r"^open .*/scratch/tune-.*/tuned_lens/\.manifest\.json\.", 0),
+            (r"^rename .* timings/tune\.json$", 0),
+            (r"^remove config\.json$", 0),
         ),
     ),
     "lens": (
@@ -78,7 +88,7 @@ def undisturbed(repository: Path) -> Path:
         OmegaConf.save(OmegaConf.create(plain(compose("config", OVERRIDES))), folder / "params.yaml")
     for name in LINKED:
         (folder / name).symlink_to(repository / name)
-    for stage in ("tokenize", "collect", "lens", "evaluate", "report"):
+    for stage in ("tokenize", "collect", "tune", "lens", "evaluate", "report"):
         run_stage(stage, folder)
     return folder
 
