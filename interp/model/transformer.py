@@ -388,6 +388,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             return None
         weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
 
+        @torch.no_grad()
         def states(hidden: Tensor) -> Tensor:
             hidden = self.tail.before_head(self._for_tail(hidden), self._module.get_submodule)
             return hidden.to(device=weight.device)
