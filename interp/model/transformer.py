@@ -396,6 +396,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             return None
         weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
 
+        @torch.no_grad()
         def states(hidden: Tensor) -> Tensor:
             hidden = self.tail.before_head(self.tail_input(hidden), self._module.get_submodule, negate=negate)
             return hidden.to(device=weight.device)
