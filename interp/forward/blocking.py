@@ -63,11 +63,12 @@ def walk_blocked(clean: CleanRun, windows: Sequence[range], blocked: Tensor) -> 
     Returns:
         (entry, prompt, hidden), the residual stream after the last layer at the last token.
     """
+    cutting = [[layer in window for window in windows] for layer in range(clean.model.num_layers)]
+    is_cutting = torch.tensor(cutting, device=blocked.device)  # (layer, entry); one copy to the device
 
-    def inside(layer: int, hidden: Tensor, active: list[int]) -> Tensor:
+    def inside(layer: int, hidden: Tensor, _: list[int]) -> Tensor:
         joined = len(hidden) // blocked.shape[1]
-        here = blocked[:joined].clone()
-        here[[entry for entry in range(joined) if entry not in active]] = False
+        here = blocked[:joined] & is_cutting[layer, :joined, None, None, None]
         return clean.through(layer, hidden, blocked=here.flatten(0, 1))
 
     return walk_windows(clean, windows, inside)

@@ -11,6 +11,11 @@ from interp.lenses.patching import Patch
 from interp.lenses.patchscope import patchscope_lens
 from interp.lenses.patchscope_generate import patchscope_generate
 from interp.lenses.patchscope_grid import patchscope_grid
+from interp.lenses.patchscope_on_prompts import (
+    patchscope_generate_on_prompts,
+    patchscope_grid_on_prompts,
+    patchscope_lens_on_prompts,
+)
 from interp.lenses.result import LensResult
 from interp.lenses.tuned import TunedLens, tuned_lens
 
@@ -31,7 +36,10 @@ __all__ = [
     "logit_lens",
     "logit_lens_on_prompts",
     "patchscope_generate",
+    "patchscope_generate_on_prompts",
     "patchscope_grid",
+    "patchscope_grid_on_prompts",
     "patchscope_lens",
+    "patchscope_lens_on_prompts",
     "tuned_lens",
 ]

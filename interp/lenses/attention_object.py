@@ -16,7 +16,7 @@ from torch import Tensor
 from interp.activations import batches_by_length
 from interp.errors import InterpError
 from interp.forward import CleanRun, batches_alike, receiving_fits, run_patched, walk_receiving
-from interp.lenses.knockout import windows_of
+from interp.lenses.layer_windows import windows_of
 from interp.lenses.reading import check_lens_layers, read_layers
 from interp.lenses.result import LensResult
 from interp.model.layout import sublayer_of

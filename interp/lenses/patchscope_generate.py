@@ -28,7 +28,7 @@ from interp.forward import (
 from interp.forward.batches import WALKING_TOKENS
 from interp.lenses.generation import GenerationResult
 from interp.lenses.maps import LatentMap
-from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions
+from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -57,6 +57,7 @@ def patchscope_generate(
     top_p: float | None = None,
     seed: int = 0,
     stop_ids: Collection[int] | None = None,
+    example_numbers: Sequence[int] | None = None,
     batch_size: int = 64,
 ) -> GenerationResult:
     """Patchscope generation (Ghandeharioun et al. 2024): write latents into target prompts, let the model go on.
@@ -84,6 +85,8 @@ def patchscope_generate(
         top_p: only the most probable tokens that together have this probability may be drawn, after `top_k`; None: all.
         seed: of the draws.
         stop_ids: tokens that end a text; None: those of the model's generation config, or its tokenizer's.
+        example_numbers: by which the draws of the examples are told apart, for a call that has a part of them; None:
+            0, 1, ...
         batch_size: target prompts that are generated from at once, each for all layers; fewer where what they have to
             remember would not fit.
 
@@ -106,11 +109,13 @@ def patchscope_generate(
     prompts = PatchedPrompts.of(
         model, latents, plan.latent_layers, target_ids, target_positions, mapped=mapping is not None
     )
+    numbers = range(len(prompts)) if example_numbers is None else example_numbers
+    check_number("example_numbers", numbers, len(prompts))
     stops = stop_tokens(model) if stop_ids is None else stop_ids
     ids: list[list[list[int]]] = [[[] for _ in asked] for _ in target_ids]  # [example][layer]
     fast = len(prompts) > 0 and plan.kind == "resid_post" and generation_fits(model)
     for chosen in _batches(prompts, plan, max_new_tokens, batch_size, fast=fast):
-        choose = _chooser(sampling, plan.layers, chosen, max_new_tokens)
+        choose = _chooser(sampling, plan.layers, [numbers[example] for example in chosen], max_new_tokens)
         generate = _walked if fast else _plain
         runs = iter(generate(prompts, plan, chosen, max_new_tokens, choose, stops))
         for index in order:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses.result import Floats, LensResult
-from interp.readout import TokenGroups, log_probabilities, reduce_logits
+from interp.readout import Reduced, TokenGroups, logits_of, reduce_hidden
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -45,9 +45,9 @@ def read_layers(
     baseline: Floats | None = None,
     inverted: bool = False,
 ) -> LensResult:
-    """Read one batch of hidden states out through the model's own tail, layer by layer.
+    """Read one batch of hidden states out through the model's own tail, all layers at once.
 
-    At any time the logits of one layer are held, and the log-probabilities of the last layer and of the model itself.
+    No (row, vocabulary) tensor is made, where the head is a plain matrix: see `interp.readout.reduce_hidden`.
 
     Arguments:
         model: the model.
@@ -63,37 +63,46 @@ def read_layers(
     Returns:
         The result for these rows.
     """
-    rows = hidden.shape[1]
-    last_log_probs = log_probabilities(model.readout(hidden[-1], negate=inverted))  # (row, vocabulary)
-    device = last_log_probs.device
-    groups = groups.to(device)
-    reduced = [
-        reduce_logits(model.readout(layer_hidden, negate=inverted), groups, top_k, kl_reference=last_log_probs)
-        for layer_hidden in hidden
-    ]
-    del last_log_probs
-    top_ids = torch.stack([layer.top_ids for layer in reduced], dim=1)  # (row, layer, k)
+    last, rows = len(layers) - 1, hidden.shape[1]
+    # Often p_model is what the last layer says: then it is read once.
+    known = reference is not None and not inverted and _same(reference, hidden[last])
+    if reference is not None and not (known or inverted):
+        hidden = torch.cat([hidden, reference[None].to(hidden.device)])
+    reduced = reduce_hidden(model, hidden, groups, top_k, kl_reference=last, inverted=inverted)
+    read = reduced[: last + 1]
+    assert read.kl is not None
     if reference is None:
-        surprisal = torch.full((rows, len(layers)), torch.nan)
-        model_top_id = torch.full((rows,), -1, dtype=torch.int32)
+        surprisal, model_top_id = torch.full((len(layers), rows), torch.nan), torch.full((rows,), -1, dtype=torch.int32)
     else:
-        logits = model.readout(reference)
-        none = TokenGroups.pad([[]] * rows, logits.shape[-1], device)
-        model_top_id = reduce_logits(logits, none, 1).top_ids[:, 0]
-        surprisal = -log_probabilities(logits).gather(1, top_ids[:, :, 0].long())  # (row, layer)
+        source = reduce_hidden(model, reference, groups, 1) if inverted else reduced[last if known else last + 1]
+        model_top_id = source.top_ids[:, 0]
+        surprisal = _surprisal(model, reference, read.top_ids[..., 0], source)
     return LensResult(
         coordinates={"example": range(rows), "layer": layers},
-        log_prob=_stacked([layer.log_prob for layer in reduced]),
-        rank=_stacked([layer.rank for layer in reduced]),
-        top_ids=top_ids.cpu().numpy(),
-        top_log_prob=_stacked([layer.top_log_prob for layer in reduced]),
-        entropy=_stacked([layer.entropy for layer in reduced]),
-        kl=_stacked([layer.kl for layer in reduced if layer.kl is not None]),
-        surprisal=surprisal.cpu().numpy(),
+        log_prob=_by_row(read.log_prob),
+        rank=_by_row(read.rank),
+        top_ids=_by_row(read.top_ids),
+        top_log_prob=_by_row(read.top_log_prob),
+        entropy=_by_row(read.entropy),
+        kl=_by_row(read.kl),
+        surprisal=_by_row(surprisal),
         model_top_id=model_top_id.cpu().numpy(),
         baseline=baseline,
     )
 
 
-def _stacked(by_layer: list[Tensor]) -> NDArray:
-    return torch.stack(by_layer, dim=1).cpu().numpy()
+def _surprisal(model: StandardizedTransformer, states: Tensor, ids: Tensor, read: Reduced) -> Tensor:
+    """(layer, row), -ln p of `ids` (layer, row) under what was read of `states` (row, hidden)."""
+    top = read.top_ids[None, :, 0]
+    logits = logits_of(model, states, torch.cat([top, ids]).T.long()).T  # (1 + layer, row)
+    log_prob = read.top_log_prob[:, 0] + logits[1:] - logits[0]
+    return torch.where(ids == top, read.top_log_prob[:, 0], log_prob).neg()  # two products may differ in a last bit
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return left.device == right.device and left.dtype == right.dtype and torch.equal(left, right)
+
+
+def _by_row(by_layer: Tensor) -> NDArray:
+    """(layer, row, ...) on any device -> (row, layer, ...)."""
+    return by_layer.transpose(0, 1).contiguous().cpu().numpy()

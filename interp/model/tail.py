@@ -53,12 +53,7 @@ class Tail:
             modules: path -> what is called.
             negate: turn the sign of what the final norm gives, or of `hidden` where there is none.
         """
-        if negate and self.norm is None:
-            hidden = -hidden
-        for path in self.paths:
-            hidden = modules(path)(hidden)
-            if negate and path == self.norm:
-                hidden = -hidden
+        hidden = modules(self.paths[-1])(self.before_head(hidden, modules, negate=negate))
         if self.scale is not None:
             hidden = hidden * self.scale
         if self.divisor is not None:
@@ -66,6 +61,26 @@ class Tail:
         if self.softcap is not None:
             hidden = torch.tanh(hidden / self.softcap) * self.softcap
         return hidden
+
+    def before_head(self, hidden: Tensor, modules: Callable[[str], Any], *, negate: bool = False) -> Tensor:
+        """What the head receives; arguments as of a call."""
+        if negate and self.norm is None:
+            hidden = -hidden
+        for path in self.paths[:-1]:
+            hidden = modules(path)(hidden)
+            if negate and path == self.norm:
+                hidden = -hidden
+        return hidden
+
+    def finish_(self, logits: Tensor) -> Tensor:
+        """Scale and softcap of what the head gave, in place: the same steps as of a call, which keeps gradients."""
+        if self.scale is not None:
+            logits *= self.scale
+        if self.divisor is not None:
+            logits /= self.divisor
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
 
 
 def _number(config: Any, name: str | None) -> float | None:

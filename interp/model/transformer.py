@@ -28,6 +28,7 @@ from interp.model.named import NamedValues
 from interp.model.padding import guard_padding
 from interp.model.places import Fed
 from interp.model.proof import failures, prove
+from interp.model.readout_parts import ReadoutParts, plain_head
 from interp.model.spec import ModelSpec
 from interp.model.tail import Tail
 from interp.model.tokens import bare_tokenizer, closest_tokens
@@ -69,6 +70,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     walk_fits: bool | None  # whether `interp.forward.walk` fits the family; None: not known yet
     shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
     verdicts: dict[str, bool]  # what else was found out of the family by small cases (`interp.forward.verdicts`)
+    prefixes_fit: bool | None  # whether prompts can go on from a shared beginning (`interp.forward.shared`); likewise
+    causal: bool | None  # whether what follows a token leaves it as it is (`interp.forward.causal`); likewise
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -170,8 +173,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             self.repo_id, self.revision = str(model), revision
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
-        self.fed, self.trace_memory, self.walk_fits, self.shares_prefix = Fed(), {}, None, False
-        self.verdicts = {}
+        self.fed, self.trace_memory, self.shares_prefix, self.verdicts = Fed(), {}, False, {}
+        self.walk_fits = self.prefixes_fit = self.causal = None
         self._choose(found, config, rename_config, verify=verify)
 
     def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:
@@ -373,15 +376,36 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         Raises:
             InterpError: the last axis is not `hidden_size`.
         """
-        if hidden.shape[-1:] != (self.hidden_size,):
-            raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
         hidden = self.tail_input(hidden)
         if self.interleaver.interleaving:
             return self.tail(hidden, self.get, negate=negate)
         return self.tail(hidden, self._module.get_submodule, negate=negate)
 
+    def readout_parts(self, *, negate: bool = False) -> ReadoutParts | None:
+        """The readout with its head as a matrix, for logits of some tokens alone; as it is now, to be asked for anew.
+
+        Arguments:
+            negate: as in `readout`.
+
+        Returns:
+            None where the head is more than a matrix in memory (quantized, offloaded, hooked, adapted), or a trace
+            runs: then `readout` alone says what the logits are.
+        """
+        head = self._module.get_submodule(self.tail.paths[-1])
+        if self.interleaver.interleaving or not plain_head(head):
+            return None
+        weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+
+        def states(hidden: Tensor) -> Tensor:
+            hidden = self.tail.before_head(self.tail_input(hidden), self._module.get_submodule, negate=negate)
+            return hidden.to(device=weight.device)
+
+        return ReadoutParts(states, weight, bias, self.tail)
+
     def tail_input(self, hidden: Tensor) -> Tensor:
         """A hidden state on the device and in the dtype in which the tail's first module takes it."""
+        if hidden.shape[-1:] != (self.hidden_size,):
+            raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
         first = self.get(self.tail.paths[0])._module
         return hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
 

@@ -61,7 +61,7 @@ MINIMA = {
     "task.pairs": 1,
     "task.max_concepts": 1,
     "task.max_prompts": 1,
-    "collect.batch_size": 1,
+    "collect.batch_tokens": 1,
     "collect.block_size": 1,
     "tune.sequence_length": 3,
     "tune.shuffle_buffer": 0,

@@ -40,6 +40,20 @@ class PatchedTwin:
         self.layers: Any = submodule(self.model, wrapped(name).architecture.layers)
 
     @torch.no_grad()
+    def residuals(self, ids: Sequence[int]) -> Tensor:
+        """(layer, position, hidden), the output of every layer."""
+        seen: list[Tensor] = []
+
+        def keep(_: nn.Module, args: Any, output: Any) -> None:
+            seen.append((output if isinstance(output, Tensor) else output[0])[0].clone())
+
+        hooks = [layer.register_forward_hook(keep) for layer in self.layers]
+        self.model(input_ids=torch.tensor([list(ids)]), use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        return torch.stack(seen)
+
+    @torch.no_grad()
     def logits(
         self, ids: Sequence[int], positions: Sequence[int] = (), written: Mapping[int, Tensor] | None = None
     ) -> Tensor:

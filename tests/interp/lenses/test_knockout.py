@@ -12,13 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from interp import StandardizedTransformer
 from interp.architectures import submodule
 from interp.errors import InterpError
+from interp.forward import CleanRun
 from interp.lenses import attention_knockout
-from interp.lenses.knockout import windows_of
+from interp.lenses.layer_windows import windows_of
 from tests.families import build
 from tests.interp.lenses.attention_twins import cut_logits
 from tests.interp.lenses.twins import assert_equal, expected
@@ -152,6 +153,22 @@ def test_batches_order_and_memory_change_nothing(name: str, monkeypatch: pytest.
     other = attention_knockout(model, *backwards[:3], window=2, query_positions=backwards[3], batch_size=1)
     for key, values in whole.arrays().items():
         np.testing.assert_allclose(other.arrays()[key], values[::-1], atol=1e-4, rtol=1e-4, err_msg=key)
+
+
+def test_rows_that_walk_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = loaded("llama")
+    through, tokens = CleanRun.through, []
+
+    def watched(self: CleanRun, layer: int, hidden: Tensor, blocked: Tensor | None = None) -> Tensor:
+        tokens.append(len(hidden) * (self.prefix.length + hidden.shape[1]))
+        return through(self, layer, hidden, blocked)
+
+    monkeypatch.setattr(CleanRun, "through", watched)
+    for module in ("interp.lenses.knockout", "interp.forward.batches"):
+        monkeypatch.setattr(f"{module}.WALKING_TOKENS", 40)
+    for copies in (1, 5):  # 3 blocks in 4 windows
+        attention_knockout(model, PROMPTS * copies, BLOCKS * copies, GROUPS * copies, window=2)
+        assert max(tokens) <= 40
 
 
 def test_the_slow_way_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

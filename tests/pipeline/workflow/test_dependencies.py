@@ -78,7 +78,7 @@ def test_a_stage_depends_on_its_own_sections_and_on_nothing_else() -> None:
     }
     code = stage_code()
     assert set(code["report"]) >= set().union(*code.values())
-    assert "interp/activations.py" not in code["tokenize"]
+    assert "interp/activations/collecting.py" not in code["tokenize"]
     assert not any(file.startswith("interp/lenses") for file in code["collect"] + code["tokenize"] + code["evaluate"])
     assert "pipeline/stages/report.html.j2" in code["report"]
 

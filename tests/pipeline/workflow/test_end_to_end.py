@@ -99,7 +99,7 @@ def test_another_lens_shares_the_activations(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("interp/activations.py", {"collect", "tune", "lens", "report"}),
+        ("interp/activations/collecting.py", {"collect", "tune", "lens", "report"}),
         ("interp/lenses/logit_lens.py", {"tune", "lens", "report"}),
         ("pipeline/tasks/translation.py", {"tokenize", "report"}),
         ("pipeline/stages/statistics.py", {"evaluate", "report"}),

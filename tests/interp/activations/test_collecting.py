@@ -130,7 +130,7 @@ def _untouched(family: str) -> torch.nn.Module:
 def test_every_site_equals_a_plain_forward_pass_of_one_prompt(family: str) -> None:
     input_ids, sites = prompts(), sites_of(family)
     positions = [[0, len(ids) - 1, len(ids) // 2] for ids in input_ids]
-    got = collect(standardized(family), input_ids, sites, positions, batch_size=3)
+    got = collect(standardized(family), input_ids, sites, positions, batch_tokens=3)
     assert list(got) == list(PLACES[family])
     for row, ids in enumerate(input_ids):
         expected = plain_values(family, ids, sites)
@@ -190,10 +190,10 @@ def test_neither_the_order_nor_the_batches_of_prompts_change_a_value(data: st.Da
     sites = parse_sites("embed resid_post.* mlp_out.2", NUM_LAYERS)
     positions = [[len(ids) - 1, 0] for ids in input_ids]
     model = standardized(family)
-    alone = collect(model, input_ids, sites, positions, batch_size=1)
+    alone = collect(model, input_ids, sites, positions, batch_tokens=1)
     shuffled = collect(
         model, [input_ids[i] for i in order], sites, [positions[i] for i in order],
-        batch_size=data.draw(st.integers(1, 8)),
+        batch_tokens=data.draw(st.integers(1, 8)),
     )  # fmt: skip
     for kind, values in alone.items():
         torch.testing.assert_close(shuffled[kind], values[:, list(order)], rtol=1e-5, atol=1e-5)
@@ -203,7 +203,7 @@ def test_the_same_prompts_give_the_same_bits() -> None:
     model, input_ids = standardized("gemma2"), prompts()
     positions = [[len(ids) - 1] for ids in input_ids]
     sites = parse_sites("resid_post.*", NUM_LAYERS)
-    first, second = (collect(model, input_ids, sites, positions, batch_size=3)["resid_post"] for _ in range(2))
+    first, second = (collect(model, input_ids, sites, positions, batch_tokens=3)["resid_post"] for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -219,7 +219,7 @@ def test_layers_of_two_widths_are_not_one_tensor() -> None:
 def test_progress_counts_prompts() -> None:
     done: list[int] = []
     ids = prompts()
-    collect(standardized("gpt2"), ids, [Site("embed")], [[0]] * len(ids), batch_size=3, progress=done.append)
+    collect(standardized("gpt2"), ids, [Site("embed")], [[0]] * len(ids), batch_tokens=3, progress=done.append)
     assert done == [3, 6, 7]
 
 

@@ -1,0 +1,233 @@
+"""Reading hidden states: through the model's own readout to the few numbers that are kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from interp.errors import InterpError
+from interp.readout.groups import Groups, TokenGroups
+from interp.readout.logits import GivenLogits, check_masses, check_top_k, groups_of, in_blocks
+from interp.readout.members import Places
+from interp.readout.plan import CPU_ELEMENTS, Plan, Workspace
+from interp.readout.reduced import Reduced
+from interp.readout.stream import stream
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+    from interp.model.readout_parts import ReadoutParts
+
+__all__ = ["logits_of", "reduce_hidden"]
+
+
+@torch.no_grad()
+def reduce_hidden(
+    model: StandardizedTransformer,
+    hidden: Tensor,
+    groups: TokenGroups | Groups,
+    top_k: int,
+    *,
+    kl_reference: int | Tensor | None = None,
+    kl_log_probs: Tensor | None = None,
+    masses: Tensor | None = None,
+    inverted: bool = False,
+) -> Reduced:
+    """Read hidden states through the model's own readout, in chunks of the vocabulary: no row's logits exist at once.
+
+    The head is multiplied with some rows and some tokens at a time, and each product is reduced where it lies. A head
+    that is more than a matrix (quantized, offloaded, hooked) gives whole logits, of a few rows at a time. Everything
+    after the model's own logits is summed in float32 or better, whatever their dtype.
+
+    Arguments:
+        model: the model.
+        hidden: (row, hidden_size), residual streams; or (layer, row, hidden_size), of several layers, which share
+            groups and reference row by row. Any device and float dtype.
+        groups: per row, per group: token ids; or the same as `TokenGroups`.
+        top_k: number of top tokens kept, at least 1.
+        kl_reference: with what `kl` compares, p of KL(p || row): one of the layers by its index in `hidden`; or
+            (row, hidden_size), residual streams that are read in the same way.
+        kl_log_probs: instead of it: (row, vocabulary) log-probabilities p (nats).
+        masses: (sets, vocabulary) bool, sets of tokens whose probability is summed for every row, `log_mass`. What is
+            improbable by more than 87 nats against the row's best token counts nothing there.
+        inverted: turn the sign after the final norm: which tokens a state speaks against.
+
+    Returns:
+        The reduced rows, (row, ...) or (layer, row, ...) as `hidden`, on the device of the head.
+
+    Raises:
+        InterpError: shapes that do not fit, an id outside the vocabulary, `top_k` out of range, logits with NaN or
+            infinity.
+    """
+    if hidden.dim() not in (2, 3) or hidden.shape[-1] != model.hidden_size:
+        raise InterpError(
+            f"hidden: expected shape (row, {model.hidden_size}) or (layer, row, {model.hidden_size}), "
+            f"got {tuple(hidden.shape)}."
+        )
+    layered = hidden if hidden.dim() == 3 else hidden[None]
+    _check_reference(layered, kl_reference, kl_log_probs)
+    groups = groups_of(groups, layered.shape[1], model.vocab_size)
+    parts = model.readout_parts(negate=inverted)
+    if parts is None:
+        reduced = _whole(model, layered, groups, top_k, kl_reference, kl_log_probs, masses, inverted)
+    else:
+        reduced = _chunked(parts, layered, groups, top_k, kl_reference, kl_log_probs, masses)
+    return reduced.swapped() if hidden.dim() == 3 else reduced[:, 0]
+
+
+@torch.no_grad()
+def logits_of(model: StandardizedTransformer, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Logits of chosen tokens.
+
+    Arguments:
+        model: the model.
+        hidden: (row, hidden_size), residual streams.
+        ids: (row, n) token ids.
+
+    Returns:
+        (row, n) float32, on the device of the head.
+    """
+    parts = model.readout_parts()
+    if parts is not None:
+        states = parts.states(hidden)[:, None]
+        return HeadLogits(parts, states, Workspace(states.device)).of(ids.to(states.device))[:, 0]
+    step = _rows_of_whole_logits(model)
+    blocks = [slice(at, at + step) for at in range(0, max(len(hidden), 1), step)]
+    found = [model.readout(hidden[block]) for block in blocks]
+    chosen = [row.gather(1, ids[block].to(row.device)) for row, block in zip(found, blocks, strict=True)]
+    return torch.cat(chosen).float()
+
+
+class HeadLogits:
+    """Logits of hidden states, by products with parts of the head."""
+
+    def __init__(self, parts: ReadoutParts, states: Tensor, workspace: Workspace) -> None:
+        """Arguments: states (row, layer, hidden), what the head receives."""
+        self.parts, self.workspace = parts, workspace
+        self.rows = (states.shape[0], states.shape[1])
+        self.states = states.contiguous()
+        self.flat = self.states.flatten(0, 1)
+
+    def of(self, ids: Tensor) -> Tensor:
+        """(row, layer, n) float32, the logits of `ids` (row, n)."""
+        # Each row has its own copy of the head's rows: few tokens at a time.
+        step = max(1, CPU_ELEMENTS // max(self.states[:, 0].numel(), 1))
+        found = [self.parts.of(self.states, ids[:, at : at + step]) for at in range(0, max(ids.shape[1], 1), step)]
+        return torch.cat(found, dim=-1).float()
+
+    def write(self, start: int, stop: int, out: Tensor) -> None:
+        """Write the logits of the tokens from `start` to `stop` into `out` (row * layer, stop - start) float32."""
+        dtype = self.parts.weight.dtype
+        if dtype == torch.float32:
+            self.parts.write(self.flat, start, stop, out)
+            return
+        product = self.workspace.get("product", *out.shape, dtype=dtype)
+        self.parts.write(self.flat, start, stop, product)
+        out.copy_(product)
+
+
+def _chunked(
+    parts: ReadoutParts,
+    hidden: Tensor,
+    groups: TokenGroups,
+    top_k: int,
+    kl_reference: int | Tensor | None,
+    kl_log_probs: Tensor | None,
+    masses: Tensor | None,
+) -> Reduced:
+    """`reduce_hidden` of (layer, row, hidden), with a head that is a matrix; (row, layer, ...)."""
+    vocabulary, device, layers = parts.vocab_size, parts.weight.device, len(hidden)
+    check_top_k(top_k, vocabulary)
+    masses = check_masses(masses, vocabulary, device)
+    plan = Plan.of(layers + isinstance(kl_reference, Tensor), vocabulary, device)
+    workspace = Workspace(device)
+    places = Places(groups, plan.rows, plan.starts, vocabulary).to(device)
+    groups = groups.to(device)
+
+    def read(chosen: slice) -> tuple[Reduced, Tensor]:
+        states = parts.states(hidden[:, chosen].transpose(0, 1))  # (row, layer, hidden)
+        reference: int | GivenLogits | None = None
+        if isinstance(kl_reference, Tensor):  # read as one more layer
+            states, reference = torch.cat([states, parts.states(kl_reference[chosen])[:, None]], dim=1), layers
+        elif kl_log_probs is not None:
+            reference = GivenLogits(kl_log_probs[chosen].to(device))
+        else:
+            reference = kl_reference
+        reduced, broken = stream(
+            HeadLogits(parts, states, workspace),
+            groups.rows(chosen),
+            top_k,
+            plan,
+            workspace,
+            places=(places, chosen.start // plan.rows),
+            reference=reference,
+            masses=masses,
+        )
+        return reduced[:, :layers], broken
+
+    return in_blocks(read, hidden.shape[1], plan.rows)
+
+
+def _whole(
+    model: StandardizedTransformer,
+    hidden: Tensor,
+    groups: TokenGroups,
+    top_k: int,
+    kl_reference: int | Tensor | None,
+    kl_log_probs: Tensor | None,
+    masses: Tensor | None,
+    inverted: bool,
+) -> Reduced:
+    """The same by whole logits: of some rows of one layer at a time, and of the reference."""
+
+    def read(chosen: slice) -> tuple[Reduced, Tensor]:
+        reference: GivenLogits | None = None
+        if kl_log_probs is not None:
+            reference = GivenLogits(kl_log_probs[chosen])
+        elif kl_reference is not None:
+            states = kl_reference if isinstance(kl_reference, Tensor) else hidden[kl_reference]
+            reference = GivenLogits(model.readout(states[chosen], negate=inverted))
+        found = [
+            _read_whole(model.readout(layer[chosen], negate=inverted), groups.rows(chosen), top_k, reference, masses)
+            for layer in hidden
+        ]
+        reduced, broken = zip(*found, strict=True)
+        return Reduced.concatenate(reduced, dim=1), torch.cat(broken, dim=1)
+
+    return in_blocks(read, hidden.shape[1], _rows_of_whole_logits(model))
+
+
+def _read_whole(
+    logits: Tensor, groups: TokenGroups, top_k: int, reference: GivenLogits | None, masses: Tensor | None
+) -> tuple[Reduced, Tensor]:
+    device, vocabulary = logits.device, logits.shape[1]
+    check_top_k(top_k, vocabulary)
+    masses = check_masses(masses, vocabulary, device)
+    if reference is not None:
+        reference = GivenLogits(reference.logits.to(device))
+    plan = Plan.of(1, vocabulary, device)
+    return stream(
+        GivenLogits(logits), groups.to(device), top_k, plan, Workspace(device), reference=reference, masses=masses
+    )
+
+
+def _rows_of_whole_logits(model: StandardizedTransformer) -> int:
+    return max(1, CPU_ELEMENTS // model.vocab_size)
+
+
+def _check_reference(hidden: Tensor, kl_reference: int | Tensor | None, kl_log_probs: Tensor | None) -> None:
+    layers, rows, size = hidden.shape
+    if kl_reference is not None and kl_log_probs is not None:
+        raise InterpError("expected kl_reference or kl_log_probs, got both.")
+    if kl_log_probs is not None and (kl_log_probs.dim() != 2 or len(kl_log_probs) != rows):
+        raise InterpError(
+            f"kl_log_probs: expected (row, vocabulary) of {rows} rows, got shape {tuple(kl_log_probs.shape)}."
+        )
+    if isinstance(kl_reference, Tensor) and kl_reference.shape != (rows, size):
+        raise InterpError(
+            f"kl_reference: expected hidden states (row, hidden_size) = {(rows, size)}, got shape "
+            f"{tuple(kl_reference.shape)}. Log-probabilities go into kl_log_probs."
+        )
+    if isinstance(kl_reference, int) and not -layers <= kl_reference < layers:
+        raise InterpError(f"kl_reference: expected one of {layers} layers by its index, got {kl_reference}.")
