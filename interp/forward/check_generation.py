@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.forward.check import Case, cases
+from interp.forward.check import Case, cases, fits
 from interp.forward.generate import generate_walked
-from interp.forward.verdicts import fits
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
