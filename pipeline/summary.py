@@ -52,7 +52,7 @@ def lens_line(name: str, numbers: dict[str, Any]) -> str:
 
 def _highest(curves: dict[str, dict[str, Any]], name: str) -> list[str]:
     """The highest of some curves or grids, and where."""
-    known = sorted((curve for curve in curves.items() if "peak" in curve[1]), key=lambda curve: -curve[1]["peak"])
+    known = sorted((curve for curve in curves.items() if curve[1].get("peak")), key=lambda curve: -curve[1]["peak"])
     return [
         f"{name.format(group)} up to {curve['peak']:.3f} {_place(curve, 'peak')}"
         for group, curve in known[:CURVES_A_LENS]

@@ -2,6 +2,7 @@
 
 from interp.forward.batches import batches_alike
 from interp.forward.blocking import Cut, blocking_fits, check_something_is_left, run_blocked, seen_keys, walk_blocked
+from interp.forward.causal import is_causal
 from interp.forward.check import walk_fits
 from interp.forward.check_generation import generation_fits
 from interp.forward.clean import CleanRun
@@ -10,6 +11,7 @@ from interp.forward.plain import run_patched
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.receiving import receiving_fits, walk_receiving
 from interp.forward.sampling import Sampling
+from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.forward.walk import walk
 
 __all__ = [
@@ -18,12 +20,16 @@ __all__ = [
     "Cut",
     "FrozenPrefix",
     "Sampling",
+    "SharedPrefix",
     "batches_alike",
     "blocking_fits",
     "check_something_is_left",
     "generate_plainly",
     "generate_walked",
     "generation_fits",
+    "is_causal",
+    "plan_prefixes",
+    "prefixes_fit",
     "receiving_fits",
     "run_blocked",
     "run_patched",

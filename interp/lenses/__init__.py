@@ -6,6 +6,7 @@ from interp.lenses.attribution import Attribution, direct_logit_attribution
 from interp.lenses.generation import GenerationResult
 from interp.lenses.knockout import attention_knockout
 from interp.lenses.logit_lens import logit_lens, logit_lens_on_prompts
+from interp.lenses.maps import AffineMap, IdentityMap, LatentMap
 from interp.lenses.patching import Patch
 from interp.lenses.patchscope import patchscope_lens
 from interp.lenses.patchscope_generate import patchscope_generate
@@ -16,12 +17,17 @@ from interp.lenses.patchscope_on_prompts import (
     patchscope_lens_on_prompts,
 )
 from interp.lenses.result import LensResult
+from interp.lenses.tuned import TunedLens, tuned_lens
 
 __all__ = [
+    "AffineMap",
     "Attribution",
     "GenerationResult",
+    "IdentityMap",
+    "LatentMap",
     "LensResult",
     "Patch",
+    "TunedLens",
     "attention_knockout",
     "attention_knockout_on_prompts",
     "attention_object_lens",
@@ -35,4 +41,5 @@ __all__ = [
     "patchscope_grid_on_prompts",
     "patchscope_lens",
     "patchscope_lens_on_prompts",
+    "tuned_lens",
 ]

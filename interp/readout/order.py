@@ -62,17 +62,50 @@ class TopTokens:
             peaks: (rows, blocks), their maxima.
             start: id of the chunk's first token.
         """
+        if self.keys is None:
+            keys = self._best(blocks, peaks, start)
+        elif self.keys.shape[1] == self.k and _may_ask(blocks.device):
+            keys = torch.cat([self.keys, _better(self.keys[:, -1], blocks, peaks, start)], dim=1)
+        else:
+            keys = torch.cat([self.keys, self._best(blocks, peaks, start)], dim=1)
+        self.keys = keys.topk(min(self.k, keys.shape[1]), dim=1).values
+
+    def _best(self, blocks: Tensor, peaks: Tensor, start: int) -> Tensor:
+        """(rows, n) keys of all tokens in the best k blocks."""
         rows, count, _ = blocks.shape
         order = torch.arange(count, device=blocks.device).expand(rows, count)
         if count > self.k:
             order = keys_of(peaks, order).topk(self.k, dim=1).indices
             first = torch.arange(rows, device=blocks.device)[:, None] * count
-            blocks = blocks.reshape(-1, BLOCK).index_select(0, (order + first).flatten()).view(rows, self.k, BLOCK)
+            blocks = blocks.view(-1, BLOCK).index_select(0, (order + first).flatten()).view(rows, self.k, BLOCK)
         ids = start + order[..., None] * BLOCK + torch.arange(BLOCK, device=blocks.device)
-        keys = keys_of(blocks, ids).flatten(1)
-        if self.keys is not None:
-            keys = torch.cat([self.keys, keys], dim=1)
-        self.keys = keys.topk(min(self.k, keys.shape[1]), dim=1).values
+        return keys_of(blocks, ids).flatten(1)
+
+
+def _may_ask(device: torch.device) -> bool:
+    """Whether it costs nothing to ask how many tokens are better: an accelerator would have to finish its work first."""
+    return device.type == "cpu"
+
+
+def _better(worst: Tensor, blocks: Tensor, peaks: Tensor, start: int) -> Tensor:
+    """(rows, n) keys of the tokens that are better than the worst that is kept, and below them nothing.
+
+    Arguments:
+        worst: (rows,) keys of tokens of earlier chunks.
+        blocks, peaks, start: as in `TopTokens.add`.
+    """
+    rows, count, _ = blocks.shape
+    least = keyed_values(worst)
+    row, block = (peaks > least[:, None]).nonzero(as_tuple=True)  # an equal logit of a later id is worse
+    values = blocks.view(-1, BLOCK).index_select(0, row * count + block)
+    which, place = (values > least[row, None]).nonzero(as_tuple=True)
+    row = row[which]  # ascending
+    found = keys_of(values[which, place], start + block[which] * BLOCK + place)
+    numbers = torch.bincount(row, minlength=rows)
+    first = numbers.cumsum(0) - numbers
+    keys = found.new_full((rows, int(numbers.max()) if rows else 0), LOWEST)
+    keys[row, torch.arange(len(row)) - first[row]] = found
+    return keys
 
 
 class Ranks:

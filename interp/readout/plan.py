@@ -11,11 +11,11 @@ from interp.readout.order import BLOCK
 
 __all__ = ["CPU_ELEMENTS", "Plan", "Workspace"]
 
-# Numbers in a buffer of logits, and tokens in a chunk at most. On a CPU 8 MiB stay in the cache, and products with 256
-# rows are about as fast as larger ones. An accelerator wants long kernels.
-CPU_ELEMENTS, CPU_TOKENS = 1 << 21, 8000
+# Numbers in the buffer of logits, and tokens in a chunk at most. 16 MiB on a CPU: larger ones leave the cache, smaller
+# ones make matrix products slower. An accelerator wants long kernels.
+CPU_ELEMENTS, CPU_TOKENS = 1 << 22, 1 << 12
 ACCELERATOR_ELEMENTS, ACCELERATOR_TOKENS = 1 << 26, 1 << 14
-# Numbers in the buffers of the sums, which go over the logits several times: in a CPU's nearer cache.
+# Numbers in the buffers of the sums, which go over the logits several times: 1 MiB on a CPU, for its nearer cache.
 CPU_SUMMED = 1 << 18
 
 

@@ -30,6 +30,27 @@ class LogitLensConfig:
 
 
 @dataclass(frozen=True)
+class TunedLensConfig:
+    """Tuned lens (Belrose et al. 2023): as the logit lens, after a translator that each layer has learned.
+
+    It reads the residual stream after layers; its translators come from the section `tune`.
+
+    Arguments:
+        kind: `tuned_lens`.
+        position: which of `collect.positions` is read.
+        layers: layers, as in `LogitLensConfig`.
+        top_k: how many top tokens are kept.
+        batch_size: rows that are translated and read out at once.
+    """
+
+    kind: str = "tuned_lens"
+    position: str = "last"
+    layers: str = "*"
+    top_k: int = 5
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
 class IntoTarget:
     """What all lenses share that write activations of a source prompt into a target prompt's run.
 
@@ -158,9 +179,10 @@ class KnockoutConfig:
 
 
 PatchedConfig = PatchscopeConfig | PatchscopeGridConfig | PatchscopeGenerateConfig | AttentionObjectConfig
-LensConfig = LogitLensConfig | PatchedConfig | KnockoutConfig
+LensConfig = LogitLensConfig | TunedLensConfig | PatchedConfig | KnockoutConfig
 LENSES: dict[str, type[LensConfig]] = {
     "logit_lens": LogitLensConfig,
+    "tuned_lens": TunedLensConfig,
     "patchscope": PatchscopeConfig,
     "patchscope_grid": PatchscopeGridConfig,
     "patchscope_generate": PatchscopeGenerateConfig,
@@ -210,6 +232,8 @@ def reads_of(lens: LensConfig) -> Reads | None:
         return None
     if isinstance(lens, LogitLensConfig):
         return Reads(lens.site, lens.position, "position", lens.layers, site_option="site")
+    if isinstance(lens, TunedLensConfig):
+        return Reads("resid_post", lens.position, "position", lens.layers)
     position, option = lens.source_position, "source_position"
     if isinstance(lens, PatchscopeGridConfig):
         return Reads("resid_post", position, option, lens.source_layers, "source_layers")

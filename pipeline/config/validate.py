@@ -31,7 +31,9 @@ from pipeline.config.report import ReportConfig, report_from
 from pipeline.config.store import StoreConfig, store_from
 from pipeline.config.task import TaskConfig, task_from
 from pipeline.config.tracking import TrackingConfig, tracking_from
+from pipeline.config.tune import KINDS, LOSSES, OPTIMIZERS, TuneConfig, tune_from
 from pipeline.config.validate_lens import check_lens, check_span, close
+from pipeline.config.validate_tune import check_tune
 
 Rule = TypeVar("Rule")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -42,6 +44,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     ),
     "task.target_policy": ("first_token", "all_prefixes", "exact"),
     "collect.dtype": ("model", *DTYPES),
+    "tune.kind": KINDS,
+    "tune.loss": LOSSES,
+    "tune.optimizer": OPTIMIZERS,
     "evaluate.entropy_unit": ("bits", "nats"),
     "report.interval": ("normal", "bootstrap"),
     "report.figure_format": ("svg", "png"),
@@ -56,8 +61,18 @@ MINIMA = {
     "task.pairs": 1,
     "task.max_concepts": 1,
     "task.max_prompts": 1,
-    "collect.batch_size": 1,
+    "collect.batch_tokens": 1,
     "collect.block_size": 1,
+    "tune.sequence_length": 3,
+    "tune.shuffle_buffer": 0,
+    "tune.seed": 0,
+    "tune.steps": 1,
+    "tune.tokens_per_step": 1,
+    "tune.weight_decay": 0,
+    "tune.warmup_steps": 0,
+    "tune.batch_tokens": 1,
+    "tune.checkpoint_every": 1,
+    "tune.evaluate_tokens": 0,
     "evaluate.bootstrap_samples": 1,
     "evaluate.seed": 0,
     "report.examples": 0,
@@ -84,13 +99,14 @@ class Config:
     """Every section of a config, typed.
 
     Arguments:
-        model, task, collect, evaluate, report, store, tracking: the sections.
+        model, task, collect, tune, evaluate, report, store, tracking: the sections.
         lens: lens name -> its section.
     """
 
     model: ModelConfig
     task: TaskConfig
     collect: CollectConfig
+    tune: TuneConfig
     lens: dict[str, LensConfig]
     evaluate: EvaluateConfig
     report: ReportConfig
@@ -102,6 +118,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "model": model_from,
     "task": task_from,
     "collect": collect_from,
+    "tune": tune_from,
     "lens": lenses_from,
     "evaluate": evaluate_from,
     "report": report_from,
@@ -161,6 +178,7 @@ def validate(values: Mapping[str, Any]) -> Config:
     _check_collect(config, num_layers)
     for name, lens in config.lens.items():
         check_lens(f"lens.{name}", lens, config.collect, config.task, SPANS[config.task.kind], num_layers)
+    check_tune(config.tune, config.lens, num_layers)
     return config
 
 

@@ -2,9 +2,9 @@
 
     python -m pipeline.stages.lens        # in a run folder
 
-Reads sections `lens`, `model` and `store` and the artifacts `tokens/` and `activations.zarr`; writes one store a lens,
-`lens.zarr/NAME`. A block of examples is the unit of work: a killed process goes on after the last complete block.
-Everything is in nats.
+Reads sections `lens`, `model` and `store` and the artifacts `tokens/`, `activations.zarr` and `tuned_lens/`; writes one
+store a lens, `lens.zarr/NAME`. A block of examples is the unit of work: a killed process goes on after the last
+complete block. Everything is in nats.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from interp.errors import InterpError
 from pipeline.config.lens import load_lens_configs
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.store import StoreConfig, load_store_config
-from pipeline.stages.common import code_digest, digest_of, progress, publish, scratch, stage_main
-from pipeline.stages.lenses import Inputs, Lens, prepare
+from pipeline.stages.common import code_digest, digest_of, file_digest, progress, publish, scratch, stage_main
+from pipeline.stages.lenses import TUNED_LENS, Inputs, Lens, prepare
 from pipeline.stages.loading import load_model
 from pipeline.stages.tokens import Tokens, load_tokens, prompts_digest
 from pipeline.store import Store, StoreWriter, open_store
@@ -49,9 +49,11 @@ def run() -> dict[str, float]:
     inputs = Inputs(tokens, activations, load_model(model_config))
     lenses = [prepare(name, config, inputs) for name, config in configs.items()]
     plain = {name: asdict(config) for name, config in configs.items()}
+    translators = file_digest(TUNED_LENS) if Path(TUNED_LENS).exists() else None
     key = digest_of(
-        plain, asdict(model_config), asdict(store_config), tokens.manifest, activations.attributes, code_digest("lens")
-    )
+        plain, asdict(model_config), asdict(store_config), tokens.manifest, activations.attributes, translators,
+        code_digest("lens"),
+    )  # fmt: skip
     measured: dict[str, float] = {"tokens": 0, "model_seconds": 0.0}
     with scratch("lens", key) as folder:
         for lens in lenses:

@@ -2,9 +2,9 @@
 
     python -m pipeline.stages.report          # in a run folder
 
-Reads the sections `model`, `task`, `collect`, `lens`, `evaluate` and `report` of `params.yaml`, `tokens/`, `lens.zarr`,
-`curves.parquet` and `grids.parquet`; writes `report/index.html` and `report/figures/LENS.svg` (or `.png`). The page
-loads nothing and runs no script; what is shown of prompts, tokens and generated text is escaped.
+Reads the sections `model`, `task`, `collect`, `tune`, `lens`, `evaluate` and `report` of `params.yaml`, `tokens/`,
+`lens.zarr`, `curves.parquet` and `grids.parquet`; writes `report/index.html` and `report/figures/LENS.svg` (or `.png`).
+The page loads nothing and runs no script; what is shown of prompts, tokens and generated text is escaped.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from pipeline.store import open_store
 
 __all__ = ["run"]
 
-STAGES = ("tokenize", "collect", "lens", "evaluate", "report")
-SECTIONS = ("model", "task", "collect", "lens", "evaluate", "report")  # not `tracking`, which may hold a password
+STAGES = ("tokenize", "collect", "tune", "lens", "evaluate", "report")
+# Not `tracking`, which may hold a password.
+SECTIONS = ("model", "task", "collect", "tune", "lens", "evaluate", "report")
 MODEL_FACTS = ("name", "source", "revision", "dtype", "attention_implementation")
 INTERVALS = {"normal": "normal", "bootstrap": "percentile bootstrap"}
 FIGURE_FORMATS = ("svg", "png")

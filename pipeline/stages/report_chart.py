@@ -28,6 +28,7 @@ __all__ = [
 PALETTE = 8  # colours in the style sheet; a ninth series starts over with another dash
 LINE_HEIGHT = 15.0
 LABEL_CHARACTERS = 40  # that fit beside the plot
+NAME_ROOM = 1.08  # the axis goes on above a dashed line, whose name stands on it
 DENSE = 40  # layers above which points show only when pointed at
 
 
@@ -159,7 +160,8 @@ def value_axis(panel: Panel, intervals: int) -> tuple[float, float, list[float]]
         count = intervals if panel.top == 1 else 5  # 0.1, 0.25 and 0.5 have round fifths, no round quarters
         return 0.0, panel.top, [panel.top * i / count for i in range(count + 1)]
     values = [v for series in panel.series for v in (*series.mean, *series.high) if math.isfinite(v)]
-    largest = max([*values, *(baseline.value for baseline in panel.baselines)], default=1.0)
+    lines = [NAME_ROOM * baseline.value for baseline in panel.baselines]
+    largest = max([*values, *lines], default=1.0)
     if largest <= 0:
         return 0.0, 1.0, [0.0, 1.0]
     magnitude = 10.0 ** math.floor(math.log10(largest / (intervals + 1)))

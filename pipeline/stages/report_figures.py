@@ -102,8 +102,9 @@ def _heat_maps(section: LensSection) -> Figure:
 
 def _draw_heat_map(figure: Figure, axes: Axes, heat: HeatMap) -> None:
     color = COLORS[heat.group.color % len(COLORS)] if heat.group else INK
-    # Cells as paths, not as an image: sharp at any size.
-    mesh = axes.pcolormesh(np.array(heat.mean), vmin=0, vmax=heat.top, cmap="Blues", linewidth=0)
+    # Cells as paths, sharp at any size; above 50 colours matplotlib draws the bar beside them as an image.
+    shades = matplotlib.colormaps["Blues"].resampled(40)
+    mesh = axes.pcolormesh(np.array(heat.mean), vmin=0, vmax=heat.top, cmap=shades, linewidth=0)
     title = f"{heat.title} ({heat.unit})" if heat.unit else heat.title
     axes.set_title("\n".join(wrapped(title, 30)), loc="left", fontsize=7.5, color=color)
     for axis, layers in ((axes.xaxis, heat.targets), (axes.yaxis, heat.sources)):

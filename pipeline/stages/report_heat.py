@@ -20,7 +20,7 @@ TICKS = 9
 WRITTEN = 9  # layers along an axis up to which the numbers are written into the tiles
 EXPLAINED = 1200  # tiles up to which each says its numbers when pointed at; above, a page would grow too large
 SHADES = 40
-DARK = 0.6  # share of the strongest colour above which ink is light
+DARK = 0.765  # share of the strongest colour above which ink is light: there black and white stand out alike
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ def _title(heat: HeatMap, row: int, column: int) -> str:
 
 def _short(value: float) -> str:
     """A number of few characters, for a tile."""
+    if value < 0.005:
+        return "0"
     if value < 0.995:
         return f"{value:.2f}".removeprefix("0")
     return f"{value:.2g}" if value >= 9.95 else f"{value:.1f}"

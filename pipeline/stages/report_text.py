@@ -18,6 +18,7 @@ from pipeline.config.lens import (
     PatchscopeConfig,
     PatchscopeGenerateConfig,
     PatchscopeGridConfig,
+    TunedLensConfig,
 )
 
 __all__ = [
@@ -28,12 +29,14 @@ __all__ = [
     "percent",
     "rank",
     "readable",
+    "spelled_block",
     "spelled_position",
     "visible",
 ]
 
 PAPERS = {
     "logit_lens": "nostalgebraist, 2020",
+    "tuned_lens": "Belrose et al., 2023",
     "patchscope": "Ghandeharioun et al., 2024; Dumas et al., 2025",
     "patchscope_grid": "Ghandeharioun et al., 2024",
     "patchscope_generate": "Ghandeharioun et al., 2024",
@@ -83,6 +86,12 @@ def spelled_position(position: str) -> str:
     return f"position {readable(position)}"
 
 
+def spelled_block(block: str) -> str:
+    """A set of tokens that is knocked out, for people: `before_query` -> `the tokens before “query”`."""
+    side, _, span = block.partition("_")
+    return f"the tokens {side} “{readable(span)}”" if side in ("before", "after") and span else spelled_position(block)
+
+
 def describe(config: LensConfig, num_sources: int) -> str:
     """What a lens does, in one or two sentences.
 
@@ -101,6 +110,12 @@ def describe(config: LensConfig, num_sources: int) -> str:
         return (
             f"{_site(config.site)}, at {spelled_position(config.position)} of a prompt, is read out by the model’s own "
             "final norm and unembedding, as if it came from the last layer."
+        )
+    if isinstance(config, TunedLensConfig):
+        return (
+            f"{_site('resid_post')}, at {spelled_position(config.position)} of a prompt, goes through the affine map "
+            "that layer j has learned, so as to say there what the model says in the end; then it is read out by the "
+            "model’s own final norm and unembedding."
         )
     site, into, at, then = _patched(config)
     mean = config.sources == "mean" and num_sources > 1
@@ -149,7 +164,7 @@ def baseline_label(config: LensConfig, kind: str) -> str:
         config: of the lens.
         kind: `source` or `target`, as in the metric `baseline_KIND_probability`.
     """
-    own = isinstance(config, LogitLensConfig | KnockoutConfig)
+    own = isinstance(config, LogitLensConfig | TunedLensConfig | KnockoutConfig)
     return "the model’s own output" if own else f"unpatched {kind} prompt"
 
 

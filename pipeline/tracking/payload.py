@@ -17,7 +17,7 @@ from interp.errors import InterpError
 
 # Sections and keys that say nothing about what was measured, and would only widen the table of runs.
 UNTRACKED_SECTIONS = {"report", "store", "tracking"}
-UNTRACKED_KEYS = {"depends_on", "template", "batch_size", "trust_remote_code"}
+UNTRACKED_KEYS = {"depends_on", "template", "batch_size", "batch_tokens", "share_prefixes", "trust_remote_code"}
 ARTIFACTS = ("params.yaml", "dvc.lock", "run.json", "metrics.json", "curves.parquet", "grids.parquet", "report")
 VALUE_LENGTH = 500  # MLflow cuts parameters at 6000 characters with only a warning; nobody compares longer ones by eye
 

@@ -8,15 +8,21 @@ from typing import Any
 from pipeline.config.lens import LensConfig
 from pipeline.stages.lenses.attention_object import AttentionObject
 from pipeline.stages.lenses.base import Inputs, Lens
+from pipeline.stages.lenses.generate import PatchscopeGenerate
+from pipeline.stages.lenses.grid import PatchscopeGrid
 from pipeline.stages.lenses.knockout import Knockout
 from pipeline.stages.lenses.logit import LogitLens
 from pipeline.stages.lenses.patchscope import Patchscope
+from pipeline.stages.lenses.tuned import TUNED_LENS, Tuned
 
-__all__ = ["VARIANTS", "Inputs", "Lens", "prepare"]
+__all__ = ["TUNED_LENS", "VARIANTS", "Inputs", "Lens", "prepare"]
 
 VARIANTS: dict[str, Callable[[str, Any, Inputs], Lens[Any]]] = {
     "logit_lens": LogitLens,
+    "tuned_lens": Tuned,
     "patchscope": Patchscope,
+    "patchscope_grid": PatchscopeGrid,
+    "patchscope_generate": PatchscopeGenerate,
     "attention_object": AttentionObject,
     "knockout": Knockout,
 }

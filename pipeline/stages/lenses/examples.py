@@ -28,6 +28,7 @@ class Examples:
         sources: per example: the rows of `prompts` whose latents it reads; several are averaged.
         groups: names of the token groups.
         answers: per example, per group: token ids.
+        words: per example, per group: the accepted words.
         target_ids: per example: its target prompt; none for a logit lens.
         target_positions: per example: the token that is written.
     """
@@ -37,6 +38,7 @@ class Examples:
     sources: list[list[int]]
     groups: list[str]
     answers: list[list[Sequence[int]]]
+    words: list[list[Sequence[str]]]
     target_ids: list[Sequence[int]]
     target_positions: list[int]
 
@@ -86,13 +88,15 @@ def every_prompt(name: str, tokens: Tokens, target: tuple[Sequence[int], int] | 
             f"lens.{name}: no prompt is left: the token groups of all {len(tokens.prompts)} prompts share a token. "
             "Choose languages, concepts or a target_policy whose words begin with different tokens."
         )
-    groups, answers = _groups([tokens.prompts[row] for row in kept])
+    prompts = [tokens.prompts[row] for row in kept]
+    groups, answers = _groups(prompts)
     return Examples(
         dataset="prompts",
         rows=kept,
         sources=[[row] for row in kept],
         groups=groups,
         answers=answers,
+        words=_words(prompts, groups),
         target_ids=[target[0]] * len(kept) if target else [],
         target_positions=[target[1]] * len(kept) if target else [],
     )
@@ -112,6 +116,7 @@ def _from_pairs(name: str, config: IntoTarget, tokens: Tokens) -> Examples:
         sources=[list(pair.sources[:1] if config.sources == "first" else pair.sources) for pair in tokens.pairs],
         groups=groups,
         answers=answers,
+        words=_words(tokens.pairs, groups),
         target_ids=[target.input_ids for target in targets],
         target_positions=[
             _one_position(name, config.target_position, target, f"target prompt {pair.target}")
@@ -130,6 +135,10 @@ def _groups(examples: Sequence[Row | Pair]) -> tuple[list[str], list[list[Sequen
                 "Run the stage `tokenize` again."
             )
     return groups, [[example.answers[group] for group in groups] for example in examples]
+
+
+def _words(examples: Sequence[Row | Pair], groups: Sequence[str]) -> list[list[Sequence[str]]]:
+    return [[example.words.get(group, ()) for group in groups] for example in examples]
 
 
 def _one_position(name: str, text: str, target: Row, what: str) -> int:

@@ -9,12 +9,13 @@ from pipeline.stages.report_content.examples import block_examples
 from pipeline.stages.report_content.parts import Baseline, Group, LensSection, Panel, Series, Table
 from pipeline.stages.report_content.readings import baseline_means
 from pipeline.stages.report_content.source import Source, or_nan, sample_text
-from pipeline.stages.report_text import number, percent, readable
+from pipeline.stages.report_text import number, percent, spelled_block
 from pipeline.stages.tables import CurveRow
 
 __all__ = ["knockout_section"]
 
 METRIC = "relative_probability"
+COMMON = 0.1  # probability without a block, above which the axis is that of the other lenses
 SINGLE = {
     "precision_at_1": ("Precision@1", "", "share of examples whose top token stays the model’s own", 1.0),
     "kl_nats": ("KL divergence", "nats", "from the unblocked distribution to the blocked one", None),
@@ -23,11 +24,9 @@ SINGLE = {
 
 def knockout_section(source: Source) -> LensSection:
     """All that the report says about such a lens."""
-    blocks = [
-        Group(key, f"without {readable(key)}", color) for color, key in enumerate(source.store.attributes["blocks"])
-    ]
+    keys: list[str] = source.store.attributes["blocks"]
+    blocks = [Group(key, f"without {spelled_block(key)}", color) for color, key in enumerate(keys)]
     measured = [group for group in source.groups if any(row.n for row in _of_group(source, group))]
-    left = [_panel(source, group, blocks) for group in measured]
     single = [
         Panel(metric, title, unit, note, top, _series(source, metric, "", blocks), layer_label=_layer_label(source))
         for metric, (title, unit, note, top) in SINGLE.items()
@@ -47,8 +46,8 @@ def knockout_section(source: Source) -> LensSection:
         else f"n = {source.count} {source.unit}",
         layers_text=str(len(source.store.attributes["layers"])),
         groups=source.groups,
-        main=left[0] if left else None,
-        panels=[*left[1:], *single],
+        main=_left(source, measured[0], blocks) if measured else None,
+        panels=[*(_probability(source, group, blocks) for group in measured), *single],
         remarks=[
             (block, f"leaves {percent(or_nan(worst.mean))} of {label}, {where} layer {worst.layer}")
             for block in blocks
@@ -64,7 +63,7 @@ def _of_group(source: Source, group: Group) -> list[CurveRow]:
     return [row for row in source.curves if (row.metric, row.group) == (METRIC, group.key)]
 
 
-def _panel(source: Source, group: Group, blocks: Sequence[Group]) -> Panel:
+def _left(source: Source, group: Group, blocks: Sequence[Group]) -> Panel:
     """What blocking leaves of one group's probability."""
     return Panel(
         metric=METRIC,
@@ -75,6 +74,21 @@ def _panel(source: Source, group: Group, blocks: Sequence[Group]) -> Panel:
         series=_series(source, METRIC, group.key, blocks),
         baselines=[Baseline("nothing blocked", None, 1.0)],
         caption=f"Probability of {group.label} with tokens blocked, divided by that without; mean over examples",
+        layer_label=_layer_label(source),
+    )
+
+
+def _probability(source: Source, group: Group, blocks: Sequence[Group]) -> Panel:
+    """One group's probability itself: of what is rare, a share says little."""
+    own = baseline_means(source, group).get("source")
+    return Panel(
+        metric="probability",
+        title=f"Probability, {group.label}",
+        unit="",
+        note="with tokens blocked",
+        top=source.top if own is not None and own > COMMON else None,
+        series=_series(source, "probability", group.key, blocks),
+        baselines=[] if own is None else [Baseline("nothing blocked", None, own)],
         layer_label=_layer_label(source),
     )
 
