@@ -92,10 +92,10 @@ class Case:
         return walk(self.model, ids, self.positions, variants, layers=self.layers, later=later)[0][:, 0]
 
     def plain(self, following: Tensor | None = None) -> Tensor:
-        """(layer, row, hidden) by whole forward passes, also with tokens (row, token) that follow."""
-        ids = self.ids if following is None else torch.cat([self.ids, following], dim=1)
+        """(layer, row, hidden) by whole forward passes, also with tokens (layer, row, token) that follow."""
         found = []
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            ids = self.ids if following is None else torch.cat([self.ids, following[index]], dim=1)
             patched = range(layer, self.model.num_layers) if self.from_layer else [layer]
             writes = [(Site("resid_post", held), self.latents[held]) for held in patched]
             found.append(run_patched(self.model, ids.tolist(), [self.positions] * len(ids), writes))
