@@ -11,7 +11,7 @@ from interp.errors import InterpError
 from interp.readout.groups import Groups, TokenGroups
 from interp.readout.logits import GivenLogits, check_masses, check_top_k, groups_of, in_blocks
 from interp.readout.members import Places
-from interp.readout.plan import CPU_ELEMENTS, Plan, Workspace
+from interp.readout.plan import Plan, Workspace, how_many
 from interp.readout.reduced import Reduced
 from interp.readout.stream import stream
 
@@ -92,7 +92,7 @@ def logits_of(model: StandardizedTransformer, hidden: Tensor, ids: Tensor) -> Te
     if parts is not None:
         states = parts.states(hidden)[:, None]
         return HeadLogits(parts, states, Workspace(states.device)).of(ids.to(states.device))[:, 0]
-    step = _rows_of_whole_logits(model)
+    step = how_many(model.vocab_size, model.device)
     found = []
     for at in range(0, max(len(hidden), 1), step):
         logits = model.readout(hidden[at : at + step])
@@ -113,7 +113,7 @@ class HeadLogits:
     def of(self, ids: Tensor) -> Tensor:
         """(row, layer, n) float32, the logits of `ids` (row, n)."""
         # Each row has its own copy of the head's rows: few tokens at a time.
-        step = max(1, CPU_ELEMENTS // max(self.states[:, 0].numel(), 1))
+        step = how_many(self.states[:, 0].numel(), self.states.device)
         found = [self.parts.of(self.states, ids[:, at : at + step]) for at in range(0, max(ids.shape[1], 1), step)]
         return torch.cat(found, dim=-1).float()
 
@@ -196,7 +196,7 @@ def _whole(
         reduced, broken = zip(*found, strict=True)
         return Reduced.concatenate(reduced, dim=1), torch.cat(broken, dim=1)
 
-    return in_blocks(read, hidden.shape[1], _rows_of_whole_logits(model))
+    return in_blocks(read, hidden.shape[1], how_many(model.vocab_size, model.device))
 
 
 def _read_whole(
@@ -211,10 +211,6 @@ def _read_whole(
     return stream(
         GivenLogits(logits), groups.to(device), top_k, plan, Workspace(device), reference=reference, masses=masses
     )
-
-
-def _rows_of_whole_logits(model: StandardizedTransformer) -> int:
-    return max(1, CPU_ELEMENTS // model.vocab_size)
 
 
 def _check_reference(

@@ -83,7 +83,7 @@ class TopTokens:
 
 
 def _may_ask(device: torch.device) -> bool:
-    """Whether it costs nothing to ask how many tokens are better: an accelerator would have to finish its work first."""
+    """Whether asking how many tokens are better costs nothing: an accelerator would have to finish its work first."""
     return device.type == "cpu"
 
 

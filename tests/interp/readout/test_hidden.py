@@ -240,11 +240,12 @@ def test_a_head_that_is_more_than_a_matrix_gives_whole_logits(change):
     np.testing.assert_allclose(some[2], 2 * plain[0, 2, [0, 399]], rtol=1e-5)
 
 
-def test_logits_of_chosen_tokens(small):
-    ids = torch.tensor([[1, 2, 3], [3, 3, 0], [0, 399, 7]])
-    for family in ("gptj", "gemma2", "cohere"):
-        found = logits_of(standardized(family), some_states(1, 3)[0], ids)
-        np.testing.assert_allclose(found, np.take_along_axis(plain_logits(family, some_states(1, 3)[0]), ids.numpy(), 1), rtol=1e-4, atol=1e-5)  # fmt: skip
+@pytest.mark.parametrize("family", ["gptj", "gemma2", "cohere"])
+@pytest.mark.usefixtures("small")
+def test_logits_of_chosen_tokens(family):
+    ids, states = torch.tensor([[1, 2, 3], [3, 3, 0], [0, 399, 7]]), some_states(1, 3)[0]
+    expected = np.take_along_axis(plain_logits(family, states), ids.numpy(), 1)
+    np.testing.assert_allclose(logits_of(standardized(family), states, ids), expected, rtol=1e-4, atol=1e-5)
 
 
 class _Watch(TorchDispatchMode):
