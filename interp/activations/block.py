@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -72,9 +72,10 @@ class Block:
         """Whether all prompts are of one length, and read up to their last token."""
         return {len(ids) for ids in self.input_ids} == set(self.needed) and len(set(self.needed)) == 1
 
-    def cut(self) -> Block:
-        """The same for a causal model: prompts end with the last token that is read."""
-        cut = [ids[:tokens] for ids, tokens in zip(self.input_ids, self.needed, strict=True)]
+    def cut(self, keep: Collection[int]) -> Block:
+        """The same for a causal model: prompts end with the last token that is read, but for some that stay whole."""
+        ends = enumerate(zip(self.input_ids, self.needed, strict=True))
+        cut = [ids if row in keep else ids[:tokens] for row, (ids, tokens) in ends]
         return replace(self, input_ids=cut, causal=True)
 
     def entries(self, batch: Sequence[int], start: int, stop: int | None = None) -> Entries:

@@ -16,6 +16,7 @@ from interp.activations.memory import Budget, is_out_of_memory
 from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.prefix import FrozenPrefix
+from interp.forward.rotary import rotary_limit
 from interp.forward.shared import SharedPrefix, continuation, plan_prefixes, prefixes_fit
 from interp.sites import Site
 
@@ -123,7 +124,7 @@ def collect_blocks(
         yield waiting.values()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Collector:
     """Runs the model over blocks of prompts.
 
@@ -133,6 +134,7 @@ class _Collector:
         copies: takes it off the device.
         budget: tokens in a forward pass.
         share: whether tokens that prompts begin with are computed once.
+        last_prefix: the last of these beginnings; the next block's prompts often have it too.
     """
 
     model: StandardizedTransformer
@@ -140,41 +142,48 @@ class _Collector:
     copies: Copies
     budget: Budget
     share: bool
+    last_prefix: tuple[list[int], FrozenPrefix] | None = None
 
     def run(self, block: Block) -> Iterator[int]:
         """Read a block; after each batch, give the number of prompts that are done."""
+        limit = rotary_limit(self.model)
+        long = {row for row in block.rows if limit is not None and len(block.input_ids[row]) > limit}
         if block.is_even or is_causal(self.model):
-            block = block.cut()
+            block = block.cut(keep=long)
         done = len(block.input_ids) - len(block.rows)  # of those without a position nothing is read
-        for shared in self._groups(block):
+        groups = self._groups(block, [row for row in block.rows if row not in long])
+        # `dynamic` rotation remembers the longest prompt that it has seen.
+        groups += [SharedPrefix(0, [row]) for row in sorted(long, key=lambda row: len(block.input_ids[row]))]
+        for shared in groups:
             prefix = self._prefix(block, shared)
             for batch in self._batches(block, shared, prefix):
                 done += len(batch)
                 yield done
 
-    def _groups(self, block: Block) -> list[SharedPrefix]:
+    def _groups(self, block: Block, rows: list[int]) -> list[SharedPrefix]:
         """Prompts that begin alike, where that is of use."""
-        alone = [SharedPrefix(0, block.rows)]
-        if not self.share or not block.causal:
+        alone = [SharedPrefix(0, rows)] if rows else []
+        if not self.share or not block.causal or not rows:
             return alone
-        groups = plan_prefixes([block.input_ids[row] for row in block.rows], cost=2 * self.budget.batch_cost)
-        groups = [SharedPrefix(length, [block.rows[row] for row in rows]) for length, rows in groups]
+        groups = plan_prefixes([block.input_ids[row] for row in rows], cost=2 * self.budget.batch_cost)
+        groups = [SharedPrefix(length, [rows[index] for index in indices]) for length, indices in groups]
         longest = max(groups, key=lambda group: group.length)
-        if not longest.length or prefixes_fit(
-            self.model, [block.input_ids[row] for row in longest.rows], longest.length
-        ):
-            return groups
-        return alone
+        prompts = [block.input_ids[row] for row in longest.rows]
+        return groups if not longest.length or prefixes_fit(self.model, prompts, longest.length) else alone
 
     def _prefix(self, block: Block, shared: SharedPrefix) -> FrozenPrefix | None:
         """Run what a group begins with, and read what is wanted of it."""
         if not shared.length:
             return None
-        ids = torch.tensor([block.input_ids[shared.rows[0]][: shared.length]], device=self.model.device)
+        tokens = block.input_ids[shared.rows[0]][: shared.length]
+        ids = _sent(torch.tensor([tokens]), self.model.device)
         entries = block.entries(shared.rows, 0, shared.length)
         if len(entries):
             self._read(block, {"input_ids": ids, "use_cache": False}, entries.in_one_row())
-        return FrozenPrefix.of(self.model, ids)
+        if self.last_prefix is None or self.last_prefix[0] != tokens:
+            self.last_prefix = None  # its memory is free before the next is made
+            self.last_prefix = tokens, FrozenPrefix.of(self.model, ids)
+        return self.last_prefix[1]
 
     def _batches(self, block: Block, shared: SharedPrefix, prefix: FrozenPrefix | None) -> Iterator[list[int]]:
         """Run prompts from a prefix on, batch by batch."""

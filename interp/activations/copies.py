@@ -38,6 +38,7 @@ class Copies:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._at_once = device.type == "cpu"
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._buffers: list[Tensor | None] = [None, None]  # one is read while the other is filled
         self._under_way: _Copy | None = None
@@ -55,7 +56,7 @@ class Copies:
             take: is given them on the CPU, in this order, when they are there: at once, or in the next call of `start`
                 or `finish`. It must copy what it keeps: the memory is used again.
         """
-        if self._device.type == "cpu":
+        if self._at_once:
             take([value.cpu() for value in values])  # some layers may be elsewhere
             return
         # Kinds of different width, and values of several devices, lie behind each other.

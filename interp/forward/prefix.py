@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from interp.forward.running import by_name, run_layers
 from interp.forward.sharing import Shared, hold
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Call", "FrozenPrefix", "calls_of", "repeated", "run_layers"]
+__all__ = ["Call", "FrozenPrefix", "calls_of", "repeated"]
 
 
 class _FrozenLayer(DynamicLayer):
@@ -108,7 +108,7 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
     rows = input_ids.shape[0]
 
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        (_, hidden), *rest = _by_name(layer, args, kwargs).items()
+        (_, hidden), *rest = by_name(layer, args, kwargs).items()
         given.append((_for_any_rows(dict(rest), rows), hidden))
 
     def after(_: nn.Module, args: Any, output: Any) -> None:
@@ -123,52 +123,6 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
         for hook in hooks:
             hook.remove()
     return [Call(*call, output) for call, output in zip(given, outputs, strict=True)]
-
-
-def _by_name(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a layer is given, by the names that its forward pass has for it; the residual stream is first."""
-    names = list(inspect.signature(type(layer).forward).parameters)[1:]  # without self
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return {names[0]: given.pop(names[0])} | given
-
-
-class _LastLayerDone(Exception):
-    """What comes after the last layer is not computed."""
-
-
-@torch.no_grad()
-def run_layers(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicCache, start: int) -> Tensor:
-    """Run tokens through all layers, and no further.
-
-    Arguments:
-        model: the model.
-        input_ids: (row, position), without padding.
-        cache: what lies before them, and where their keys and values go.
-        start: the position of the first of them.
-
-    Returns:
-        (row, position, hidden), the residual stream after the last layer.
-    """
-    rows, length = input_ids.shape
-    device = input_ids.device
-    keywords: dict[str, Any] = {"input_ids": input_ids, "past_key_values": cache, "use_cache": True}
-    keywords["attention_mask"] = torch.ones(rows, start + length, dtype=torch.long, device=device)
-    if model.takes_position_ids:
-        keywords["position_ids"] = torch.arange(start, start + length, device=device).expand(rows, length)
-    final: list[Tensor] = []
-
-    def stop(_: nn.Module, args: Any, output: Any) -> None:
-        final.append(output if isinstance(output, Tensor) else output[0])
-        raise _LastLayerDone
-
-    hook = model.layer(model.num_layers - 1)._module.register_forward_hook(stop)
-    try:
-        model._module(**keywords)
-    except _LastLayerDone:
-        pass
-    finally:
-        hook.remove()
-    return final[0]
 
 
 def _for_any_rows(value: Any, rows: int) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interp.forward.prefix import FrozenPrefix
+from interp.forward.verdicts import misfit, verdict
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ __all__ = ["SharedPrefix", "continuation", "plan_prefixes", "prefixes_fit"]
 
 # What a group costs, in tokens: the forward pass of its prefix, and one of a batch that it does not fill.
 GROUP_COST = 64
-# What a family that this does not fit raises: caches of its own, masks of another length.
-_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
-# Relative difference that roundings explain in float32; in coarser dtypes, some of theirs.
-_TOLERANCE, _ROUNDINGS = 1e-4, 16
-_log = logging.getLogger(__name__)
 
 
 class SharedPrefix(NamedTuple):
@@ -44,9 +39,9 @@ class SharedPrefix(NamedTuple):
 def plan_prefixes(input_ids: Sequence[Sequence[int]], cost: float = GROUP_COST) -> list[SharedPrefix]:
     """Find the beginnings that are worth being computed once.
 
-    A group of n prompts that begin with the same p tokens saves (n - 1) p tokens and costs `cost`. Of all ways to put
-    prompts into groups, each prompt in one at most, the one that saves the most is taken. At least one token of each
-    prompt is left to go on with.
+    A group of n prompts that begin with the same p tokens saves (n - 1) p tokens and costs `cost`. From the longest
+    beginnings to shorter ones, a beginning takes the prompts that have it and save more so than with a longer one, if
+    that pays. At least one token of each prompt is left to go on with.
 
     Arguments:
         input_ids: token ids of each prompt, unpadded.
@@ -57,25 +52,19 @@ def plan_prefixes(input_ids: Sequence[Sequence[int]], cost: float = GROUP_COST) 
     """
     order = sorted(range(len(input_ids)), key=lambda row: list(input_ids[row]))
     common = [_common(input_ids[one], input_ids[other]) for one, other in pairwise(order)]
-    open_groups = [_Group(0, 0)]  # those that the prompt at hand is in, each longer than the one before it
-    for place, length in enumerate([*common, 0]):  # of the prompts at `place` and `place + 1`
-        start = place
-        inner: _Group | None = None
-        while open_groups[-1].length > length:
-            inner = open_groups.pop()
-            inner.close(place + 1, cost)
-            start = inner.start
-            if open_groups[-1].length >= length:
-                open_groups[-1].add(inner)
-                inner = None
-        if open_groups[-1].length < length:
-            open_groups.append(_Group(length, start))
-            if inner is not None:
-                open_groups[-1].add(inner)
-    groups = [SharedPrefix(length, sorted(order[start:stop])) for length, start, stop in open_groups[0].best]
-    shared = {row for group in groups for row in group.rows}
-    alone = [row for row in range(len(input_ids)) if row not in shared]
-    return ([SharedPrefix(0, alone)] if alone else []) + sorted(groups, key=lambda group: group.rows)
+    nodes = [_Node(0)]  # the beginnings of the prompt at hand that others share, each longer than the one before it
+    for row, length in zip(order, [*common, 0], strict=False):  # length: what it shares with the next one
+        ending = _Node(length, loose=[row])
+        while nodes[-1].length > length:
+            longer = nodes.pop()
+            longer.take(ending)
+            longer.close(cost)
+            ending = longer
+        if nodes[-1].length < length:
+            nodes.append(_Node(length))
+        nodes[-1].take(ending)
+    alone = [SharedPrefix(0, sorted(nodes[0].loose))] if nodes[0].loose else []
+    return alone + sorted(nodes[0].groups, key=lambda group: group.rows)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -85,32 +74,34 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 @dataclass
-class _Group:
-    """Prompts beside each other in sorted order that begin alike.
+class _Node:
+    """A beginning that some prompts share.
 
     Arguments:
-        length: tokens that they begin with.
-        start: the first of them.
-        saved: what is saved by the best groups among them, in tokens.
-        best: these: (length, start, stop).
+        length: its tokens.
+        groups: of prompts that begin so and share more than that.
+        loose: prompts that begin so and are in no group.
     """
 
     length: int
-    start: int
-    saved: float = 0.0
+    groups: list[SharedPrefix] = field(default_factory=list)
+    loose: list[int] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.best: list[tuple[int, int, int]] = []
+    def take(self, longer: _Node) -> None:
+        self.groups += longer.groups
+        self.loose += longer.loose
 
-    def add(self, inner: _Group) -> None:
-        self.saved += inner.saved
-        self.best += inner.best
+    def close(self, cost: float) -> None:
+        """All prompts are known: make a group of the loose ones, and of groups that save less than they would here."""
+        kept = [group for group in self.groups if _saved(group, cost) >= len(group.rows) * self.length]
+        rows = sorted(self.loose + [row for group in self.groups if group not in kept for row in group.rows])
+        ours = [*kept, SharedPrefix(self.length, rows)]
+        if sum(_saved(group, cost) for group in ours) > sum(_saved(group, cost) for group in self.groups):
+            self.groups, self.loose = ours, []
 
-    def close(self, stop: int, cost: float) -> None:
-        """All are known: one group of all, where that saves more than the groups inside it."""
-        as_one = (stop - self.start - 1) * self.length - cost
-        if as_one > self.saved:
-            self.saved, self.best = as_one, [(self.length, self.start, stop)]
+
+def _saved(group: SharedPrefix, cost: float) -> float:
+    return (len(group.rows) - 1) * group.length - cost
 
 
 def continuation(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Tensor) -> dict[str, Any]:
@@ -150,15 +141,10 @@ def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[in
         input_ids: token ids of prompts that begin with the same tokens.
         length: how many tokens these are.
     """
-    if model.prefixes_fit is None:
-        lengths = [len(ids) for ids in input_ids]
-        chosen = [input_ids[lengths.index(chosen)] for chosen in (min(lengths), max(lengths))]
-        reason = _misfit(model, chosen, length)
-        model.prefixes_fit = reason is None
-        if reason is not None:
-            name = type(model._module).__name__
-            _log.warning("%s: prompts that begin alike run as a whole: a shared beginning %s.", name, reason)
-    return model.prefixes_fit
+    lengths = [len(ids) for ids in input_ids]
+    chosen = [input_ids[lengths.index(chosen)] for chosen in (min(lengths), max(lengths))]
+    consequence = "prompts that begin alike run as a whole: a shared beginning"
+    return verdict(model, "prefixes", lambda: _misfit(model, chosen, length), consequence)
 
 
 def _misfit(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], length: int) -> str | None:
@@ -167,20 +153,17 @@ def _misfit(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], le
     device = model.device
     longest = max(len(ids) for ids in prompts)
     padded = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in prompts], device=device)
-    try:
+
+    def shared() -> Tensor:
         prefix = FrozenPrefix.of(model, padded[:1, :length])
         with model.trace(**continuation(model, prefix, padded[:, length:])) as tracer:
-            shared = nnsight.save(model.read(last).double())
+            hidden = nnsight.save(model.read(last).clone())
             tracer.stop()
-    except torch.OutOfMemoryError:
-        raise
-    except _ERRORS as error:
-        return f"does not run in this family ({type(error).__name__}: {str(error)[:100]!r})"
-    for row, ids in enumerate(prompts):
+        return torch.cat([row[: len(ids) - length] for row, ids in zip(hidden, prompts, strict=True)])
+
+    plain = []
+    for ids in prompts:
         with model.trace(input_ids=torch.tensor([list(ids)], device=device), use_cache=False) as tracer:
-            plain = nnsight.save(model.read(last)[0, length:].double())
+            plain.append(nnsight.save(model.read(last)[0, length:].clone()))
             tracer.stop()
-        difference = float((shared[row, : len(plain)] - plain).norm() / plain.norm())
-        if not difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps):
-            return f"gives other numbers in this family (off by {difference:.2g})"
-    return None
+    return misfit(model, shared, torch.cat(plain))

@@ -64,9 +64,9 @@ class TopTokens:
         """
         if self.keys is None:
             keys = self._best(blocks, peaks, start)
-        elif self.keys.shape[1] == self.k and blocks.device.type == "cpu":
+        elif self.keys.shape[1] == self.k and _may_ask(blocks.device):
             keys = torch.cat([self.keys, _better(self.keys[:, -1], blocks, peaks, start)], dim=1)
-        else:  # how many are better, an accelerator could say only if all its work was waited for
+        else:
             keys = torch.cat([self.keys, self._best(blocks, peaks, start)], dim=1)
         self.keys = keys.topk(min(self.k, keys.shape[1]), dim=1).values
 
@@ -80,6 +80,11 @@ class TopTokens:
             blocks = blocks.view(-1, BLOCK).index_select(0, (order + first).flatten()).view(rows, self.k, BLOCK)
         ids = start + order[..., None] * BLOCK + torch.arange(BLOCK, device=blocks.device)
         return keys_of(blocks, ids).flatten(1)
+
+
+def _may_ask(device: torch.device) -> bool:
+    """Whether asking how many tokens are better costs nothing: an accelerator would have to finish its work first."""
+    return device.type == "cpu"
 
 
 def _better(worst: Tensor, blocks: Tensor, peaks: Tensor, start: int) -> Tensor:
