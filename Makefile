@@ -29,12 +29,12 @@ lint: $(READY) ## check format, style, types and the direction of imports
 ui: $(READY) ## open MLflow's page on http://127.0.0.1:5000 to compare runs (PORT=5001 for another port)
 	@$(BIN)/python -m pipeline.tracking ui --port $(or $(PORT),5000)
 
-bench: $(READY) ## measure stage times, tokens per second, store throughput, and the patchscope lens beside plain ways
+bench: $(READY) ## measure stage times, tokens per second, store throughput, and the lenses beside other tools (LENSES="--help")
 	@$(BIN)/python -m benchmarks.run $(ARGS)
-	@$(BIN)/python -m benchmarks.lenses
+	@$(BIN)/python -m benchmarks.lenses $(LENSES)
 
 clean: ## remove runs, caches and the virtual environment (papers/ and the tracked runs in mlflow.db stay)
-	rm -rf $(VENV) outputs .interpipe .dvc/cache .dvc/tmp .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-nnterp .venv-transformer-lens outputs .interpipe .dvc/cache .dvc/tmp .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	rm -rf .hypothesis *.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,4 +1,4 @@
-"""`python -m interp check MODEL...` proves the names on models; `python -m interp families` lists what is supported."""
+"""`python -m interp COMMAND`: prove the names on models, list what is supported, train and measure tuned lenses."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from interp.commands import tune
 from interp.errors import InterpError
 
 __all__ = ["main"]
@@ -28,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check.add_argument("--trust-remote-code", action="store_true", help="run code that the hub repository carries")
     families = commands.add_parser("families", help="list the families that have a record, and those that are refused")
     families.add_argument("--json", action="store_true", help="print JSON")
+    longer = tune.add_commands(commands)
     given = parser.parse_args(arguments)
+    if given.command in longer:
+        return longer[given.command](given)
     return _families(given.json) if given.command == "families" else _check(given)
 
 

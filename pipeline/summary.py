@@ -35,18 +35,41 @@ def summary_lines(folder: Path) -> list[str]:
 
 
 def lens_line(name: str, numbers: dict[str, Any]) -> str:
-    """One lens in one line: its likeliest answers, and where it agrees with the model.
+    """One lens in one line: its likeliest answers, what blocking takes away, or where it agrees with the model.
 
     Arguments:
         name: name of the lens.
         numbers: its part of `metrics.json`.
     """
-    curves = {group: curve for group, curve in numbers.get("probability", {}).items() if "peak" in curve}
-    likeliest = sorted(curves, key=lambda group: -curves[group]["peak"])[:CURVES_A_LENS]
-    said = [
-        f"P({group}) up to {curves[group]['peak']:.3f} at layer {curves[group]['peak_layer']}" for group in likeliest
-    ]
+    said = _knocked_out(numbers.get("relative_probability", {}))
+    said = said or _highest(numbers.get("probability", {}), "P({})")
+    said = said or _highest(numbers.get("generation_accuracy", {}), "{} in the text")
     agreement = numbers.get("precision_at_1", {})
     if not said and "peak" in agreement:
-        said = [f"precision at 1 up to {agreement['peak']:.3f} at layer {agreement['peak_layer']}"]
+        said = _highest({"": agreement}, "precision at 1")
     return f"{name} ({numbers.get('n', 0)} examples): {', '.join(said) or 'see metrics.json'}"
+
+
+def _highest(curves: dict[str, dict[str, Any]], name: str) -> list[str]:
+    """The highest of some curves or grids, and where."""
+    known = sorted((curve for curve in curves.items() if curve[1].get("peak")), key=lambda curve: -curve[1]["peak"])
+    return [
+        f"{name.format(group)} up to {curve['peak']:.3f} {_place(curve, 'peak')}"
+        for group, curve in known[:CURVES_A_LENS]
+    ]
+
+
+def _knocked_out(groups: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """What the blocks leave of the first group's probability."""
+    group, blocks = next(iter(groups.items()), ("", {}))
+    known = sorted((block for block in blocks.items() if "lowest" in block[1]), key=lambda block: block[1]["lowest"])
+    return [
+        f"without {block} {curve['lowest']:.3f} of P({group}) {_place(curve, 'lowest')}"
+        for block, curve in known[:CURVES_A_LENS]
+    ]
+
+
+def _place(curve: dict[str, Any], word: str) -> str:
+    if f"{word}_source_layer" in curve:
+        return f"from layer {curve[f'{word}_source_layer']} into layer {curve[f'{word}_target_layer']}"
+    return f"at layer {curve[f'{word}_layer']}"

@@ -1,10 +1,41 @@
 """Running part of a model: a frozen prefix that continuations share; a walk up the layers from where they differ."""
 
 from interp.forward.batches import batches_alike
+from interp.forward.blocking import Cut, blocking_fits, check_something_is_left, run_blocked, seen_keys, walk_blocked
+from interp.forward.causal import is_causal
 from interp.forward.check import walk_fits
+from interp.forward.check_generation import generation_fits
 from interp.forward.clean import CleanRun
+from interp.forward.generate import Choose, generate_plainly, generate_walked
 from interp.forward.plain import run_patched
 from interp.forward.prefix import FrozenPrefix
+from interp.forward.receiving import receiving_fits, walk_receiving
+from interp.forward.sampling import Sampling
+from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.forward.walk import walk
 
-__all__ = ["CleanRun", "FrozenPrefix", "batches_alike", "run_patched", "walk", "walk_fits"]
+__all__ = [
+    "Choose",
+    "CleanRun",
+    "Cut",
+    "FrozenPrefix",
+    "Sampling",
+    "SharedPrefix",
+    "batches_alike",
+    "blocking_fits",
+    "check_something_is_left",
+    "generate_plainly",
+    "generate_walked",
+    "generation_fits",
+    "is_causal",
+    "plan_prefixes",
+    "prefixes_fit",
+    "receiving_fits",
+    "run_blocked",
+    "run_patched",
+    "seen_keys",
+    "walk",
+    "walk_blocked",
+    "walk_fits",
+    "walk_receiving",
+]

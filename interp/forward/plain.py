@@ -22,7 +22,7 @@ __all__ = ["run_patched"]
 def run_patched(
     model: StandardizedTransformer,
     target_ids: Sequence[Sequence[int]],
-    positions: Sequence[int],
+    positions: Sequence[int] | Sequence[Sequence[int]],
     writes: Sequence[tuple[Site, Tensor]],
 ) -> Tensor:
     """Run target prompts with latents written into them, up to the last layer and without the head.
@@ -30,8 +30,9 @@ def run_patched(
     Arguments:
         model: the model.
         target_ids: token ids of each row's prompt, unpadded.
-        positions: the token of each row that is written, counted without padding.
-        writes: sites in the order of a forward pass, and what is written there, (row, hidden_size).
+        positions: the token of each row that is written, counted without padding; or several, equally many in each.
+        writes: sites in the order of a forward pass, and what is written there, (row, hidden_size); or (row, position,
+            hidden_size) where several tokens are.
 
     Returns:
         (row, hidden_size), the residual stream after the last layer at each prompt's last token.
@@ -40,8 +41,11 @@ def run_patched(
     if not model.takes_position_ids:
         del inputs["position_ids"]
     longest = inputs["input_ids"].shape[1]
-    padded_positions = [longest - len(ids) + position for ids, position in zip(target_ids, positions, strict=True)]
-    rows, columns = torch.arange(len(target_ids)), torch.tensor(padded_positions)
+    columns, rows = torch.tensor(positions), torch.arange(len(target_ids))  # (row,) or (row, position); (row,)
+    padding = torch.tensor([longest - len(ids) for ids in target_ids])
+    if columns.dim() == 2:
+        rows, padding = rows[:, None], padding[:, None]
+    columns += padding
     last = Site("resid_post", model.num_layers - 1)
     final: Tensor
     with model.trace(**inputs, use_cache=False) as tracer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from interp.forward.running import by_name, run_layers
 from interp.forward.sharing import Shared, hold
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Call", "FrozenPrefix", "calls_of"]
+__all__ = ["Call", "FrozenPrefix", "calls_of", "repeated"]
 
 
 class _FrozenLayer(DynamicLayer):
@@ -33,12 +33,13 @@ class _FrozenLayer(DynamicLayer):
         if hold(Shared(self.keys, self.values)):
             return key_states, value_states
         return (
-            torch.cat([_repeated(self.keys, rows), key_states], dim=-2),
-            torch.cat([_repeated(self.values, rows), value_states], dim=-2),
+            torch.cat([repeated(self.keys, rows), key_states], dim=-2),
+            torch.cat([repeated(self.values, rows), value_states], dim=-2),
         )
 
 
-def _repeated(states: Tensor, rows: int) -> Tensor:
+def repeated(states: Tensor, rows: int) -> Tensor:
+    """(prompt, heads, token, size) for a multiple of the prompts: row i is that of prompt i modulo their number."""
     own = states.shape[0]
     if own == 1:
         return states.expand(rows, *states.shape[1:])
@@ -68,7 +69,7 @@ class FrozenPrefix:
         """
         cache = DynamicCache()  # without the config: a layer with a window would forget what lies before it
         if input_ids.shape[1]:
-            _run(model, input_ids, cache, 0)
+            run_layers(model, input_ids, cache, 0)
             for layer in cache.layers:
                 layer.__class__ = _FrozenLayer
         else:
@@ -107,7 +108,7 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
     rows = input_ids.shape[0]
 
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        (_, hidden), *rest = _by_name(layer, args, kwargs).items()
+        (_, hidden), *rest = by_name(layer, args, kwargs).items()
         given.append((_for_any_rows(dict(rest), rows), hidden))
 
     def after(_: nn.Module, args: Any, output: Any) -> None:
@@ -117,43 +118,11 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
     hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
     hooks += [layer.register_forward_hook(after) for layer in layers]
     try:
-        _run(model, input_ids, prefix.cache, prefix.length)
+        run_layers(model, input_ids, prefix.cache, prefix.length)
     finally:
         for hook in hooks:
             hook.remove()
     return [Call(*call, output) for call, output in zip(given, outputs, strict=True)]
-
-
-def _by_name(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a layer is given, by the names that its forward pass has for it; the residual stream is first."""
-    names = list(inspect.signature(type(layer).forward).parameters)[1:]  # without self
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return {names[0]: given.pop(names[0])} | given
-
-
-class _LastLayerDone(Exception):
-    """What comes after the last layer is not computed."""
-
-
-def _run(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicCache, start: int) -> None:
-    """Run tokens through all layers, and no further."""
-    rows, length = input_ids.shape
-    device = input_ids.device
-    keywords: dict[str, Any] = {"input_ids": input_ids, "past_key_values": cache, "use_cache": True}
-    keywords["attention_mask"] = torch.ones(rows, start + length, dtype=torch.long, device=device)
-    if model.takes_position_ids:
-        keywords["position_ids"] = torch.arange(start, start + length, device=device).expand(rows, length)
-
-    def stop(_: nn.Module, args: Any, output: Any) -> None:
-        raise _LastLayerDone
-
-    hook = model.layer(model.num_layers - 1)._module.register_forward_hook(stop)
-    try:
-        model._module(**keywords)
-    except _LastLayerDone:
-        pass
-    finally:
-        hook.remove()
 
 
 def _for_any_rows(value: Any, rows: int) -> Any:

@@ -108,8 +108,8 @@ def _attend(
         prefix: of p prompts; row i goes on from prompt i modulo p.
         module: the attention module that asks.
         query: (row, heads, position, head size).
-        key, value: (row, key heads, position, head size), the rows' own.
-        attention_mask: (1 or row, 1 or heads, position, prefix and position), bool or added to the scores; None: all
+        key, value: (row, key heads, own token, head size), the rows' own; positions are the last of them.
+        attention_mask: (1 or row, 1 or heads, position, prefix and own token), bool or added to the scores; None: all
             before a position, and itself, is seen.
         scaling: of the scores.
         softcap: c of c tanh(scores / c).
@@ -119,7 +119,7 @@ def _attend(
         (row, position, heads, head size), and no weights.
     """
     rows, heads, positions, size = query.shape
-    key_heads, prompts, before = key.shape[1], prefix.keys.shape[0], prefix.keys.shape[2]
+    key_heads, prompts, before, after = key.shape[1], prefix.keys.shape[0], prefix.keys.shape[2], key.shape[2]
     group = heads // key_heads
     query = query * (size**-0.5 if scaling is None else scaling)
     # Rows of one prompt, heads of one group and positions stand side by side: one product over all of them.
@@ -128,15 +128,15 @@ def _attend(
     to_prefix = many @ prefix.keys.transpose(-1, -2)  # (prompt, key heads, row and group and position, before)
     to_prefix = to_prefix.reshape(prompts, key_heads, rows // prompts, group * positions, before).permute(2, 0, 1, 3, 4)
     own = query.reshape(rows, key_heads, group * positions, size)
-    to_own = (own * key).sum(-1, keepdim=True) if positions == 1 else own @ key.transpose(-1, -2)
+    to_own = (own * key).sum(-1, keepdim=True) if after == 1 else own @ key.transpose(-1, -2)
     scores = torch.cat([to_prefix.reshape(rows, key_heads, group * positions, before), to_own], dim=-1)
-    scores = scores.reshape(rows, heads, positions, before + positions)
+    scores = scores.reshape(rows, heads, positions, before + after)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is None:
         if positions > 1:
-            seen = torch.ones(positions, before + positions, dtype=torch.bool, device=scores.device).tril(before)
-            scores = scores.masked_fill(~seen, -torch.inf)
+            seen = torch.ones(positions, before + after, dtype=torch.bool, device=scores.device)
+            scores = scores.masked_fill(~seen.tril(before + after - positions), -torch.inf)
     elif attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, -torch.inf)
     else:
@@ -151,6 +151,6 @@ def _attend(
     value_size = value.shape[-1]
     read = (on_prefix @ prefix.values).reshape(prompts, key_heads, rows // prompts, group * positions, value_size)
     read = read.permute(2, 0, 1, 3, 4).reshape(rows, key_heads, group * positions, value_size)
-    on_own = weights[..., before:].reshape(rows, key_heads, group * positions, positions)
-    read = read + (on_own * value if positions == 1 else on_own @ value)
+    on_own = weights[..., before:].reshape(rows, key_heads, group * positions, after)
+    read = read + (on_own * value if after == 1 else on_own @ value)
     return read.reshape(rows, heads, positions, value_size).transpose(1, 2).contiguous(), None

@@ -1,4 +1,4 @@
-"""The logit lens: the model's own readout, applied to the residual stream after every layer.
+"""The logit lens: the model's own readout, applied to the residual stream after every layer, or to a part of it.
 
 nostalgebraist, "interpreting GPT: the logit lens" (2020),
 https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens
@@ -13,14 +13,22 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.lenses.axes import Coordinate
+from interp.lenses.prompted import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
 from interp.lenses.reading import check_lens_layers, read_layers
 from interp.lenses.result import LensResult
 from interp.readout import Groups, TokenGroups
+from interp.sites import Site, Spelling
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["logit_lens"]
+__all__ = ["logit_lens", "logit_lens_on_prompts"]
+
+READABLE_KINDS = (
+    "embed", "resid_pre", "resid_mid", "resid_post", "final_norm", "attn_out", "mixer_out", "mlp_out", "head_out",
+)  # fmt: skip
+_ROWS_AT_ONCE = 256  # hidden states of a layer that are read out together
 
 
 @torch.no_grad()
@@ -31,8 +39,9 @@ def logit_lens(
     *,
     layers: Sequence[int],
     top_k: int = 5,
-    batch_size: int = 256,
+    batch_size: int = _ROWS_AT_ONCE,
     reference: Tensor | None = None,
+    inverted: bool = False,
 ) -> LensResult:
     """Logit lens (nostalgebraist 2020): read hidden states of inner layers out as if they were the last layer's.
 
@@ -48,9 +57,10 @@ def logit_lens(
         batch_size: examples that are read out at once; memory goes with batch_size x vocabulary.
         reference: (example, hidden_size), the residual stream after the model's last layer at the same token, which
             gives `surprisal` and `model_top_id`; None: not known.
+        inverted: turn the sign of `hidden` after the final norm: which tokens it speaks against.
 
     Returns:
-        The lens over all examples; logarithms in nats.
+        The lens over all examples, axes `example` and `layer`; logarithms in nats, `kl` from the last of `layers`.
 
     Raises:
         InterpError: shapes that do not fit, layers that the model does not have, token ids outside its vocabulary.
@@ -80,6 +90,90 @@ def logit_lens(
                 layers=layers,
                 top_k=top_k,
                 reference=None if reference is None else reference[rows],
+                inverted=inverted,
             )
         )
     return LensResult.concatenate(parts)
+
+
+@torch.no_grad()
+def logit_lens_on_prompts(
+    model: StandardizedTransformer,
+    prompts: LensPrompt | Sequence[LensPrompt],
+    *,
+    sites: Spelling | Sequence[Spelling] = "resid_post.*",
+    positions: str | int | Sequence[str | int] = "last",
+    targets: Targets | Sequence[Targets] | None = None,
+    policy: str = "first_token",
+    top_k: int = 5,
+    inverted: bool = False,
+    batch_size: int = 32,
+    reference: bool = True,
+) -> LensResult:
+    """Logit lens (nostalgebraist 2020) on prompts: run them, and read sites out through the model's own tail.
+
+    Prompts run in batches of similar length, each read out before the next runs: memory does not depend on how many
+    there are, but for the result. A contribution (`attn_out`, `mlp_out`, `head_out`) is read as if it were the whole
+    residual stream, so the final norm gives it a size that it has not in the sum; contributions that add up to the
+    logits are those of `direct_logit_attribution`.
+
+    Arguments:
+        model: the model.
+        prompts: one text or `Prompt`, or several, or lists of token ids.
+        sites: what is read: `embed`, `resid_pre`, `resid_mid`, `resid_post`, `final_norm` (by the head alone),
+            `attn_out`, `mixer_out`, `mlp_out`, `head_out` (each head); any spelling of `interp.sites`, or several.
+        positions: where, one or several of the vocabulary in `interp.positions`.
+        targets: the groups: name -> words (or token ids), for all prompts or a mapping for each; None: the targets of
+            the prompts that are `Prompt`s.
+        policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
+        top_k: how many top tokens are kept.
+        inverted: turn the sign after the final norm: which tokens a state speaks against.
+        batch_size: prompts in a forward pass.
+        reference: also read what the model itself says at each position, for `surprisal` and `model_top_id`.
+
+    Returns:
+        The lens, logarithms in nats. Axes `example`, then `position` unless one single position is asked for, then
+        `layer` where all sites are of one kind that layers have, or else `site`. `kl` is from the lens at the model's
+        last layer.
+
+    Raises:
+        InterpError: a site that cannot be read out or that the model has not, a position that a prompt has not,
+            targets without tokens, `top_k` out of range.
+    """
+    encoded = encode_prompts(model, prompts, positions, targets, policy)
+    chosen = lens_sites(model, sites, READABLE_KINDS)
+    last = Site("resid_post", model.num_layers - 1)
+    # The final norm of the last residual stream is what the head reads: both are one reading.
+    read = [last if site.kind == "final_norm" else site for site in chosen]
+    asked = list(dict.fromkeys([*read, last]))
+    where = torch.tensor([asked.index(site) for site in [*read, *([] if read[-1] == last else [last])]])
+    groups = TokenGroups.pad(encoded.groups, model.vocab_size)
+    parts, examples, slots = [], [], []
+    for of_cell, slot, hidden in states_of_prompts(model, encoded, asked, batch_size):
+        examples.append(of_cell)
+        slots.append(slot)
+        for start in range(0, len(of_cell), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            states = hidden[:, rows]  # (site, cell, hidden)
+            parts.append(
+                read_layers(
+                    model,
+                    states[where.to(hidden.device)],
+                    groups.rows(of_cell[rows]),
+                    layers=tuple(range(len(where))),
+                    top_k=top_k,
+                    reference=states[-1] if reference else None,
+                    inverted=inverted,
+                )
+            )
+    cells = LensResult.concatenate(parts).select(layer=range(len(read)))
+    arrays, leading = arranged(cells.arrays(), encoded, torch.cat(examples).numpy(), torch.cat(slots).numpy())
+    coordinates = {**leading, **_site_axis(chosen)}
+    return LensResult(coordinates=coordinates, group_names=encoded.group_names, **arrays)
+
+
+def _site_axis(sites: Sequence[Site]) -> dict[str, list[Coordinate]]:
+    """The axis along which sites stand: their layers, where that is all that tells them apart."""
+    if len({site.kind for site in sites}) == 1 and all(site.layer is not None and site.head is None for site in sites):
+        return {"layer": [site.layer for site in sites if site.layer is not None]}
+    return {"site": [str(site) for site in sites]}

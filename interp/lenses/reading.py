@@ -43,6 +43,7 @@ def read_layers(
     top_k: int,
     reference: Tensor | None,
     baseline: Floats | None = None,
+    inverted: bool = False,
 ) -> LensResult:
     """Read one batch of hidden states out through the model's own tail, all layers at once.
 
@@ -57,26 +58,27 @@ def read_layers(
         reference: (row, hidden_size), the residual stream after the model's last layer at the source position, which
             gives p_model; None: not known.
         baseline: goes into the result as it is.
+        inverted: turn the sign after the final norm (of `hidden`, not of `reference`).
 
     Returns:
         The result for these rows.
     """
     last, rows = len(layers) - 1, hidden.shape[1]
     # Often p_model is what the last layer says: then it is read once.
-    source = last if reference is None or _same(reference, hidden[last]) else last + 1
-    if source > last:
-        assert reference is not None
+    known = reference is not None and not inverted and _same(reference, hidden[last])
+    if reference is not None and not (known or inverted):
         hidden = torch.cat([hidden, reference[None].to(hidden.device)])
-    reduced = reduce_hidden(model, hidden, groups, top_k, kl_reference=last)
+    reduced = reduce_hidden(model, hidden, groups, top_k, kl_reference=last, inverted=inverted)
     read = reduced[: last + 1]
     assert read.kl is not None
     if reference is None:
         surprisal, model_top_id = torch.full((len(layers), rows), torch.nan), torch.full((rows,), -1, dtype=torch.int32)
     else:
-        model_top_id = reduced.top_ids[source, :, 0]
-        surprisal = _surprisal(model, reference, read.top_ids[..., 0], reduced[source])
+        source = reduce_hidden(model, reference, groups, 1) if inverted else reduced[last if known else last + 1]
+        model_top_id = source.top_ids[:, 0]
+        surprisal = _surprisal(model, reference, read.top_ids[..., 0], source)
     return LensResult(
-        layers=layers,
+        coordinates={"example": range(rows), "layer": layers},
         log_prob=_by_row(read.log_prob),
         rank=_by_row(read.rank),
         top_ids=_by_row(read.top_ids),

@@ -1,39 +1,60 @@
-"""What a lens returns."""
+"""What a lens returns: arrays with named axes, as a table, a figure or a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LensResult"]
+from interp.errors import InterpError, nearest
+from interp.lenses.axes import Coordinate, Coordinates, NamedArrays
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["FigureKind", "Floats", "Integers", "LensResult", "Quantity"]
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
+Table = Literal["groups", "top", "distribution"]
+FigureKind = Literal["curves", "heat_map", "tokens"]
+Quantity = Literal["probability", "log_prob", "rank", "entropy", "kl", "surprisal"]
 
 
-@dataclass(frozen=True)
-class LensResult:
-    """One lens over some examples and layers. All logarithms are natural (nats), all floats float32.
+@dataclass(frozen=True, eq=False, repr=False)
+class LensResult(NamedArrays):
+    """One lens over some examples. All logarithms are natural (nats), all floats float32.
+
+    The leading axes, `...` below, are `example` and those that the lens has: `layer`; `position` and `layer`;
+    `source_layer` and `target_layer`; `site`; `window` and `block`. Where an example has no such position, floats are
+    NaN and integers -1.
 
     Arguments:
-        layers: the layers, ascending: what the axis `layer` stands for.
-        log_prob: (example, layer, group), log of the summed probability of a group's distinct tokens; NaN: empty group.
-        rank: (example, layer, group), how many tokens stand above the group's best one; -1: empty group.
-        top_ids: (example, layer, k), the most probable tokens, best first.
-        top_log_prob: (example, layer, k), their log-probabilities.
-        entropy: (example, layer).
-        kl: (example, layer), KL(the lens at the last of `layers` || the lens at this layer).
-        surprisal: (example, layer), -ln p_model(the lens's most probable token), where p_model is what the model itself
-            says at the source position (Ghandeharioun et al. 2024); NaN where that is not known.
-        model_top_id: (example,), the most probable token of p_model; -1 where it is not known.
+        coordinates: the leading axes in order -> what stands along each, e.g. `{"example": range(8), "layer": layers}`.
+        log_prob: (..., group), log of the summed probability of a group's distinct tokens; NaN: empty group.
+        rank: (..., group), how many tokens stand above the group's best one; -1: empty group.
+        top_ids: (..., k), the most probable tokens, best first.
+        top_log_prob: (..., k), their log-probabilities.
+        entropy: (...).
+        kl: (...), KL(the lens at the last layer || the lens here); each lens says what it compares with.
+        surprisal: (...), -ln p_model(the lens's most probable token), where p_model is what the model itself says at
+            the source position (Ghandeharioun et al. 2024); NaN where that is not known.
+        model_top_id: (example,) or (example, position), the most probable token of p_model; -1 where it is not known.
         baseline: (example, group), log-probability of the groups after the unpatched target prompt; None for a lens
             that has no target prompt.
+        group_names: names along the axis `group`; left empty, they are numbers.
+
+    Raises:
+        InterpError: an array whose shape does not fit the coordinates.
     """
 
-    layers: tuple[int, ...]
+    coordinates: Coordinates  # type: ignore[assignment]  # given as any sequences, kept as tuples
     log_prob: Floats
     rank: Integers
     top_ids: Integers
@@ -43,20 +64,112 @@ class LensResult:
     surprisal: Floats
     model_top_id: Integers
     baseline: Floats | None = None
+    group_names: tuple[str, ...] = ()
 
-    def arrays(self) -> dict[str, Floats | Integers]:
-        """The arrays by name, without those that this lens does not have."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layers"}
-        return {name: value for name, value in values.items() if value is not None}
+    ARRAYS: ClassVar[Mapping[str, tuple[tuple[str, ...], type]]] = {
+        "log_prob": (("...", "group"), np.float32),
+        "rank": (("...", "group"), np.int32),
+        "top_ids": (("...", "top"), np.int32),
+        "top_log_prob": (("...", "top"), np.float32),
+        "entropy": (("...",), np.float32),
+        "kl": (("...",), np.float32),
+        "surprisal": (("...",), np.float32),
+        "model_top_id": (("prompt",), np.int32),
+        "baseline": (("example", "group"), np.float32),
+    }
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[LensResult], order: Sequence[int] | None = None) -> LensResult:
-        """Put results over different examples of the same lens together.
+    def to_frame(self, table: Table = "groups", *, tokenizer: PreTrainedTokenizerBase | None = None) -> pd.DataFrame:
+        """The result as a tidy table: one observation a row, a column for each leading axis.
 
         Arguments:
-            parts: at least one result.
-            order: for each example of the parts, in turn, its place in the whole; None: as they come.
+            table: `groups`: a row for each group, with `log_prob`, `probability`, `rank` and, where there is a
+                baseline, `baseline_log_prob`. `top`: a row for each top token, with `place` (0: the best), `token_id`,
+                `log_prob`, `probability`. `distribution`: `entropy`, `kl`, `surprisal`, `top_id`, `model_top_id`.
+            tokenizer: adds the text of tokens, `token`, to `top`.
+
+        Returns:
+            The table, logarithms in nats; without rows for positions that an example does not have.
+
+        Raises:
+            InterpError: no such table.
         """
-        rows = np.arange(sum(len(part.model_top_id) for part in parts)) if order is None else np.argsort(order)
-        whole = {name: np.concatenate([part.arrays()[name] for part in parts])[rows] for name in parts[0].arrays()}
-        return cls(parts[0].layers, **whole)
+        import pandas as pd
+
+        if table not in get_args(Table):
+            raise InterpError(f"expected a table, got {table!r}.{nearest(table, get_args(Table))}")
+        own: dict[str, Sequence[Coordinate]] = {
+            "groups": {"group": self.group_names},
+            "top": {"place": range(self.top_ids.shape[-1])},
+            "distribution": {},
+        }[table]  # type: ignore[assignment]
+        axes = {**self.coordinates, **own}
+        shape = tuple(len(values) for values in axes.values())
+        frame = pd.MultiIndex.from_product(list(axes.values()), names=list(axes)).to_frame(index=False)
+        columns: dict[str, NDArray] = {}
+        if table == "groups":
+            columns = {"log_prob": self.log_prob, "probability": np.exp(self.log_prob), "rank": self.rank}
+            if self.baseline is not None:
+                columns["baseline_log_prob"] = self._spread(self.baseline, ("example", "group"), (*self.axes, "group"))
+        elif table == "top":
+            columns = {"token_id": self.top_ids, "log_prob": self.top_log_prob}
+            columns["probability"] = np.exp(self.top_log_prob)
+        else:
+            columns = {"entropy": self.entropy, "kl": self.kl, "surprisal": self.surprisal}
+            columns["top_id"] = self.top_ids[..., 0]
+            columns["model_top_id"] = self._spread(self.model_top_id, self.axes_of("model_top_id"), self.axes)
+        for name, values in columns.items():
+            frame[name] = np.broadcast_to(values, shape).ravel()
+        if tokenizer is not None and table == "top":
+            from interp.model.tokens import token_text
+
+            texts = {token: token_text(tokenizer, int(token)) for token in np.unique(self.top_ids) if token >= 0}
+            frame.insert(list(frame.columns).index("log_prob"), "token", frame["token_id"].map(texts))
+        read = self.top_ids[..., 0] >= 0
+        there = np.broadcast_to(read.reshape(read.shape + (1,) * len(own)), shape).ravel()
+        return frame[there].reset_index(drop=True)
+
+    def _spread(self, values: NDArray, axes: Sequence[str], over: Sequence[str]) -> NDArray:
+        """An array with axes of length one for those of `over` that it has not."""
+        return values.reshape(tuple(values.shape[axes.index(axis)] if axis in axes else 1 for axis in over))
+
+    def plot(
+        self,
+        kind: FigureKind | None = None,
+        *,
+        quantity: Quantity = "probability",
+        groups: Sequence[str] | None = None,
+        example: Coordinate | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        position_names: Sequence[str] | None = None,
+        confidence: float = 0.95,
+        title: str | None = None,
+    ) -> Figure:
+        """A plotly figure.
+
+        Arguments:
+            kind: `curves`: mean of each group over examples along the one axis beside `example`, with a confidence
+                band; `heat_map`: the mean over the two axes beside `example`, a map for each group; `tokens`: the most
+                probable token of one example at every layer (and position). None: by the number of axes.
+            quantity: what curves and heat maps show: a group's `probability`, `log_prob` or `rank`, or `entropy`, `kl`
+                or `surprisal`; nats.
+            groups: which, in order; None: all.
+            example: the example that is shown; None: the mean of all, and the first for `tokens`.
+            tokenizer: what tokens are called by; None: their ids.
+            position_names: what stands along the axis `position` in place of its coordinates, such as a prompt's
+                tokens.
+            confidence: of the band, mean -+ z std / sqrt(n) with the normal quantile z.
+            title: above the figure.
+
+        Returns:
+            A figure; `.show()` opens it, `.write_html(path)` writes a page.
+
+        Raises:
+            ImportError: plotly is not installed.
+            InterpError: more axes than the figure has (`select` first), or no such group or example.
+        """
+        # Not a plain import: what draws is no part of what computes a result, for whoever follows imports (DVC).
+        display: Any = import_module("interp.display")
+        return display.lens_figure(
+            self, kind, quantity=quantity, groups=groups, example=example, tokenizer=tokenizer,
+            position_names=position_names, confidence=confidence, title=title,
+        )  # fmt: skip

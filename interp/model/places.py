@@ -219,7 +219,7 @@ class HeadOutPlace:
     added: AddedPlace
 
     def read(self) -> Tensor:
-        return self._heads(self.z.read())
+        return self.heads(self.z.read())
 
     def read_bias(self) -> Tensor:
         """What attention adds when every head gives zero: the bias of its projection, on its way to the stream."""
@@ -227,11 +227,11 @@ class HeadOutPlace:
         return self._on_its_way(self.projection(torch.zeros_like(z)), z)
 
     def write(self, value: Tensor) -> None:
-        heads = self._heads(self.z.read())
+        heads = self.heads(self.z.read())
         new = fitted(value, heads, self.z.projection.name)
         self.added.write(self.added.read() + (new - heads).sum(dim=-2))
 
-    def _heads(self, z: Tensor) -> Tensor:
+    def heads(self, z: Tensor) -> Tensor:
         """Each head alone through the projection, minus the bias, and on to the residual stream."""
         heads, width = z.shape[-2:]
         apart = torch.eye(heads, dtype=z.dtype, device=z.device)[:, :, None] * z[:, :, None]  # b, p, head, head, width

@@ -20,12 +20,14 @@ class Tail:
 
     Arguments:
         paths: the modules, in order.
+        norm: the first of them, where that is the final norm; None: the model has none.
         scale: what the head's output is multiplied by; None: nothing.
         divisor: what it is divided by; None: nothing.
         softcap: c of c tanh(logits / c); None: no cap.
     """
 
     paths: tuple[str, ...]
+    norm: str | None
     scale: float | None
     divisor: float | None
     softcap: float | None
@@ -37,19 +39,21 @@ class Tail:
         between = tuple(path for path in architecture.before_head if submodule(module, path) is not None)
         return cls(
             (*norm, *between, architecture.head),
+            architecture.final_norm,
             _number(config, architecture.logit_scale),
             _number(config, architecture.logit_divisor),
             _number(config, architecture.softcap),
         )
 
-    def __call__(self, hidden: Tensor, modules: Callable[[str], Any]) -> Tensor:
+    def __call__(self, hidden: Tensor, modules: Callable[[str], Any], *, negate: bool = False) -> Tensor:
         """Logits of hidden states.
 
         Arguments:
             hidden: (..., hidden), on the device and in the dtype of the first module.
             modules: path -> what is called.
+            negate: turn the sign of what the final norm gives, or of `hidden` where there is none.
         """
-        hidden = modules(self.paths[-1])(self.before_head(hidden, modules))
+        hidden = modules(self.paths[-1])(self.before_head(hidden, modules, negate=negate))
         if self.scale is not None:
             hidden = hidden * self.scale
         if self.divisor is not None:
@@ -58,10 +62,14 @@ class Tail:
             hidden = torch.tanh(hidden / self.softcap) * self.softcap
         return hidden
 
-    def before_head(self, hidden: Tensor, modules: Callable[[str], Any]) -> Tensor:
+    def before_head(self, hidden: Tensor, modules: Callable[[str], Any], *, negate: bool = False) -> Tensor:
         """What the head receives; arguments as of a call."""
+        if negate and self.norm is None:
+            hidden = -hidden
         for path in self.paths[:-1]:
             hidden = modules(path)(hidden)
+            if negate and path == self.norm:
+                hidden = -hidden
         return hidden
 
     def finish_(self, logits: Tensor) -> Tensor:

@@ -67,8 +67,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     attention_access: AttentionAccess
     fed: Fed
     trace_memory: dict[Any, Tensor]
-    walk_fits: bool | None  # whether `interp.forward.walk` fits the family; None: not known yet
     shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
+    verdicts: dict[str, bool]  # what was found out of the family by small cases (`interp.forward.verdicts`)
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -170,7 +170,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             self.repo_id, self.revision = str(model), revision
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
-        self.fed, self.trace_memory, self.walk_fits, self.shares_prefix = Fed(), {}, None, False
+        self.fed, self.trace_memory, self.shares_prefix, self.verdicts = Fed(), {}, False, {}
         self._choose(found, config, rename_config, verify=verify)
 
     def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:
@@ -356,7 +356,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
     # Readout ------------------------------------------------------------------------------------------------------
 
-    def readout(self, hidden: Tensor) -> Tensor:
+    def readout(self, hidden: Tensor, *, negate: bool = False) -> Tensor:
         """From a residual stream to the vocabulary through the model's own tail: norm, head, scale, softcap.
 
         Plain torch under the caller's grad mode; inside a trace the modules are called without being taken for the
@@ -364,6 +364,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
         Arguments:
             hidden: (..., hidden), moved to the device and dtype of the model's last norm.
+            negate: turn the sign after the norm: which tokens the direction speaks against.
 
         Returns:
             Logits (..., vocabulary), on the device of the head.
@@ -371,13 +372,16 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         Raises:
             InterpError: the last axis is not `hidden_size`.
         """
-        hidden = self._for_tail(hidden)
+        hidden = self.tail_input(hidden)
         if self.interleaver.interleaving:
-            return self.tail(hidden, self.get)
-        return self.tail(hidden, self._module.get_submodule)
+            return self.tail(hidden, self.get, negate=negate)
+        return self.tail(hidden, self._module.get_submodule, negate=negate)
 
-    def readout_parts(self) -> ReadoutParts | None:
+    def readout_parts(self, *, negate: bool = False) -> ReadoutParts | None:
         """The readout with its head as a matrix, for logits of some tokens alone; as it is now, to be asked for anew.
+
+        Arguments:
+            negate: as in `readout`.
 
         Returns:
             None where the head is more than a matrix in memory (quantized, offloaded, hooked, adapted), or a trace
@@ -390,12 +394,13 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
         @torch.no_grad()
         def states(hidden: Tensor) -> Tensor:
-            hidden = self.tail.before_head(self._for_tail(hidden), self._module.get_submodule)
+            hidden = self.tail.before_head(self.tail_input(hidden), self._module.get_submodule, negate=negate)
             return hidden.to(device=weight.device)
 
         return ReadoutParts(states, weight, bias, self.tail)
 
-    def _for_tail(self, hidden: Tensor) -> Tensor:
+    def tail_input(self, hidden: Tensor) -> Tensor:
+        """A hidden state on the device and in the dtype in which the tail's first module takes it."""
         if hidden.shape[-1:] != (self.hidden_size,):
             raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
         first = self.get(self.tail.paths[0])._module

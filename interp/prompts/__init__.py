@@ -22,10 +22,12 @@ from interp.prompts.repeat import repeat_prompt
 
 if TYPE_CHECKING:
     from interp.prompts.chat import chat_prompt
+    from interp.prompts.named_targets import TARGET_NAMES, as_target_prompt
     from interp.prompts.patchscopes import (
         ATTRIBUTES,
         attribute_prompt,
         entity_description_prompt,
+        few_shot_prompt,
         token_identity_prompt,
     )
     from interp.prompts.repeat_chat import repeat_chat_prompt
@@ -45,6 +47,7 @@ __all__ = [
     "IDENTITY_PROMPTS",
     "LANGUAGE_NAMES",
     "POLICIES",
+    "TARGET_NAMES",
     "AnswerTokens",
     "Collision",
     "Encoded",
@@ -56,12 +59,14 @@ __all__ = [
     "TargetPromptBatch",
     "Template",
     "answer_tokens",
+    "as_target_prompt",
     "attribute_prompt",
     "chat_prompt",
     "cloze_prompt",
     "definition_prompt",
     "encode",
     "entity_description_prompt",
+    "few_shot_prompt",
     "identity_prompt",
     "repeat_chat_prompt",
     "repeat_prompt",
@@ -73,7 +78,14 @@ __all__ = [
 
 _HOMES = {
     "chat": ("chat_prompt",),
-    "patchscopes": ("ATTRIBUTES", "attribute_prompt", "entity_description_prompt", "token_identity_prompt"),
+    "named_targets": ("TARGET_NAMES", "as_target_prompt"),
+    "patchscopes": (
+        "ATTRIBUTES",
+        "attribute_prompt",
+        "entity_description_prompt",
+        "few_shot_prompt",
+        "token_identity_prompt",
+    ),
     "repeat_chat": ("repeat_chat_prompt",),
     "shared": ("SharedPrefix", "shared_prefixes"),
     "target_prompt": ("ResolvedTargets", "TargetPrompt", "TargetPromptBatch"),

@@ -16,6 +16,7 @@ __all__ = [
     "DESCRIBED_ENTITIES",
     "attribute_prompt",
     "entity_description_prompt",
+    "few_shot_prompt",
     "token_identity_prompt",
 ]
 
@@ -70,6 +71,27 @@ def token_identity_prompt(words: Sequence[str] = ("cat", "1135", "hello"), place
     return repeat_prompt(words, " -> ", "\n", placeholder)
 
 
+def few_shot_prompt(
+    examples: Sequence[tuple[str, str]], relation: str = ": ", separator: str = "\n", placeholder: str = "x"
+) -> Prompt:
+    """Examples of what a model should say of the placeholder, which stands last.
+
+    Arguments:
+        examples: (what is asked of, what is said of it).
+        relation: between the two.
+        separator: between examples.
+        placeholder: what is replaced.
+
+    Returns:
+        The prompt, with the span `placeholder`.
+
+    Raises:
+        InterpError: the placeholder is blank.
+    """
+    before = "".join(f"{asked}{relation}{said}{separator}" for asked, said in examples)
+    return _ending(before, placeholder, "placeholder")
+
+
 def entity_description_prompt(
     described: Sequence[tuple[str, str]] = DESCRIBED_ENTITIES, placeholder: str = "x"
 ) -> Prompt:
@@ -85,8 +107,7 @@ def entity_description_prompt(
     Raises:
         InterpError: the placeholder is blank.
     """
-    before = "".join(f"{entity}: {description}, " for entity, description in described)
-    return _ending(before, placeholder, "placeholder")
+    return few_shot_prompt(described, ": ", ", ", placeholder)
 
 
 def attribute_prompt(relation: str, subject: str = "x") -> Prompt:

@@ -32,6 +32,7 @@ def reduce_hidden(
     kl_reference: int | Tensor | None = None,
     kl_log_probs: Tensor | None = None,
     masses: Tensor | None = None,
+    inverted: bool = False,
 ) -> Reduced:
     """Read hidden states through the model's own readout, in chunks of the vocabulary: no row's logits exist at once.
 
@@ -50,6 +51,7 @@ def reduce_hidden(
         kl_log_probs: instead of it: (row, vocabulary) log-probabilities p (nats).
         masses: (sets, vocabulary) bool, sets of tokens whose probability is summed for every row, `log_mass`. What is
             improbable by more than 87 nats against the row's best token counts nothing there.
+        inverted: turn the sign after the final norm: which tokens a state speaks against.
 
     Returns:
         The reduced rows, (row, ...) or (layer, row, ...) as `hidden`, on the device of the head.
@@ -66,9 +68,9 @@ def reduce_hidden(
     layered = hidden if hidden.dim() == 3 else hidden[None]
     _check_reference(layered, model.vocab_size, kl_reference, kl_log_probs)
     groups = groups_of(groups, layered.shape[1], model.vocab_size)
-    parts = model.readout_parts()
+    parts = model.readout_parts(negate=inverted)
     if parts is None:
-        reduced = _whole(model, layered, groups, top_k, kl_reference, kl_log_probs, masses)
+        reduced = _whole(model, layered, groups, top_k, kl_reference, kl_log_probs, masses, inverted)
     else:
         reduced = _chunked(parts, layered, groups, top_k, kl_reference, kl_log_probs, masses)
     return reduced.swapped() if hidden.dim() == 3 else reduced[:, 0]
@@ -176,6 +178,7 @@ def _whole(
     kl_reference: int | Tensor | None,
     kl_log_probs: Tensor | None,
     masses: Tensor | None,
+    inverted: bool,
 ) -> Reduced:
     """The same by whole logits: of some rows of one layer at a time, and of the reference."""
 
@@ -185,9 +188,10 @@ def _whole(
             reference = GivenLogits(kl_log_probs[chosen])
         elif kl_reference is not None:
             states = kl_reference if isinstance(kl_reference, Tensor) else hidden[kl_reference]
-            reference = GivenLogits(model.readout(states[chosen]))
+            reference = GivenLogits(model.readout(states[chosen], negate=inverted))
         found = [
-            _read_whole(model.readout(layer[chosen]), groups.rows(chosen), top_k, reference, masses) for layer in hidden
+            _read_whole(model.readout(layer[chosen], negate=inverted), groups.rows(chosen), top_k, reference, masses)
+            for layer in hidden
         ]
         reduced, broken = zip(*found, strict=True)
         return Reduced.concatenate(reduced, dim=1), torch.cat(broken, dim=1)

@@ -15,14 +15,17 @@ class CollectConfig:
     Arguments:
         sites: sites (`interp.sites`), e.g. `resid_post.*`, `attn_out.3-5`.
         positions: token positions (`interp.positions`), e.g. `last`, `query.last`.
-        batch_size: prompts in a forward pass at most.
+        batch_tokens: tokens in a forward pass at most, padding included; null: what suits the device. Halved where
+            memory runs out.
+        share_prefixes: compute the tokens that prompts begin with alike (few-shot headers, chat templates) once.
         dtype: `model` keeps the model's own, else `float32`, `bfloat16`, `float16`.
         block_size: prompts in a shard of the store, the unit in which collecting resumes.
     """
 
     sites: list[str] = field(default_factory=lambda: ["resid_post.*"])
     positions: list[str] = field(default_factory=lambda: ["last", "query.last"])
-    batch_size: int = 32
+    batch_tokens: int | None = None
+    share_prefixes: bool = True
     dtype: str = "model"
     block_size: int = 64
 

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.model import ModelConfig
 from pipeline.config.paths import HUB_DATASET, HUB_MODEL, PROMPT_FILES, located
-from pipeline.config.task import ClozeConfig, NextTokenConfig, TaskConfig, TranslationConfig
+from pipeline.config.task import AttributeExtractionConfig, ClozeConfig, NextTokenConfig, TaskConfig, TranslationConfig
 from pipeline.demo.lexicon import load_lexicon
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -98,8 +98,10 @@ def check_task(task: TaskConfig) -> None:
         _check_translation(task)
     elif isinstance(task, ClozeConfig):
         _check_cloze(task)
-    else:
+    elif isinstance(task, NextTokenConfig):
         _check_next_token(task)
+    else:
+        _check_attribute_extraction(task)
 
 
 def _check_translation(task: TranslationConfig) -> None:
@@ -120,10 +122,12 @@ def _check_translation(task: TranslationConfig) -> None:
         _check_language(where, code, known, task.lexicon)
     _check_different("task.source_languages", task.source_languages)
     _check_different("task.latent_languages", task.latent_languages)
-    if task.target_language in task.source_languages:
+    repetition = task.source_languages == [task.target_language] and task.patch_into is None  # Wendler et al. 2024
+    if task.target_language in task.source_languages and not repetition:
         raise ConfigError(
             f"task.target_language: {task.target_language!r} is also one of task.source_languages "
-            f"({', '.join(task.source_languages)}). Translation needs two languages: change one of the two."
+            f"({', '.join(task.source_languages)}). Translation needs two languages, or, to repeat a word, that one "
+            "source language and task.patch_into=null."
         )
     if task.patch_into is not None and task.patch_into.source_language == task.patch_into.target_language:
         raise ConfigError(
@@ -185,19 +189,33 @@ def _check_next_token(task: NextTokenConfig) -> None:
         if not HUB_ID.fullmatch(task.source):
             raise ConfigError(f"task.source: expected a dataset's hub id or a file, got {task.source!r}.")
         return
-    path = located(task.source)
-    if path.suffix not in PROMPT_FILES:
-        raise ConfigError(f"task.source: expected a file that ends in {', '.join(PROMPT_FILES)}, got {task.source!r}.")
-    if not path.is_file():
-        raise ConfigError(f"task.source: expected a file with prompts at {path}, found none. Check the path.")
-    columns = _columns(path)
     asked = [("task.prompt_column", task.prompt_column)]
     asked += [(f"task.target_columns[{i}]", name) for i, name in enumerate(task.target_columns)]
     asked += [(f"task.label_columns[{i}]", name) for i, name in enumerate(task.label_columns)]
+    _check_columns(task.source, asked)
+    _check_different("task.target_columns", task.target_columns)
+
+
+def _check_attribute_extraction(task: AttributeExtractionConfig) -> None:
+    if not task.placeholder.strip():
+        raise ConfigError(f"task.placeholder: expected a word, got {task.placeholder!r}.")
+    columns = ("prompt_column", "subject_column", "target_column", "answer_column")
+    asked = [(f"task.{column}", str(getattr(task, column))) for column in columns]
+    asked += [(f"task.label_columns[{i}]", name) for i, name in enumerate(task.label_columns)]
+    _check_columns(task.source, asked)
+
+
+def _check_columns(source: str, asked: list[tuple[str, str]]) -> None:
+    """Check that a file has the columns that settings name."""
+    path = located(source)
+    if path.suffix not in PROMPT_FILES:
+        raise ConfigError(f"task.source: expected a file that ends in {', '.join(PROMPT_FILES)}, got {source!r}.")
+    if not path.is_file():
+        raise ConfigError(f"task.source: expected a file with prompts at {path}, found none. Check the path.")
+    columns = _columns(path)
     for where, name in asked:
         if name not in columns:
             raise ConfigError(f"{where}: {path} has no column {name!r}.{nearest(name, columns)}")
-    _check_different("task.target_columns", task.target_columns)
 
 
 def _columns(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config.base import ConfigError, load_section, nearest, section_from
@@ -17,6 +17,7 @@ class LogitLensConfig:
         site: kind of site that is read; it must be among `collect.sites`.
         position: which of `collect.positions` is read.
         layers: layers, `*` or a range such as `3-5` or a list such as `0,2,7`.
+        inverted: turn the sign after the final norm, which shows the tokens that a state speaks against.
         top_k: how many top tokens are kept.
         batch_size: rows that are read out at once.
     """
@@ -25,43 +26,229 @@ class LogitLensConfig:
     site: str = "resid_post"
     position: str = "last"
     layers: str = "*"
+    inverted: bool = False
     top_k: int = 5
     batch_size: int = 256
 
 
 @dataclass(frozen=True)
-class PatchscopeConfig:
-    """Patchscope (Ghandeharioun et al. 2024): activations of a source prompt written into a target prompt's run.
+class TunedLensConfig:
+    """Tuned lens (Belrose et al. 2023): as the logit lens, after a translator that each layer has learned.
+
+    It reads the residual stream after layers; its translators come from the section `tune`.
 
     Arguments:
-        kind: `patchscope`.
-        site: kind of site that is patched; it must be among `collect.sites`.
+        kind: `tuned_lens`.
+        position: which of `collect.positions` is read.
+        layers: layers, as in `LogitLensConfig`.
+        top_k: how many top tokens are kept.
+        batch_size: rows that are translated and read out at once.
+    """
+
+    kind: str = "tuned_lens"
+    position: str = "last"
+    layers: str = "*"
+    top_k: int = 5
+    batch_size: int = 256
+
+
+@dataclass(frozen=True)
+class IntoTarget:
+    """What all lenses share that write activations of a source prompt into a target prompt's run.
+
+    Arguments:
+        kind: of the lens.
         source_position: which of `collect.positions` gives the activation.
         target: `task` patches into the task's own target prompts (`task.patch_into`), `identity` into `target_prompt`.
         target_prompt: for `identity`: a name that `interp.prompts` knows (`king`, `cat`, ...) or the prompt's own text.
         target_position: position in the target prompt that is written: `last`, `query.last`, an integer.
-        patch: `one_layer` patches layer j only, `from_layer` layers j, j+1, ..., last.
         sources: `first` takes the first source language, `mean` the mean over all of them.
-        layers: layers, as in `LogitLensConfig`.
-        top_k: how many top tokens are kept.
         batch_size: target prompts in a forward pass at most.
     """
 
     kind: str = "patchscope"
-    site: str = "resid_post"
     source_position: str = "last"
     target: str = "task"
     target_prompt: str = "king"
     target_position: str = "last"
-    patch: str = "one_layer"
     sources: str = "first"
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class PatchscopeConfig(IntoTarget):
+    """Patchscope (Ghandeharioun et al. 2024): activations of a source prompt written into a target prompt's run.
+
+    Arguments:
+        kind: `patchscope`.
+        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`.
+        site: kind of site that is patched; it must be among `collect.sites`.
+        patch: `one_layer` patches layer j only, `from_layer` layers j, j+1, ..., last.
+        layers: layers, as in `LogitLensConfig`.
+        top_k: how many top tokens are kept.
+    """
+
+    kind: str = "patchscope"
+    site: str = "resid_post"
+    patch: str = "one_layer"
     layers: str = "*"
+    top_k: int = 5
+
+
+@dataclass(frozen=True)
+class PatchscopeGridConfig(IntoTarget):
+    """Patchscope grid (Ghandeharioun et al. 2024): the residual stream after each source layer, into each target layer.
+
+    Arguments:
+        kind: `patchscope_grid`.
+        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`.
+        source_layers: layers of the source prompt that are read, as in `LogitLensConfig`.
+        target_layers: layers of the target prompt that are written.
+        top_k: how many top tokens are kept in every cell.
+    """
+
+    kind: str = "patchscope_grid"
+    source_layers: str = "*"
+    target_layers: str = "*"
+    top_k: int = 1
+
+
+@dataclass(frozen=True)
+class PatchscopeGenerateConfig(IntoTarget):
+    """Patchscope generation (Ghandeharioun et al. 2024): tokens generated from a patched run, for each layer.
+
+    Arguments:
+        kind: `patchscope_generate`.
+        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`.
+        patch: `one_layer` or `from_layer`, as in `PatchscopeConfig`.
+        layers: layers, as in `LogitLensConfig`.
+        max_new_tokens: how many tokens are generated at most; fewer where the model ends its text.
+        temperature: 0 takes the most probable token (greedy); above 0 tokens are drawn at that temperature.
+        seed: of the draws.
+    """
+
+    kind: str = "patchscope_generate"
+    patch: str = "one_layer"
+    layers: str = "*"
+    max_new_tokens: int = 20
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AttentionObjectConfig(IntoTarget):
+    """Attention-object lens (nnterp): what attention receives at a token, replaced in a window of layers.
+
+    Arguments:
+        kind: `attention_object`.
+        source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`; what is
+            read and written is `attn_in`, which must be among `collect.sites`.
+        layers: first layers of the windows, as in `LogitLensConfig`.
+        window: layers in a window, fewer at the model's end; null: all up to the last.
+        top_k: how many top tokens are kept.
+    """
+
+    kind: str = "attention_object"
+    layers: str = "*"
+    window: int | None = 5
+    top_k: int = 5
+
+
+@dataclass(frozen=True)
+class KnockoutConfig:
+    """Attention knock-out (Geva et al. 2023): which positions does the answer need, by window of layers?
+
+    Arguments:
+        kind: `knockout`.
+        blocks: sets of tokens that are not looked at, one run each (`pipeline.config.blocks`): positions such as
+            `first` or `query.all`, and `before_query`, `after_query` for all tokens before and after a span.
+        query_position: the token that may not look at them; the answer is read after the last one.
+        layers: where the windows are, as in `LogitLensConfig`.
+        window: layers in a window, fewer at the model's ends; null: all up to the last.
+        centred: whether `layers` are the middles of the windows, as in Geva et al., or their first layers.
+        top_k: how many top tokens are kept.
+        batch_size: prompts in a forward pass at most.
+    """
+
+    kind: str = "knockout"
+    blocks: list[str] = field(default_factory=lambda: ["first", "query.all", "before_query"])
+    query_position: str = "last"
+    layers: str = "*"
+    window: int | None = 5
+    centred: bool = False
     top_k: int = 5
     batch_size: int = 64
 
 
-LensConfig = LogitLensConfig | PatchscopeConfig
-LENSES: dict[str, type[LensConfig]] = {"logit_lens": LogitLensConfig, "patchscope": PatchscopeConfig}
+PatchedConfig = PatchscopeConfig | PatchscopeGridConfig | PatchscopeGenerateConfig | AttentionObjectConfig
+LensConfig = LogitLensConfig | TunedLensConfig | PatchedConfig | KnockoutConfig
+LENSES: dict[str, type[LensConfig]] = {
+    "logit_lens": LogitLensConfig,
+    "tuned_lens": TunedLensConfig,
+    "patchscope": PatchscopeConfig,
+    "patchscope_grid": PatchscopeGridConfig,
+    "patchscope_generate": PatchscopeGenerateConfig,
+    "attention_object": AttentionObjectConfig,
+    "knockout": KnockoutConfig,
+}
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The collected hidden states that a lens needs, and under which of its options it names them.
+
+    Arguments:
+        site: kind of site.
+        position: a position.
+        position_option: option that names the position.
+        layers: layers, `*` or a range or a list.
+        layers_option: option that names the layers.
+        window: layers that are needed from each of `layers` on; None: all up to the model's last.
+        why: what needs more than one layer, for messages.
+        site_option: option that names the site; empty: the lens has none.
+    """
+
+    site: str
+    position: str
+    position_option: str
+    layers: str
+    layers_option: str = "layers"
+    window: int | None = 1
+    why: str = ""
+    site_option: str = ""
+
+    def needed(self, layers: list[int], num_layers: int) -> list[int]:
+        """The layers whose states are read, ascending.
+
+        Arguments:
+            layers: the layers that the option names, ascending.
+            num_layers: of the model.
+        """
+        window = num_layers if self.window is None else self.window
+        return sorted({layer for first in layers for layer in range(first, min(first + window, num_layers))})
+
+
+def reads_of(lens: LensConfig) -> Reads | None:
+    """What a lens needs of `activations.zarr`; None: nothing."""
+    if isinstance(lens, KnockoutConfig):
+        return None
+    if isinstance(lens, LogitLensConfig):
+        return Reads(lens.site, lens.position, "position", lens.layers, site_option="site")
+    if isinstance(lens, TunedLensConfig):
+        return Reads("resid_post", lens.position, "position", lens.layers)
+    position, option = lens.source_position, "source_position"
+    if isinstance(lens, PatchscopeGridConfig):
+        return Reads("resid_post", position, option, lens.source_layers, "source_layers")
+    if isinstance(lens, AttentionObjectConfig):
+        many = "all" if lens.window is None else "that many"
+        why = f"window: {'null' if lens.window is None else lens.window} writes {many} layers from each on"
+        return Reads("attn_in", position, option, lens.layers, window=lens.window, why=why)
+    window, why = (
+        (None, "patch: from_layer writes every layer from the first on") if lens.patch == "from_layer" else (1, "")
+    )
+    if isinstance(lens, PatchscopeGenerateConfig):
+        return Reads("resid_post", position, option, lens.layers, window=window, why=why)
+    return Reads(lens.site, position, option, lens.layers, window=window, why=why, site_option="site")
 
 
 def lenses_from(values: dict[str, Any]) -> dict[str, LensConfig]:

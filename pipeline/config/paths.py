@@ -18,7 +18,7 @@ PROMPT_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 
 # The key of each kind of task that names its input file.
-TASK_FILES = {"translation": "lexicon", "cloze": "sentences", "next_token": "source"}
+TASK_FILES = {"translation": "lexicon", "cloze": "sentences", "next_token": "source", "attribute_extraction": "source"}
 
 
 def located(path: str) -> Path:
@@ -70,7 +70,8 @@ def localize(values: dict[str, Any], standing: Path) -> dict[str, Any]:
         standing: the folder in which the user stood.
 
     Returns:
-        A copy in which the model's source, the task's file, both `depends_on` and a tracking database are localized.
+        A copy in which the model's source, the task's file, the tuned lens's source, each `depends_on` and a tracking
+        database are localized.
     """
     values = copy.deepcopy(values)
     model, task = values.get("model"), values.get("task")
@@ -79,6 +80,9 @@ def localize(values: dict[str, Any], standing: Path) -> dict[str, Any]:
     if isinstance(task, dict) and task.get("kind") in TASK_FILES:
         hub = HUB_DATASET if task["kind"] == "next_token" else None
         _localize(task, TASK_FILES[task["kind"]], hub, standing)
+    tune = values.get("tune")
+    if isinstance(tune, dict) and tune.get("kind") in ("text", "lens"):
+        _localize(tune, "source", HUB_DATASET if tune["kind"] == "text" else None, standing)
     tracking = values.get("tracking")
     if isinstance(tracking, dict) and (database := RELATIVE_DATABASE.fullmatch(str(tracking.get("uri")))):
         tracking["uri"] = f"sqlite:///{(standing / database[1]).absolute()}"

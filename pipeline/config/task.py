@@ -118,11 +118,44 @@ class NextTokenConfig:
     depends_on: str = MISSING
 
 
-TaskConfig = TranslationConfig | ClozeConfig | NextTokenConfig
+@dataclass(frozen=True)
+class AttributeExtractionConfig:
+    """Attribute extraction (Ghandeharioun et al. 2024): a subject patched into a prompt that asks for an attribute.
+
+    Arguments:
+        kind: `attribute_extraction`.
+        source: a file (`.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`), one subject and attribute a row; the defaults of
+            the columns are those of the files that go with the paper.
+        prompt_column: column that holds the source prompts, texts in which the subject occurs.
+        subject_column: column that holds the subjects; where one occurs more than once, its last occurrence is read.
+        target_column: column that holds the prompts that are patched into.
+        answer_column: column that holds the accepted attributes, a text or a list of texts.
+        placeholder: the word of a target prompt that is written over, at its last occurrence.
+        label_columns: columns kept as labels.
+        max_prompts: how many rows at most, in order; null: all.
+        target_policy: as in `TranslationConfig`.
+        depends_on: the file that the stage depends on.
+    """
+
+    kind: str = "attribute_extraction"
+    source: str = MISSING
+    prompt_column: str = "prompt_source"
+    subject_column: str = "subject"
+    target_column: str = "prompt_target"
+    answer_column: str = "object"
+    placeholder: str = "x"
+    label_columns: list[str] = field(default_factory=list)
+    max_prompts: int | None = None
+    target_policy: str = "first_token"
+    depends_on: str = MISSING
+
+
+TaskConfig = TranslationConfig | ClozeConfig | NextTokenConfig | AttributeExtractionConfig
 TASKS: dict[str, type[TaskConfig]] = {
     "translation": TranslationConfig,
     "cloze": ClozeConfig,
     "next_token": NextTokenConfig,
+    "attribute_extraction": AttributeExtractionConfig,
 }
 
 

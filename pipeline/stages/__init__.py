@@ -1,2 +1,3 @@
-"""The stages of a run: tokenize, collect, lens, evaluate, report. Each reads its config section and its input artifacts
-in the current folder and leaves its output artifact there: `python -m pipeline.stages.NAME` in a run folder."""
+"""The stages of a run: tokenize, collect, tune, lens, evaluate, report. Each reads its config section and its input
+artifacts in the current folder and leaves its output artifact there:
+`python -m pipeline.stages.NAME` in a run folder."""

@@ -11,15 +11,16 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from interp.activations import collect
+from interp.activations import collect_blocks
 from interp.errors import InterpError, nearest
 from interp.model import StandardizedTransformer
 from interp.positions import check_positions
@@ -27,7 +28,7 @@ from interp.sites import Site, parse_sites
 from pipeline.config.collect import CollectConfig, load_collect_config
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.store import load_store_config
-from pipeline.stages.common import code_digest, digest_of, progress, publish, scratch, stage_main
+from pipeline.stages.common import beside, code_digest, digest_of, progress, publish, scratch, stage_main
 from pipeline.stages.loading import load_model
 from pipeline.stages.tokens import Row, load_prompts, prompts_digest
 from pipeline.store.schema import ArraySpec
@@ -44,7 +45,7 @@ def collect_activations() -> dict[str, float]:
     """Collect the activations of the current run folder.
 
     Returns:
-        `tokens` that went through the model in this process, and `model_seconds` that it took.
+        `tokens` of the prompts that were collected in this process, and `model_seconds` that it waited for the model.
     """
     model_config, config, store_config = load_model_config(), load_collect_config(), load_store_config()
     rows = load_prompts()
@@ -67,7 +68,6 @@ def collect_activations() -> dict[str, float]:
         "%d prompts, %d sites, %d positions, %s: %s",
         len(rows), len(sites), len(names), dtype, readable_bytes(total),
     )  # fmt: skip
-    tokens, model_seconds = 0, 0.0
     key = digest_of(attributes, asdict(store_config), code_digest("collect"))
     with scratch("collect", key) as folder:
         writer = StoreWriter(
@@ -85,25 +85,63 @@ def collect_activations() -> dict[str, float]:
             if len(pending) < len(writer.blocks):
                 log.info("going on: %d of %d blocks are done", len(writer.blocks) - len(pending), len(writer.blocks))
             check_space(folder, total * len(pending) // max(1, len(writer.blocks)), store_config.compression)
-            for index in progress(pending, "collect: blocks"):
-                block = writer.blocks[index]
-                input_ids = [rows[row].input_ids for row in block]
-                started = time.perf_counter()
-                values = collect(
-                    model, input_ids, sites, [positions[row] for row in block], batch_size=config.batch_size
-                )
-                model_seconds += time.perf_counter() - started
-                tokens += sum(len(ids) for ids in input_ids)
-                where = positions[block.start : block.stop]
-                writer.write(
-                    index,
-                    {
-                        kind: as_stored(kind, tensor, dtype, where, layers[kind], block.start)
-                        for kind, tensor in values.items()
-                    },
-                )
+            measured = collect_blocks_into(writer, pending, model, sites, rows, positions, layers, config)
             writer.finish()
         publish(folder / ARTIFACT, ARTIFACT)
+    return measured
+
+
+def collect_blocks_into(
+    writer: StoreWriter,
+    pending: Sequence[int],
+    model: StandardizedTransformer,
+    sites: Sequence[Site],
+    rows: Sequence[Row],
+    positions: np.ndarray,
+    layers: Mapping[str, Sequence[int | None]],
+    config: CollectConfig,
+) -> dict[str, float]:
+    """Collect blocks of prompts; while the model runs over one, the one before it is written.
+
+    Arguments:
+        writer: the store.
+        pending: its blocks that are still to be collected.
+        model, sites, rows: of what is collected.
+        positions: (prompt, position), -1 where there is none.
+        layers: the layers of each kind of site.
+        config: the section.
+
+    Returns:
+        As `collect_activations`.
+    """
+    dtype = stored_dtype(config, model.dtype)
+    blocks = [writer.blocks[index] for index in pending]
+    where = [positions[block.start : block.stop] for block in blocks]
+    input_ids = ([rows[row].input_ids for row in block] for block in blocks)
+    values = collect_blocks(
+        model,
+        zip(input_ids, (found.tolist() for found in where), strict=True),
+        sites,
+        batch_tokens=config.batch_tokens,
+        share_prefixes=config.share_prefixes,
+    )
+
+    def write(number: int, collected: Mapping[str, torch.Tensor]) -> None:
+        start = blocks[number].start
+        stored = {
+            kind: as_stored(kind, tensor, dtype, where[number], layers[kind], start)
+            for kind, tensor in collected.items()
+        }
+        writer.write(pending[number], stored)
+
+    tokens, model_seconds = 0, 0.0
+    with beside() as write_beside:
+        for number in progress(range(len(blocks)), "collect: blocks"):
+            started = time.perf_counter()
+            collected = next(values)
+            model_seconds += time.perf_counter() - started
+            tokens += sum(len(rows[row].input_ids) for row in blocks[number])
+            write_beside(partial(write, number, collected))
     return {"tokens": tokens, "model_seconds": model_seconds}
 
 

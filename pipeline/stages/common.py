@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,6 +72,28 @@ def progress(items: Iterable[Item] | Sequence[Item], label: str, total: int | No
             last = time.monotonic()
             log.info("%s: %d of %s", label, done, "?" if total is None else total)
         yield item
+
+
+@contextlib.contextmanager
+def beside() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Do pieces of work one after the other in a thread, beside what the caller does.
+
+    Yields:
+        Starts a piece of work, once the one before it is done, so that the caller is never more than one ahead. What a
+        piece raises is raised by the next start, or when the block ends; no later piece is begun.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        under_way: Future[None] | None = None
+
+        def start(work: Callable[[], None]) -> None:
+            nonlocal under_way
+            if under_way is not None:
+                under_way.result()
+            under_way = thread.submit(work)
+
+        yield start
+        if under_way is not None:
+            under_way.result()
 
 
 @contextlib.contextmanager

@@ -2,16 +2,20 @@
 
     python -m pipeline.stages.evaluate        # in a run folder
 
-Reads the section `evaluate` and `lens.zarr`; writes `metrics.json`, `curves.parquet` and, for `dvc plots`, the same
-rows as `curves.csv`. One row is one lens, metric, group and layer:
+Reads the section `evaluate` and `lens.zarr`; writes `metrics.json`, `curves.parquet` and `grids.parquet`, and for `dvc
+plots` the same rows as `curves.csv` and `grids.csv`. One row of curves is one lens, metric, group, block and layer; one
+row of grids is one lens, metric, group, source layer and target layer.
 
 | metric | of an example at a layer | group |
 |---|---|---|
 | `probability` | summed probability of the group's tokens | yes |
 | `top1_accuracy` | 1 where the most probable token is one of the group's | yes |
 | `rank` | rank of the group's best token, 0 for the most probable | yes |
+| `relative_probability` | `probability` with a block knocked out, divided by that without | yes |
+| `generation_accuracy` | 1 where the generated text holds one of the group's words | yes |
+| `generated_tokens` | how many tokens were generated | |
 | `entropy_bits` or `entropy_nats` | entropy of the lens's distribution | |
-| `kl_nats` | KL(lens at the last layer, lens at this layer), in nats | |
+| `kl_nats` | KL(reference, this layer), in nats; the reference is the lens's own (`interp.lenses`) | |
 | `precision_at_1` | 1 where the lens's top token is the model's own (Ghandeharioun et al. 2024) | |
 | `surprisal_nats` | -ln of the model's own probability of the lens's top token (same paper) | |
 | `baseline_target_probability` | `probability` in the target prompt's unpatched run; layer -1 | yes |
@@ -20,58 +24,39 @@ rows as `curves.csv`. One row is one lens, metric, group and layer:
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as parquet
-from numpy.typing import NDArray
 
-from interp.errors import InterpError, nearest
+from interp.errors import nearest
 from pipeline.config.base import ConfigError
 from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
 from pipeline.stages.common import stage_main, write_json
-from pipeline.stages.statistics import curve, leads
+from pipeline.stages.quantities import ENTROPY_UNITS, quantities
+from pipeline.stages.statistics import Curve, curve, leads
+from pipeline.stages.tables import STATISTICS, CurveRow, GridRow, write_curves, write_grids
 from pipeline.store import Store, list_stores, open_store
 
-__all__ = ["CurveRow", "evaluate_lens", "read_curves", "summarize"]
+__all__ = ["LensRows", "evaluate_lens", "means_by_group", "summarize"]
 
 log = logging.getLogger("interpipe")
 
-Floats = NDArray[np.float64]
 BASELINE_LAYER = -1
-ENTROPY_UNITS = {"bits": math.log(2), "nats": 1.0}  # nats in one unit
-# Where more is better the summary names the highest layer, elsewhere the lowest one.
-MORE_IS_BETTER = ("probability", "top1_accuracy", "precision_at_1")
+# Where more is better the summary names the highest layer, elsewhere the lowest one; of a knock-out, which takes away,
+# the other one.
+MORE_IS_BETTER = ("probability", "top1_accuracy", "precision_at_1", "relative_probability", "generation_accuracy")
+OF_GROUPS = ("probability", "top1_accuracy", "rank", "relative_probability", "generation_accuracy")
 
 
-class CurveRow(NamedTuple):
-    """One row of `curves.parquet`; None where a number cannot be computed (`std` of one example, say)."""
+class LensRows(NamedTuple):
+    """The rows of one lens in the two tables."""
 
-    lens: str
-    metric: str
-    group: str
-    layer: int
-    mean: float | None
-    std: float | None
-    n: int
-    normal_low: float | None
-    normal_high: float | None
-    bootstrap_low: float | None
-    bootstrap_high: float | None
-
-
-_TYPES: dict[type, pa.DataType] = {str: pa.string(), int: pa.int32(), float: pa.float64()}
-_SCHEMA = pa.schema(
-    [(name, _TYPES[str] if name in ("lens", "metric", "group") else _TYPES[int]) for name in CurveRow._fields[:4]]
-    + [(name, _TYPES[int] if name == "n" else _TYPES[float]) for name in CurveRow._fields[4:]]
-)
+    curves: list[CurveRow]
+    grids: list[GridRow]
 
 
 def _rounded(value: float) -> float | None:
@@ -79,36 +64,8 @@ def _rounded(value: float) -> float | None:
     return float(f"{value:.10g}") if math.isfinite(value) else None
 
 
-def _quantities(store: Store, entropy_unit: str) -> Iterator[tuple[str, str, Floats]]:
-    """(metric, group, values (example, layer)) of all that a lens measured; NaN where it does not apply."""
-    groups: list[str] = store.attributes["groups"]
-    if groups:
-        log_prob = store.read("log_prob").astype(np.float64)  # (example, layer, group)
-        probability = np.exp(log_prob)
-        rank = np.where(np.isnan(log_prob), np.nan, store.read("rank"))  # an empty group has no rank
-        hit = np.where(np.isnan(rank), np.nan, rank == 0)
-        for index, group in enumerate(groups):
-            yield "probability", group, probability[..., index]
-        for index, group in enumerate(groups):
-            yield "top1_accuracy", group, hit[..., index]
-        for index, group in enumerate(groups):
-            yield "rank", group, rank[..., index]
-    yield f"entropy_{entropy_unit}", "", store.read("entropy").astype(np.float64) / ENTROPY_UNITS[entropy_unit]
-    yield "kl_nats", "", store.read("kl").astype(np.float64)
-    surprisal = store.read("surprisal").astype(np.float64)
-    top, model_top = store.read("top_ids", top=0), store.read("model_top_id")[:, None]
-    yield "precision_at_1", "", np.where(model_top < 0, np.nan, top == model_top)
-    yield "surprisal_nats", "", surprisal
-    for name in ("target", "source"):
-        array = f"baseline_{name}_log_prob"
-        if groups and array in store.arrays:
-            baseline = np.exp(store.read(array).astype(np.float64))  # (example, group)
-            for index, group in enumerate(groups):
-                yield f"baseline_{name}_probability", group, baseline[:, index : index + 1]
-
-
-def evaluate_lens(name: str, store: Store, config: EvaluateConfig) -> list[CurveRow]:
-    """Curves of one lens.
+def evaluate_lens(name: str, store: Store, config: EvaluateConfig) -> LensRows:
+    """Curves and grids of one lens.
 
     Arguments:
         name: of the lens.
@@ -116,28 +73,44 @@ def evaluate_lens(name: str, store: Store, config: EvaluateConfig) -> list[Curve
         config: the statistics.
 
     Returns:
-        Rows by metric, group and layer, in the store's order. A metric that is known for no example (precision at 1
-        where the model's own output was not collected) has no rows; a group without a token in any example has rows
-        with n 0.
+        Rows by metric, group, block and layers, in the store's order. A metric that is known for no example (precision
+        at 1 where the model's own output was not collected) has no rows; a group without a token in any example has
+        rows with n 0.
     """
-    rows = []
-    for metric, group, values in _quantities(store, config.entropy_unit):
+    rows = LensRows([], [])
+    for metric, group, axes, values in quantities(store, config.entropy_unit):
         if np.isinf(values).any():
             log.warning(
                 "lens %s: %d infinite values of %s are left out, `n` counts the rest. The model's numbers overflowed; "
                 "model.dtype=float32 or bfloat16 prevents it.", name, int(np.isinf(values).sum()), metric,
             )  # fmt: skip
-        is_grouped = metric in ("probability", "top1_accuracy", "rank")
-        if not is_grouped and not np.isfinite(values).any():
+        if metric not in OF_GROUPS and not np.isfinite(values).any():
             continue
-        layers = [BASELINE_LAYER] if metric.startswith("baseline") else store.attributes["layers"]
-        result = curve(values, config.confidence, config.bootstrap_samples, config.seed)
-        for index, layer in enumerate(layers):
-            numbers = {field: getattr(result, field)[index] for field in CurveRow._fields[4:]}
-            n = int(numbers.pop("n"))
-            rounded = {field: _rounded(number) for field, number in numbers.items()}
-            rows.append(CurveRow(name, metric, group, int(layer), n=n, **rounded))
+        cells = values.reshape(len(values), -1)
+        result = curve(cells, config.confidence, config.bootstrap_samples, config.seed)
+        numbers = [_numbers(result, cell) for cell in range(cells.shape[1])]
+        if axes == ("source_layer", "target_layer"):
+            targets = store.attributes["target_layers"]
+            places = [(source, target) for source in store.attributes["source_layers"] for target in targets]
+            rows.grids.extend(
+                GridRow(name, metric, group, source, target, **cell)
+                for (source, target), cell in zip(places, numbers, strict=True)
+            )
+            continue
+        blocks = store.attributes["blocks"] if "block" in axes else [""]
+        layers = store.attributes["layers"] if "layer" in axes else [BASELINE_LAYER]
+        rows.curves.extend(
+            CurveRow(name, metric, group, block, layer, **numbers[at * len(blocks) + index])
+            for index, block in enumerate(blocks)
+            for at, layer in enumerate(layers)
+        )
     return rows
+
+
+def _numbers(result: Curve, index: int) -> dict[str, Any]:
+    """One cell's statistics, as both tables hold them."""
+    values = {name: getattr(result, name)[index] for name in STATISTICS}
+    return {name: int(value) if name == "n" else _rounded(value) for name, value in values.items()}
 
 
 def _summary(rows: list[CurveRow], more_is_better: bool) -> dict[str, Any]:
@@ -154,7 +127,7 @@ def _summary(rows: list[CurveRow], more_is_better: bool) -> dict[str, Any]:
     return numbers
 
 
-def summarize(rows: list[CurveRow], examples: int) -> dict[str, Any]:
+def summarize(rows: LensRows, examples: int) -> dict[str, Any]:
     """The numbers of one lens in `metrics.json`: nested mappings of finite numbers only.
 
     Arguments:
@@ -162,74 +135,74 @@ def summarize(rows: list[CurveRow], examples: int) -> dict[str, Any]:
         examples: that the lens was run on.
 
     Returns:
-        For each metric (and group): `first` and `last` layer's mean, the highest (`peak`) or lowest mean and its layer,
-        the earliest one in a tie, and the largest `n`. Then `baseline`, `leading_layers` (where each group leads) and
-        `crossing_layer`: `a__b` is the layer at which b takes the lead from a (the last time, where it does so more
-        than once); both are defined at `pipeline.stages.statistics.leads`.
+        For each metric (and group, and block): `first` and `last` layer's mean, the highest (`peak`) or lowest mean and
+        its layer, the earliest one in a tie, and the largest `n`; of a grid the highest or lowest mean, its layers and
+        `n`. Then `baseline`, `leading_layers` (where each group leads) and `crossing_layer`: `a__b` is the layer at
+        which b takes the lead from a (the last time, where it does so more than once); both are defined at
+        `pipeline.stages.statistics.leads`.
     """
-    curves: dict[tuple[str, str], list[CurveRow]] = {}
-    for row in rows:
-        curves.setdefault((row.metric, row.group), []).append(row)
-    layers = [row.layer for row in next(iter(curves.values()))]
-    summary: dict[str, Any] = {"n": examples, "layers": len(layers)}
-    for (metric, group), points in curves.items():
-        if metric.startswith("baseline"):
+    curves: dict[tuple[str, ...], list[CurveRow]] = {}
+    for row in rows.curves:
+        curves.setdefault((row.metric, row.group, row.block), []).append(row)
+    layers = next(([row.layer for row in points] for key, points in curves.items() if not _is_baseline(key[0])), [])
+    summary: dict[str, Any] = {"n": examples} | ({"layers": len(layers)} if layers else {})
+    for (metric, group, block), points in curves.items():
+        if _is_baseline(metric):
             kind = metric.removeprefix("baseline_").removesuffix("_probability")
             if points[0].mean is not None:
                 summary.setdefault("baseline", {}).setdefault(kind, {})[group] = points[0].mean
             continue
-        numbers = _summary(points, metric in MORE_IS_BETTER)
-        if group:
-            summary.setdefault(metric, {})[group] = numbers
-        else:
-            summary[metric] = numbers
-    for lead in leads(means_by_group(rows), layers):
+        more_is_better = (metric in MORE_IS_BETTER) != bool(block)
+        _put(summary, (metric, group, block), _summary(points, more_is_better))
+    for lead in leads(means_by_group(rows.curves), layers):
         span = summary.setdefault("leading_layers", {}).setdefault(lead.group, {"first": lead.first_layer, "count": 0})
         span["last"] = lead.last_layer
         span["count"] += sum(lead.first_layer <= layer <= lead.last_layer for layer in layers)
         if lead.taken_at is not None:
             crossing = summary.setdefault("crossing_layer", {})
             crossing[f"{lead.taken_from}__{lead.group}"] = _rounded(lead.taken_at)
+    return summary | _summary_of_grids(rows.grids)
+
+
+def _is_baseline(metric: str) -> bool:
+    return metric.startswith("baseline_")
+
+
+def _put(summary: dict[str, Any], path: tuple[str, ...], numbers: dict[str, Any]) -> None:
+    """Set a nested entry; empty names of the path are left out."""
+    *above, last = [name for name in path if name]
+    for name in above:
+        summary = summary.setdefault(name, {})
+    summary[last] = numbers
+
+
+def _summary_of_grids(rows: list[GridRow]) -> dict[str, Any]:
+    """The best cell of each grid of one lens."""
+    grids: dict[tuple[str, str], list[GridRow]] = {}
+    for row in rows:
+        grids.setdefault((row.metric, row.group), []).append(row)
+    summary: dict[str, Any] = {}
+    for (metric, group), cells in grids.items():
+        summary["source_layers"] = len({row.source_layer for row in cells})
+        summary["target_layers"] = len({row.target_layer for row in cells})
+        numbers: dict[str, Any] = {"n": max(row.n for row in cells)}
+        sign = 1 if metric in MORE_IS_BETTER else -1
+        known = [(sign * row.mean, -row.source_layer, -row.target_layer) for row in cells if row.mean is not None]
+        if known:
+            best, source, target = max(known)
+            word = "peak" if sign == 1 else "lowest"
+            numbers |= {word: sign * best, f"{word}_source_layer": -source, f"{word}_target_layer": -target}
+        _put(summary, (metric, group), numbers)
     return summary
 
 
 def means_by_group(rows: Iterable[CurveRow]) -> dict[str, list[float]]:
-    """Mean probability by layer of each group of one lens; NaN where no example has the group."""
+    """Mean probability by layer of each group of one lens; NaN where no example has the group. None for a knock-out."""
     means: dict[str, list[float]] = {}
     for row in rows:
-        if row.metric == "probability":
+        if row.metric == "probability" and not row.block:
             means.setdefault(row.group, []).append(math.nan if row.mean is None else row.mean)
     return means
-
-
-def write_curves(rows: list[CurveRow], parquet_path: Path, csv_path: Path) -> None:
-    """Write the rows as parquet and as CSV, the same bytes for the same rows; each appears by one rename."""
-    table = pa.table({name: [row[i] for row in rows] for i, name in enumerate(CurveRow._fields)}, schema=_SCHEMA)
-    staged = parquet_path.with_name(f".{parquet_path.name}.incoming")
-    parquet.write_table(table, staged, compression="zstd", version="2.6")
-    os.replace(staged, parquet_path)
-    staged = csv_path.with_name(f".{csv_path.name}.incoming")
-    with staged.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(CurveRow._fields)
-        writer.writerows(rows)  # None becomes an empty field
-    os.replace(staged, csv_path)
-
-
-def read_curves(path: str | Path = "curves.parquet") -> list[CurveRow]:
-    """Read what this stage wrote.
-
-    Raises:
-        InterpError: it has not run there.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InterpError(
-            f"expected {path}, found none. It is made by `python -m pipeline.stages.evaluate` "
-            "(or `dvc repro evaluate`) in the run folder."
-        )
-    columns = parquet.read_table(path).to_pydict()
-    return [CurveRow(*values) for values in zip(*(columns[name] for name in CurveRow._fields), strict=True)]
 
 
 def _check(config: EvaluateConfig) -> None:
@@ -247,18 +220,20 @@ def run() -> dict[str, float]:
     """Run the stage in the current folder."""
     config = load_evaluate_config()
     _check(config)
-    rows: list[CurveRow] = []
+    rows = LensRows([], [])
     metrics: dict[str, Any] = {}
     for name in list_stores("lens.zarr"):
         store = open_store(f"lens.zarr/{name}")
         lens_rows = evaluate_lens(name, store, config)
         examples = len(store.static("row"))
         metrics[name] = summarize(lens_rows, examples)
-        rows += lens_rows
-        log.info("%s: %d examples, %d layers", name, examples, metrics[name]["layers"])
-    write_curves(rows, Path("curves.parquet"), Path("curves.csv"))
+        rows.curves.extend(lens_rows.curves)
+        rows.grids.extend(lens_rows.grids)
+        log.info("%s: %d examples", name, examples)
+    write_curves(rows.curves, Path())
+    write_grids(rows.grids, Path())
     write_json("metrics.json", metrics)
-    return {"rows": float(len(rows))}
+    return {"rows": float(len(rows.curves) + len(rows.grids))}
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m pipeline.stages.report          # in a run folder
 
-Reads the sections `model`, `task`, `collect`, `lens`, `evaluate` and `report` of `params.yaml`, `tokens/`, `lens.zarr`
-and `curves.parquet`; writes `report/index.html` and `report/figures/LENS.svg` (or `.png`). The page loads nothing and
-runs no script; what is shown of prompts and tokens is escaped.
+Reads the sections `model`, `task`, `collect`, `tune`, `lens`, `evaluate` and `report` of `params.yaml`, `tokens/`,
+`lens.zarr`, `curves.parquet` and `grids.parquet`; writes `report/index.html` and `report/figures/LENS.svg` (or `.png`).
+The page loads nothing and runs no script; what is shown of prompts, tokens and generated text is escaped.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
 from pipeline.config.lens import load_lens_configs
 from pipeline.config.report import ReportConfig, load_report_config
 from pipeline.stages.common import code_digest, digest_of, publish, stage_main
-from pipeline.stages.evaluate import read_curves
-from pipeline.stages.report_content import LensSection, axis_top, lens_section
+from pipeline.stages.report_content import LensSection, Source, axis_top, lens_section
 from pipeline.stages.report_figures import save_figure
 from pipeline.stages.report_page import Page, readable_value, render
 from pipeline.stages.report_text import readable
+from pipeline.stages.tables import read_curves, read_grids
 from pipeline.stages.tokens import Tokens, load_tokens
 from pipeline.store import open_store
 
 __all__ = ["run"]
 
-STAGES = ("tokenize", "collect", "lens", "evaluate", "report")
-SECTIONS = ("model", "task", "collect", "lens", "evaluate", "report")  # not `tracking`, which may hold a password
+STAGES = ("tokenize", "collect", "tune", "lens", "evaluate", "report")
+# Not `tracking`, which may hold a password.
+SECTIONS = ("model", "task", "collect", "tune", "lens", "evaluate", "report")
 MODEL_FACTS = ("name", "source", "revision", "dtype", "attention_implementation")
 INTERVALS = {"normal": "normal", "bootstrap": "percentile bootstrap"}
 FIGURE_FORMATS = ("svg", "png")
@@ -52,29 +53,29 @@ def run() -> dict[str, float]:
     """Run the stage in the current folder."""
     config, statistics = load_report_config(), load_evaluate_config()
     _check(config)
-    tokens, rows = load_tokens(), read_curves()
+    tokens, curves, grids = load_tokens(), read_curves(), read_grids()
     sections, model = [], {}
     for name, lens in load_lens_configs().items():
         store = open_store(f"lens.zarr/{name}")
-        lens_rows = [row for row in rows if row.lens == name]
-        if not lens_rows:
+        source = Source(
+            name=name,
+            config=lens,
+            store=store,
+            curves=[row for row in curves if row.lens == name],
+            grids=[row for row in grids if row.lens == name],
+            tokens=tokens,
+            interval=config.interval,
+            top=axis_top(curves),
+            num_examples=config.examples,
+        )
+        if not source.curves and not source.grids:
+            known = {row.lens for row in curves} | {row.lens for row in grids}
             raise InterpError(
-                f"curves.parquet has no lens {name!r}.{nearest(name, {row.lens for row in rows})} It was made for "
-                "another config: run `dvc repro` in the run folder."
+                f"curves.parquet has no lens {name!r}.{nearest(name, known)} It was "
+                "made for another config: run `dvc repro` in the run folder."
             )
         model = store.attributes.get("model", {})
-        sections.append(
-            lens_section(
-                name,
-                store,
-                lens_rows,
-                tokens,
-                lens,
-                interval=config.interval,
-                top=axis_top(rows),
-                num_examples=config.examples,
-            )
-        )
+        sections.append(lens_section(source))
     page = _page(config, statistics, tokens, sections, model)
     with tempfile.TemporaryDirectory() as scratch:
         finished = Path(scratch) / "report"
@@ -105,7 +106,6 @@ def _page(
     """What the page says beside its lenses."""
     params = {name: load_section(name) for name in SECTIONS}
     counts = _flat(tokens.manifest["counts"])
-    num_layers = sorted({len(_layers(section)) for section in sections})
     digests = {
         "model": model.get("digest"),
         "tokenizer": tokens.manifest.get("tokenizer_digest"),
@@ -118,7 +118,7 @@ def _page(
         lede=readable(_lede(params["model"], params["task"], len(sections))),
         highlights=[
             ("Model", readable(f"{params['model']['name']}, {params['model']['dtype']}")),
-            ("Layers measured", ", ".join(map(str, num_layers))),
+            ("Layers measured", ", ".join(dict.fromkeys(section.layers_text for section in sections))),
             ("Examples", ", ".join(dict.fromkeys(f"{s.num_examples} {s.unit}" for s in sections))),
             ("Intervals", f"{100 * statistics.confidence:g} %, {INTERVALS[config.interval]}"),
         ],
@@ -138,10 +138,6 @@ def _page(
     )
 
 
-def _layers(section: LensSection) -> Sequence[int]:
-    return (section.main or section.panels[0]).series[0].layers
-
-
 def _lede(model: Mapping[str, Any], task: Mapping[str, Any], num_lenses: int) -> str:
     """The experiment in one sentence."""
     if task["kind"] == "translation":
@@ -151,6 +147,8 @@ def _lede(model: Mapping[str, Any], task: Mapping[str, Any], num_lenses: int) ->
             what += f", patched into translation from {into['source_language']} to {into['target_language']}"
     elif task["kind"] == "cloze":
         what = f"cloze sentences in {task['language']}"
+    elif task["kind"] == "attribute_extraction":
+        what = f"attributes of the subjects in {task['source']}"
     else:
         what = f"the next token of prompts from {task['source']}"
     lenses = "one lens" if num_lenses == 1 else f"{num_lenses} lenses"

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.stages.report_content import Group, Panel, Series
+from pipeline.stages.report_content.parts import Group, Panel, Series
 
 __all__ = [
     "COMPACT",
@@ -28,6 +28,7 @@ __all__ = [
 PALETTE = 8  # colours in the style sheet; a ninth series starts over with another dash
 LINE_HEIGHT = 15.0
 LABEL_CHARACTERS = 40  # that fit beside the plot
+NAME_ROOM = 1.08  # the axis goes on above a dashed line, whose name stands on it
 DENSE = 40  # layers above which points show only when pointed at
 
 
@@ -110,6 +111,7 @@ class Chart:
     rules: Sequence[Rule]
     labels: Sequence[Label]
     dense: bool
+    layer_label: str
 
 
 def style_of(group: Group | None) -> str:
@@ -134,6 +136,7 @@ def draw(panel: Panel, frame: Frame) -> Chart:
         rules=_rules(panel, y),
         labels=_labels(panel, x, y, frame) if frame.labelled else [],
         dense=len(layers) > DENSE,
+        layer_label=panel.layer_label,
     )
 
 
@@ -147,7 +150,7 @@ def layer_ticks(layers: Sequence[int], at_most: int) -> list[int]:
 
 
 def value_axis(panel: Panel, intervals: int) -> tuple[float, float, list[float]]:
-    """(low, high, ticks) of the value axis: from 0 to the panel's top, or to a round number above all bands.
+    """(low, high, ticks) of the value axis: from 0 to the panel's top, or to a round number above all bands and lines.
 
     Arguments:
         panel: what is drawn.
@@ -157,7 +160,8 @@ def value_axis(panel: Panel, intervals: int) -> tuple[float, float, list[float]]
         count = intervals if panel.top == 1 else 5  # 0.1, 0.25 and 0.5 have round fifths, no round quarters
         return 0.0, panel.top, [panel.top * i / count for i in range(count + 1)]
     values = [v for series in panel.series for v in (*series.mean, *series.high) if math.isfinite(v)]
-    largest = max(values, default=1.0)
+    lines = [NAME_ROOM * baseline.value for baseline in panel.baselines]
+    largest = max([*values, *lines], default=1.0)
     if largest <= 0:
         return 0.0, 1.0, [0.0, 1.0]
     magnitude = 10.0 ** math.floor(math.log10(largest / (intervals + 1)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -15,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from pipeline.stages.report_chart import layer_ticks, named_below, spread, value_axis, wrapped
-from pipeline.stages.report_content import LensSection, Panel, Series
+from pipeline.stages.report_content.parts import HeatMap, LensSection, Panel, Series
+from pipeline.stages.report_heat import layer_places
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -25,7 +27,7 @@ __all__ = ["COLORS", "save_figure"]
 # Okabe and Ito (2008), darkened where a line would be too faint on white; the page uses the same.
 COLORS = ("#0072B2", "#D55E00", "#00805E", "#B0568B", "#2F95CF", "#B97F00", "#6B6B6B", "#7A4A1E")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)))
-STRIP = ("entropy_bits", "entropy_nats", "kl_nats")
+STRIP = ("entropy_bits", "entropy_nats", "kl_nats", "generated_tokens")
 INK, FAINT = "#222222", "#dddddd"
 STYLE: dict[RcKeyType, Any] = {
     "svg.hashsalt": "interpipe",
@@ -46,37 +48,71 @@ STYLE: dict[RcKeyType, Any] = {
 
 
 def save_figure(section: LensSection, path: Path) -> None:
-    """Draw one lens: probabilities with intervals and baselines above, entropy and KL divergence below.
+    """Draw one lens: its curves, with intervals and baselines, or its heat maps.
 
     Arguments:
         section: what the report says about the lens.
         path: where it is written; its suffix (`.svg`, `.png`) is the format.
     """
-    below = [panel for panel in section.panels if panel.metric in STRIP]
-    panels = [*([section.main] if section.main else []), *below]
     with matplotlib.rc_context(), warnings.catch_warnings():
         # A label may hold a script that the font lacks: it shows as boxes, which is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        ratios = [3.2 if panel is section.main else 1.0 for panel in panels]
-        figure = Figure(figsize=(7.2, 0.5 + 0.95 * sum(ratios)), layout=None)
-        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})
-        figure.subplots_adjust(
-            left=0.05,
-            right=0.66,
-            top=1 - 0.25 / figure.get_figheight(),
-            bottom=0.42 / figure.get_figheight(),
-            hspace=0.3,
-        )
-        for axes, panel in zip(grid[:, 0], panels, strict=True):
-            _draw(axes, panel, _points(figure, axes))
-        if section.main:
-            _name_curves(grid[0, 0], section.main, _points(figure, grid[0, 0]))
-        layers = panels[0].series[0].layers
-        grid[-1, 0].set_xlabel(f"Layer  ({section.n_text})")
-        grid[-1, 0].set_xticks(layer_ticks(layers, 16))
-        _save(figure, path)
+        _save(_heat_maps(section) if section.heat_maps else _curves(section), path)
+
+
+def _curves(section: LensSection) -> Figure:
+    """Probabilities above, entropy and KL divergence below."""
+    panels = [*([section.main] if section.main else []), *(p for p in section.panels if p.metric in STRIP)]
+    ratios = [3.2 if panel is section.main else 1.0 for panel in panels]
+    figure = Figure(figsize=(7.2, 0.5 + 0.95 * sum(ratios)), layout=None)
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})
+    figure.subplots_adjust(
+        left=0.05,
+        right=0.66,
+        top=1 - 0.25 / figure.get_figheight(),
+        bottom=0.42 / figure.get_figheight(),
+        hspace=0.3,
+    )
+    for axes, panel in zip(grid[:, 0], panels, strict=True):
+        _draw(axes, panel, _points(figure, axes))
+    if section.main:
+        _name_curves(grid[0, 0], section.main, _points(figure, grid[0, 0]))
+    grid[-1, 0].set_xlabel(f"{panels[0].layer_label}  ({section.n_text})")
+    grid[-1, 0].set_xticks(layer_ticks(panels[0].series[0].layers, 16))
+    return figure
+
+
+def _heat_maps(section: LensSection) -> Figure:
+    """A map for each group and metric, three side by side."""
+    maps = section.heat_maps
+    columns = min(3, len(maps))
+    rows = -(-len(maps) // columns)
+    figure = Figure(figsize=(0.6 + 2.5 * columns, 0.4 + 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, heat in zip(grid.flat, maps, strict=False):
+        _draw_heat_map(figure, axes, heat)
+    for axes in grid.flat[len(maps) :]:
+        axes.set_axis_off()
+    figure.supxlabel(f"Target layer  ({section.n_text})", fontsize=8, color=INK)
+    figure.supylabel("Source layer", fontsize=8, color=INK)
+    return figure
+
+
+def _draw_heat_map(figure: Figure, axes: Axes, heat: HeatMap) -> None:
+    color = COLORS[heat.group.color % len(COLORS)] if heat.group else INK
+    # Cells as paths, sharp at any size; above 50 colours matplotlib draws the bar beside them as an image.
+    shades = matplotlib.colormaps["Blues"].resampled(40)
+    mesh = axes.pcolormesh(np.array(heat.mean), vmin=0, vmax=heat.top, cmap=shades, linewidth=0)
+    title = f"{heat.title} ({heat.unit})" if heat.unit else heat.title
+    axes.set_title("\n".join(wrapped(title, 30)), loc="left", fontsize=7.5, color=color)
+    for axis, layers in ((axes.xaxis, heat.targets), (axes.yaxis, heat.sources)):
+        places = layer_places(layers)
+        axis.set_ticks([at + 0.5 for at, _ in places], [text for _, text in places], fontsize=6.5)
+    bar = figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.03)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=6, width=0.4)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -113,7 +149,7 @@ def _draw(axes: Axes, panel: Panel, points: float) -> None:
         axes.plot(series.layers, series.mean, linewidth=1.4, marker="o", markersize=2.2, **look)
     below = named_below([-baseline.value / high * points for baseline in panel.baselines], 10)
     for baseline, under in zip(panel.baselines, below, strict=True):
-        color = COLORS[baseline.group.color % len(COLORS)]
+        color = COLORS[baseline.group.color % len(COLORS)] if baseline.group else INK
         axes.axhline(baseline.value, color=color, linewidth=0.8, dashes=(4, 3))
         axes.annotate(
             baseline.label, (0.005, baseline.value), (0, -2 if under else 2), xycoords=("axes fraction", "data"),

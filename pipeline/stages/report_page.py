@@ -15,7 +15,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.stages.report_chart import COMPACT, SMALL, WIDE, Chart, draw, style_of
-from pipeline.stages.report_content import Group, LensSection, Panel, Series
+from pipeline.stages.report_content import LensSection
+from pipeline.stages.report_content.parts import Group, HeatMap, Panel, Series
+from pipeline.stages.report_heat import HeatChart, draw_heat_map
+from pipeline.stages.report_text import number, percent, rank
 from pipeline.stages.statistics import LEAD_FLOOR
 
 __all__ = ["Page", "render"]
@@ -65,6 +68,7 @@ class SectionView:
     bar: Sequence[tuple[Group | None, int, str]]
     layers: Sequence[int]
     columns: Sequence[tuple[str, Series]]
+    heat_maps: Sequence[tuple[HeatMap, HeatChart, str]]
 
 
 def render(page: Page, sections: Sequence[LensSection]) -> str:
@@ -93,15 +97,32 @@ def _view(section: LensSection) -> SectionView:
         if panel.metric != "top1_accuracy"
         for s in panel.series
     ]
+    layers = panels[0].series[0].layers if panels else []
     return SectionView(
         content=section,
         wide=draw(main, WIDE) if main else None,
         compact=draw(main, COMPACT) if main else None,
         small=[(panel, draw(panel, SMALL), _alt(panel)) for panel in section.panels],
         alt=_alt(main) if main else "",
-        bar=_bar(section, panels[0].series[0].layers),
-        layers=panels[0].series[0].layers,
+        bar=_bar(section, layers) if main and main.metric == "probability" else [],
+        layers=layers,
         columns=columns,
+        heat_maps=[(heat, draw_heat_map(heat), _heat_alt(heat)) for heat in section.heat_maps],
+    )
+
+
+def _heat_alt(heat: HeatMap) -> str:
+    """A heat map in words, for those who do not see it."""
+    cells = [
+        (mean, source, target)
+        for source, row in zip(heat.sources, heat.mean, strict=True)
+        for target, mean in zip(heat.targets, row, strict=True)
+        if math.isfinite(mean)
+    ]
+    best, source, target = max(cells)
+    unit = f" in {heat.unit}" if heat.unit else ""
+    return (
+        f"{heat.title}{unit} by source and target layer: highest {best:.2g}, source layer {source} into layer {target}."
     )
 
 
@@ -128,27 +149,6 @@ def _alt(panel: Panel) -> str:
             parts.append(f"{name}{known[0][0]:.2g} first, highest {best:.2g} at layer {at}, {known[-1][0]:.2g} last")
     unit = f" in {panel.unit}" if panel.unit else ""
     return f"{panel.title}{unit} over layers {layers[0]} to {layers[-1]}. {'; '.join(parts)}."
-
-
-def number(value: float | None) -> str:
-    """Three decimals, scientific where they would show only zeros, a dash for what is not known."""
-    if value is None or math.isnan(value):
-        return "—"
-    if value and abs(value) < 0.0005:
-        return f"{value:.1e}".replace("-", "−").replace("e−0", "e−")
-    return f"{value:.3f}".replace("-", "−")
-
-
-def rank(value: float | None) -> str:
-    """A mean rank with one decimal."""
-    return "—" if value is None or math.isnan(value) else f"{value:.1f}"
-
-
-def percent(value: float) -> str:
-    """Whole percents, where 0 % and 100 % are kept for what is exactly that."""
-    if math.isnan(value):
-        return "—"
-    return "<1%" if 0 < value < 0.01 else ">99%" if 0.99 < value < 1 else f"{value:.0%}"
 
 
 def share(value: float) -> float:

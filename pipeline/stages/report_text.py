@@ -6,15 +6,42 @@ character or override of the writing direction reaches a page or a figure.
 
 from __future__ import annotations
 
+import math
 import unicodedata
 
-from pipeline.config.lens import LensConfig, LogitLensConfig
+from pipeline.config.lens import (
+    AttentionObjectConfig,
+    IntoTarget,
+    KnockoutConfig,
+    LensConfig,
+    LogitLensConfig,
+    PatchscopeConfig,
+    PatchscopeGenerateConfig,
+    PatchscopeGridConfig,
+    TunedLensConfig,
+)
 
-__all__ = ["PAPERS", "baseline_label", "describe", "readable", "spelled_position", "visible"]
+__all__ = [
+    "PAPERS",
+    "baseline_label",
+    "describe",
+    "number",
+    "percent",
+    "rank",
+    "readable",
+    "spelled_block",
+    "spelled_position",
+    "visible",
+]
 
 PAPERS = {
     "logit_lens": "nostalgebraist, 2020",
+    "tuned_lens": "Belrose et al., 2023",
     "patchscope": "Ghandeharioun et al., 2024; Dumas et al., 2025",
+    "patchscope_grid": "Ghandeharioun et al., 2024",
+    "patchscope_generate": "Ghandeharioun et al., 2024",
+    "attention_object": "nnterp, Dumas, 2025",
+    "knockout": "Geva et al., 2023",
 }
 SITES = {
     "resid_pre": "residual stream before {layer}",
@@ -59,6 +86,12 @@ def spelled_position(position: str) -> str:
     return f"position {readable(position)}"
 
 
+def spelled_block(block: str) -> str:
+    """A set of tokens that is knocked out, for people: `before_query` -> `the tokens before “query”`."""
+    side, _, span = block.partition("_")
+    return f"the tokens {side} “{readable(span)}”" if side in ("before", "after") and span else spelled_position(block)
+
+
 def describe(config: LensConfig, num_sources: int) -> str:
     """What a lens does, in one or two sentences.
 
@@ -66,22 +99,63 @@ def describe(config: LensConfig, num_sources: int) -> str:
         config: of the lens.
         num_sources: source prompts of a pair.
     """
-    site = SITES.get(config.site, "activation at layer j").format(layer="layer j")
-    site = f"The {site} ({readable(config.site)})"
+    if isinstance(config, KnockoutConfig):
+        around = f"a window of {config.window} layers around layer j" if config.centred else _window(config.window)
+        return (
+            f"In {around}, {spelled_position(config.query_position)} of a prompt may not look at a set of tokens: its "
+            "attention to them is cut. The model runs on, and its next token is read. What the answer then loses, it "
+            "got from those tokens, in those layers."
+        )
     if isinstance(config, LogitLensConfig):
         return (
-            f"{site}, at {spelled_position(config.position)} of a prompt, is read out by the model’s own final norm "
-            "and unembedding, as if it came from the last layer."
+            f"{_site(config.site)}, at {spelled_position(config.position)} of a prompt, is read out by the model’s own "
+            "final norm and unembedding, as if it came from the last layer"
+            f"{', with its sign turned: which tokens it speaks against' if config.inverted else ''}."
         )
+    if isinstance(config, TunedLensConfig):
+        return (
+            f"{_site('resid_post')}, at {spelled_position(config.position)} of a prompt, goes through the affine map "
+            "that layer j has learned, so as to say there what the model says in the end; then it is read out by the "
+            "model’s own final norm and unembedding."
+        )
+    site, into, at, then = _patched(config)
     mean = config.sources == "mean" and num_sources > 1
     source = f"the mean over {num_sources} source prompts" if mean else "a source prompt"
-    into = "a prompt that asks to repeat a token" if config.target == "identity" else "a target prompt"
-    at = "at layer j" if config.patch == "one_layer" else "at layer j, and those of all later layers likewise"
+    prompt = "a target prompt" if config.target == "task" else "a prompt that asks to repeat a token"
     return (
-        f"{site}, taken at {spelled_position(config.source_position)} of {source}, replaces the one at "
-        f"{spelled_position(config.target_position)} of {into}, {at}. The model then runs on, and "
-        "its next token is read."
+        f"{site}, taken at {spelled_position(config.source_position)} of {source}, replaces {into} at "
+        f"{spelled_position(config.target_position)} of {prompt}, {at}. The model then runs on, and {then}."
     )
+
+
+def _window(size: int | None) -> str:
+    return "layer j and all later ones" if size is None else "layer j" if size == 1 else f"layers j to j + {size - 1}"
+
+
+def _site(kind: str) -> str:
+    return f"The {SITES.get(kind, 'activation at layer j').format(layer='layer j')} ({readable(kind)})"
+
+
+def _patched(config: IntoTarget) -> tuple[str, str, str, str]:
+    """Of a patch: what is taken, what it replaces, at which layers, and what is read."""
+    read = "its next token is read"
+    if isinstance(config, PatchscopeGridConfig):
+        return _site("resid_post"), "the one after layer k", "for every j and k", read
+    if isinstance(config, AttentionObjectConfig):
+        return (
+            _site("attn_in"),
+            "the one",
+            f"in {_window(config.window)}{'' if config.window == 1 else ', each by its own'}",
+            read,
+        )
+    later = "at layer j, and those of all later layers likewise"
+    if isinstance(config, PatchscopeGenerateConfig):
+        how = "the most probable one each time" if config.temperature == 0 else f"temperature {config.temperature:g}"
+        count = "1 token is" if config.max_new_tokens == 1 else f"up to {config.max_new_tokens} tokens are"
+        at = "at layer j" if config.patch == "one_layer" else later
+        return _site("resid_post"), "the one", at, f"{count} generated ({how})"
+    assert isinstance(config, PatchscopeConfig)
+    return _site(config.site), "the one", "at layer j" if config.patch == "one_layer" else later, read
 
 
 def baseline_label(config: LensConfig, kind: str) -> str:
@@ -91,4 +165,26 @@ def baseline_label(config: LensConfig, kind: str) -> str:
         config: of the lens.
         kind: `source` or `target`, as in the metric `baseline_KIND_probability`.
     """
-    return "the model’s own output" if isinstance(config, LogitLensConfig) else f"unpatched {kind} prompt"
+    own = isinstance(config, LogitLensConfig | TunedLensConfig | KnockoutConfig)
+    return "the model’s own output" if own else f"unpatched {kind} prompt"
+
+
+def number(value: float | None) -> str:
+    """Three decimals, scientific where they would show only zeros, a dash for what is not known."""
+    if value is None or math.isnan(value):
+        return "—"
+    if value and abs(value) < 0.0005:
+        return f"{value:.1e}".replace("-", "−").replace("e−0", "e−")
+    return f"{value:.3f}".replace("-", "−")
+
+
+def rank(value: float | None) -> str:
+    """A mean rank with one decimal."""
+    return "—" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def percent(value: float) -> str:
+    """Whole percents, where 0 % and 100 % are kept for what is exactly that."""
+    if math.isnan(value):
+        return "—"
+    return "<1%" if 0 < value < 0.01 else ">99%" if 0.99 < value < 1 else f"{value:.0%}"

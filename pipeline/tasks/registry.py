@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.config.task import ClozeConfig, NextTokenConfig, TaskConfig, TranslationConfig
+from pipeline.config.task import AttributeExtractionConfig, ClozeConfig, NextTokenConfig, TaskConfig, TranslationConfig
+from pipeline.tasks.attribute_extraction import make_attribute_extraction
 from pipeline.tasks.cloze import make_cloze
 from pipeline.tasks.next_token import make_next_token
 from pipeline.tasks.records import TaskData
@@ -34,3 +35,5 @@ def make(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, context_length:
             return make_cloze(config, tokenizer, context_length)
         case NextTokenConfig():
             return make_next_token(config, tokenizer, context_length)
+        case AttributeExtractionConfig():
+            return make_attribute_extraction(config, tokenizer, context_length)

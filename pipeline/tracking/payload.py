@@ -17,8 +17,8 @@ from interp.errors import InterpError
 
 # Sections and keys that say nothing about what was measured, and would only widen the table of runs.
 UNTRACKED_SECTIONS = {"report", "store", "tracking"}
-UNTRACKED_KEYS = {"depends_on", "template", "batch_size", "trust_remote_code"}
-ARTIFACTS = ("params.yaml", "dvc.lock", "run.json", "metrics.json", "curves.parquet", "report")
+UNTRACKED_KEYS = {"depends_on", "template", "batch_size", "batch_tokens", "share_prefixes", "trust_remote_code"}
+ARTIFACTS = ("params.yaml", "dvc.lock", "run.json", "metrics.json", "curves.parquet", "grids.parquet", "report")
 VALUE_LENGTH = 500  # MLflow cuts parameters at 6000 characters with only a warning; nobody compares longer ones by eye
 
 
@@ -82,12 +82,12 @@ def metric_name(*parts: str) -> str:
 
 
 def curves_of(path: Path) -> list[tuple[str, int, float]]:
-    """The means by layer of `curves.parquet`: (`lens/metric/group`, layer, value), finite ones only."""
+    """The means by layer of `curves.parquet`: (`lens/metric/group/block`, layer, value), finite ones only."""
     import pyarrow.parquet as parquet
 
-    rows = parquet.read_table(path, columns=["lens", "metric", "group", "layer", "mean"]).to_pylist()
+    rows = parquet.read_table(path, columns=["lens", "metric", "group", "block", "layer", "mean"]).to_pylist()
     return [
-        (metric_name(row["lens"], row["metric"], row["group"]), row["layer"], row["mean"])
+        (metric_name(row["lens"], row["metric"], row["group"], row["block"]), row["layer"], row["mean"])
         for row in rows
         if row["layer"] >= 0 and row["mean"] is not None and math.isfinite(row["mean"])
     ]

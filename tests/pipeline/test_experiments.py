@@ -21,13 +21,13 @@ def test_experiment(experiment: str, repository: Path, pipeline: Run) -> None:
     assert (folder / "report" / "index.html").stat().st_size > 0
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert run["status"] == "FINISHED"
-    assert set(run["stages"]) == {"tokenize", "collect", "lens", "evaluate", "report"}
+    assert set(run["stages"]) == {"tokenize", "collect", "tune", "lens", "evaluate", "report"}
     params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics) == set(params["lens"])
     for numbers in metrics.values():
         assert numbers["n"] > 0
-        for curve in numbers["probability"].values():
+        for curve in (numbers.get("probability") or numbers["generation_accuracy"]).values():
             assert 0 <= curve["peak"] <= 1
 
 

@@ -84,7 +84,7 @@ def test_help_lists_groups_and_stages(command_line: CommandLine, capsys: pytest.
     for group in (folder for folder in (ROOT / "conf").iterdir() if folder.is_dir() and folder.name != "hydra"):
         choices = ", ".join(sorted(file.stem for file in group.glob("*.yaml")))
         assert f"{group.name}: {choices}\n" in said
-    for stage in ("tokenize", "collect", "lens", "evaluate", "report"):
+    for stage in ("tokenize", "collect", "tune", "lens", "evaluate", "report"):
         assert re.search(rf"^{stage}  ", said, re.MULTILINE)
     assert "$" not in said.replace('"$(python', "")
 

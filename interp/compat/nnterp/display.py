@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from torch import Tensor
 
 from interp.compat.nnterp.prompt_utils import Prompt
+from interp.display import graph_objects, make_subplots, save_figure, token_heat_map
 from interp.errors import InterpError
 
-try:
+if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-except ImportError as error:
-    raise ImportError("the figures need plotly: pip install 'interpipe[display]', or pip install plotly.") from error
+
+graph_objects()  # without plotly, importing this module fails, and says what to install
 
 __all__ = ["plot_topk_tokens", "prompts_to_df"]
 
@@ -71,7 +71,7 @@ def plot_topk_tokens(
         title=title or f"Top {k} Tokens Heatmap", height=height * rows, width=width * columns, showlegend=False
     )
     if file is not None:
-        _save(figure, Path(file), save_html)
+        save_figure(figure, file, page_too=save_html)
     if show:
         figure.show()
     return figure
@@ -79,35 +79,21 @@ def plot_topk_tokens(
 
 def _heat_map(values: list[list[float]], ids: list[list[int]], tokenizer: Any, use_token_ids: bool) -> go.Heatmap:
     names = [[_name(tokenizer, token_id) for token_id in row] for row in ids]
-    return go.Heatmap(
-        z=values,
-        x=list(range(len(ids[0]))),
-        y=list(range(len(ids))),
-        text=[[str(token_id) for token_id in row] for row in ids] if use_token_ids else names,
-        texttemplate="%{text}",
-        colorscale="RdBu_r",
-        colorbar={"title": "Probability", "thickness": 15, "len": 0.9},
-        zmin=0,
-        zmax=1,
-        hovertext=[
+    return token_heat_map(
+        values,
+        [[str(token_id) for token_id in row] for row in ids] if use_token_ids else names,
+        hover=[
             [f"ID: {token_id}<br>Token: {name}" for token_id, name in zip(id_row, name_row, strict=True)]
             for id_row, name_row in zip(ids, names, strict=True)
         ],
-        hovertemplate="Layer: %{y}<br>%{hovertext}<br>Probability: %{z}<extra></extra>",
+        columns=list(range(len(ids[0]))),
+        rows=list(range(len(ids))),
     )
 
 
 def _name(tokenizer: Any, token_id: int) -> str:
     token = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
     return f"#{token_id}" if token is None else f"'{token}'"
-
-
-def _save(figure: go.Figure, file: Path, save_html: bool) -> None:
-    is_page = file.suffix == ".html"
-    if not is_page:
-        figure.write_image(file, scale=3)
-    if is_page or save_html:
-        figure.write_html(file.with_suffix(".html"))
 
 
 def prompts_to_df(prompts: Sequence[Prompt], tokenizer: Any = None) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from interp.compat.nnterp.attending import attended_probs, can_attend
 from interp.compat.nnterp.collecting import at_columns, get_token_activations, layer_numbers, token_columns
 from interp.compat.nnterp.lenses import logit_lens, patchscope_lens
 from interp.compat.nnterp.modules import (
@@ -20,6 +21,7 @@ from interp.compat.nnterp.modules import (
     set_layer_output,
 )
 from interp.compat.nnterp.target_prompts import TargetPrompt, TargetPromptBatch, it_repeat_prompt, repeat_prompt
+from interp.compat.nnterp.walking import can_generate, end_ids, generated_ids
 from interp.errors import InterpError
 
 __all__ = [
@@ -71,22 +73,47 @@ def patchscope_generate(
     numbers = layer_numbers(nn_model, asked)
     layers_up = sorted(set(numbers))
     latents = get_token_activations(nn_model, sources, layers=layers_up, remote=remote)  # (layer, source, hidden)
-    generated: dict[int, list[Tensor]] = {layer: [] for layer in layers_up}
     # Whole layers in a batch where they fit: what is generated in one batch is equally long.
     at_once = max(max_batch_size // len(sources), 1)
+    generated: dict[int, Tensor] = {}
     for start in range(0, len(layers_up), at_once):
-        rows = [(layer, source) for layer in layers_up[start : start + at_once] for source in range(len(sources))]
-        for first in range(0, len(rows), max_batch_size):
-            batch = rows[first : first + max_batch_size]
-            written = torch.stack([latents[layers_up.index(layer), source] for layer, source in batch])
-            ids = _generate(nn_model, target, [layer for layer, _ in batch], written, max_length, remote)
-            for (layer, _), row in zip(batch, ids, strict=True):
-                generated[layer].append(row)
-    padding = nn_model.tokenizer.pad_token_id or 0
-    return {
-        name: pad_sequence(generated[layer], batch_first=True, padding_value=padding)
-        for name, layer in zip(asked, numbers, strict=True)
-    }
+        batch = layers_up[start : start + at_once]
+        held = latents[start : start + len(batch)]
+        if not remote and can_generate(nn_model):
+            by_layer = generated_ids(nn_model, target[0], held, batch, max_length, max_batch_size)
+        else:
+            by_layer = _generated(nn_model, target, batch, held, max_length, remote, max_batch_size)
+        ids = pad_sequence(
+            [row for rows in by_layer for row in rows], batch_first=True, padding_value=_padding(nn_model)
+        )
+        generated |= zip(batch, ids.split(len(sources)), strict=True)
+    return {name: generated[layer] for name, layer in zip(asked, numbers, strict=True)}
+
+
+def _padding(nn_model: Any) -> int:
+    """What stands behind a text that ended, as transformers has it."""
+    given = (nn_model._module.generation_config.pad_token_id, nn_model.tokenizer.pad_token_id, *end_ids(nn_model))
+    return next((int(token) for token in given if token is not None), 0)
+
+
+def _generated(
+    nn_model: Any,
+    target: TargetPromptBatch,
+    layers: Sequence[int],
+    latents: Tensor,
+    max_length: int,
+    remote: bool | str,
+    max_batch_size: int,
+) -> list[list[Tensor]]:
+    """For each layer and source, (length,) token ids, by nnsight; latents (layer, source, hidden)."""
+    sources = latents.shape[1]
+    rows = [(layer, source) for layer in range(len(layers)) for source in range(sources)]
+    found: list[Tensor] = []
+    for first in range(0, len(rows), max_batch_size):
+        batch = rows[first : first + max_batch_size]
+        written = torch.stack([latents[layer, source] for layer, source in batch])
+        found += _generate(nn_model, target, [layers[layer] for layer, _ in batch], written, max_length, remote)
+    return [found[start : start + sources] for start in range(0, len(found), sources)]
 
 
 def _generate(
@@ -145,6 +172,8 @@ def patch_object_attn_lens(
     received = get_token_activations(
         nn_model, sources, get_activations=lambda model, layer: attention_input(model, layer).read()
     )
+    if can_attend(nn_model):
+        return attended_probs(nn_model, targets, attn_idx_patch, received, num_patches)
     num_layers = get_num_layers(nn_model)
     probs = []
     for layer in range(num_layers):

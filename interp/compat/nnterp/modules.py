@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -197,12 +196,7 @@ def _through_tail(nn_model: Any, h: Tensor, *, negated: bool = False) -> Tensor:
     call = nn_model.get if nn_model.interleaver.interleaving else module.get_submodule
     device = execution_device(module.get_submodule(tail.paths[0]))
     h = h.to(device=device or h.device, dtype=module.dtype)
-    if negated:
-        if record.final_norm is not None:
-            h = call(record.final_norm)(h)
-            tail = replace(tail, paths=tail.paths[1:])
-        h = -h
-    return tail(h, call)
+    return tail(h, call, negate=negated)
 
 
 def skip_layer(nn_model: Any, layer: int, skip_with: Tensor | None = None) -> None:

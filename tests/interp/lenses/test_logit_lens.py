@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.lenses import LensResult, logit_lens
+from interp.lenses import LensResult, logit_lens, logit_lens_on_prompts
 from interp.model import StandardizedTransformer
 from tests.interp.lenses.twins import FAMILIES, HookTwin, assert_equal, expected
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS
@@ -51,6 +51,20 @@ def test_some_layers_and_no_reference(standardized):
     assert_equal(result.arrays(), twin_examples(twin, [0, 2], False), atol=1e-5)
     assert np.isnan(result.surprisal).all()
     assert result.model_top_id.tolist() == [-1] * len(PROMPTS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inverted(family, standardized):
+    """The same numbers as the lens on prompts, which has a twin of its own."""
+    hidden = states(HookTwin(family))
+    model = standardized(family)
+    result = logit_lens(model, hidden, GROUPS, layers=range(4), reference=hidden[-1], inverted=True)
+    targets = [{"a": one, "b": two} for one, two in GROUPS]
+    other = logit_lens_on_prompts(model, PROMPTS, targets=targets, inverted=True)
+    for name, values in other.arrays().items():
+        np.testing.assert_allclose(result.arrays()[name], values, atol=2e-5, rtol=1e-5, err_msg=name)
+    normal = logit_lens(model, hidden, GROUPS, layers=range(4))
+    assert np.abs(result.log_prob - normal.log_prob).max() > 0.1
 
 
 def test_the_batch_size_changes_nothing(standardized):

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from interp import StandardizedTransformer
 from interp.errors import InterpError
-from interp.model.tokens import bare_tokenizer
+from interp.model.tokens import bare_tokenizer, token_text
 from tests.interp.reference import plain, wrapped
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -99,3 +99,13 @@ def test_of_a_model() -> None:
     bare = model.add_prefix_false_tokenizer
     assert bare.padding_side == "left"
     assert bare("hello").input_ids == tiny_tokenizer()("hello").input_ids
+
+
+def test_tokens_have_a_text() -> None:
+    tokenizer = tiny_tokenizer()
+    for word in ("king", " fox"):
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        assert "".join(token_text(tokenizer, token) for token in ids) == word
+    part = tokenizer("好", add_special_tokens=False)["input_ids"][0]
+    assert "\ufffd" not in token_text(tokenizer, part)
+    assert token_text(tokenizer, 100_000) == "<unused 100000>" and token_text(tokenizer, 1) == "<s>"

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipeline.config.lens import LENSES
-from pipeline.config.paths import HUB_MODEL, ROOT, localize
+from pipeline.config.paths import HUB_DATASET, HUB_MODEL, ROOT, localize
 from pipeline.config.task import TASKS
 from pipeline.config.validate import SECTIONS, Config, plain, validate
 
@@ -37,7 +37,7 @@ def test_defaults_are_complete() -> None:
     values = composed()
     assert list(values) and set(values) == set(SECTIONS), "no section is missing and nothing else is in params.yaml"
     typed = validate(values)
-    for section in ("model", "collect", "evaluate", "report", "store", "tracking"):
+    for section in ("model", "collect", "tune", "evaluate", "report", "store", "tracking"):
         assert set(values[section]) == keys(type(getattr(typed, section))), section
     assert list(typed.lens) == ["logit_lens", "patchscope", "patchscope_query", "patchscope_query_mean"]
 
@@ -74,6 +74,26 @@ def test_each_other_choice_can_be_run(group: str) -> None:
         further = ["tracking.uri=http://127.0.0.1:5000"] if file.stem == "server" else []
         lens = ["lens=logit_lens"] if group == "collect" else []
         valid(f"{group}={file.stem}", *lens, *further)
+
+
+def test_a_tuned_lens_chooses_where_it_comes_from(tmp_path: Path) -> None:
+    assert valid().tune.kind == "off"
+    assert valid("lens=[logit_lens,tuned_lens]").tune.kind == "prompts"
+    assert valid("task=next_token", "lens=tuned_lens").tune.depends_on == "tokens/prompts"
+    hub = valid("lens=tuned_lens", "tune=text", "tune.source=Salesforce/wikitext", "tune.name=wikitext-2-v1").tune
+    assert (hub.kind, hub.depends_on) == ("text", HUB_DATASET)
+    text = tmp_path / "text.txt"
+    text.write_text("text", encoding="utf-8")
+    own = valid("lens=tuned_lens", "tune=text", f"tune.source={text}").tune
+    assert own.source == own.depends_on == str(text)
+    for name in ("config.json", "lens.safetensors"):
+        (tmp_path / name).touch()
+    taken = valid("lens=tuned_lens", "tune=lens", f"tune.source={tmp_path}").tune
+    assert taken.source == taken.depends_on == str(tmp_path)
+    assert valid("debug=tiny", "lens=tuned_lens").tune.steps == 2
+    # The last layer needs no translator, and the depth of a model need not be known.
+    valid("lens=tuned_lens", "tune.layers='2,5'", "lens.tuned_lens.layers='2,5,7'")
+    valid("model=gpt2", "model.num_layers=null", "lens=tuned_lens", "tune.layers='90'")
 
 
 @pytest.mark.parametrize("tiny", [[], ["debug=tiny"]], ids=["full", "tiny"])

@@ -94,7 +94,7 @@ def test_values_positions_and_attributes(run_folder: Callable[..., Path], caplog
     assert store.attributes["model"]["source"] == "../models/llama"
     assert len(store.attributes["model"]["digest"]) == 64
     assert store.attributes["dtype"] == "float32"
-    assert store.attributes["config"]["batch_size"] == 32
+    assert store.attributes["config"]["batch_tokens"] is None
     for name in ("resid_post", "attn_out", "logits"):
         assert store.dimensions(name) == ("layer", "prompt", "position", "hidden")
 
@@ -119,7 +119,7 @@ def test_values_positions_and_attributes(run_folder: Callable[..., Path], caplog
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_a_model_in_half_precision_is_kept_bit_by_bit(run_folder: Callable[..., Path], name: str) -> None:
     # One prompt a batch is what transformers computes, without the rounding that padding adds.
-    folder = run_folder(model={"dtype": name}, collect={"batch_size": 1, "positions": ["last"]})
+    folder = run_folder(model={"dtype": name}, collect={"batch_tokens": 1, "positions": ["last"]})
     stage.collect_activations()
     store = open_store("activations.zarr")
     assert store.dtype("resid_post") == store.attributes["dtype"] == name

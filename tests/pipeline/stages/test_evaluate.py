@@ -20,12 +20,14 @@ from interp.errors import InterpError
 from pipeline.config.base import ConfigError
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.stages import evaluate
-from pipeline.stages.evaluate import CurveRow, evaluate_lens, read_curves, summarize
+from pipeline.stages.evaluate import LensRows, evaluate_lens, summarize
 from pipeline.stages.statistics import leads
+from pipeline.stages.tables import CurveRow, read_curves
 from pipeline.store import open_store
 from tests.pipeline.stages import finished_run
 from tests.pipeline.stages.finished_run import LENSES, NUM_LAYERS, RISES, distributions, make_run, token_of, write_lens
 
+ARTIFACTS = ("metrics.json", "curves.parquet", "curves.csv", "grids.parquet", "grids.csv")
 CONFIG = EvaluateConfig(bootstrap_samples=50)
 
 
@@ -61,7 +63,7 @@ def prompt_lens(folder: Path, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def rows_of(folder: Path, config: EvaluateConfig = CONFIG) -> dict[tuple[str, str], list[CurveRow]]:
     rows: dict[tuple[str, str], list[CurveRow]] = {}
-    for row in evaluate_lens("logit_lens", open_store(folder / "lens.zarr/logit_lens"), config):
+    for row in evaluate_lens("logit_lens", open_store(folder / "lens.zarr/logit_lens"), config).curves:
         rows.setdefault((row.metric, row.group), []).append(row)
     return rows
 
@@ -145,7 +147,7 @@ def test_the_files_hold_the_same_rows(run: Path) -> None:
     for row, line in zip(rows, lines, strict=True):
         for name, value in row._asdict().items():
             assert line[name] == ("" if value is None else str(value)), name
-    columns = ["lens", "metric", "group", "layer", "mean", "std", "n"]
+    columns = ["lens", "metric", "group", "block", "layer", "mean", "std", "n"]
     columns += ["normal_low", "normal_high", "bootstrap_low", "bootstrap_high"]
     assert parquet.read_table(run / "curves.parquet").column_names == columns
     assert {row.lens for row in rows} == set(LENSES)
@@ -203,11 +205,11 @@ def test_metrics_name_first_last_and_best(run: Path) -> None:
 
 
 def row(metric: str, layer: int, mean: float | None, group: str = "") -> CurveRow:
-    return CurveRow("l", metric, group, layer, mean, None, 0 if mean is None else 3, None, None, None, None)
+    return CurveRow("l", metric, group, "", layer, mean, None, 0 if mean is None else 3, None, None, None, None)
 
 
 def test_summary_of_a_group_that_nobody_has() -> None:
-    summary = summarize([row("probability", 0, None, "a"), row("probability", 1, None, "a")], examples=3)
+    summary = summarize(LensRows([row("probability", 0, None, "a"), row("probability", 1, None, "a")], []), examples=3)
     assert summary == {"n": 3, "layers": 2, "probability": {"a": {"n": 0}}}
 
 
@@ -218,7 +220,7 @@ def test_summary_of_a_group_that_leads_twice_keeps_the_last_crossing() -> None:
         for group, curve in (("a", a), ("b", b))
         for i, value in enumerate(curve)
     ]
-    summary = summarize(rows, examples=3)
+    summary = summarize(LensRows(rows, []), examples=3)
     assert summary["crossing_layer"] == {"a__b": 12.5, "b__a": 7.5}
     assert summary["leading_layers"] == {
         "a": {"first": 0, "last": 10, "count": 2}, "b": {"first": 5, "last": 15, "count": 2},
@@ -232,7 +234,7 @@ def test_two_folders_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Mon
         folder = make_run(tmp_path / name, lenses=("logit_lens", "patchscope"))
         monkeypatch.chdir(folder)
         evaluate.run()
-        written.append({f: (folder / f).read_bytes() for f in ("metrics.json", "curves.parquet", "curves.csv")})
+        written.append({f: (folder / f).read_bytes() for f in ARTIFACTS})
         assert not list(folder.glob(".*.incoming"))
     assert written[0] == written[1]
     assert str(tmp_path).encode() not in b"".join(written[0].values())

@@ -18,9 +18,12 @@ from tests.pipeline.stages.killed import run_stage
 from tests.pipeline.store.example import tree
 
 OVERRIDES = [
-    "lens=[logit_lens,patchscope]", "lens.patchscope.layers='1,3'", "task.source_languages=[de]",
+    "lens=[logit_lens,patchscope,patchscope_grid,patchscope_generate,knockout]", "lens.patchscope.layers='1,3'",
+    "lens.patchscope_grid.source_layers='0,4'", "lens.patchscope_grid.target_layers='1-2'",
+    "lens.patchscope_generate.layers='6'", "lens.knockout.layers='2,4'", "task.source_languages=[de]",
     "task.max_concepts=6", "task.pairs=4", "task.shots=2", "collect.block_size=2", "evaluate.bootstrap_samples=20",
     "report.examples=1", "store.chunk_bytes=1024", "tracking.enabled=false",
+    "tune=default", "tune.steps=4", "tune.tokens_per_step=64", "tune.checkpoint_every=1", "tune.evaluate_tokens=64",
 ]  # fmt: skip
 # What each stage makes, and where its processes are killed, one after the other: (pattern, number) of `killed.py`. A
 # file is torn in unfinished work; the artifact is about to appear; it stands, complete; it stands and is replaced.
@@ -33,19 +36,32 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {
             (r"^remove dataset_info\.json$", 1),
         ),
     ),
+    "tune": (
+        ("tuned_lens",),
+        (
+            (r"^rename .*/scratch/tune-.*/checkpoint\.safetensors$", 2),
+            (r"^open .*/scratch/tune-.*/tuned_lens/\.manifest\.json\.", 0),
+            (r"^rename .* timings/tune\.json$", 0),
+            (r"^remove config\.json$", 0),
+        ),
+    ),
     "lens": (
         ("lens.zarr",),
         (
             (r"^open .*/scratch/lens-.*/patchscope/log_prob/c/", 0),
+            (r"^open .*/scratch/lens-.*/patchscope_grid/log_prob/c/", 0),
+            (r"^open .*/scratch/lens-.*/patchscope_generate/token_ids/c/", 0),
+            (r"^open .*/scratch/lens-.*/knockout/kl/c/", 0),
             (r"^rename .* timings/lens\.json$", 0),
             (r"^remove zarr\.json$", 3),
         ),
     ),
     "evaluate": (
-        ("curves.parquet", "curves.csv", "metrics.json"),
+        ("curves.parquet", "curves.csv", "grids.parquet", "grids.csv", "metrics.json"),
         (
             (r"^open .*curves\.parquet", 0),
             (r"^open .*curves\.csv", 0),
+            (r"^open .*grids\.parquet", 0),
             (r"^open .*metrics\.json", 0),
             (r"^rename .* timings/evaluate\.json$", 0),
             (r"^open .*metrics\.json", 0),
@@ -54,7 +70,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {
     "report": (
         ("report",),
         (
-            (r"^open .*/patchscope\.svg$", 0),
+            (r"^open .*/patchscope_grid\.svg$", 0),
             (r"^rename .*/report .*report\.incoming$", 0),
             (r"^rename .* timings/report\.json$", 0),
             (r"^remove .*\.svg$", 1),
@@ -72,7 +88,7 @@ def undisturbed(repository: Path) -> Path:
         OmegaConf.save(OmegaConf.create(plain(compose("config", OVERRIDES))), folder / "params.yaml")
     for name in LINKED:
         (folder / name).symlink_to(repository / name)
-    for stage in ("tokenize", "collect", "lens", "evaluate", "report"):
+    for stage in ("tokenize", "collect", "tune", "lens", "evaluate", "report"):
         run_stage(stage, folder)
     return folder
 

@@ -15,43 +15,31 @@ from omegaconf import OmegaConf
 
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
-from pipeline.stages import collect, common, lens
+from pipeline.stages import lens
+from pipeline.stages.lenses import Lens
+from pipeline.stages.lenses.logit import LogitLens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.stages.tokens import load_tokens
-from pipeline.store import Store, StoreWriter, list_stores, open_store
-from pipeline.tasks.records import Pair, Row, TaskData
+from pipeline.store import StoreWriter, list_stores, open_store
+from pipeline.tasks.records import TaskData
 from tests.interp.lenses.twins import HookTwin, assert_equal, expected, log_softmax
+from tests.pipeline.stages.lens_run import (
+    PAIR_GROUPS,
+    PAIRS,
+    PROMPT_GROUPS,
+    PROMPTS,
+    TARGETS,
+    TASK,
+    arrays,
+    change,
+    files,
+    isolate,
+    make_run,
+)
 from tests.tiny import NUM_LAYERS, tiny_tokenizer
 
-PROMPT_GROUPS = {"answer": "concept in it", "latent_en": "concept in en"}
-PAIR_GROUPS = {"target_concept": "target concept", "source_concept": "source concept"}
 ALL = list(range(NUM_LAYERS))
 TOP_K = 3
-
-
-def row(ids: list[int], query: tuple[int, int], concept: int, collides: str = "no") -> Row:
-    answers = {"answer": [20 + concept, 30 + concept], "latent_en": [40 + concept]}
-    labels = {"concept": str(concept), "collides": collides}
-    return Row(f"prompt {ids}", ids, {"query": query}, labels, answers, {group: ["word"] for group in answers})
-
-
-def pair(sources: list[int], target: int, concept: int) -> Pair:
-    answers = {"target_concept": [50 + target], "source_concept": [60 + concept, 70 + concept]}
-    return Pair(sources, target, {}, answers, {group: ["word"] for group in answers})
-
-
-PROMPTS = [
-    row([1, 100, 101, 102, 103], (1, 3), 0),
-    row([1, 110, 111, 112], (2, 3), 0),
-    row([1, 120, 121, 122, 123, 124], (1, 4), 1),
-    row([1, 130, 131], (1, 2), 1, collides="yes"),
-    row([1, 140, 141, 142, 143], (2, 4), 2),
-    row([1, 150, 151, 152], (1, 2), 2),
-]
-TARGETS = [row([1, 200, 201, 202, 203], (2, 3), 5), row([1, 210, 211, 212, 213, 214, 215], (1, 5), 6)]
-PAIRS = [pair([0, 1], 0, 0), pair([0, 1], 1, 0), pair([2, 3], 0, 1), pair([4, 5], 1, 2), pair([4, 5], 0, 2)]
-TASK = TaskData(PROMPTS, TARGETS, PAIRS, {"prompts": 6}, {**PROMPT_GROUPS, **PAIR_GROUPS})
-
 LENSES: dict[str, dict[str, Any]] = {
     "logit": {"kind": "logit_lens", "position": "query.last", "layers": "0,2-3", "top_k": TOP_K, "batch_size": 2},
     "one": {"kind": "patchscope", "top_k": TOP_K, "batch_size": 2},
@@ -68,11 +56,7 @@ LENSES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root of its own, so that scratch folders stay in the test's folder; and small blocks."""
-    monkeypatch.setattr(common, "repository_root", lambda: tmp_path)
-    monkeypatch.setattr(lens, "BLOCK_SIZE", 2)
-    stages = {"collect": {"cmd": "true", "deps": []}, "lens": {"cmd": "true", "deps": []}}
-    OmegaConf.save({"stages": stages}, tmp_path / "dvc.yaml")
+    isolate(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -83,43 +67,11 @@ def enter(
     """`enter(...)`: make a run folder that stands before the stage, and go there."""
 
     def make(
-        family: str = "llama",
-        lenses: Mapping[str, Any] = LENSES,
-        task: TaskData = TASK,
-        name: str = "run",
-        **section_of_collect: Any,
+        family: str = "llama", lenses: Mapping[str, Any] = LENSES, task: TaskData = TASK, name: str = "run", **more: Any
     ) -> Path:
-        folder = repository / name
-        folder.mkdir()
-        monkeypatch.chdir(folder)
-        source = model_folder(family)
-        params = {
-            "model": {"name": family, "source": str(source), "device_map": "cpu", "depends_on": str(source)},
-            "collect": {"sites": ["resid_post.*"], "positions": ["last", "query.last"], **section_of_collect},
-            "lens": dict(lenses),
-            "store": {},
-        }
-        OmegaConf.save(params, folder / "params.yaml")
-        write_tokens(task, "tokens", kind="translation", tokenizer_digest="0" * 64)
-        collect.main()
-        return folder
+        return make_run(repository / name, model_folder(family), lenses, monkeypatch, task=task, **more)
 
     return make
-
-
-def change(section: str, values: dict[str, Any]) -> None:
-    """Replace a section of the current run folder's config."""
-    params = OmegaConf.load("params.yaml")
-    params[section] = values
-    OmegaConf.save(params, "params.yaml")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def arrays(store: Store) -> dict[str, np.ndarray]:
-    return {name: store.read(name) for name in store.arrays}
 
 
 def log_of_sums(logits: np.ndarray, groups: list[list[int]]) -> np.ndarray:
@@ -194,6 +146,20 @@ def test_the_stored_numbers_equal_the_twins(family, enter):
     assert measured["model_seconds"] > 0
 
 
+def test_an_inverted_lens_reads_what_a_state_speaks_against(enter):
+    enter(lenses={"logit": {**LENSES["logit"], "position": "last", "inverted": True}})
+    lens.run()
+    twin, wanted = HookTwin("llama"), []
+    for number in (0, 1, 2, 4, 5):
+        prompt = PROMPTS[number]
+        states, groups = twin.residuals(prompt.input_ids)[:, -1], list(prompt.answers.values())
+        last = len(prompt.input_ids) - 1
+        by_layer = [-twin.logits(prompt.input_ids, last, {3: states[layer]}) for layer in (0, 2, 3)]  # no bias
+        one = expected(by_layer, groups, TOP_K, twin.logits(prompt.input_ids))
+        wanted.append({**one, "baseline_source_log_prob": source_baseline(twin, [number], groups)})
+    assert_equal(arrays(open_store("lens.zarr/logit")), wanted, atol=1e-5)
+
+
 def test_attributes_and_vocabulary(enter):
     enter()
     lens.run()
@@ -252,13 +218,13 @@ def test_a_killed_run_goes_on_and_leaves_the_same_bytes(enter, monkeypatch):
     monkeypatch.setattr(StoreWriter, "write", write)
 
     computed: list[tuple[str, int]] = []
-    compute_block = lens.compute_block
 
-    def counting(job: lens.Job, model: Any, block: range) -> dict[str, np.ndarray]:
-        computed.append((job.name, block.start))
-        return compute_block(job, model, block)
+    def counting(prepared: Lens[Any], rows: range) -> dict[str, np.ndarray]:
+        computed.append((prepared.name, rows.start))
+        return compute(prepared, rows)
 
-    monkeypatch.setattr(lens, "compute_block", counting)
+    compute = LogitLens.compute
+    monkeypatch.setattr(LogitLens, "compute", counting)
     lens.run()
     assert (("logit", 0) in computed, ("logit", 2) in computed) == (False, True)
     assert files(killed / "lens.zarr") == files(undisturbed / "lens.zarr")

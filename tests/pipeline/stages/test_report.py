@@ -20,9 +20,9 @@ from interp.errors import InterpError
 from interp.prompts.identity import IDENTITY_PROMPTS
 from pipeline.config.base import ConfigError
 from pipeline.stages import evaluate, report
-from pipeline.stages.evaluate import CurveRow, read_curves
 from pipeline.stages.report_content import axis_top, chosen
 from pipeline.stages.report_page import number, percent, rank, readable_value
+from pipeline.stages.tables import CurveRow, read_curves
 from pipeline.store import open_store
 from tests.pipeline.stages.finished_run import LENSES, NUM_LAYERS, SCRIPT, VOCABULARY, make_run, pairs
 from tests.pipeline.stages.page import Element, parse
@@ -316,7 +316,8 @@ def test_a_bad_config_is_refused(
 
 def test_curves_of_another_config_are_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(tmp_path / "run", lenses=("logit_lens",))
-    (folder / "curves.parquet").write_bytes((run / "curves.parquet").read_bytes())
+    for table in ("curves.parquet", "grids.parquet"):
+        (folder / table).write_bytes((run / table).read_bytes())
     params = OmegaConf.load(folder / "params.yaml")
     params.lens = {"logit_lenz": LENSES["logit_lens"]}
     OmegaConf.save(params, folder / "params.yaml")
@@ -331,7 +332,7 @@ def test_curves_of_another_config_are_refused(run: Path, tmp_path: Path, monkeyp
 )
 def test_the_axis_ends_at_one_or_where_little_is_left_empty(highest: float, top: float) -> None:
     def row(metric: str, value: float | None) -> CurveRow:
-        return CurveRow("l", metric, "a", 0, value, None, 2, value, value, value, value)
+        return CurveRow("l", metric, "a", "", 0, value, None, 2, value, value, value, value)
 
     rows = [row("probability", highest), row("probability", 0.01), row("rank", 50.0), row("probability", None)]
     assert axis_top(rows) == top

@@ -22,7 +22,7 @@ from pipeline.stages.report_chart import (
     value_axis,
     wrapped,
 )
-from pipeline.stages.report_content import Baseline, Group, Panel, Series
+from pipeline.stages.report_content.parts import Baseline, Group, Panel, Series
 
 GROUP = Group("a", "answer", 0)
 

@@ -19,7 +19,7 @@ def make_run_folder(
     sweep: dict[str, object] | None = None,
     probability: float = 0.5,
 ) -> Path:
-    """Write params.yaml, run.json, metrics.json, curves.parquet and a report; returns the folder."""
+    """Write params.yaml, run.json, metrics.json, curves.parquet, grids.parquet and a report; returns the folder."""
     folder.mkdir(parents=True)
     params = {
         "model": {"name": "tiny", "source": "models/tiny", "depends_on": "x"},
@@ -34,14 +34,18 @@ def make_run_folder(
             "lens": "patchscope",
             "metric": "probability",
             "group": group,
+            "block": "",
             "layer": layer,
             "mean": probability * layer / LAYERS,
         }
         for group in ("target_concept", "source_concept")
         for layer in range(LAYERS)
     ]
-    rows.append({"lens": "patchscope", "metric": "surprisal_nats", "group": "", "layer": 0, "mean": float("nan")})
+    rows.append(
+        {"lens": "patchscope", "metric": "surprisal_nats", "group": "", "block": "", "layer": 0, "mean": float("nan")}
+    )
     pandas.DataFrame(rows).to_parquet(folder / "curves.parquet")
+    (folder / "grids.parquet").write_bytes(b"a table without rows")
     (folder / "metrics.json").write_text(json.dumps({"patchscope": {"n": 7, "probability": {"a": {"peak": 0.75}}}}))
     (folder / "dvc.lock").write_text("schema: '2.0'\n")
     (folder / "report").mkdir()

@@ -64,7 +64,7 @@ def test_a_run_arrives_whole_and_once(root: Path, config: TrackingConfig) -> Non
         (0, 0.0), (1, 0.125), (2, 0.25), (3, 0.375),
     ]  # fmt: skip
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
-        "params.yaml", "dvc.lock", "run.json", "metrics.json", "curves.parquet", "report",
+        "params.yaml", "dvc.lock", "run.json", "metrics.json", "curves.parquet", "grids.parquet", "report",
     }  # fmt: skip
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.digest == "a" * 32 + ".dir"

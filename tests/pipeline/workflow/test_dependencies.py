@@ -44,7 +44,7 @@ def test_dvc_yaml_lists_each_stages_code() -> None:
 
 
 def test_what_python_imports_is_listed() -> None:
-    stages = ["tokenize", "collect", "lens", "evaluate", "report"]
+    stages = ["tokenize", "collect", "tune", "lens", "evaluate", "report"]
     ran = subprocess.run(
         [sys.executable, "-c", WHAT_IS_IMPORTED, *stages], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -59,9 +59,10 @@ def test_a_stage_depends_on_its_own_sections_and_on_nothing_else() -> None:
     assert {name: stage["params"] for name, stage in stages.items()} == {
         "tokenize": ["model", "task"],
         "collect": ["collect", "model", "store"],
+        "tune": ["model", "tune"],
         "lens": ["lens", "model", "store"],
         "evaluate": ["evaluate"],
-        "report": ["collect", "evaluate", "lens", "model", "report", "task"],
+        "report": ["collect", "evaluate", "lens", "model", "report", "task", "tune"],
     }
     tokens = ["tokens/manifest.json", "tokens/pairs", "tokens/prompts", "tokens/targets"]
     files = {
@@ -70,13 +71,17 @@ def test_a_stage_depends_on_its_own_sections_and_on_nothing_else() -> None:
     assert files == {
         "tokenize": ["${task.depends_on}", "${model.depends_on}"],
         "collect": ["${model.depends_on}", "tokens/prompts"],
-        "lens": ["${model.depends_on}", "activations.zarr", *tokens],
+        "tune": ["${model.depends_on}", "${tune.depends_on}"],
+        "lens": ["${model.depends_on}", "activations.zarr", *tokens, "tuned_lens"],
         "evaluate": ["lens.zarr"],
-        "report": ["curves.parquet", "lens.zarr", *tokens],
+        "report": ["curves.parquet", "grids.parquet", "lens.zarr", *tokens],
     }
+    # what a stage leaves besides its outputs would not be there when the stage comes from the cache
+    assert stages["evaluate"]["outs"] == ["curves.csv", "curves.parquet", "grids.csv", "grids.parquet"]
+    assert stages["evaluate"]["metrics"] == ["metrics.json"]
     code = stage_code()
     assert set(code["report"]) >= set().union(*code.values())
-    assert "interp/activations.py" not in code["tokenize"]
+    assert "interp/activations/collecting.py" not in code["tokenize"]
     assert not any(file.startswith("interp/lenses") for file in code["collect"] + code["tokenize"] + code["evaluate"])
     assert "pipeline/stages/report.html.j2" in code["report"]
 

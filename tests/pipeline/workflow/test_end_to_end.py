@@ -22,7 +22,7 @@ from tests.pipeline.workflow.miniature import REPOSITORY
 
 FOLDERS = ("interp", "pipeline", "conf")
 FILES = ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore")
-STAGES = ("tokenize", "collect", "lens", "evaluate", "report")
+STAGES = ("tokenize", "collect", "tune", "lens", "evaluate", "report")
 TINY = ("debug=tiny", "task.source_languages=[de]", "task.max_concepts=8", "task.pairs=2")
 PATIENCE_SECONDS = 300
 
@@ -99,13 +99,13 @@ def test_another_lens_shares_the_activations(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("interp/activations.py", {"collect", "lens", "report"}),
-        ("interp/lenses/logit_lens.py", {"lens", "report"}),
+        ("interp/activations/collecting.py", {"collect", "tune", "lens", "report"}),
+        ("interp/lenses/logit_lens.py", {"tune", "lens", "report"}),
         ("pipeline/tasks/translation.py", {"tokenize", "report"}),
         ("pipeline/stages/statistics.py", {"evaluate", "report"}),
         ("pipeline/stages/report_page.py", {"report"}),
         ("pipeline/demo/lexicon.json", {"tokenize"}),
-        ("pipeline/demo/model/config.json", {"tokenize", "collect", "lens"}),
+        ("pipeline/demo/model/config.json", {"tokenize", "collect", "tune", "lens"}),
         ("pipeline/tracking/client.py", set()),
         ("pipeline/workflow/run.py", set()),
     ],
@@ -158,7 +158,7 @@ def test_a_sweep_computes_each_distinct_stage_once(copy: Path) -> None:
     pipeline(copy, *sweep, "hydra.sweep.dir=outputs/two", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     jobs = [copy / f"outputs/two/{number}" for number in range(4)]
     counts = Counter(stage for job in jobs for stage in computed(job))
-    assert counts == {"tokenize": 2, "collect": 2, "lens": 4, "evaluate": 4, "report": 4}
+    assert counts == {"tokenize": 2, "collect": 2, "lens": 4, "evaluate": 4, "report": 4}  # tune: cached
 
     pipeline(copy, *sweep, "hydra.sweep.dir=outputs/again")
     again = [copy / f"outputs/again/{number}" for number in range(4)]
@@ -175,6 +175,7 @@ def test_dvc_at_the_root_shares_the_cache(copy: Path) -> None:
     assert "up to date" in call(copy, "dvc", "repro")
     plots = json.loads(call(copy, "dvc", "plots", "show", "--json").splitlines()[-1])
     assert plots["data"]["curves.csv"][0]["content"]["facet"]["row"]["field"] == "metric"
+    assert plots["data"]["grids.csv"][0]["content"]["facet"]["row"]["field"] == "what"
     # nothing but the chosen parameters and DVC's own lock file is new to git
     assert call(copy, "git", "status", "--porcelain").split() == ["M", "params.yaml", "??", "dvc.lock"]
 

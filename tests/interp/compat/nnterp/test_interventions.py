@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -62,6 +63,47 @@ def test_generation_in_batches_of_any_size(max_batch_size: int) -> None:
 def test_generations_are_different() -> None:
     found = patchscope_generate(standardized("llama"), PROMPTS[0], TARGET, max_length=4)
     assert len({tuple(ids[0].tolist()) for ids in found.values()}) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_ended_is_padded(kind: str) -> None:
+    """Texts of one batch are equally long, as long as the longest."""
+    model = wrap(kind, "mistral")
+    free = patchscope_generate(model, PROMPTS, TARGET, max_length=6, layers=[0, 3])
+    length = len(ids_of(TARGET.prompt)[0])
+    end = int(free[3][0, length + 2])
+    config = model._module.generation_config
+    before = config.eos_token_id
+    config.eos_token_id = [end]
+    try:
+        found = patchscope_generate(model, PROMPTS, TARGET, max_length=6, layers=[0, 3])
+    finally:
+        config.eos_token_id = before
+    wanted = []
+    for row in torch.cat([free[0], free[3]]):
+        ends = (row[length:] == end).nonzero().flatten().tolist()
+        wanted.append(row[: length + ends[0] + 1] if ends else row)
+    assert len({len(row) for row in wanted}) > 1
+    padded = torch.nn.utils.rnn.pad_sequence(wanted, batch_first=True, padding_value=0)
+    assert torch.equal(torch.cat([found[0], found[3]]), padded)
+
+
+def test_ours_generates_by_a_walk_where_the_config_is_greedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = standardized("qwen2")
+    module = import_module("interp.compat.nnterp.interventions")
+    by_nnsight = module._generate
+    calls = []
+    monkeypatch.setattr(module, "_generate", lambda *args: calls.append(args) or by_nnsight(*args))
+    greedy = patchscope_generate(model, PROMPTS, TARGET, max_length=3, layers=[1])
+    assert not calls
+    config: Any = model._module.generation_config
+    config.do_sample, config.top_k = True, 1  # draws from one token
+    try:
+        drawn = patchscope_generate(model, PROMPTS, TARGET, max_length=3, layers=[1])
+    finally:
+        config.do_sample, config.top_k = None, None
+    assert calls
+    assert torch.equal(drawn[1], greedy[1])
 
 
 @torch.no_grad()

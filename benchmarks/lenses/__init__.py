@@ -1,0 +1,1 @@
+"""What the lenses cost, beside nnterp, nnsight, transformers and TransformerLens: `python -m benchmarks.lenses`."""

@@ -1,0 +1,160 @@
+"""Some prompts, the positions at which they are read, and what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from interp.errors import InterpError
+from interp.sites import Site, check_collectable
+
+__all__ = ["Block", "Entries", "checked_block", "checked_sites"]
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What is read in one forward pass: where it is in the batch, and whose it is.
+
+    Arguments:
+        rows, columns: row and column of the batch, each (entry,).
+        prompts, places: the prompt of the block, and which of its positions that is, each (entry,).
+    """
+
+    rows: Tensor
+    columns: Tensor
+    prompts: Tensor
+    places: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def in_one_row(self) -> Entries:
+        """The same of a batch whose rows are all alike, and so is one."""
+        return replace(self, rows=torch.zeros_like(self.rows))
+
+    def moved(self, by: Sequence[int]) -> Entries:
+        """The same of a batch whose rows are moved to the right, each by a number of columns."""
+        return replace(self, columns=self.columns + torch.tensor(by)[self.rows])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Prompts of one call.
+
+    Arguments:
+        input_ids: token ids of each, unpadded.
+        table: (prompt, position), the tokens that are read; -1: none.
+        rows_of_kind: kind -> site -> index along the layer axis.
+        causal: what follows a token leaves it as it is, so that it may be left away, or be anything.
+    """
+
+    input_ids: list[list[int]]
+    table: Tensor
+    rows_of_kind: dict[str, dict[Site, int]]
+    causal: bool = False
+    _values: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> list[int]:
+        """Tokens of each prompt up to the last one that is read."""
+        return (self.table.amax(dim=1) + 1).tolist()
+
+    @property
+    def rows(self) -> list[int]:
+        """The prompts of which anything is read."""
+        return [row for row, tokens in enumerate(self.needed) if tokens]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all prompts are of one length, and read up to their last token."""
+        return {len(ids) for ids in self.input_ids} == set(self.needed) and len(set(self.needed)) == 1
+
+    def cut(self, keep: Collection[int]) -> Block:
+        """The same for a causal model: prompts end with the last token that is read, but for some that stay whole."""
+        ends = enumerate(zip(self.input_ids, self.needed, strict=True))
+        cut = [ids if row in keep else ids[:tokens] for row, (ids, tokens) in ends]
+        return replace(self, input_ids=cut, causal=True)
+
+    def entries(self, batch: Sequence[int], start: int, stop: int | None = None) -> Entries:
+        """What is read of some prompts' tokens from `start` to `stop`, fed as rows whose first column is `start`."""
+        table = self.table[batch]
+        wanted = table >= start if stop is None else (table >= start) & (table < stop)
+        rows, places = wanted.nonzero(as_tuple=True)
+        return Entries(rows, table[rows, places] - start, torch.tensor(batch)[rows], places)
+
+    def keep(self, sites: Sequence[Site], entries: Entries, values: Sequence[Tensor]) -> None:
+        """Put what was read in its place.
+
+        Arguments:
+            sites: whose it is.
+            entries: where it is from.
+            values: (entry, hidden) of each site.
+
+        Raises:
+            InterpError: layers of one kind differ in width.
+        """
+        for site, read in zip(sites, values, strict=True):
+            layers = self.rows_of_kind[site.kind]
+            if site.kind not in self._values:
+                shape = (len(layers), *self.table.shape, read.shape[-1])
+                self._values[site.kind] = torch.full(shape, float("nan"), dtype=read.dtype)
+            kept = self._values[site.kind]
+            if read.shape[-1] != kept.shape[-1]:
+                raise InterpError(
+                    f"{site} has {read.shape[-1]} numbers at a position, other layers have {kept.shape[-1]}: collect "
+                    "layers of one width at a time."
+                )
+            kept[layers[site], entries.prompts, entries.places] = read
+
+    def values(self) -> dict[str, Tensor]:
+        """By kind, (layer, prompt, position, hidden), NaN where there is no position."""
+        return {kind: self._values[kind] for kind in self.rows_of_kind}
+
+
+def checked_sites(sites: Sequence[Site]) -> dict[str, dict[Site, int]]:
+    """Where each site goes: kind -> site -> index along the layer axis.
+
+    Raises:
+        InterpError: there is none, one with heads, or one twice.
+    """
+    if not sites:
+        raise InterpError("expected prompts and sites, got 0 sites.")
+    check_collectable(sites)
+    rows_of_kind: dict[str, dict[Site, int]] = {}
+    for site in sites:
+        rows = rows_of_kind.setdefault(site.kind, {})
+        if site in rows:
+            raise InterpError(f"site {site} is asked for twice.")
+        rows[site] = len(rows)
+    return rows_of_kind
+
+
+def checked_block(
+    input_ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], rows_of_kind: dict[str, dict[Site, int]]
+) -> Block:
+    """A block of prompts and their positions.
+
+    Raises:
+        InterpError: no prompt, an empty one, positions of other prompts, outside their prompt, or none at all.
+    """
+    if not input_ids:
+        raise InterpError("expected prompts and sites, got 0 prompts.")
+    if len(positions) != len(input_ids):
+        raise InterpError(f"expected positions for {len(input_ids)} prompts, got {len(positions)}.")
+    table = torch.full((len(positions), max(len(row) for row in positions)), -1, dtype=torch.long)
+    for row, (ids, indices) in enumerate(zip(input_ids, positions, strict=True)):
+        if not len(ids):
+            raise InterpError(f"prompt {row} has no tokens.")
+        bad = [index for index in indices if not -1 <= index < len(ids)]
+        if bad:
+            raise InterpError(
+                f"prompt {row} has {len(ids)} tokens, position {bad[0]} is none of them. Expected 0..{len(ids) - 1}, "
+                "or -1 for none; `interp.positions` resolves positions that count from the end."
+            )
+        table[row, : len(indices)] = torch.as_tensor(indices, dtype=torch.long)
+    if not (table >= 0).any():
+        raise InterpError("expected at least one position in one prompt, got none.")
+    return Block([torch.as_tensor(ids).tolist() for ids in input_ids], table, rows_of_kind)

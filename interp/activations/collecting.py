@@ -1,0 +1,246 @@
+"""Reading sites of a model at chosen positions of many prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.activations.batches import batches_by_tokens, left_padded, right_padded
+from interp.activations.block import Block, Entries, checked_block, checked_sites
+from interp.activations.copies import Copies
+from interp.activations.memory import Budget, is_out_of_memory
+from interp.errors import InterpError
+from interp.forward.causal import is_causal
+from interp.forward.prefix import FrozenPrefix
+from interp.forward.rotary import rotary_limit
+from interp.forward.shared import SharedPrefix, continuation, plan_prefixes, prefixes_fit
+from interp.sites import Site
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["collect", "collect_blocks"]
+
+Prompts = Sequence[Sequence[int]]
+
+
+def collect(
+    model: StandardizedTransformer,
+    input_ids: Prompts,
+    sites: Sequence[Site],
+    positions: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int | None = None,
+    share_prefixes: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Read sites of a model at chosen positions of many prompts.
+
+    What is not needed is not computed: layers after the last site that is asked for, the head unless `logits` is asked
+    for, tokens after the last position of a prompt, and tokens that several prompts begin with more than once. How
+    prompts are put into batches depends on the prompts, the positions and the budget alone. Where memory runs out, the
+    budget is halved, which the log says, down to one prompt at a time.
+
+    Arguments:
+        model: the model.
+        input_ids: token ids of each prompt exactly as they are fed, unpadded.
+        sites: what is read, each once; any kind without a head axis.
+        positions: for each prompt, indices into its own tokens, from 0; -1 stands for none. Prompts may have different
+            numbers of them.
+        batch_tokens: tokens in a forward pass at most, padding included; a longer prompt goes alone. None: what suits
+            the device, 512 on a processor, whose caches then hold the activations, and 8192 elsewhere.
+        share_prefixes: compute the tokens that several prompts begin with once, where that saves work and fits the
+            model's family (`interp.forward.shared`).
+        progress: called after each batch with the number of prompts that are done.
+
+    Returns:
+        By kind of site, a CPU tensor (layer, prompt, position, hidden) in the model's dtype. Layers are in the order of
+        `sites` (one, for a kind without layers), prompts in the order given; `hidden` is the vocabulary for `logits`
+        and the neurons for `mlp_post`.
+        Where a prompt has no position (-1, or fewer than another prompt) it holds NaN.
+
+    Raises:
+        InterpError: no prompt, no site, a site twice or with heads, an empty prompt, a position outside its prompt, or
+            layers whose MLPs differ in width, for `mlp_post`.
+    """
+    if not input_ids or not sites:
+        raise InterpError(f"expected prompts and sites, got {len(input_ids)} prompts and {len(sites)} sites.")
+    given = dict(batch_tokens=batch_tokens, share_prefixes=share_prefixes, progress=progress)
+    [values] = collect_blocks(model, [(input_ids, positions)], sites, **given)  # type: ignore[arg-type]
+    return values
+
+
+@torch.no_grad()
+def collect_blocks(
+    model: StandardizedTransformer,
+    blocks: Iterable[tuple[Prompts, Sequence[Sequence[int]]]],
+    sites: Sequence[Site],
+    *,
+    batch_tokens: int | None = None,
+    share_prefixes: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Read sites block by block, as `collect` reads each; on a CUDA device without a pause between two blocks.
+
+    Arguments:
+        model: the model.
+        blocks: (input_ids, positions) of some prompts each; taken one at a time, as they are needed.
+        sites, batch_tokens, share_prefixes: as in `collect`.
+        progress: called after each batch with the number of prompts that are done in its block.
+
+    Yields:
+        What `collect` gives of each block, in their order.
+
+    Raises:
+        InterpError: as `collect`.
+    """
+    rows_of_kind = checked_sites(sites)
+    collector = _Collector(
+        model,
+        model.in_order(sites),  # a trace is read in the order of the forward pass
+        Copies(model.device),
+        Budget.of(batch_tokens, model.device),
+        share_prefixes,
+    )
+    waiting: Block | None = None  # its last copy is under way
+    for input_ids, positions in blocks:
+        block = checked_block(input_ids, positions, rows_of_kind)
+        for done in collector.run(block):
+            if progress is not None:
+                progress(done)
+            if waiting is not None:
+                yield waiting.values()
+                waiting = None
+        if collector.copies.pending:
+            waiting = block
+        else:
+            yield block.values()
+    collector.copies.finish()
+    if waiting is not None:
+        yield waiting.values()
+
+
+@dataclass
+class _Collector:
+    """Runs the model over blocks of prompts.
+
+    Arguments:
+        model: the model.
+        sites: what is read, in the order of the forward pass.
+        copies: takes it off the device.
+        budget: tokens in a forward pass.
+        share: whether tokens that prompts begin with are computed once.
+        last_prefix: the last of these beginnings; the next block's prompts often have it too.
+    """
+
+    model: StandardizedTransformer
+    sites: list[Site]
+    copies: Copies
+    budget: Budget
+    share: bool
+    last_prefix: tuple[list[int], FrozenPrefix] | None = None
+
+    def run(self, block: Block) -> Iterator[int]:
+        """Read a block; after each batch, give the number of prompts that are done."""
+        limit = rotary_limit(self.model)
+        long = {row for row in block.rows if limit is not None and len(block.input_ids[row]) > limit}
+        if block.is_even or is_causal(self.model):
+            block = block.cut(keep=long)
+        done = len(block.input_ids) - len(block.rows)  # of those without a position nothing is read
+        groups = self._groups(block, [row for row in block.rows if row not in long])
+        # `dynamic` rotation remembers the longest prompt that it has seen.
+        groups += [SharedPrefix(0, [row]) for row in sorted(long, key=lambda row: len(block.input_ids[row]))]
+        for shared in groups:
+            prefix = self._prefix(block, shared)
+            for batch in self._batches(block, shared, prefix):
+                done += len(batch)
+                yield done
+
+    def _groups(self, block: Block, rows: list[int]) -> list[SharedPrefix]:
+        """Prompts that begin alike, where that is of use."""
+        alone = [SharedPrefix(0, rows)] if rows else []
+        if not self.share or not block.causal or not rows:
+            return alone
+        groups = plan_prefixes([block.input_ids[row] for row in rows], cost=2 * self.budget.batch_cost)
+        groups = [SharedPrefix(length, [rows[index] for index in indices]) for length, indices in groups]
+        longest = max(groups, key=lambda group: group.length)
+        prompts = [block.input_ids[row] for row in longest.rows]
+        return groups if not longest.length or prefixes_fit(self.model, prompts, longest.length) else alone
+
+    def _prefix(self, block: Block, shared: SharedPrefix) -> FrozenPrefix | None:
+        """Run what a group begins with, and read what is wanted of it."""
+        if not shared.length:
+            return None
+        tokens = block.input_ids[shared.rows[0]][: shared.length]
+        ids = _sent(torch.tensor([tokens]), self.model.device)
+        entries = block.entries(shared.rows, 0, shared.length)
+        if len(entries):
+            self._read(block, {"input_ids": ids, "use_cache": False}, entries.in_one_row())
+        if self.last_prefix is None or self.last_prefix[0] != tokens:
+            self.last_prefix = None  # its memory is free before the next is made
+            self.last_prefix = tokens, FrozenPrefix.of(self.model, ids)
+        return self.last_prefix[1]
+
+    def _batches(self, block: Block, shared: SharedPrefix, prefix: FrozenPrefix | None) -> Iterator[list[int]]:
+        """Run prompts from a prefix on, batch by batch."""
+        waiting = self._planned(block, shared.rows, shared.length)
+        while waiting:
+            if self._ran(block, waiting[0], shared.length, prefix):
+                yield waiting.pop(0)
+            else:
+                waiting = self._planned(block, [row for batch in waiting for row in batch], shared.length)
+
+    def _planned(self, block: Block, rows: list[int], start: int) -> list[list[int]]:
+        lengths = [len(block.input_ids[row]) - start for row in rows]
+        planned = batches_by_tokens(lengths, self.budget.tokens, self.budget.batch_cost)
+        return [[rows[index] for index in batch] for batch in planned]
+
+    def _ran(self, block: Block, batch: list[int], start: int, prefix: FrozenPrefix | None) -> bool:
+        """Run one batch; False where memory ran out, and the budget is smaller now."""
+        tokens = [block.input_ids[row][start:] for row in batch]
+        longest = max(len(ids) for ids in tokens)
+        entries = block.entries(batch, start)
+        if not block.causal:
+            entries = entries.moved([longest - len(ids) for ids in tokens])
+        try:
+            self._read(block, self._inputs(tokens, block.causal, prefix), entries)
+            return True
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
+                raise
+        # Not above: there the error still holds what the forward pass had in its hands.
+        self.budget.halve(len(batch) * longest)
+        return False
+
+    def _inputs(self, tokens: Prompts, causal: bool, prefix: FrozenPrefix | None) -> dict[str, Any]:
+        """What a trace of a batch is given."""
+        if prefix is not None:
+            return continuation(self.model, prefix, _sent(right_padded(tokens), self.model.device))
+        if causal:
+            return {"input_ids": _sent(right_padded(tokens), self.model.device), "use_cache": False}
+        padded = left_padded(tokens, self.model.tokenizer.pad_token_id or 0, self.model.device)
+        if not self.model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
+            del padded["position_ids"]
+        return {**padded, "use_cache": False}
+
+    def _read(self, block: Block, inputs: dict[str, Any], entries: Entries) -> None:
+        """One forward pass, and a copy of what it gives at some tokens."""
+        rows, columns = _sent(entries.rows, self.model.device), _sent(entries.columns, self.model.device)
+        gathered: list[Tensor] = []
+        with self.model.trace(**inputs) as tracer:
+            for site in self.sites:
+                hidden = self.model.read(site)
+                gathered.append(hidden.detach()[rows.to(hidden.device), columns.to(hidden.device)])
+            tracer.stop()
+        self.copies.start(gathered, lambda values: block.keep(self.sites, entries, values))
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small CPU tensor on the device, without waiting for what the device computes."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

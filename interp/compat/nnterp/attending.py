@@ -1,0 +1,62 @@
+"""nnterp's attention-object lens by the walk of `interp.lenses.attention_object`, where the model allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import InterpError
+from interp.forward import receiving_fits
+from interp.lenses.attention_object import AttentionWindows, final_states
+from interp.model import StandardizedTransformer
+
+__all__ = ["attended_probs", "can_attend"]
+
+_ROWS = 64
+
+
+def can_attend(nn_model: Any) -> bool:
+    """Whether a model is one of ours, all of whose layers have attention, and of a family that the walk fits."""
+    return (
+        isinstance(nn_model, StandardizedTransformer)
+        and all(nn_model.has(f"attn_in.{layer}") for layer in range(nn_model.num_layers))
+        and receiving_fits(nn_model)
+    )
+
+
+@torch.no_grad()
+def attended_probs(
+    nn_model: StandardizedTransformer, targets: Sequence[str], index: int, received: Tensor, num_layers: int
+) -> Tensor:
+    """Probabilities after target prompts while attention receives other vectors at one token, in layers from each on.
+
+    Arguments:
+        nn_model: the model.
+        targets: the target prompts.
+        index: the token, counted in each prompt's own tokens; from the end where negative.
+        received: (layer, 1 or target prompt, hidden), what attention of each layer receives.
+        num_layers: in how many layers.
+
+    Returns:
+        (target prompt, layer, vocabulary), float32, on the CPU.
+
+    Raises:
+        InterpError: a token that a target prompt does not have.
+    """
+    ids: list[list[int]] = [nn_model.tokenizer(prompt)["input_ids"] for prompt in targets]
+    for row, own in enumerate(ids):
+        if not -len(own) <= index < len(own):
+            raise InterpError(f"prompt {row} has {len(own)} tokens, none of them is token {index}.")
+    positions = [index % len(own) for own in ids]
+    plan = AttentionWindows.of(nn_model, None, num_layers)
+    spread = received.expand(-1, len(ids), -1)
+    order: list[int] = []
+    parts = []
+    for rows, hidden, _ in final_states(nn_model, plan, spread, ids, positions, _ROWS):
+        order += rows
+        parts.append(hidden)
+    by_layer = torch.cat(parts, dim=1)[:, torch.tensor(order).argsort()]  # (layer, target prompt, hidden)
+    return torch.stack([nn_model.readout(states).float().softmax(-1).cpu() for states in by_layer], dim=1)

@@ -1,0 +1,123 @@
+"""Attention that receives other vectors at one position, in windows of layers; the MLP keeps what it receives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import nnsight
+import torch
+from torch import Tensor, nn
+
+from interp.errors import InterpError
+from interp.forward.check import fits
+from interp.forward.clean import CleanRun
+from interp.forward.plain import run_patched
+from interp.forward.verdicts import sample_ids
+from interp.forward.windows import walk_windows
+from interp.model.layout import sublayer_of
+from interp.sites import Site
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["receiving_fits", "walk_receiving"]
+
+_NAME = "attention that receives other vectors"
+
+
+@torch.no_grad()
+def walk_receiving(clean: CleanRun, windows: Sequence[range], latents: Mapping[int, Tensor]) -> Tensor:
+    """Replace what attention receives at one position, in windows of layers, by a walk up the layers.
+
+    Arguments:
+        clean: the prompts; what is replaced is what attention receives at the first position that it runs.
+        windows: the layers of each entry, ascending by the first of them.
+        latents: layer -> (row, hidden), `attn_in` of that layer; a layer without attention has none. Rows are as many
+            as the prompts, or where the clean run has one prompt for all, any number.
+
+    Returns:
+        (entry, row, hidden), the residual stream after the last layer at the last token.
+    """
+    prompts = len(clean.hidden(-1))
+    copies = len(next(iter(latents.values()))) // prompts
+    spread = [window for window in windows for _ in range(copies)]  # an entry is one for each copy of the prompts
+
+    def inside(layer: int, hidden: Tensor, active: list[int]) -> Tensor:
+        if layer not in latents:
+            return clean.through(layer, hidden)
+        held = latents[layer].unflatten(0, (copies, prompts))[[entry % copies for entry in active]]
+        rows = torch.arange(len(hidden), device=hidden.device).unflatten(0, (-1, prompts))[active]
+        with _receives(clean.model, layer, rows.flatten(), held.flatten(0, 1), len(hidden)):
+            return clean.through(layer, hidden)
+
+    return walk_windows(clean, spread, inside).unflatten(0, (len(windows), copies)).flatten(1, 2)
+
+
+@contextmanager
+def _receives(
+    model: StandardizedTransformer, layer: int, rows: Tensor, latents: Tensor, num_rows: int
+) -> Iterator[None]:
+    """For a while, the attention of a layer receives `latents` (row, hidden) at the first position of some rows."""
+    sublayer = sublayer_of(model, "attention", layer)
+    assert sublayer is not None  # the layer has latents
+    written = False
+
+    def replace(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        nonlocal written
+        written = True
+        live: Tensor = args[0] if args else next(iter(kwargs.values()))
+        patched = live.reshape(num_rows, -1, live.shape[-1]).clone()  # in parallel layers the MLP holds the same tensor
+        patched[rows, 0] = latents
+        patched = patched.view(live.shape)
+        # CTRL's attention takes its input three times, as values, keys and queries.
+        args = tuple(patched if given is live else given for given in args)
+        return args, {name: patched if given is live else given for name, given in kwargs.items()}
+
+    hook = model.layer(layer).get(sublayer.module)._module.register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+    if not written:
+        raise InterpError(f"layer {layer} of {type(model._module).__name__} ran without calling {sublayer.module}.")
+
+
+def receiving_fits(model: StandardizedTransformer) -> bool:
+    """Whether `walk_receiving` gives what whole traced forward passes give; one line of the log says where not.
+
+    Arguments:
+        model: the model, which has attention.
+    """
+    ids = sample_ids(model)
+    rows, length = ids.shape
+    attending = [layer for layer in range(model.num_layers) if model.has(Site("attn_in", layer))]
+    first, middle = attending[0], attending[len(attending) // 2]
+    windows = [range(first, middle + 1), range(middle, middle + 1)]
+    position = length // 2
+
+    # What attention receives for the other prompt, a token later: vectors of the size that it knows.
+    latents: dict[int, Tensor] = {}
+    with model.trace(input_ids=ids, use_cache=False) as tracer:
+        for layer in attending:
+            latents[layer] = nnsight.save(model.read(Site("attn_in", layer))[:, position + 1].flip(0).clone())
+        tracer.stop()
+
+    def fast() -> Tensor:
+        return walk_receiving(CleanRun.of(model, ids, position), windows, latents)
+
+    def slow() -> Tensor:
+        return torch.stack(
+            [
+                run_patched(
+                    model,
+                    ids.tolist(),
+                    [position] * rows,
+                    [(Site("attn_in", layer), latents[layer]) for layer in window if layer in latents],
+                )
+                for window in windows
+            ]
+        )
+
+    return fits(model, _NAME, fast, slow)

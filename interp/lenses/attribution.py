@@ -1,0 +1,236 @@
+"""Direct logit attribution: what each part of a model adds to the logits of some tokens.
+
+The residual stream at the end is a sum of what the embedding, every attention, mixer and MLP have added, and the
+readout tail is linear once the final norm's scale is held at what it is for the whole sum. So every logit is a sum too.
+Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); nostalgebraist's logit lens reads partial
+sums of it; `apply_ln_to_stack` of TransformerLens is the same arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.architectures import Sublayer
+from interp.errors import InterpError
+from interp.lenses.axes import Coordinate, Coordinates, NamedArrays
+from interp.lenses.linear_tail import FrozenNorm, HeadRows
+from interp.lenses.prompted import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
+from interp.lenses.result import Floats
+from interp.readout import TokenGroups
+from interp.sites import Site, Spelling
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from plotly.graph_objects import Figure
+
+    from interp.model import StandardizedTransformer
+
+__all__ = ["Attribution", "direct_logit_attribution"]
+
+_ROLES = {"attn_out": "attention", "head_out": "attention", "mixer_out": "mixer", "mlp_out": "mlp"}
+_PARTS = ("embed", *_ROLES)
+Scale = float | Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(NamedArrays):
+    """What parts of a model add to the logits of groups of tokens, in logits.
+
+        logit == sum of contribution over sites + constant + remainder
+
+    The leading axes are `example`, `position` where several are asked for, and `site`. A group of several tokens has
+    the mean of their logits; the difference of two groups is the difference of their numbers.
+
+    Arguments:
+        coordinates: the leading axes -> what stands along each.
+        contribution: (..., group).
+        logit: (example[, position], group), the model's own, with its scale and before its softcap.
+        constant: (example, group), what the biases of final norm and head give, whatever the prompt.
+        remainder: (example[, position], group), what the sites leave to others; with all of them, roundings.
+        group_names: names along the axis `group`.
+    """
+
+    coordinates: Coordinates  # type: ignore[assignment]
+    contribution: Floats
+    logit: Floats
+    constant: Floats
+    remainder: Floats
+    group_names: tuple[str, ...] = ()
+
+    ARRAYS: ClassVar[Mapping[str, tuple[tuple[str, ...], type]]] = {
+        "contribution": (("...", "group"), np.float32),
+        "logit": (("prompt", "group"), np.float32),
+        "constant": (("example", "group"), np.float32),
+        "remainder": (("prompt", "group"), np.float32),
+    }
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table: a row for each example, position, site and group, with its `contribution` in logits.
+
+        Positions that an example does not have have no rows.
+        """
+        import pandas as pd
+
+        index = pd.MultiIndex.from_product(
+            [*self.coordinates.values(), self.group_names], names=[*self.coordinates, "group"]
+        )
+        frame = index.to_frame(index=False)
+        frame["contribution"] = self.contribution.ravel()
+        return frame.dropna(ignore_index=True)
+
+    def plot(
+        self, *, groups: Sequence[str] | None = None, example: Coordinate | None = None, title: str | None = None
+    ) -> Figure:
+        """A plotly figure: bars of the contributions of every site, by group.
+
+        Arguments:
+            groups: which, in order; None: all.
+            example: the example that is shown; None: the mean of all.
+            title: above the figure.
+
+        Raises:
+            ImportError: plotly is not installed.
+            InterpError: several positions (`select` one first), or no such group or example.
+        """
+        display: Any = import_module("interp.display")  # as in `LensResult.plot`
+        return display.attribution_figure(self, groups=groups, example=example, title=title)
+
+
+@torch.no_grad()
+def direct_logit_attribution(
+    model: StandardizedTransformer,
+    prompts: LensPrompt | Sequence[LensPrompt],
+    targets: Targets | Sequence[Targets] | None = None,
+    *,
+    sites: Spelling | Sequence[Spelling] | None = None,
+    positions: str | int | Sequence[str | int] = "last",
+    policy: str = "first_token",
+    batch_size: int = 32,
+) -> Attribution:
+    """Direct logit attribution (Elhage et al. 2021): what parts of a model add to the logits of some tokens.
+
+    Each part goes through the final norm with the scale, and the mean, frozen at the model's own last residual stream,
+    and through the head. The final softcap (Gemma 2) is no sum and is left out: contributions add up to what it caps.
+
+    Arguments:
+        model: the model.
+        prompts: one text or `Prompt`, or several, or lists of token ids.
+        targets: the groups: name -> words (or token ids), for all prompts or a mapping for each; None: the targets of
+            the prompts that are `Prompt`s.
+        sites: the parts: `embed`, `attn_out`, `mixer_out`, `mlp_out`, `head_out` (each head; what the bias of its
+            projection adds is left to the remainder). None: the embedding and whole attentions, mixers and MLPs.
+        positions: where, one or several of the vocabulary in `interp.positions`.
+        policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
+        batch_size: prompts in a forward pass; memory does not depend on how many there are, but for the result.
+
+    Returns:
+        Contributions in logits, and what is left.
+
+    Raises:
+        InterpError: the model is no sum of its parts (a norm after the sum, something curved before the head), no
+            targets, parts of which one holds another, or a site or position that is not there.
+    """
+    scales = _scales(model)
+    encoded = encode_prompts(model, prompts, positions, targets, policy)
+    if not encoded.group_names:
+        raise InterpError(
+            "direct logit attribution: expected targets, whose logits are taken apart, e.g. {'it': ['cane']}."
+        )
+    chosen = lens_sites(model, _all_parts(model) if sites is None else sites, _PARTS)
+    _check_apart(chosen)
+    last = Site("resid_post", model.num_layers - 1)
+    groups = TokenGroups.pad(encoded.groups, model.vocab_size)
+    found: dict[str, list[Tensor]] = {"contribution": [], "logit": [], "remainder": []}
+    constant = torch.full((len(encoded.input_ids), len(encoded.group_names)), torch.nan)
+    examples, slots = [], []
+    for of_cell, slot, hidden in states_of_prompts(model, encoded, [*chosen, last], batch_size):
+        norm, rows = _tail_at(model, hidden[-1], groups.rows(of_cell))
+        parts = [_scaled(hidden[index].float(), scales[_stage_of(site)]) for index, site in enumerate(chosen)]
+        read = norm(torch.stack(parts).to(norm.gain.device)).to(rows.weight.device)  # (site, cell, hidden)
+        contribution = torch.einsum("sch,cgh->csg", read, rows.weight)
+        fixed = rows.bias + rows.weight @ norm.bias.to(rows.weight.device)  # (cell, group)
+        logit = _logits(model, hidden[-1], groups.rows(of_cell)).to(fixed.device)
+        constant[of_cell] = fixed.cpu()
+        found["contribution"].append(contribution.cpu())
+        found["logit"].append(logit.cpu())
+        found["remainder"].append((logit - contribution.sum(1) - fixed).cpu())
+        examples.append(of_cell)
+        slots.append(slot)
+    arrays = {name: torch.cat(values).numpy() for name, values in found.items()}
+    placed, leading = arranged(arrays, encoded, torch.cat(examples).numpy(), torch.cat(slots).numpy())
+    coordinates = {**leading, "site": [str(site) for site in chosen]}
+    return Attribution(coordinates, constant=constant.numpy(), group_names=encoded.group_names, **placed)
+
+
+def _all_parts(model: StandardizedTransformer) -> list[Site]:
+    layers = range(model.num_layers)
+    parts = [Site(kind, layer) for layer in layers for kind in ("attn_out", "mixer_out", "mlp_out")]
+    return [Site("embed"), *(site for site in parts if model.has(site))]
+
+
+def _check_apart(sites: Sequence[Site]) -> None:
+    whole = {site.layer for site in sites if site.kind == "attn_out"}
+    for site in sites:
+        if site.kind == "head_out" and site.layer in whole:
+            raise InterpError(f"sites: {site} is a part of attn_out.{site.layer}. Ask for one or the other.")
+
+
+def _stage_of(site: Site) -> tuple[int, str]:
+    return (-1, "embed") if site.layer is None else (site.layer, _ROLES[site.kind])
+
+
+def _scales(model: StandardizedTransformer) -> dict[tuple[int, str], Scale]:
+    """What later layers multiply each part with, where they scale the residual stream itself; by layer and role.
+
+    Raises:
+        InterpError: a norm that the whole sum goes through: the last residual stream is no sum of the parts.
+    """
+    stages: list[list[tuple[tuple[int, str], Sublayer]]] = []
+    for layer in range(model.num_layers):
+        module = model.layer(layer)._module
+        named = [((layer, role), part) for role, part in model.architecture.sublayers(module)]
+        for (_, role), part in named:
+            norm = part.norm_after or part.residual_norm
+            if norm is not None:
+                raise InterpError(
+                    f"direct logit attribution: in {type(model._module).__name__} the residual stream itself goes "
+                    f"through a norm ({norm} at {role} of layer {layer}), so the last one is no sum of what the parts "
+                    "add, and contributions to logits are not defined. `logit_lens_on_prompts` reads each by itself."
+                )
+        if model.has(Site("resid_mid", layer)):
+            stages.append([each for each in named if each[0][1] != "mlp"])
+            stages.append([each for each in named if each[0][1] == "mlp"])
+        else:
+            stages.append(named)
+    scales: dict[tuple[int, str], Scale] = {}
+    later: Scale = 1.0
+    for stage in reversed(stages):
+        scales |= {key: later for key, _ in stage}
+        (layer, _), first = stage[0]
+        if first.residual_scale is not None:
+            later = later * getattr(model.layer(layer)._module, first.residual_scale)
+    return {**scales, (-1, "embed"): later}
+
+
+def _scaled(part: Tensor, scale: Scale) -> Tensor:
+    return part * (scale.to(part) if isinstance(scale, Tensor) else scale)
+
+
+def _tail_at(model: StandardizedTransformer, hidden: Tensor, groups: TokenGroups) -> tuple[FrozenNorm, HeadRows]:
+    norm = None if model.tail.norm is None else model._module.get_submodule(model.tail.norm)
+    return FrozenNorm.at(norm, model.tail_input(hidden)), HeadRows.of(model, groups)
+
+
+def _logits(model: StandardizedTransformer, hidden: Tensor, groups: TokenGroups) -> Tensor:
+    """(cell, group), the mean over a group's tokens of the model's own logits before the softcap."""
+    logits = replace(model.tail, softcap=None)(model.tail_input(hidden), model._module.get_submodule).float()
+    groups = groups.to(logits.device)
+    members = logits.gather(1, groups.ids.flatten(1)).view(groups.ids.shape) * groups.valid
+    return members.sum(-1) / groups.valid.sum(-1)

@@ -1,0 +1,217 @@
+"""What patchscopes write where: latents, target prompts and their positions, checked and taken in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from interp.errors import InterpError, nearest
+from interp.lenses.maps import LatentMap
+from interp.lenses.reading import check_lens_layers
+from interp.sites import HIDDEN_KINDS, Site
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["Patch", "PatchPlan", "PatchedPrompts", "TargetPositions", "check_number", "check_patch"]
+
+Patch = Literal["one_layer", "from_layer"]
+TargetPositions = Sequence[int] | Sequence[Sequence[int]]
+"""Per example: the token that is written, or several that are written at once, equally many in every example."""
+
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """Which latents are written where, for each layer that is asked for.
+
+    Arguments:
+        kind: the kind of site.
+        patch: at one layer, or from it on.
+        layers: those that are asked for, ascending.
+        latent_layers: those that there are latents of, ascending.
+        mapping: turns the latents into what is written; None: they are written as they are.
+    """
+
+    kind: str
+    patch: Patch
+    layers: tuple[int, ...]
+    latent_layers: tuple[int, ...]
+    mapping: LatentMap | None
+
+    @classmethod
+    def of(
+        cls,
+        layers: Sequence[int],
+        latent_layers: Sequence[int] | None,
+        patch: Patch,
+        site: str,
+        mapping: LatentMap | None,
+        num_layers: int,
+    ) -> PatchPlan:
+        """The plan, checked.
+
+        Raises:
+            InterpError: layers that the model or the latents do not have, an unknown patch or kind of site.
+        """
+        layers = check_lens_layers(layers, num_layers)
+        check_patch(patch)
+        if site not in HIDDEN_KINDS:
+            raise InterpError(
+                f"site: expected a kind of site that each layer has, got {site!r}.{nearest(site, HIDDEN_KINDS)} What "
+                "is patched is a hidden state (batch, position, hidden)."
+            )
+        held = layers if latent_layers is None else check_lens_layers(latent_layers, num_layers)
+        needed = layers if patch == "one_layer" else range(layers[0], num_layers)
+        missing = [layer for layer in needed if layer not in held]
+        if missing:
+            raise InterpError(
+                f"patch {patch!r} of layers {list(layers)} needs latents of layers {list(needed)}, got none of "
+                f"{missing}. Collect those layers too, or choose other layers or patch='one_layer'."
+            )
+        return cls(site, patch, layers, held, mapping)
+
+    def writes(self, layer: int, latents: Tensor) -> list[tuple[Site, Tensor]]:
+        """The sites to write for one layer, in the order of a forward pass, with (row, position, hidden) each."""
+        return [
+            (Site(self.kind, held), latent)
+            for held, latent in zip(self.latent_layers, latents, strict=True)
+            if held == layer or (self.patch == "from_layer" and held > layer)
+        ]
+
+    def by_layer(self, latents: Tensor) -> dict[int, Tensor]:
+        """Layer -> (row, position, hidden)."""
+        return dict(zip(self.latent_layers, latents, strict=True))
+
+
+def check_patch(patch: str) -> None:
+    """Raises InterpError on an unknown way to patch."""
+    if patch not in get_args(Patch):
+        raise InterpError(f"patch: unknown {patch!r}.{nearest(patch, get_args(Patch))}")
+
+
+@dataclass(frozen=True)
+class PatchedPrompts:
+    """Target prompts, the tokens of each that are written, and what is written there.
+
+    Arguments:
+        model: the model that runs them.
+        latents: (layer, example, position, hidden), of the model that they come from.
+        layers: what the first axis stands for.
+        input_ids: per example: token ids, unpadded.
+        positions: per example: the tokens that are written.
+    """
+
+    model: StandardizedTransformer
+    latents: Tensor
+    layers: tuple[int, ...]
+    input_ids: Sequence[Sequence[int]]
+    positions: list[tuple[int, ...]]
+
+    @classmethod
+    def of(
+        cls,
+        model: StandardizedTransformer,
+        latents: Tensor,
+        layers: Sequence[int],
+        target_ids: Sequence[Sequence[int]],
+        target_positions: TargetPositions,
+        *,
+        mapped: bool,
+    ) -> PatchedPrompts:
+        """The same, checked.
+
+        Arguments:
+            latents: (layer, example, hidden), or (layer, example, position, hidden) where several tokens are written.
+            mapped: whether a mapping turns them into the model's, so that they may have another width.
+
+        Raises:
+            InterpError: shapes that do not fit, a position outside its target prompt, ids outside the vocabulary.
+        """
+        several = any(isinstance(each, Iterable) for each in target_positions) or latents.dim() == 4
+        positions = [tuple(map(int, each)) if isinstance(each, Iterable) else (int(each),) for each in target_positions]
+        counts = sorted(set(map(len, positions))) or list(latents.shape[2:3])
+        if several and (len(counts) > 1 or counts == [0]):
+            raise InterpError(
+                f"target_positions: expected equally many tokens in every example, at least one, got {counts}."
+            )
+        _check_shape(
+            latents,
+            (len(layers), len(target_ids), *(counts if several else ())),
+            latents.shape[-1] if mapped else model.hidden_size,
+        )
+        check_number("target_positions", target_positions, len(target_ids))
+        _check_prompts(model, target_ids, positions)
+        return cls(model, latents if several else latents[:, :, None], tuple(layers), target_ids, positions)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the prompts are fed."""
+        return self.model.device or torch.device("cpu")
+
+    def written(self, examples: Sequence[int], mapping: LatentMap | None) -> Tensor:
+        """(layer, row, position, hidden), what is written in some examples, as the model has it.
+
+        Arguments:
+            examples: which.
+            mapping: turns the latents into the model's; None: they are.
+
+        Raises:
+            InterpError: a mapping gives something else.
+        """
+        rows = torch.tensor(examples, dtype=torch.long, device=self.latents.device)
+        latents = self.latents[:, rows]
+        if mapping is not None:
+            mapped = mapping(latents.flatten(1, 2), self.layers)
+            expected = (len(self.layers), latents.shape[1] * latents.shape[2], self.model.hidden_size)
+            if tuple(mapped.shape) != expected:
+                raise InterpError(
+                    f"mapping: expected (layer, row, hidden_size) = {expected} of the target model, got "
+                    f"{tuple(mapped.shape)}."
+                )
+            latents = mapped.unflatten(1, latents.shape[1:3])
+        return latents.to(device=self.device, dtype=self.model.dtype)
+
+    def ids(self, examples: Sequence[int]) -> Tensor:
+        """(row, length), the target prompts of examples of one length; (1, length) where all are the same."""
+        prompts = list(dict.fromkeys(tuple(self.input_ids[example]) for example in examples))
+        fed = prompts if len(prompts) == 1 else [list(self.input_ids[example]) for example in examples]
+        return torch.tensor(fed, device=self.device)
+
+
+def check_number(name: str, given: Sequence[object], examples: int) -> None:
+    """Raises InterpError where there is not one entry an example."""
+    if len(given) != examples:
+        raise InterpError(f"{name}: expected one entry for each of {examples} examples, got {len(given)}.")
+
+
+def _check_shape(latents: Tensor, leading: tuple[int, ...], width: int) -> None:
+    expected, given = (*leading, width), tuple(latents.shape)
+    if given == expected:
+        return
+    axes = "(layer, example, position, hidden_size)" if len(leading) == 3 else "(layer, example, hidden_size)"
+    remedy = " Latents of another model need a `mapping` to this one's width." if given[:-1] == leading else ""
+    raise InterpError(f"latents: expected shape {axes} = {expected}, got {given}.{remedy}")
+
+
+def _check_prompts(
+    model: StandardizedTransformer, target_ids: Sequence[Sequence[int]], positions: Sequence[tuple[int, ...]]
+) -> None:
+    for example, (ids, own) in enumerate(zip(target_ids, positions, strict=True)):
+        outside = [position for position in own if not 0 <= position < len(ids)]
+        if outside or len(set(own)) < len(own):
+            given = f"{outside[0]}, expected a token" if outside else f"{list(own)}, expected different tokens"
+            raise InterpError(
+                f"target_positions: example {example} has {given} of its target prompt, 0 to {len(ids) - 1}."
+            )
+        if min(ids) < 0 or max(ids) >= model.vocab_size:
+            raise InterpError(
+                f"target_ids: example {example} has ids {min(ids)} to {max(ids)}, the model's vocabulary is "
+                f"0 to {model.vocab_size - 1}. Were they made with another model's tokenizer?"
+            )

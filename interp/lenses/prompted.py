@@ -1,0 +1,253 @@
+"""Prompts as a lens takes them, and their hidden states at some sites and positions, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from interp.activations import batches_by_length, left_padded
+from interp.errors import InterpError
+from interp.lenses.axes import Coordinate
+from interp.model.layout import place_of
+from interp.model.places import HeadOutPlace
+from interp.positions import Position, check_positions
+from interp.prompts import AnswerTokens, Encoded, Prompt, encode
+from interp.prompts.prompt import Accepted
+from interp.readout import Groups
+from interp.sites import Site, Spelling, parse_sites
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["LensPrompt", "LensPrompts", "Targets", "arranged", "encode_prompts", "lens_sites", "states_of_prompts"]
+
+LensPrompt = str | Prompt | Sequence[int]
+"""A text, a prompt with targets and spans, or token ids exactly as the model is fed."""
+Targets = Mapping[str, Accepted]
+"""Name of a group -> the words, or token ids, that count as it."""
+
+
+@dataclass(frozen=True)
+class LensPrompts:
+    """Prompts, where they are read, and the tokens that are told apart by group.
+
+    Arguments:
+        input_ids: per prompt: token ids as the model is fed, unpadded.
+        positions: per prompt, for each of `labels`: a token, or -1 where the prompt has no such position.
+        labels: names along the axis `position`.
+        single: there is exactly one position, so that no axis `position` is needed.
+        groups: per prompt, per group: token ids.
+        group_names: names of the groups.
+    """
+
+    input_ids: list[list[int]]
+    positions: list[list[int]]
+    labels: list[str]
+    single: bool
+    groups: Groups
+    group_names: tuple[str, ...]
+
+
+def encode_prompts(
+    model: StandardizedTransformer,
+    prompts: LensPrompt | Sequence[LensPrompt],
+    positions: str | int | Sequence[str | int],
+    targets: Targets | Sequence[Targets] | None,
+    policy: str,
+) -> LensPrompts:
+    """Tokenize prompts, resolve positions in each, and find the tokens of its targets.
+
+    Arguments:
+        model: the model, whose tokenizer is used.
+        prompts: one text or prompt, or several, or lists of token ids.
+        positions: one or several of the vocabulary in `interp.positions`.
+        targets: for all prompts, or for each its own; None: those of prompts that are `Prompt`s.
+        policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
+
+    Raises:
+        InterpError: no prompt, a position that one does not have, targets that do not fit.
+    """
+    several: Sequence[LensPrompt] = [prompts] if isinstance(prompts, str | Prompt) else prompts  # type: ignore[assignment]
+    if not several or any(isinstance(prompt, int) for prompt in several):
+        raise InterpError("prompts: expected texts, Prompts or lists of token ids, at least one; e.g. [[1, 17, 33]].")
+    encoded = [_encoded(model, prompt) for prompt in several]
+    parsed = check_positions([str(each) for each in ([positions] if isinstance(positions, str | int) else positions)])
+    slots, labels = _slots(parsed, encoded)
+    named = _targets(model, several, targets, policy)
+    names = tuple(dict.fromkeys(name for of_prompt in named for name in of_prompt))
+    return LensPrompts(
+        input_ids=[one.input_ids for one in encoded],
+        positions=slots,
+        labels=labels,
+        single=len(parsed) == 1 and parsed[0].single,
+        groups=[[of_prompt.get(name, ()) for name in names] for of_prompt in named],
+        group_names=names,
+    )
+
+
+def _encoded(model: StandardizedTransformer, prompt: LensPrompt) -> Encoded:
+    if isinstance(prompt, Prompt):
+        return prompt.encode(model.tokenizer)
+    if isinstance(prompt, str):
+        return encode(model.tokenizer, prompt)
+    ids = [int(token) for token in prompt]
+    if not ids or min(ids) < 0 or max(ids) >= model.vocab_size:
+        raise InterpError(f"prompts: expected token ids from 0 to {model.vocab_size - 1}, at least one, got {ids}.")
+    return Encoded(ids, {})
+
+
+def _slots(positions: Sequence[Position], encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[str]]:
+    """Per prompt a token for each label, -1 where it has fewer than another prompt."""
+    slots: list[list[int]] = [[] for _ in encoded]
+    labels: list[str] = []
+    for position in positions:
+        found = [position.resolve(len(one.input_ids), one.spans) for one in encoded]
+        width = max(map(len, found))
+        labels += position.labels(width)
+        for row, tokens in zip(slots, found, strict=True):
+            row += [*tokens, *[-1] * (width - len(tokens))]
+    return slots, labels
+
+
+def _targets(
+    model: StandardizedTransformer,
+    prompts: Sequence[LensPrompt],
+    targets: Targets | Sequence[Targets] | None,
+    policy: str,
+) -> list[dict[str, tuple[int, ...]]]:
+    if targets is None:
+        return [prompt.target_tokens if isinstance(prompt, Prompt) else {} for prompt in prompts]
+    answers = AnswerTokens(model.tokenizer, policy)
+    if isinstance(targets, Mapping):
+        return [Prompt("").with_targets(targets, answers).target_tokens] * len(prompts)
+    if len(targets) != len(prompts):
+        raise InterpError(
+            "targets: expected names with words for all prompts, e.g. {'en': ['book']}, or one such for each of "
+            f"{len(prompts)} prompts, got {targets!r:.80}."
+        )
+    return [Prompt("").with_targets(own, answers).target_tokens for own in targets]
+
+
+def lens_sites(
+    model: StandardizedTransformer, sites: Spelling | Sequence[Spelling], kinds: Sequence[str]
+) -> list[Site]:
+    """Sites of a model in the order of its forward pass; `head_out` without a head becomes each of its heads.
+
+    Arguments:
+        model: the model.
+        sites: any spelling, or several.
+        kinds: those that may be asked for.
+
+    Raises:
+        InterpError: another kind, or a site that the model does not have.
+    """
+    found: set[Site] = set()
+    for site in parse_sites(sites, model.num_layers, model.num_heads, model.num_kv_heads):
+        if site.kind not in kinds:
+            raise InterpError(f"sites: {str(site)!r} cannot be read out here. Expected {', '.join(kinds)}.")
+        place = place_of(model, site)
+        found |= (
+            {Site(site.kind, site.layer, head) for head in range(place.z.num_heads)}
+            if isinstance(place, HeadOutPlace)
+            else {site}
+        )
+    return model.in_order(list(found))
+
+
+def arranged(
+    cells: Mapping[str, NDArray], prompts: LensPrompts, examples: NDArray, slots: NDArray
+) -> tuple[dict[str, Any], dict[str, Sequence[Coordinate]]]:
+    """Numbers of cells, put where their prompts and positions are; NaN and -1 where a prompt has no such position.
+
+    Arguments:
+        cells: name -> (cell, ...).
+        prompts: the prompts.
+        examples, slots: (cell,), which prompt and which of its positions, as `states_of_prompts` gives them.
+
+    Returns:
+        Name -> (example, [position,] ...), and the coordinates of these one or two axes.
+    """
+    arrays: dict[str, Any] = {}
+    for name, values in cells.items():
+        shape = (len(prompts.input_ids), len(prompts.labels), *values.shape[1:])
+        arrays[name] = np.full(shape, np.nan if values.dtype.kind == "f" else -1, dtype=values.dtype)
+        arrays[name][examples, slots] = values
+        if prompts.single:
+            arrays[name] = arrays[name][:, 0]
+    numbers = range(len(prompts.input_ids))
+    return arrays, {"example": numbers} if prompts.single else {"example": numbers, "position": prompts.labels}
+
+
+@torch.no_grad()
+def states_of_prompts(
+    model: StandardizedTransformer, prompts: LensPrompts, sites: Sequence[Site], batch_size: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Run prompts in batches of similar length and read sites at their positions.
+
+    Arguments:
+        model: the model.
+        prompts: the prompts.
+        sites: residual streams and contributions, in the order of the forward pass.
+        batch_size: prompts in a forward pass.
+
+    Yields:
+        For each batch: which prompt (cell,) and which of its positions (cell,), and (site, cell, hidden) on the device
+        of the first site. Every position that a prompt has is a cell, of one batch alone.
+    """
+    if batch_size < 1:
+        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
+    lengths = [len(ids) for ids in prompts.input_ids]
+    pad_id = model.tokenizer.pad_token_id or 0
+    for batch in batches_by_length(lengths, batch_size):
+        slots = torch.tensor([prompts.positions[row] for row in batch])
+        rows, columns = (slots >= 0).nonzero(as_tuple=True)  # (cell,) each
+        inputs = left_padded([prompts.input_ids[row] for row in batch], pad_id, _input_device(model))
+        longest = inputs["input_ids"].shape[1]
+        if not model.takes_position_ids:  # no positions at all (Bloom, MPT), only distances
+            del inputs["position_ids"]
+        padding = longest - torch.tensor([lengths[row] for row in batch])
+        tokens = slots[rows, columns] + padding[rows]  # (cell,) columns of the padded batch
+        yield torch.tensor(batch)[rows], columns, _states(model, inputs, sites, rows, tokens)
+
+
+def _states(
+    model: StandardizedTransformer, inputs: Mapping[str, Tensor], sites: Sequence[Site], rows: Tensor, tokens: Tensor
+) -> Tensor:
+    """(site, cell, hidden) of one batch."""
+    gathered: list[Tensor] = []
+    heads: dict[int, Tensor] = {}
+    with model.trace(**inputs, use_cache=False) as tracer:
+        for site in sites:
+            if site.head is None:
+                value = _at(model.read(site), rows, tokens)
+            else:
+                assert site.layer is not None
+                if site.layer not in heads:  # one reading for all heads of a layer
+                    heads = {site.layer: _heads_at(model, site.layer, rows, tokens)}
+                value = heads[site.layer][:, site.head]
+            gathered.append(value.to(gathered[0].device) if gathered else value)
+        tracer.stop()
+    return torch.stack(gathered)
+
+
+def _at(hidden: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    """A copy of (batch, length, ...) at cells: (cell, ...)."""
+    return hidden.detach()[rows.to(hidden.device), tokens.to(hidden.device)]
+
+
+def _heads_at(model: StandardizedTransformer, layer: int, rows: Tensor, tokens: Tensor) -> Tensor:
+    """(cell, head, hidden), what each head adds; projected at the cells alone."""
+    place = place_of(model, Site("head_out", layer))
+    assert isinstance(place, HeadOutPlace)
+    return place.heads(_at(place.z.read(), rows, tokens)[None])[0]
+
+
+def _input_device(model: StandardizedTransformer) -> torch.device:
+    # Weights that accelerate has offloaded lie on `meta`; its hooks then move the inputs to where they are needed.
+    return model.device if model.device is not None and model.device.type != "meta" else torch.device("cpu")

@@ -1,0 +1,88 @@
+"""Section `tune`: where the tuned lens of a run comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config.base import load_section, section_from
+
+__all__ = ["KINDS", "LOSSES", "OPTIMIZERS", "TEXT_FILES", "TuneConfig", "load_tune_config", "tune_from"]
+
+KINDS = ("off", "prompts", "text", "lens")
+LOSSES = ("kl", "cross_entropy")
+OPTIMIZERS = ("sgd", "adam")
+TEXT_FILES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """A tuned lens (Belrose et al. 2023): none, one that is trained, or one that exists.
+
+    Arguments:
+        kind: `off` makes none, `prompts` trains on the run's own prompts, `text` on a file or a hub data set, `lens`
+            takes one that exists.
+        source: of `text`: a file or a hub id; of `lens`: a folder, ours or of the tuned-lens library.
+        name, split, column, revision: of a hub data set: its configuration, part, column with the text, and version.
+        sequence_length: tokens in a sequence, of `text`.
+        shuffle_buffer: documents of `text` that are mixed at a time; 0: the order of the source.
+        seed: of the mixing.
+        repeat: begin the text again when it ends; prompts always do.
+        steps: optimizer steps.
+        tokens_per_step: a step takes sequences until they have this many tokens.
+        loss: `kl`, to the model's final distribution, or `cross_entropy` with the token that follows.
+        optimizer: `sgd` or `adam`.
+        learning_rate: at its highest; null: 1.0 for sgd, 1e-3 for adam.
+        momentum: of sgd; the first beta of adam.
+        weight_decay: pulls translators to the identity.
+        warmup_steps: null: none for sgd, a fifth of the steps for adam.
+        clip: largest norm of a layer's gradient.
+        layers: the layers that get a translator, as in `LogitLensConfig`; `*`: all but the last, which needs none.
+        bias_only: train no matrices.
+        batch_tokens: tokens in a forward pass at most.
+        checkpoint_every: steps after which training can go on after a crash.
+        evaluate_tokens: how many of the tokens that come next in the text both lenses are measured on; 0: none.
+        depends_on: file or folder whose content the stage depends on: the source, `tokens/prompts`, or this project's
+            own marker file where there is none or it is on the hub.
+    """
+
+    kind: str = "off"
+    source: str | None = None
+    name: str | None = None
+    split: str = "train"
+    column: str = "text"
+    revision: str | None = None
+    sequence_length: int = 256
+    shuffle_buffer: int = 0
+    seed: int = 0
+    repeat: bool = True
+    steps: int = 30
+    tokens_per_step: int = 2048
+    loss: str = "kl"
+    optimizer: str = "sgd"
+    learning_rate: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    warmup_steps: int | None = None
+    clip: float = 1.0
+    layers: str = "*"
+    bias_only: bool = False
+    batch_tokens: int = 4096
+    checkpoint_every: int = 5
+    evaluate_tokens: int = 2048
+    depends_on: str | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether a lens is trained."""
+        return self.kind in ("prompts", "text")
+
+
+def tune_from(values: dict[str, Any]) -> TuneConfig:
+    """The section from plain values; see `section_from`."""
+    return section_from(TuneConfig, values, "tune")
+
+
+def load_tune_config(params: str = "params.yaml") -> TuneConfig:
+    """The section of a run folder's `params.yaml`."""
+    return tune_from(load_section("tune", params))

@@ -1,0 +1,43 @@
+"""Kind `logit_lens`: the model's own readout of the collected residual streams."""
+
+from __future__ import annotations
+
+from numpy.typing import NDArray
+
+from interp.lenses import logit_lens
+from pipeline.config.lens import LogitLensConfig
+from pipeline.stages.lenses.base import Inputs, ReadingLens, latents_of, layers_of
+from pipeline.stages.lenses.examples import every_prompt
+
+
+class LogitLens(ReadingLens[LogitLensConfig]):
+    """The logit lens on every prompt.
+
+    Raises:
+        InterpError: see `every_prompt` and `latents_of`; or the model has no such layers.
+    """
+
+    def __init__(self, name: str, config: LogitLensConfig, inputs: Inputs) -> None:
+        layers = layers_of(name, "layers", config.layers, inputs.model.num_layers)
+        examples = every_prompt(name, inputs.tokens)
+        super().__init__(
+            name, config, inputs, examples, {"layer": layers}, top_k=config.top_k, batch_size=config.batch_size
+        )
+        self.latents = latents_of(name, config, inputs, examples, layers)
+        self.own = self.own_latents(config.position)
+
+    def compute(self, rows: range) -> dict[str, NDArray]:
+        """The arrays of one block of examples."""
+        block = slice(rows.start, rows.stop)
+        sources = self.examples.sources[block]
+        result = logit_lens(
+            self.inputs.model,
+            self.latents.read(sources),
+            self.examples.answers[block],
+            layers=self.axes["layer"],
+            top_k=self.top_k,
+            batch_size=self.batch_size,
+            reference=None if self.own is None else self.own.read(sources)[0],
+            inverted=self.config.inverted,
+        )
+        return self.values(result, rows)

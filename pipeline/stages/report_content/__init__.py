@@ -1,0 +1,24 @@
+"""What the report says: plain data drawn from a run's artifacts. No drawing and no markup here."""
+
+from __future__ import annotations
+
+from pipeline.stages.report_content.generation import generation_section
+from pipeline.stages.report_content.grid import grid_section
+from pipeline.stages.report_content.knockout import knockout_section
+from pipeline.stages.report_content.parts import LensSection
+from pipeline.stages.report_content.readings import readings_section
+from pipeline.stages.report_content.source import Source, axis_top, chosen
+
+__all__ = ["LensSection", "Source", "axis_top", "chosen", "lens_section"]
+
+
+def lens_section(source: Source) -> LensSection:
+    """All that the report says about one lens, by what its numbers stand over."""
+    if "token_ids" in source.store.arrays:
+        return generation_section(source)
+    axes = source.store.dimensions("entropy")[1:]
+    if axes == ("source_layer", "target_layer"):
+        return grid_section(source)
+    if axes == ("layer", "block"):
+        return knockout_section(source)
+    return readings_section(source)

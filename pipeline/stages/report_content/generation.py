@@ -1,0 +1,70 @@
+"""The section of a lens that generates text at each layer."""
+
+from __future__ import annotations
+
+from pipeline.stages.report_content.examples import text_examples
+from pipeline.stages.report_content.parts import LensSection, Panel, Table
+from pipeline.stages.report_content.source import Source, or_nan, sample_text, single_panels
+from pipeline.stages.report_text import number, percent
+from pipeline.stages.tables import CurveRow
+
+__all__ = ["generation_section"]
+
+METRIC = "generation_accuracy"
+
+
+def generation_section(source: Source) -> LensSection:
+    """All that the report says about such a lens."""
+    curves = {group.key: source.curve(METRIC, group.key) for group in source.groups}
+    drawn = [group for group in source.groups if any(row.n for row in curves[group.key])]
+    main = Panel(
+        metric=METRIC,
+        title="Answers in the text",
+        unit="",
+        note="share of generated texts that hold one of the group’s words, spaces removed and case folded",
+        top=1.0,
+        series=[source.series(curves[group.key], group) for group in drawn],
+        caption="Share of examples whose generated text holds the answer, by layer",
+    )
+    best = {group.key: _best(curves[group.key]) for group in drawn}
+    counted = [row for group in drawn for row in curves[group.key]]
+    rows = []
+    for group in drawn:
+        points, peak = curves[group.key], best[group.key]
+        at = "—" if peak is None else str(peak.layer)
+        numbers = [number(points[0].mean), number(peak.mean if peak else None), at, number(points[-1].mean)]
+        rows.append((group, [str(max(row.n for row in points)), *numbers]))
+    return LensSection(
+        name=source.name,
+        title=source.title,
+        method=source.method,
+        paper=source.paper,
+        unit=source.unit,
+        num_examples=source.count,
+        n_text=sample_text(counted, source.unit) if counted else f"n = {source.count} {source.unit}",
+        layers_text=str(len(source.store.attributes["layers"])),
+        groups=source.groups,
+        main=main if drawn else None,
+        panels=single_panels(source),
+        remarks=[
+            (group, f"in up to {percent(or_nan(peak.mean))} of texts, at layer {peak.layer}")
+            for group in drawn
+            if (peak := best[group.key]) and peak.mean
+        ],
+        summary=Table(
+            title=f"Share of texts that hold each answer for the lens {source.title}",
+            head="Answer",
+            columns=["n", "first layer", "peak", "at layer", "last layer"],
+            rows=rows,
+        )
+        if rows
+        else None,
+        examples=text_examples(source),
+        examples_title="Generated text by layer",
+    )
+
+
+def _best(rows: list[CurveRow]) -> CurveRow | None:
+    """The layer with the highest mean, the first one in a tie."""
+    known = [row for row in rows if row.mean is not None]
+    return max(known, key=lambda row: (or_nan(row.mean), -row.layer), default=None)

@@ -1,0 +1,196 @@
+"""Stage `tune`: train the run's tuned lens, or take one that exists, into `tuned_lens/`.
+
+    python -m pipeline.stages.tune        # in a run folder
+
+Reads the sections `tune` and `model`, and `tokens/prompts` where the lens is trained on them. What was made is said by
+`tuned_lens/manifest.json`; with tune=off that is all there is. A killed training goes on after the last checkpoint, to
+the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InterpError
+from pipeline.config.model import ModelConfig, load_model_config
+from pipeline.config.paths import located
+from pipeline.config.tune import TuneConfig, load_tune_config
+from pipeline.config.validate_tune import tuned_layers
+from pipeline.stages.common import code_digest, digest_of, publish, scratch, stage_main, write_json
+from pipeline.stages.tokens import load_prompts
+
+if TYPE_CHECKING:
+    from interp.lenses.tuned import TokenSequence, TokenStream, TunedLens, TuningStep
+    from interp.model import StandardizedTransformer
+
+FORMAT = "interpipe.tuned_lens/1"
+ARTIFACT = "tuned_lens"
+MANIFEST = "manifest.json"
+CHECKPOINT = "checkpoint.safetensors"
+SECONDS_BETWEEN_LINES = 10
+log = logging.getLogger("interpipe")
+
+
+def run() -> dict[str, float]:
+    """Make the tuned lens of the current run folder.
+
+    Returns:
+        `tokens` that the lens was trained on in this process, and `model_seconds` that it took.
+    """
+    config, model_config = load_tune_config(), load_model_config()
+    manifest: dict[str, Any] = {"format": FORMAT, "kind": config.kind}
+    if config.kind == "off":  # torch is not imported
+        with scratch("tune", digest_of(manifest)) as folder:
+            write_json(folder / ARTIFACT / MANIFEST, manifest)
+            publish(folder / ARTIFACT, ARTIFACT)
+        return {}
+    from pipeline.stages.loading import load_model
+
+    model = load_model(model_config)
+    if config.kind == "lens":
+        with scratch("tune", digest_of(asdict(config), asdict(model_config), code_digest("tune"))) as folder:
+            _existing(config, model).save(folder / ARTIFACT)
+            write_json(folder / ARTIFACT / MANIFEST, manifest)
+            publish(folder / ARTIFACT, ARTIFACT)
+        return {}
+    return _trained(config, model_config, model, manifest)
+
+
+def _existing(config: TuneConfig, model: StandardizedTransformer) -> TunedLens:
+    """A lens that exists, ours or of the tuned-lens library."""
+    from interp.lenses.tuned import TunedLens, load_public
+    from interp.lenses.tuned.public import WEIGHTS_FILE
+
+    assert config.source is not None  # it was validated
+    folder = located(config.source)
+    return load_public(folder, model) if (folder / WEIGHTS_FILE).exists() else TunedLens.load(folder, model)
+
+
+def _trained(
+    config: TuneConfig, model_config: ModelConfig, model: StandardizedTransformer, manifest: dict[str, Any]
+) -> dict[str, float]:
+    from interp.lenses.tuned import train_tuned_lens
+
+    stream = _stream(config, model)
+    settings = _settings(config, model.num_layers)
+    key = digest_of(
+        asdict(settings), stream.describe(), config.evaluate_tokens, asdict(model_config), model.digest(),
+        code_digest("tune"),
+    )  # fmt: skip
+    log.info("%d steps of %d tokens on %s", config.steps, config.tokens_per_step, config.source or "the run's prompts")
+    told = _Told()
+    started = time.perf_counter()
+    with scratch("tune", key) as folder:
+        lens = train_tuned_lens(
+            model,
+            stream,
+            settings,
+            checkpoint=folder / CHECKPOINT,
+            checkpoint_every=config.checkpoint_every,
+            progress=told,
+        )
+        evaluation = _evaluation(config, model, lens, stream)
+        shutil.rmtree(folder / ARTIFACT, ignore_errors=True)  # of a process that was killed here
+        lens.save(folder / ARTIFACT)
+        write_json(folder / ARTIFACT / MANIFEST, {**manifest, "evaluation": evaluation})
+        publish(folder / ARTIFACT, ARTIFACT)
+    return {"tokens": told.steps * config.tokens_per_step, "model_seconds": time.perf_counter() - started}
+
+
+def _stream(config: TuneConfig, model: StandardizedTransformer) -> TokenStream:
+    """What the lens is trained on."""
+    from interp.lenses.tuned import GivenSequences, PackedText, TextSource
+
+    if config.kind == "prompts":
+        prompts = [row.input_ids for row in load_prompts()]
+        if not prompts:
+            raise InterpError("tune: tokens/prompts holds no prompt to train on. Choose tune=text, or another task.")
+        return GivenSequences.of(model.tokenizer, prompts, repeat=True)
+    assert config.source is not None  # it was validated
+    local = located(config.source)
+    source = TextSource(
+        str(local) if local.exists() else config.source,
+        name=config.name,
+        split=config.split,
+        column=config.column,
+        revision=config.revision,
+        shuffle_buffer=config.shuffle_buffer,
+        seed=config.seed,
+    )
+    return PackedText(model.tokenizer, source, sequence_length=config.sequence_length, repeat=config.repeat)
+
+
+def _settings(config: TuneConfig, num_layers: int) -> Any:
+    from interp.lenses.tuned import TuningSettings
+
+    return TuningSettings(
+        steps=config.steps,
+        tokens_per_step=config.tokens_per_step,
+        loss=config.loss,  # type: ignore[arg-type]
+        optimizer=config.optimizer,  # type: ignore[arg-type]
+        learning_rate=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_steps,
+        clip=config.clip,
+        layers=tuple(tuned_layers(config.layers, num_layers)),
+        bias_only=config.bias_only,
+        batch_tokens=config.batch_tokens,
+    )
+
+
+def _evaluation(
+    config: TuneConfig, model: StandardizedTransformer, lens: TunedLens, stream: TokenStream
+) -> dict[str, Any] | None:
+    """Both lenses on what comes next in the text: text that was not trained on, unless it repeats; None: nothing."""
+    from interp.lenses.tuned import evaluate_tuned_lens
+
+    upcoming = _next(iter(stream)) if config.evaluate_tokens else None
+    if upcoming is None:
+        log.info("the lens is not measured: %s", "the text has ended" if config.evaluate_tokens else "as configured")
+        return None
+    seen = config.kind == "prompts" or config.repeat
+    result = evaluate_tuned_lens(
+        model, lens, upcoming, max_tokens=config.evaluate_tokens, batch_tokens=config.batch_tokens
+    )
+    for layer, (logit, tuned) in zip(result.layers, result.kl.T, strict=True):
+        log.info(
+            "layer %d: KL to the model %.4f nats with the logit lens, %.4f with the tuned lens", layer, logit, tuned
+        )
+    return {**result.to_dict(), "text_was_trained_on": seen}
+
+
+def _next(stream: Iterator[TokenSequence]) -> Iterator[TokenSequence] | None:
+    """The same stream; None where it is at its end."""
+    first = next(stream, None)
+    return None if first is None else chain([first], stream)
+
+
+class _Told:
+    """Says how the training goes, now and then; counts the steps of this process."""
+
+    def __init__(self) -> None:
+        self.steps, self._last = 0, 0.0
+
+    def __call__(self, told: TuningStep) -> None:
+        self.steps += 1
+        if time.monotonic() - self._last < SECONDS_BETWEEN_LINES and told.step != told.steps:
+            return
+        self._last = time.monotonic()
+        losses = ", ".join(f"{layer}: {value:.3f}" for layer, value in told.bits_per_byte.items())
+        log.info("step %d of %d, loss by layer in bits per byte: %s", told.step, told.steps, losses)
+
+
+def main() -> None:
+    """Run the stage in the current folder."""
+    stage_main("tune", run)
+
+
+if __name__ == "__main__":
+    main()

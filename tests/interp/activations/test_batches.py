@@ -1,0 +1,58 @@
+"""Which prompts go together, against all other ways; and what they look like."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interp.activations import batches_by_length, batches_by_tokens, left_padded, right_padded
+
+LENGTHS = [5, 9, 3, 12, 7, 5, 1]
+
+
+def cost(lengths: list[int], batches: list[list[int]], batch_cost: float) -> float:
+    return sum(len(batch) * max(lengths[row] for row in batch) + batch_cost for batch in batches)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    batch_tokens=st.integers(1, 90),
+    batch_cost=st.sampled_from([0.0, 1.0, 5.5, 40.0]),
+)
+def test_no_other_way_under_the_budget_costs_less(lengths: list[int], batch_tokens: int, batch_cost: float) -> None:
+    batches = batches_by_tokens(lengths, batch_tokens, batch_cost)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[r] for r in batch) <= batch_tokens for batch in batches)
+    longest = [max(lengths[row] for row in batch) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    rows = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    least = float("inf")
+    for count in range(len(rows)):
+        for cuts in combinations(range(1, len(rows)), count):
+            edges = [0, *cuts, len(rows)]
+            ways = [rows[start:stop] for start, stop in pairwise(edges)]
+            if all(len(way) == 1 or len(way) * lengths[way[-1]] <= batch_tokens for way in ways):
+                least = min(least, cost(lengths, ways, batch_cost))
+    assert abs(cost(lengths, batches, batch_cost) - least) < 1e-9
+
+
+def test_batches_by_a_budget_and_by_number() -> None:
+    assert batches_by_tokens(LENGTHS, 15, 1) == [[3], [1], [4], [0, 5], [2], [6]]
+    assert batches_by_tokens(LENGTHS, 14, 3) == [[3], [1], [4], [0, 5], [6, 2]]
+    assert batches_by_tokens(LENGTHS, 1000, 1000) == [[6, 2, 0, 5, 4, 1, 3]]
+    assert batches_by_tokens([], 15, 1) == []
+    assert batches_by_length(LENGTHS, 3) == [[6, 2, 0], [5, 4, 1], [3]]
+
+
+def test_padding_on_either_side() -> None:
+    batch = left_padded([[7, 8], [9]], 0, torch.device("cpu"))
+    assert {name: tensor.tolist() for name, tensor in batch.items()} == {
+        "input_ids": [[7, 8], [0, 9]],
+        "attention_mask": [[1, 1], [0, 1]],
+        "position_ids": [[0, 1], [0, 0]],
+    }
+    assert right_padded([[7, 8, 3], [9]]).tolist() == [[7, 8, 3], [9, 9, 9]]
