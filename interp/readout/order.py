@@ -146,6 +146,6 @@ class Ranks:
         first = torch.arange(rows, device=blocks.device)[:, None] * count
         flat = (first + own.clamp(0, count - 1)).flatten()
         values = blocks.reshape(-1, BLOCK).index_select(0, flat).view(*self.ids.shape, BLOCK)
-        offsets = (self.ids - self._start - own * BLOCK)[..., None]
-        equal = (values == self.values[..., None]) & (torch.arange(BLOCK, device=blocks.device) < offsets)
-        self.counts += (equal & inside[..., None]).sum(dim=2) + self._found.to(torch.int64)
+        lower = torch.where(inside, self.ids - self._start - own * BLOCK, 0)[..., None]  # so many ids of the block
+        equal = (values == self.values[..., None]) & (torch.arange(BLOCK, device=blocks.device) < lower)
+        self.counts += equal.sum(dim=2) + self._found.to(torch.int64)
