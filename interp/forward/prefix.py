@@ -106,10 +106,13 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
     given: list[tuple[dict[str, Any], Tensor]] = []
     outputs: list[Tensor] = []
     rows = input_ids.shape[0]
+    known: dict[int, Tensor] = {}
+    arguments: list[list[tuple[str, Any]]] = []
 
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         (_, hidden), *rest = by_name(layer, args, kwargs).items()
-        given.append((_for_any_rows(dict(rest), rows), hidden))
+        arguments.append(rest)  # a tensor that is let go could leave its id to another
+        given.append((_for_any_rows(dict(rest), rows, known), hidden))
 
     def after(_: nn.Module, args: Any, output: Any) -> None:
         outputs.append(output if isinstance(output, Tensor) else output[0])
@@ -125,12 +128,23 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
     return [Call(*call, output) for call, output in zip(given, outputs, strict=True)]
 
 
-def _for_any_rows(value: Any, rows: int) -> Any:
-    """Arguments of a layer as they are for one row: without padding all rows have the same, which broadcast."""
+def _for_any_rows(value: Any, rows: int, known: dict[int, Tensor]) -> Any:
+    """Arguments of a layer as they are for one row: without padding all rows have the same, which broadcast.
+
+    A first axis that is as long by chance, such as one of heads, does not hold the same throughout.
+
+    Arguments:
+        value: of an argument.
+        rows: how many there are.
+        known: by the `id` of a tensor, what it became: all layers are given the same few.
+    """
     if isinstance(value, Tensor):
-        return value[:1] if value.dim() > 1 and value.shape[0] == rows else value
+        if id(value) not in known:
+            by_row = rows > 1 and value.dim() > 1 and value.shape[0] == rows
+            known[id(value)] = value[:1] if by_row and bool((value == value[:1]).all()) else value
+        return known[id(value)]
     if isinstance(value, tuple | list):
-        return type(value)(_for_any_rows(item, rows) for item in value)
+        return type(value)(_for_any_rows(item, rows, known) for item in value)
     if isinstance(value, dict):
-        return {name: _for_any_rows(item, rows) for name, item in value.items()}
+        return {name: _for_any_rows(item, rows, known) for name, item in value.items()}
     return value
