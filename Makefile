@@ -32,6 +32,8 @@ ui: $(READY) ## open MLflow's page on http://127.0.0.1:5000 to compare runs (POR
 bench: $(READY) ## measure stage times, tokens per second, store throughput, and the lenses beside other tools (LENSES="--help")
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 	@$(BIN)/python -m benchmarks.lenses $(LENSES)
+	@$(BIN)/python -m benchmarks.readout
+	@$(BIN)/python -m benchmarks.memory
 
 clean: ## remove runs, caches and the virtual environment (papers/ and the tracked runs in mlflow.db stay)
 	rm -rf $(VENV) .venv-nnterp .venv-transformer-lens outputs .interpipe .dvc/cache .dvc/tmp .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -99,7 +99,11 @@ def text(found: dict[str, Any]) -> str:
     if found["growth"]:
         parts.append(growth_table(found["growth"]))
     for name, operators in found["profiles"].items():
-        lines = [f"  {line['share']:6.1%}  {line['name']} ({line['calls']} calls)" for line in operators]
+        lines = [
+            f"  {line['share']:6.1%}  {line['name']} ({line['calls']} calls"
+            + (f", {line['gflops']:.0f} GFLOP/s)" if line["gflops"] else ")")
+            for line in operators
+        ]
         parts.append("\n".join([f"{name}: where our time goes", *lines]))
     parts += [f"not measured: {what}: {reason}" for what, reason in found["absent"].items()]
     return "\n\n".join(parts)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 __all__ = ["SEVEN_BILLION", "SMALL", "Shape", "build", "save", "tokenizer"]
 
@@ -79,5 +80,6 @@ def build(shape: Shape, *, seed: int = 0, dtype: torch.dtype = torch.float32, de
 
 def save(folder: Path, shape: Shape, *, seed: int = 0) -> None:
     """Write model and tokenizer, for `from_pretrained`."""
+    disable_progress_bar()
     build(shape, seed=seed).save_pretrained(folder)
     tokenizer(shape.vocabulary).save_pretrained(folder)

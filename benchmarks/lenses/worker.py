@@ -53,15 +53,20 @@ def _run(tool: Tool, folder: str, result: str) -> dict[str, Any]:
 
 
 def _profile(tool: Tool, folder: str, operators: int) -> dict[str, Any]:
-    """Where the time of a work goes: its top operators, by their own time, with their shares."""
+    """Where the time of a work goes: its top operators, by their own time, their shares, and how fast products are."""
     inputs = Inputs.load(Path(folder))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile:
         getattr(tool, inputs.kind)(inputs)
     events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
     return {
         "operators": [
-            {"name": event.key, "share": event.self_cpu_time_total / total, "calls": event.count}
+            {
+                "name": event.key,
+                "share": event.self_cpu_time_total / total,
+                "calls": event.count,
+                "gflops": event.flops / event.self_cpu_time_total / 1e3 if event.flops else None,  # per microsecond
+            }
             for event in events[:operators]
         ]
     }

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from interp.activations import left_padded
 from interp.errors import InterpError
+from interp.forward.check import fits
 from interp.forward.clean import CleanRun
-from interp.forward.verdicts import fits, sample_ids
+from interp.forward.verdicts import sample_ids
 from interp.forward.windows import walk_windows
 from interp.sites import Site
 
@@ -199,4 +200,4 @@ def blocking_fits(model: StandardizedTransformer) -> bool:
 
     chooses = "indexed" in (model.spec.attention_types or ())
     reason = "would let attention choose other keys in place of those that are cut" if chooses else None
-    return fits(model, _NAME, fast, slow, misfit=reason)
+    return fits(model, _NAME, fast, slow, known=reason)

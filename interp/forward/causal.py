@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import nnsight
 import torch
 
+from interp.forward.verdicts import off_by, sample_ids, verdict
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["is_causal"]
 
 _BEFORE, _AFTER = 6, 4
-# Relative difference that roundings explain in float32; in coarser dtypes, some of theirs.
-_TOLERANCE, _ROUNDINGS = 1e-4, 16
-_log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -31,17 +28,14 @@ def is_causal(model: StandardizedTransformer) -> bool:
     Arguments:
         model: the model.
     """
-    if model.causal is None:
-        generator = torch.Generator().manual_seed(0)
-        usable = min(model.vocab_size, len(model.tokenizer))
-        ids = torch.randint(usable, (2, _BEFORE + _AFTER), generator=generator)
-        ids[1, :_BEFORE] = ids[0, :_BEFORE]
-        with model.trace(input_ids=ids.to(model.device), use_cache=False) as tracer:
-            hidden = nnsight.save(model.read(Site("resid_post", model.num_layers - 1))[:, :_BEFORE].double())
-            tracer.stop()
-        difference = float((hidden[0] - hidden[1]).norm() / hidden[0].norm())
-        model.causal = difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps)
-        if not model.causal:
-            name = type(model._module).__name__
-            _log.warning("%s looks ahead (by %.2g): prompts run whole, padded under a mask.", name, difference)
-    return model.causal
+    return verdict(model, "causal", lambda: _looks_ahead(model), "prompts run whole, padded under a mask: the model")
+
+
+def _looks_ahead(model: StandardizedTransformer) -> str | None:
+    ids = sample_ids(model, 2, _BEFORE + _AFTER)
+    ids[1, :_BEFORE] = ids[0, :_BEFORE]
+    with model.trace(input_ids=ids, use_cache=False) as tracer:
+        hidden = nnsight.save(model.read(Site("resid_post", model.num_layers - 1))[:, :_BEFORE].clone())
+        tracer.stop()
+    difference = off_by(model, hidden[1], hidden[0])
+    return None if difference is None else f"looks ahead (by {difference:.2g})"

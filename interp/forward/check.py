@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,20 +11,14 @@ import torch
 from torch import Tensor
 
 from interp.forward.plain import run_patched
+from interp.forward.verdicts import misfit, sample_ids, verdict
 from interp.forward.walk import walk
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Case", "cases", "walk_fits"]
-
-_TOKENS, _ROWS = 9, 2
-# What a family that the walk does not fit raises: caches of its own, arguments that do not broadcast.
-_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
-# Relative difference that roundings explain in float32; in coarser dtypes, some of theirs.
-_TOLERANCE, _ROUNDINGS = 1e-4, 16
-_log = logging.getLogger(__name__)
+__all__ = ["Case", "cases", "fits", "walk_fits"]
 
 
 @torch.no_grad()
@@ -38,13 +31,33 @@ def walk_fits(model: StandardizedTransformer) -> bool:
     Arguments:
         model: the model.
     """
-    if model.walk_fits is None:
-        reason = _misfit(model)
-        model.walk_fits = reason is None
-        if reason is not None:
-            name = type(model._module).__name__
-            _log.warning("%s: target prompts are run as a whole, layer by layer (slow): the fast way %s.", name, reason)
-    return model.walk_fits
+    consequence = "target prompts are run as a whole, layer by layer (slow): the fast way"
+    return verdict(model, "walk", lambda: _misfit(model), consequence)
+
+
+@torch.no_grad()
+def fits(
+    model: StandardizedTransformer,
+    name: str,
+    fast: Callable[[], Tensor],
+    slow: Callable[[], Tensor],
+    *,
+    known: str | None = None,
+) -> bool:
+    """Whether another fast way that walks gives what the slow one gives; where not, one line of the log says so.
+
+    Where patches do not walk (`walk_fits`, which has its own line), nothing else does.
+
+    Arguments:
+        model: keeps the verdict.
+        name: what is done, as the log calls it.
+        fast, slow: a small case, each way.
+        known: a reason why not that is known without trying.
+    """
+    if not walk_fits(model):
+        model.verdicts[name] = False
+    consequence = f"for {name}, prompts are run as a whole (slow): the fast way"
+    return verdict(model, name, lambda: known or misfit(model, fast, slow()), consequence)
 
 
 @dataclass(frozen=True)
@@ -79,10 +92,10 @@ class Case:
         return walk(self.model, ids, self.positions, variants, layers=self.layers, later=later)[0][:, 0]
 
     def plain(self, following: Tensor | None = None) -> Tensor:
-        """(layer, row, hidden) by whole forward passes, also with tokens (row, token) that follow."""
-        ids = self.ids if following is None else torch.cat([self.ids, following], dim=1)
+        """(layer, row, hidden) by whole forward passes, also with tokens (layer, row, token) that follow."""
         found = []
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            ids = self.ids if following is None else torch.cat([self.ids, following[index]], dim=1)
             patched = range(layer, self.model.num_layers) if self.from_layer else [layer]
             writes = [(Site("resid_post", held), self.latents[held]) for held in patched]
             found.append(run_patched(self.model, ids.tolist(), [self.positions] * len(ids), writes))
@@ -91,17 +104,17 @@ class Case:
 
 def cases(model: StandardizedTransformer) -> list[Case]:
     """Small ones: several tokens from a layer on; the last token at one layer."""
-    generator = torch.Generator().manual_seed(0)
-    usable = min(model.vocab_size, len(model.tokenizer))
-    ids = torch.randint(usable, (_ROWS, _TOKENS), generator=generator)
+    ids = sample_ids(model).cpu()
+    rows, length = ids.shape
+    generator = torch.Generator().manual_seed(1)
     size = _typical_size(model, ids)
     latents = {
-        layer: (size * torch.randn(_ROWS, 2, model.hidden_size, generator=generator)).to(model.device, model.dtype)
+        layer: (size * torch.randn(rows, 2, model.hidden_size, generator=generator)).to(model.device, model.dtype)
         for layer in range(model.num_layers)
     }
     first = {layer: latent[:, :1] for layer, latent in latents.items()}
-    middle = _TOKENS // 2
-    return [Case(model, ids, [middle, middle + 2], latents, True), Case(model, ids, [_TOKENS - 1], first, False)]
+    middle = length // 2
+    return [Case(model, ids, [middle, middle + 2], latents, True), Case(model, ids, [length - 1], first, False)]
 
 
 def _misfit(model: StandardizedTransformer) -> str | None:
@@ -110,25 +123,11 @@ def _misfit(model: StandardizedTransformer) -> str | None:
     slow = [case.plain() for case in small]
     reason = None
     for model.shares_prefix in (True, False):
-        reasons = (_difference(model, case.walked, plain) for case, plain in zip(small, slow, strict=True))
+        reasons = (misfit(model, case.walked, plain) for case, plain in zip(small, slow, strict=True))
         reason = next((reason for reason in reasons if reason is not None), None)
         if reason is None:
             break
     return reason
-
-
-def _difference(model: StandardizedTransformer, fast: Callable[[], Tensor], slow: Tensor) -> str | None:
-    """Why a fast way does not give what the slow one gave; None where it does."""
-    try:
-        found = fast().double()
-    except torch.OutOfMemoryError:
-        raise
-    except _ERRORS as error:
-        return f"does not run in this family ({type(error).__name__}: {str(error)[:100]!r})"
-    difference = float((found - slow.double()).norm() / slow.double().norm())
-    if not difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps):
-        return f"gives other numbers in this family (off by {difference:.2g})"
-    return None
 
 
 def _typical_size(model: StandardizedTransformer, ids: Tensor) -> float:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from interp.forward.check import Case, cases
+from interp.forward.check import Case, cases, fits
 from interp.forward.generate import generate_walked
-from interp.forward.verdicts import fits
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -19,6 +19,7 @@ __all__ = ["generation_fits"]
 _STEPS = 3
 
 
+@torch.no_grad()
 def generation_fits(model: StandardizedTransformer) -> bool:
     """Whether `generate_walked` predicts what plain forward passes predict, token by token.
 
@@ -30,21 +31,32 @@ def generation_fits(model: StandardizedTransformer) -> bool:
     return fits(
         model,
         "patchscope generation",
-        lambda: torch.stack([_walked(case) for case in cases(model)]),
-        lambda: torch.stack([_plain(case) for case in cases(model)]),
+        lambda: torch.stack([_walked(case) for case in _cases(model)]),
+        lambda: torch.stack([_plain(case) for case in _cases(model)]),
     )
 
 
+def _cases(model: StandardizedTransformer) -> list[Case]:
+    """Two prompts; and one, whose runs are one row as long as they say the same."""
+    several, one = cases(model)
+    return [several, replace(one, ids=one.ids[:1].expand_as(one.ids))]
+
+
 def _following(case: Case) -> Tensor:
-    """(row, token), tokens that are given: were they chosen, roundings could change them."""
-    return case.ids.flip(1)[:, :_STEPS]
+    """(layer, row, token), tokens that are given: were they chosen, roundings could change them. They are those of the
+    row, but for the last layer's, which are others from the second on."""
+    tokens = torch.arange(_STEPS) + _STEPS * torch.arange(len(case.ids))[:, None] + 3  # (row, token)
+    by_layer = tokens.repeat(len(case.layers), 1, 1)
+    by_layer[-1, :, 1:] += 2
+    return by_layer
 
 
 def _walked(case: Case) -> Tensor:
     """(layer, row, token, vocabulary), logits before each of these tokens. The first row's runs end behind their first
     one, so that the others go on without them; after that theirs are zero."""
     model, layers = case.model, case.layers
-    tokens = _following(case).repeat(len(layers), 1)  # (run, token)
+    ids = case.ids[:1] if bool((case.ids == case.ids[0]).all()) else case.ids
+    tokens = _following(case).flatten(0, 1)  # (run, token)
     seen = torch.zeros(*tokens.shape, model.vocab_size)
 
     def choose(logits: Tensor, runs: Tensor, step: int) -> Tensor:
@@ -52,7 +64,7 @@ def _walked(case: Case) -> Tensor:
         return tokens[runs, step]
 
     generate_walked(
-        model, case.ids.to(model.device), case.positions, case.latents, layers=layers,
+        model, ids.to(model.device), case.positions, case.latents, layers=layers,
         later=case.latents if case.from_layer else None, max_new_tokens=_STEPS, choose=choose,
         stop_ids=[int(tokens[0, 0])],
     )  # fmt: skip
@@ -62,7 +74,7 @@ def _walked(case: Case) -> Tensor:
 def _plain(case: Case) -> Tensor:
     """The same by whole forward passes."""
     following = _following(case)
-    steps = [case.model.readout(case.plain(following[:, :step])).float().cpu() for step in range(_STEPS)]
+    steps = [case.model.readout(case.plain(following[..., :step])).float().cpu() for step in range(_STEPS)]
     seen = torch.stack(steps, dim=2)
-    seen[:, following[:, 0] == following[0, 0], 1:] = 0
+    seen[:, 0, 1:] = 0
     return seen

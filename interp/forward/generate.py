@@ -1,7 +1,8 @@
 """New tokens after patched target prompts, with the key/value cache: one walk for the first, then a token a step.
 
-A run keeps its own keys and values from the first written token on; those of the tokens before are shared by all runs
-of a prompt. In layers up to its patch they are the clean prompt's, in layers above it its own.
+The keys and values of the tokens before the first written one are shared by all runs of a prompt. From there on, those
+of a run are the clean prompt's up to the layer that it is patched at, and its own above it. So runs of one prompt that
+have written the same so far are one row up to their patches (`Histories`): neighbouring layers often say the same.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +19,10 @@ from transformers import Cache
 
 from interp.forward.clean import CleanRun
 from interp.forward.continuing import Continuations
+from interp.forward.histories import Histories
 from interp.forward.plain import run_patched
-from interp.forward.prefix import Call, FrozenPrefix, calls_of, run_layers
+from interp.forward.prefix import Call, FrozenPrefix, calls_of
+from interp.forward.running import run_rows
 from interp.forward.sharing import sharing
 from interp.forward.walk import walk_up
 from interp.sites import Site
@@ -70,21 +74,25 @@ def generate_walked(
     tokens = torch.full((len(hidden), max_new_tokens), -1, dtype=torch.long)  # (run, step)
     runs = torch.arange(len(hidden))  # those that go on; the ended among them are carried along
     ended = torch.zeros(len(runs), dtype=torch.bool)
+    # Rows of several prompts have to stand in the order of the prompts, so each run is a row by itself.
+    joins = torch.tensor(layers).repeat_interleave(len(hidden) // len(layers))
+    histories = Histories.of(joins if prompts == 1 else torch.full_like(joins, -1))
     for step in range(max_new_tokens):
-        chosen = choose(model.readout(hidden), runs, step)
-        on_host = chosen.cpu()
-        tokens[runs[~ended], step] = on_host[~ended]
-        ended = ended | torch.isin(on_host, stops)
+        chosen = choose(model.readout(hidden), runs, step).cpu()
+        tokens[runs[~ended], step] = chosen[~ended]
+        ended = ended | torch.isin(chosen, stops)
         if step == max_new_tokens - 1 or bool(ended.all()):
             break
+        previous = histories
+        histories, before = previous.written(chosen)  # (history,), the one that each goes on from
+        kept = torch.arange(len(runs))
         if int(ended.sum()) * _LEAVING >= len(ended):
             kept, of_prompts = _kept(ended, prompts)
-            states.keep(kept, of_prompts)
-            runs, ended, chosen, prompts = runs[kept], ended[kept], chosen[kept.to(chosen.device)], len(of_prompts)
-        fed = chosen.to(target_ids.device)[:, None]
-        with sharing() if model.shares_prefix else nullcontext():
-            hidden = run_layers(model, fed, states.cache, states.length)[:, -1]
-        states.advance(1)
+            histories, same = histories.kept(kept)
+            runs, ended, chosen, before, prompts = runs[kept], ended[kept], chosen[kept], before[same], len(of_prompts)
+            states.keep_prompts(of_prompts)
+        states.arrange(partial(_rows, previous, histories, kept, before), len(kept))
+        hidden = _next(model, states, histories, chosen)
     return [[token for token in row if token >= 0] for row in tokens.tolist()]
 
 
@@ -116,6 +124,36 @@ def _remembering(call: Call, cache: Cache) -> Call:
     """The same call of a layer, whose keys and values go into a cache."""
     keywords = {name: cache if isinstance(value, Cache) else value for name, value in call.keywords.items()}
     return replace(call, keywords=keywords)
+
+
+def _rows(previous: Histories, histories: Histories, kept: Tensor, before: Tensor, layer: int) -> Tensor:
+    """(row,), the rows that a layer's remembered keys and values are of, by where they have been.
+
+    Arguments:
+        previous: the histories before the last tokens.
+        histories: those after them.
+        kept: (run,), which of the runs go on.
+        before: (history,), the history that each goes on from.
+        layer: which.
+    """
+    alone = previous.alone(layer)
+    return torch.cat([kept[kept < alone], alone + before[: histories.shared(layer)]])
+
+
+def _next(model: StandardizedTransformer, states: Continuations, histories: Histories, tokens: Tensor) -> Tensor:
+    """(run, hidden), the residual stream after the last layer, one token on; tokens (run,)."""
+
+    def entering(layer: int, hidden: Tensor) -> Tensor:
+        rows = histories.entering(layer)
+        if torch.equal(rows, torch.arange(len(hidden))):
+            return hidden
+        return hidden[rows.to(hidden.device)]
+
+    fed = histories.fed(tokens)[:, None].to(model.device)
+    with sharing() if model.shares_prefix else nullcontext():
+        hidden = run_rows(model, fed, states.cache, states.length, entering)
+    states.advance(1)
+    return entering(model.num_layers, hidden)[:, -1]
 
 
 def _kept(ended: Tensor, prompts: int) -> tuple[Tensor, Tensor]:

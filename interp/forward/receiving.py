@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import InterpError
+from interp.forward.check import fits
 from interp.forward.clean import CleanRun
 from interp.forward.plain import run_patched
-from interp.forward.verdicts import fits, sample_ids
+from interp.forward.verdicts import sample_ids
 from interp.forward.windows import walk_windows
 from interp.model.layout import sublayer_of
 from interp.sites import Site

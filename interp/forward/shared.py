@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interp.forward.prefix import FrozenPrefix
+from interp.forward.verdicts import misfit, verdict
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ __all__ = ["SharedPrefix", "continuation", "plan_prefixes", "prefixes_fit"]
 
 # What a group costs, in tokens: the forward pass of its prefix, and one of a batch that it does not fill.
 GROUP_COST = 64
-# What a family that this does not fit raises: caches of its own, masks of another length.
-_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
-# Relative difference that roundings explain in float32; in coarser dtypes, some of theirs.
-_TOLERANCE, _ROUNDINGS = 1e-4, 16
-_log = logging.getLogger(__name__)
 
 
 class SharedPrefix(NamedTuple):
@@ -146,15 +141,10 @@ def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[in
         input_ids: token ids of prompts that begin with the same tokens.
         length: how many tokens these are.
     """
-    if model.prefixes_fit is None:
-        lengths = [len(ids) for ids in input_ids]
-        chosen = [input_ids[lengths.index(chosen)] for chosen in (min(lengths), max(lengths))]
-        reason = _misfit(model, chosen, length)
-        model.prefixes_fit = reason is None
-        if reason is not None:
-            name = type(model._module).__name__
-            _log.warning("%s: prompts that begin alike run as a whole: a shared beginning %s.", name, reason)
-    return model.prefixes_fit
+    lengths = [len(ids) for ids in input_ids]
+    chosen = [input_ids[lengths.index(chosen)] for chosen in (min(lengths), max(lengths))]
+    consequence = "prompts that begin alike run as a whole: a shared beginning"
+    return verdict(model, "prefixes", lambda: _misfit(model, chosen, length), consequence)
 
 
 def _misfit(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], length: int) -> str | None:
@@ -163,20 +153,17 @@ def _misfit(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], le
     device = model.device
     longest = max(len(ids) for ids in prompts)
     padded = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in prompts], device=device)
-    try:
+
+    def shared() -> Tensor:
         prefix = FrozenPrefix.of(model, padded[:1, :length])
         with model.trace(**continuation(model, prefix, padded[:, length:])) as tracer:
-            shared = nnsight.save(model.read(last).double())
+            hidden = nnsight.save(model.read(last).clone())
             tracer.stop()
-    except torch.OutOfMemoryError:
-        raise
-    except _ERRORS as error:
-        return f"does not run in this family ({type(error).__name__}: {str(error)[:100]!r})"
-    for row, ids in enumerate(prompts):
+        return torch.cat([row[: len(ids) - length] for row, ids in zip(hidden, prompts, strict=True)])
+
+    plain = []
+    for ids in prompts:
         with model.trace(input_ids=torch.tensor([list(ids)], device=device), use_cache=False) as tracer:
-            plain = nnsight.save(model.read(last)[0, length:].double())
+            plain.append(nnsight.save(model.read(last)[0, length:].clone()))
             tracer.stop()
-        difference = float((shared[row, : len(plain)] - plain).norm() / plain.norm())
-        if not difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps):
-            return f"gives other numbers in this family (off by {difference:.2g})"
-    return None
+    return misfit(model, shared, torch.cat(plain))

@@ -9,66 +9,56 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.forward.check import walk_fits
-
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["fits", "sample_ids"]
+__all__ = ["misfit", "off_by", "sample_ids", "verdict"]
 
-_TOKENS, _ROWS = 9, 2
-# What a family that the fast way does not fit raises: caches of its own, arguments that do not broadcast.
-_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError, NotImplementedError)
+# What a family that a fast way does not fit raises: caches and masks of other forms, arguments that do not broadcast.
+_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 # Relative difference that roundings explain in float32; in coarser dtypes, some of theirs.
 _TOLERANCE, _ROUNDINGS = 1e-4, 16
 _log = logging.getLogger(__name__)
 
 
-def sample_ids(model: StandardizedTransformer) -> Tensor:
-    """(row, position), prompts for a small case, the same at every call."""
+def sample_ids(model: StandardizedTransformer, rows: int = 2, length: int = 9) -> Tensor:
+    """(row, position), token ids for a small case, the same at every call."""
     usable = min(model.vocab_size, len(model.tokenizer))
-    ids = torch.randint(usable, (_ROWS, _TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(usable, (rows, length), generator=torch.Generator().manual_seed(0))
     return ids.to(model.device)
 
 
-@torch.no_grad()
-def fits(
-    model: StandardizedTransformer,
-    name: str,
-    fast: Callable[[], Tensor],
-    slow: Callable[[], Tensor],
-    *,
-    misfit: str | None = None,
-) -> bool:
-    """Whether a fast way that walks gives what the slow one gives; where not, one line of the log says so.
-
-    Where patches do not walk (`walk_fits`, which has its own line), nothing else does.
+def verdict(model: StandardizedTransformer, name: str, reason: Callable[[], str | None], consequence: str) -> bool:
+    """Whether something holds for a model: found out once, kept by the model, and said in the log where it does not.
 
     Arguments:
-        model: keeps the verdict.
-        name: what is done, as the log calls it.
-        fast, slow: a small case, each way.
-        misfit: a reason that is known without trying.
+        model: the model.
+        name: of the verdict, in `model.verdicts`.
+        reason: finds out why it does not hold; None where it does.
+        consequence: what the log says before the reason.
     """
     if name not in model.verdicts:
-        walks = walk_fits(model)
-        reason = (misfit or _misfit(model, fast, slow)) if walks else None
-        model.verdicts[name] = walks and reason is None
-        if reason is not None:
-            family = type(model._module).__name__
-            _log.warning("%s: for %s, prompts are run as a whole (slow): the fast way %s.", family, name, reason)
+        found = reason()
+        model.verdicts[name] = found is None
+        if found is not None:
+            _log.warning("%s: %s %s.", type(model._module).__name__, consequence, found)
     return model.verdicts[name]
 
 
-def _misfit(model: StandardizedTransformer, fast: Callable[[], Tensor], slow: Callable[[], Tensor]) -> str | None:
-    expected = slow().double()
+def misfit(model: StandardizedTransformer, fast: Callable[[], Tensor], slow: Tensor) -> str | None:
+    """Why a fast way does not give what the slow one gave; None where it does."""
     try:
-        found = fast().double()
+        found = fast()
     except torch.OutOfMemoryError:
         raise
     except _ERRORS as error:
         return f"does not run in this family ({type(error).__name__}: {str(error)[:100]!r})"
-    difference = float((found - expected).norm() / expected.norm())
-    if not difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps):
-        return f"gives other numbers in this family (off by {difference:.2g})"
-    return None
+    difference = off_by(model, found, slow)
+    return None if difference is None else f"gives other numbers in this family (off by {difference:.2g})"
+
+
+def off_by(model: StandardizedTransformer, found: Tensor, expected: Tensor) -> float | None:
+    """The relative difference of two tensors, where roundings do not explain it; else None."""
+    expected = expected.double()
+    difference = float((found.double() - expected).norm() / expected.norm())
+    return None if difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps) else difference

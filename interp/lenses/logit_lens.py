@@ -54,7 +54,7 @@ def logit_lens(
         groups: per example, per group: token ids whose probability is summed.
         layers: what the axis `layer` of `hidden` stands for, ascending.
         top_k: how many top tokens are kept.
-        batch_size: examples that are read out at once; memory goes with batch_size x vocabulary.
+        batch_size: examples that are read out at once.
         reference: (example, hidden_size), the residual stream after the model's last layer at the same token, which
             gives `surprisal` and `model_top_id`; None: not known.
         inverted: turn the sign of `hidden` after the final norm: which tokens it speaks against.

@@ -23,7 +23,7 @@ from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.lenses.reading import read_layers
 from interp.lenses.result import Floats, LensResult
-from interp.readout import Groups, TokenGroups, reduce_logits
+from interp.readout import Groups, TokenGroups, reduce_hidden
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -165,8 +165,15 @@ def check_lens_inputs(prompts: PatchedPrompts, groups: Groups, reference: Tensor
 
 
 def read_baseline(model: StandardizedTransformer, clean: Tensor, groups: TokenGroups) -> Floats:
-    """(row, group), log-probability of the groups after the unpatched target prompts."""
+    """(row, group), log-probability of the groups after the unpatched target prompts.
+
+    Rows of one target prompt, which stand in memory once (`expand`), are read once, with the groups of them all.
+    """
     if not len(clean):
         return np.empty(groups.ids.shape[:2], dtype=np.float32)
-    logits = model.readout(clean)
-    return reduce_logits(logits, groups.to(logits.device), 1).log_prob.cpu().numpy()
+    shape = groups.ids.shape
+    if clean.stride(0) == 0:
+        width = shape[2]
+        clean = clean[:1]
+        groups = TokenGroups(groups.ids.reshape(1, -1, width), groups.valid.reshape(1, -1, width))
+    return reduce_hidden(model, clean, groups, 1).log_prob.view(shape[:2]).cpu().numpy()

@@ -67,11 +67,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     attention_access: AttentionAccess
     fed: Fed
     trace_memory: dict[Any, Tensor]
-    walk_fits: bool | None  # whether `interp.forward.walk` fits the family; None: not known yet
     shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
-    verdicts: dict[str, bool]  # what else was found out of the family by small cases (`interp.forward.verdicts`)
-    prefixes_fit: bool | None  # whether prompts can go on from a shared beginning (`interp.forward.shared`); likewise
-    causal: bool | None  # whether what follows a token leaves it as it is (`interp.forward.causal`); likewise
+    verdicts: dict[str, bool]  # what was found out of the family by small cases (`interp.forward.verdicts`)
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -174,7 +171,6 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
         self.fed, self.trace_memory, self.shares_prefix, self.verdicts = Fed(), {}, False, {}
-        self.walk_fits = self.prefixes_fit = self.causal = None
         self._choose(found, config, rename_config, verify=verify)
 
     def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:
@@ -396,6 +392,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             return None
         weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
 
+        @torch.no_grad()
         def states(hidden: Tensor) -> Tensor:
             hidden = self.tail.before_head(self.tail_input(hidden), self._module.get_submodule, negate=negate)
             return hidden.to(device=weight.device)

@@ -11,7 +11,7 @@ from interp.errors import InterpError
 from interp.readout.groups import Groups, TokenGroups
 from interp.readout.logits import GivenLogits, check_masses, check_top_k, groups_of, in_blocks
 from interp.readout.members import Places
-from interp.readout.plan import CPU_ELEMENTS, Plan, Workspace
+from interp.readout.plan import Plan, Workspace, how_many
 from interp.readout.reduced import Reduced
 from interp.readout.stream import stream
 
@@ -60,13 +60,13 @@ def reduce_hidden(
         InterpError: shapes that do not fit, an id outside the vocabulary, `top_k` out of range, logits with NaN or
             infinity.
     """
-    if hidden.dim() not in (2, 3) or hidden.shape[-1] != model.hidden_size:
+    if hidden.dim() not in (2, 3) or hidden.shape[-1] != model.hidden_size or (hidden.dim() == 3 and not len(hidden)):
         raise InterpError(
-            f"hidden: expected shape (row, {model.hidden_size}) or (layer, row, {model.hidden_size}), "
-            f"got {tuple(hidden.shape)}."
+            f"hidden: expected shape (row, {model.hidden_size}), or (layer, row, {model.hidden_size}) with at least "
+            f"one layer, got {tuple(hidden.shape)}."
         )
     layered = hidden if hidden.dim() == 3 else hidden[None]
-    _check_reference(layered, kl_reference, kl_log_probs)
+    _check_reference(layered, model.vocab_size, kl_reference, kl_log_probs)
     groups = groups_of(groups, layered.shape[1], model.vocab_size)
     parts = model.readout_parts(negate=inverted)
     if parts is None:
@@ -92,11 +92,12 @@ def logits_of(model: StandardizedTransformer, hidden: Tensor, ids: Tensor) -> Te
     if parts is not None:
         states = parts.states(hidden)[:, None]
         return HeadLogits(parts, states, Workspace(states.device)).of(ids.to(states.device))[:, 0]
-    step = _rows_of_whole_logits(model)
-    blocks = [slice(at, at + step) for at in range(0, max(len(hidden), 1), step)]
-    found = [model.readout(hidden[block]) for block in blocks]
-    chosen = [row.gather(1, ids[block].to(row.device)) for row, block in zip(found, blocks, strict=True)]
-    return torch.cat(chosen).float()
+    step = how_many(model.vocab_size, model.device)
+    found = []
+    for at in range(0, max(len(hidden), 1), step):
+        logits = model.readout(hidden[at : at + step])
+        found.append(logits.gather(1, ids[at : at + step].to(logits.device)))
+    return torch.cat(found).float()
 
 
 class HeadLogits:
@@ -112,7 +113,7 @@ class HeadLogits:
     def of(self, ids: Tensor) -> Tensor:
         """(row, layer, n) float32, the logits of `ids` (row, n)."""
         # Each row has its own copy of the head's rows: few tokens at a time.
-        step = max(1, CPU_ELEMENTS // max(self.states[:, 0].numel(), 1))
+        step = how_many(self.states[:, 0].numel(), self.states.device)
         found = [self.parts.of(self.states, ids[:, at : at + step]) for at in range(0, max(ids.shape[1], 1), step)]
         return torch.cat(found, dim=-1).float()
 
@@ -195,7 +196,7 @@ def _whole(
         reduced, broken = zip(*found, strict=True)
         return Reduced.concatenate(reduced, dim=1), torch.cat(broken, dim=1)
 
-    return in_blocks(read, hidden.shape[1], _rows_of_whole_logits(model))
+    return in_blocks(read, hidden.shape[1], how_many(model.vocab_size, model.device))
 
 
 def _read_whole(
@@ -212,17 +213,15 @@ def _read_whole(
     )
 
 
-def _rows_of_whole_logits(model: StandardizedTransformer) -> int:
-    return max(1, CPU_ELEMENTS // model.vocab_size)
-
-
-def _check_reference(hidden: Tensor, kl_reference: int | Tensor | None, kl_log_probs: Tensor | None) -> None:
+def _check_reference(
+    hidden: Tensor, vocabulary: int, kl_reference: int | Tensor | None, kl_log_probs: Tensor | None
+) -> None:
     layers, rows, size = hidden.shape
     if kl_reference is not None and kl_log_probs is not None:
         raise InterpError("expected kl_reference or kl_log_probs, got both.")
-    if kl_log_probs is not None and (kl_log_probs.dim() != 2 or len(kl_log_probs) != rows):
+    if kl_log_probs is not None and kl_log_probs.shape != (rows, vocabulary):
         raise InterpError(
-            f"kl_log_probs: expected (row, vocabulary) of {rows} rows, got shape {tuple(kl_log_probs.shape)}."
+            f"kl_log_probs: expected shape (row, vocabulary) = {(rows, vocabulary)}, got {tuple(kl_log_probs.shape)}."
         )
     if isinstance(kl_reference, Tensor) and kl_reference.shape != (rows, size):
         raise InterpError(

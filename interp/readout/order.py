@@ -64,9 +64,9 @@ class TopTokens:
         """
         if self.keys is None:
             keys = self._best(blocks, peaks, start)
-        elif self.keys.shape[1] == self.k and blocks.device.type == "cpu":
+        elif self.keys.shape[1] == self.k and _may_ask(blocks.device):
             keys = torch.cat([self.keys, _better(self.keys[:, -1], blocks, peaks, start)], dim=1)
-        else:  # how many are better, an accelerator could say only if all its work was waited for
+        else:
             keys = torch.cat([self.keys, self._best(blocks, peaks, start)], dim=1)
         self.keys = keys.topk(min(self.k, keys.shape[1]), dim=1).values
 
@@ -80,6 +80,11 @@ class TopTokens:
             blocks = blocks.view(-1, BLOCK).index_select(0, (order + first).flatten()).view(rows, self.k, BLOCK)
         ids = start + order[..., None] * BLOCK + torch.arange(BLOCK, device=blocks.device)
         return keys_of(blocks, ids).flatten(1)
+
+
+def _may_ask(device: torch.device) -> bool:
+    """Whether asking how many tokens are better costs nothing: an accelerator would have to finish its work first."""
+    return device.type == "cpu"
 
 
 def _better(worst: Tensor, blocks: Tensor, peaks: Tensor, start: int) -> Tensor:
@@ -141,6 +146,6 @@ class Ranks:
         first = torch.arange(rows, device=blocks.device)[:, None] * count
         flat = (first + own.clamp(0, count - 1)).flatten()
         values = blocks.reshape(-1, BLOCK).index_select(0, flat).view(*self.ids.shape, BLOCK)
-        offsets = (self.ids - self._start - own * BLOCK)[..., None]
-        equal = (values == self.values[..., None]) & (torch.arange(BLOCK, device=blocks.device) < offsets)
-        self.counts += (equal & inside[..., None]).sum(dim=2) + self._found.to(torch.int64)
+        lower = torch.where(inside, self.ids - self._start - own * BLOCK, 0)[..., None]  # so many ids of the block
+        equal = (values == self.values[..., None]) & (torch.arange(BLOCK, device=blocks.device) < lower)
+        self.counts += equal.sum(dim=2) + self._found.to(torch.int64)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interp.readout.order import BLOCK
 
-__all__ = ["CPU_ELEMENTS", "Plan", "Workspace"]
+__all__ = ["Plan", "Workspace", "how_many"]
 
 # Numbers in the buffer of logits, and tokens in a chunk at most. 16 MiB on a CPU: larger ones leave the cache, smaller
 # ones make matrix products slower. An accelerator wants long kernels.
@@ -57,6 +57,11 @@ class Plan:
     def starts(self) -> range:
         """The first token of each chunk."""
         return range(0, self.vocabulary, self.tokens)
+
+
+def how_many(size: int, device: torch.device) -> int:
+    """How many things of `size` numbers a buffer holds; one at the least."""
+    return max(1, (CPU_ELEMENTS if device.type == "cpu" else ACCELERATOR_ELEMENTS) // max(size, 1))
 
 
 class Workspace:

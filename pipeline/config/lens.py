@@ -17,6 +17,7 @@ class LogitLensConfig:
         site: kind of site that is read; it must be among `collect.sites`.
         position: which of `collect.positions` is read.
         layers: layers, `*` or a range such as `3-5` or a list such as `0,2,7`.
+        inverted: turn the sign after the final norm, which shows the tokens that a state speaks against.
         top_k: how many top tokens are kept.
         batch_size: rows that are read out at once.
     """
@@ -25,6 +26,7 @@ class LogitLensConfig:
     site: str = "resid_post"
     position: str = "last"
     layers: str = "*"
+    inverted: bool = False
     top_k: int = 5
     batch_size: int = 256
 

@@ -109,7 +109,8 @@ def describe(config: LensConfig, num_sources: int) -> str:
     if isinstance(config, LogitLensConfig):
         return (
             f"{_site(config.site)}, at {spelled_position(config.position)} of a prompt, is read out by the model’s own "
-            "final norm and unembedding, as if it came from the last layer."
+            "final norm and unembedding, as if it came from the last layer"
+            f"{', with its sign turned: which tokens it speaks against' if config.inverted else ''}."
         )
     if isinstance(config, TunedLensConfig):
         return (

@@ -11,7 +11,7 @@ from benchmarks.lenses.tools.common import load_transformers
 from benchmarks.lenses.works import Inputs, Result
 from interp import StandardizedTransformer
 from interp.activations import collect
-from interp.lenses import LensResult, logit_lens_on_prompts, patchscope_lens
+from interp.lenses import LensResult, logit_lens_on_prompts, patchscope_generate, patchscope_lens
 from interp.sites import Site
 
 __all__ = ["WithInterpipe"]
@@ -51,8 +51,6 @@ class WithInterpipe:
     few_shot = collect
 
     def generate(self, inputs: Inputs) -> Result:
-        from interp.lenses.patchscope_generate import patchscope_generate  # type: ignore[import-not-found]
-
         rows, length = len(inputs.source_ids), len(inputs.target_ids)
         found = patchscope_generate(
             self.model,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,12 +207,12 @@ class TunedLens(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{WEIGHTS_FILE}.partial"
-        save_file(self.tensors(), partial)
-        os.replace(partial, folder / WEIGHTS_FILE)
-        partial = folder / f".{CONFIG_FILE}.partial"
-        partial.write_text(json.dumps(self.config(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(partial, folder / CONFIG_FILE)
+        weights, config = (folder / f".{name}.partial" for name in (WEIGHTS_FILE, CONFIG_FILE))
+        config.write_text(json.dumps(self.config(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        save_file(self.tensors(), weights)
+        shutil.copymode(config, weights)  # safetensors lets nobody else read what it writes
+        os.replace(weights, folder / WEIGHTS_FILE)
+        os.replace(config, folder / CONFIG_FILE)
 
     @classmethod
     def load(cls, folder: str | Path, model: StandardizedTransformer, *, check: bool = True) -> TunedLens:

@@ -38,5 +38,6 @@ class LogitLens(ReadingLens[LogitLensConfig]):
             top_k=self.top_k,
             batch_size=self.batch_size,
             reference=None if self.own is None else self.own.read(sources)[0],
+            inverted=self.config.inverted,
         )
         return self.values(result, rows)

@@ -8,7 +8,7 @@ from pipeline.config.lens import KnockoutConfig
 from pipeline.stages.report_content.examples import block_examples
 from pipeline.stages.report_content.parts import Baseline, Group, LensSection, Panel, Series, Table
 from pipeline.stages.report_content.readings import baseline_means
-from pipeline.stages.report_content.source import Source, or_nan, sample_text
+from pipeline.stages.report_content.source import Source, layer_label, or_nan, sample_text
 from pipeline.stages.report_text import number, percent, spelled_block
 from pipeline.stages.tables import CurveRow
 
@@ -28,7 +28,7 @@ def knockout_section(source: Source) -> LensSection:
     blocks = [Group(key, f"without {spelled_block(key)}", color) for color, key in enumerate(keys)]
     measured = [group for group in source.groups if any(row.n for row in _of_group(source, group))]
     single = [
-        Panel(metric, title, unit, note, top, _series(source, metric, "", blocks), layer_label=_layer_label(source))
+        Panel(metric, title, unit, note, top, _series(source, metric, "", blocks), layer_label=layer_label(source))
         for metric, (title, unit, note, top) in SINGLE.items()
         if any(source.curve(metric, "", block.key) for block in blocks)
     ]
@@ -74,7 +74,7 @@ def _left(source: Source, group: Group, blocks: Sequence[Group]) -> Panel:
         series=_series(source, METRIC, group.key, blocks),
         baselines=[Baseline("nothing blocked", None, 1.0)],
         caption=f"Probability of {group.label} with tokens blocked, divided by that without; mean over examples",
-        layer_label=_layer_label(source),
+        layer_label=layer_label(source),
     )
 
 
@@ -89,13 +89,8 @@ def _probability(source: Source, group: Group, blocks: Sequence[Group]) -> Panel
         top=source.top if own is not None and own > COMMON else None,
         series=_series(source, "probability", group.key, blocks),
         baselines=[] if own is None else [Baseline("nothing blocked", None, own)],
-        layer_label=_layer_label(source),
+        layer_label=layer_label(source),
     )
-
-
-def _layer_label(source: Source) -> str:
-    centred = isinstance(source.config, KnockoutConfig) and source.config.centred
-    return "Middle layer of the window" if centred else "First layer of the window"
 
 
 def _series(source: Source, metric: str, group: str, blocks: Sequence[Group]) -> list[Series]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.config.lens import AttentionObjectConfig
 from pipeline.stages.evaluate import means_by_group
 from pipeline.stages.report_content.examples import token_examples
 from pipeline.stages.report_content.parts import Baseline, Finding, Group, LensSection, Panel, Table
-from pipeline.stages.report_content.source import Source, or_nan, sample_text, single_panels
+from pipeline.stages.report_content.source import Source, layer_label, or_nan, sample_text, single_panels
 from pipeline.stages.report_text import baseline_label, number, rank
 from pipeline.stages.statistics import leads
 
@@ -71,12 +70,6 @@ def readings_section(source: Source) -> LensSection:
         summary=_table(source, summary) if summary else None,
         examples=token_examples(source),
     )
-
-
-def layer_label(source: Source) -> str:
-    """What stands along the axis of layers."""
-    windowed = isinstance(source.config, AttentionObjectConfig) and source.config.window != 1
-    return "First layer of the window" if windowed else "Layer"
 
 
 def baseline_means(source: Source, group: Group) -> dict[str, float]:

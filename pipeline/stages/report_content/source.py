@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.config.lens import LensConfig
+from pipeline.config.lens import AttentionObjectConfig, LensConfig
 from pipeline.stages.report_content.parts import Group, Panel, Series
 from pipeline.stages.report_text import PAPERS, describe, readable
 from pipeline.stages.tables import CurveRow, GridRow
 from pipeline.stages.tokens import Tokens
 from pipeline.store import Store
 
-__all__ = ["Source", "axis_top", "chosen", "or_nan", "sample_text", "single_panels"]
+__all__ = ["Source", "axis_top", "chosen", "layer_label", "or_nan", "sample_text", "single_panels"]
 
 SINGLE_PANELS = {
     "entropy_bits": ("Entropy", "bits", "of the distribution over the vocabulary"),
@@ -25,6 +25,7 @@ SINGLE_PANELS = {
     "surprisal_nats": ("Surprisal", "nats", "−ln of the model’s own probability of the top token"),
     "generated_tokens": ("Generated tokens", "", "until the model ended its text, or the limit"),
 }
+UNPATCHED = "from the unpatched target prompt’s distribution to this one"
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,27 @@ def sample_text(rows: Sequence[CurveRow] | Sequence[GridRow], unit: str) -> str:
     return f"n = {span} {unit}"
 
 
+def layer_label(source: Source) -> str:
+    """What stands along the axis of layers."""
+    window = getattr(source.config, "window", 1)
+    if window == 1:
+        return "Layer"
+    return "Middle layer of the window" if getattr(source.config, "centred", False) else "First layer of the window"
+
+
 def single_panels(source: Source) -> list[Panel]:
     """The metrics that are about no group and no block."""
     return [
-        Panel(metric, *words, 1.0 if metric == "precision_at_1" else None, [source.series(rows, None)])
-        for metric, words in SINGLE_PANELS.items()
+        Panel(
+            metric=metric,
+            title=title,
+            unit=unit,
+            note=UNPATCHED if metric == "kl_nats" and isinstance(source.config, AttentionObjectConfig) else note,
+            top=1.0 if metric == "precision_at_1" else None,
+            series=[source.series(rows, None)],
+            layer_label=layer_label(source),
+        )
+        for metric, (title, unit, note) in SINGLE_PANELS.items()
         if (rows := source.curve(metric))
     ]
 

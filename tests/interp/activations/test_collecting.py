@@ -352,7 +352,7 @@ def test_a_model_that_looks_ahead_is_given_whole_prompts_under_a_mask(caplog: py
     with caplog.at_level(logging.WARNING, "interp"):
         given = collect(model, input_ids, sites, positions, batch_tokens=64)["resid_post"]
     assert "looks ahead" in caplog.text
-    assert model.causal is False
+    assert model.verdicts["causal"] is False
     for row, ids in enumerate(input_ids):
         alone = collect(model, [ids], sites, [range(len(ids))])["resid_post"][:, 0]
         for place, position in enumerate(positions[row]):

@@ -44,8 +44,8 @@ def test_every_family_gives_what_plain_transformers_gives_of_each_prompt(
         assert off_by(shared[:, row], expected[:, positions[row]]) < 1e-5
         assert off_by(apart[:, row], expected[:, positions[row]]) < 1e-5
     assert torch.equal(shared, again)
-    assert model.causal
-    assert model.prefixes_fit == (name not in WHOLE)
+    assert model.verdicts["causal"]
+    assert model.verdicts["prefixes"] == (name not in WHOLE)
     said = [record.message for record in caplog.records if "run as a whole" in record.message]
     assert len(said) == (name in WHOLE), said  # said once, in one line
 
@@ -57,7 +57,7 @@ def test_in_bfloat16_sharing_adds_no_error_to_that_of_the_dtype(name: str) -> No
     shared = collect(*given, batch_tokens=BUDGET)["resid_post"]
     alone = collect(*given, batch_tokens=1, share_prefixes=False)["resid_post"]
     assert shared.dtype == torch.bfloat16
-    assert model.prefixes_fit
+    assert model.verdicts["prefixes"]
     for row, expected in enumerate(plain_values(name)):  # in float32
         error = off_by(alone[:, row].float(), expected[-1:, -1:])
         assert off_by(shared[:, row].float(), expected[-1:, -1:]) < 1.25 * error + 2e-3
@@ -151,7 +151,7 @@ def test_a_family_whose_continuations_give_other_numbers_is_found_out(caplog: py
     last = [[len(ids) - 1] for ids in prompts()]
     with caplog.at_level(logging.WARNING, logger="interp"):
         collect(model, prompts(), sites, last, batch_tokens=BUDGET)
-    assert model.prefixes_fit is False
+    assert model.verdicts["prefixes"] is False
     assert "a shared beginning gives other numbers in this family" in caplog.text
 
 
@@ -170,4 +170,4 @@ def test_the_verdict_is_of_the_first_prompts_and_kept(monkeypatch: pytest.Monkey
     with pytest.raises(torch.OutOfMemoryError):  # says nothing about the family
         prefixes_fit(fresh, prompts()[:3], 10)
     handle.remove()
-    assert fresh.prefixes_fit is None
+    assert "prefixes" not in fresh.verdicts

@@ -95,3 +95,17 @@ def test_transformers_is_as_it_was_afterwards_and_nothing_is_held_outside() -> N
         raise ZeroDivisionError
     assert AttentionInterface.get_interface is before
     assert not hold(Shared(torch.zeros(1), torch.zeros(1)))
+
+
+@pytest.mark.parametrize("name", ["mpt", "falcon_alibi", "llama"])
+@torch.no_grad()
+def test_as_many_prompts_as_heads_are_not_taken_for_heads(name: str) -> None:
+    model = wrapped(name)
+    assert walk_fits(model)
+    generator = torch.Generator().manual_seed(0)
+    for prompts in {model.num_heads, model.num_kv_heads}:
+        ids = torch.randint(300, (prompts, 7), generator=generator)
+        run = CleanRun.of(model, ids, 4)
+        for layer in range(model.num_layers):
+            again = run.through(layer, run.hidden(layer - 1))
+            torch.testing.assert_close(again, run.hidden(layer), rtol=1e-4, atol=1e-5)

@@ -89,7 +89,7 @@ def test_the_lens_is_what_single_patched_prompts_give(name: str, caplog: pytest.
             np.testing.assert_allclose(np.exp(result.baseline[example]), sums, atol=1e-5)
     said = [record.message for record in caplog.records if "as a whole" in record.message]
     assert len(said) == (name in SLOW), said  # said once, in one line
-    assert model.walk_fits == (name not in SLOW)
+    assert model.verdicts["walk"] == (name not in SLOW)
 
 
 @torch.no_grad()
@@ -122,5 +122,5 @@ def test_a_family_whose_walk_gives_other_numbers_is_found_out(
     with caplog.at_level(logging.WARNING, logger="interp"):
         patchscope_lens(model, latents, ids, positions, GROUPS, layers=range(model.num_layers))
     assert "gives other numbers in this family" in caplog.text
-    assert model.walk_fits is False
+    assert model.verdicts["walk"] is False
     assert calls[0] > 0

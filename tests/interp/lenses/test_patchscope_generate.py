@@ -126,7 +126,7 @@ def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_plain_way_draws_the_same() -> None:
     fast = wrapped("llama")
     slow = StandardizedTransformer(build("llama"), tokenizer=tiny_tokenizer(), verify=False)
-    slow.walk_fits = False
+    slow.verdicts["walk"] = False
     given: dict[str, Any] = dict(
         target_ids=IDS, target_positions=AT, layers=[1, 3], max_new_tokens=6, temperature=1.0, seed=5, stop_ids=[2]
     )

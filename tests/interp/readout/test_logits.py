@@ -1,4 +1,4 @@
-"""The readout against slow float64 twins, one row and one token at a time."""
+"""Readings of logits at hand against slow float64 twins."""
 
 from __future__ import annotations
 
@@ -13,25 +13,8 @@ from hypothesis import strategies as st
 import interp.readout.distributions
 import interp.readout.plan
 from interp.errors import InterpError
-from interp.readout import TokenGroups, kl_divergence, log_probabilities, reduce_logits
-
-
-def slow_log_softmax(row: np.ndarray) -> np.ndarray:
-    row = row.astype(np.float64)
-    return row - row.max() - math.log(sum(math.exp(x - row.max()) for x in row))
-
-
-def slow_reduce(row: np.ndarray, groups: list[list[int]], top_k: int) -> dict[str, list[float]]:
-    """One row in float64: a sort for the ranks, a sum over a set for the probabilities."""
-    log_probs = slow_log_softmax(row)
-    order = sorted(range(len(row)), key=lambda token: (-float(row[token]), token))
-    return {
-        "log_prob": [math.log(sum(math.exp(log_probs[t]) for t in set(g))) if g else math.nan for g in groups],
-        "rank": [min(order.index(t) for t in g) if g else -1 for g in groups],
-        "top_ids": order[:top_k],
-        "top_log_prob": [log_probs[t] for t in order[:top_k]],
-        "entropy": -sum(math.exp(x) * x for x in log_probs),
-    }
+from interp.readout import kl_divergence, log_probabilities, reduce_logits
+from tests.interp.readout.twins import slow_kl, slow_reduce
 
 
 @st.composite
@@ -68,10 +51,7 @@ def test_kl_equals_the_slow_twin(reading, random):
     logits, groups, top_k = reading
     other = np.array([[random.uniform(-5, 5) for _ in row] for row in logits])
     reference = log_probabilities(torch.tensor(other))
-    expected = [
-        sum(math.exp(p) * (p - q) for p, q in zip(slow_log_softmax(a), slow_log_softmax(b), strict=True))
-        for a, b in zip(other, logits, strict=True)
-    ]
+    expected = [slow_kl(a, b) for a, b in zip(other, logits, strict=True)]
     reduced = reduce_logits(torch.tensor(logits), groups, top_k, kl_reference=reference)
     np.testing.assert_allclose(reduced.kl, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(kl_divergence(reference, log_probabilities(torch.tensor(logits))), reduced.kl)
@@ -108,20 +88,86 @@ def test_chunks_of_rows_change_nothing(monkeypatch):
     torch.testing.assert_close(kl_divergence(reference, log_probabilities(logits)), whole_kl, rtol=0, atol=0)
 
 
+@settings(deadline=None)
+@given(readings(), st.integers(1, 3), st.sampled_from([1, 100]))
+def test_chunks_of_the_vocabulary_change_nothing(reading, repeats, summed):
+    """Blocks of 64 tokens, chunks of one block: ties across blocks and chunks stand in the order of their ids."""
+    row, groups, top_k = reading
+    vocabulary = row.shape[1]
+    logits = np.tile(row, 25 * repeats)  # up to 900 tokens, every value many times
+    spread = [[[token + vocabulary * (7 * token % 25) for token in group] for group in cell] for cell in groups]
+    reference = np.roll(logits, 31, axis=1)
+    log_probs = log_probabilities(torch.tensor(reference))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interp.readout.plan, "CPU_TOKENS", 64)
+        patch.setattr(interp.readout.plan, "CPU_SUMMED", summed)
+        reduced = reduce_logits(torch.tensor(logits), spread, 5 * top_k, kl_reference=log_probs)
+    for at in range(len(logits)):
+        slow = slow_reduce(logits[at], spread[at], 5 * top_k)
+        for name in ("log_prob", "top_log_prob", "entropy"):
+            np.testing.assert_allclose(getattr(reduced, name)[at].numpy(), slow[name], rtol=1e-5, atol=1e-5)
+        assert reduced.rank[at].tolist() == slow["rank"]
+        assert reduced.top_ids[at].tolist() == slow["top_ids"]
+        assert reduced.kl[at].item() == pytest.approx(slow_kl(reference[at], logits[at]), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "equal"])
+def test_top_tokens_of_ordered_logits(order, monkeypatch):
+    """Every later chunk holds better tokens, or none does; more are kept than a chunk holds, or fewer."""
+    monkeypatch.setattr(interp.readout.plan, "CPU_TOKENS", 64)
+    values = {"ascending": torch.arange(300.0), "descending": -torch.arange(300.0), "equal": torch.zeros(300)}[order]
+    for top_k in (1, 5, 64, 100, 300):
+        reduced = reduce_logits(values.expand(3, 300), [[[299], [0]]] * 3, top_k)
+        expected = list(range(300))[:: -1 if order == "ascending" else 1]
+        assert reduced.top_ids.tolist() == [expected[:top_k]] * 3
+        assert reduced.rank.tolist() == [[expected.index(299), expected.index(0)]] * 3
+
+
+def test_masks_that_fill_whole_chunks(monkeypatch):
+    """-inf in all of a chunk, of the row or of the reference, and tied with a token whose rank is asked for."""
+    monkeypatch.setattr(interp.readout.plan, "CPU_TOKENS", 64)
+    logits = torch.full((2, 200), -math.inf)
+    logits[0, [5, 70, 190]] = 1.0
+    logits[1, [70, 71]] = torch.tensor([2.0, 3.0])
+    half = log_probabilities(logits[[1, 1]])
+    reduced = reduce_logits(logits, [[[100], [190]], [[199], [70]]], 4, kl_reference=half)
+    assert reduced.rank.tolist() == [[101, 2], [199, 1]]  # above token 100: the three, and 98 others of lower ids
+    assert reduced.top_ids.tolist() == [[5, 70, 190, 0], [71, 70, 0, 1]]
+    assert reduced.entropy[0].item() == pytest.approx(math.log(3), abs=1e-6)
+    assert reduced.kl[1].item() == pytest.approx(0, abs=1e-6)
+    assert reduced.kl[0].item() == math.inf  # the reference gives probability to token 71, the row does not
+
+
+def test_masses_of_shared_sets(monkeypatch):
+    monkeypatch.setattr(interp.readout.plan, "CPU_TOKENS", 64)
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(4, 300, generator=generator)
+    sets = torch.rand(3, 300, generator=generator) < torch.tensor([[0.5], [0.01], [0.0]])
+    reduced = reduce_logits(logits, [[]] * 4, 1, masses=sets)
+    expected = (logits.double().softmax(1) @ sets.T.double()).log().masked_fill(~sets.any(1), math.nan)
+    np.testing.assert_allclose(reduced.log_mass, expected, rtol=1e-5, atol=1e-5)
+    for bad in (sets[:, :-1], sets.float(), sets[0]):
+        with pytest.raises(InterpError, match=r"masses: expected \(sets, 300\) bool"):
+            reduce_logits(logits, [[]] * 4, 1, masses=bad)
+
+
+def test_divergences_of_rows_that_are_nearly_equal():
+    """What is small is exact too: float32 sums of logits that differ by a thousandth."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(8, 20000, generator=generator)
+    near = logits + 1e-2 * torch.randn(8, 20000, generator=generator)
+    reduced = reduce_logits(near, [[]] * 8, 1, kl_reference=logits.double().log_softmax(1).float())
+    p, q = logits.double().log_softmax(1), near.double().log_softmax(1)
+    np.testing.assert_allclose(reduced.kl, (p.exp() * (p - q)).sum(1), atol=1e-6)
+    np.testing.assert_allclose(reduced.entropy, -(q.exp() * q).sum(1), rtol=1e-6)
+
+
 def test_bfloat16_logits_are_summed_in_float32():
     """Many small probabilities: in bfloat16 their sum stops growing."""
     logits = torch.zeros(1, 4096, dtype=torch.bfloat16)
     reduced = reduce_logits(logits, [[list(range(3000))]], 1)
     assert reduced.log_prob.item() == pytest.approx(math.log(3000 / 4096), abs=1e-5)
     assert reduced.entropy.item() == pytest.approx(math.log(4096), abs=1e-4)
-
-
-def test_padded_groups_hold_each_token_once():
-    padded = TokenGroups.pad([[[3, 1, 3], []], [[2], [4, 4, 4, 0]]], 5)
-    held = [[ids[valid].tolist() for ids, valid in zip(*row, strict=True)] for row in zip(padded.ids, padded.valid)]  # noqa: B905
-    assert held == [[[1, 3], []], [[2], [0, 4]]]
-    assert len(padded.rows(slice(1, 2))) == 1
-    assert len(TokenGroups.pad([], 5)) == 0
 
 
 def test_no_rows():

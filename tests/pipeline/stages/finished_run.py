@@ -322,7 +322,7 @@ def make_run(
         "lens": {name: LENSES[name] for name in lenses},
         "evaluate": {"confidence": 0.95, "bootstrap_samples": 200, "seed": 0, "entropy_unit": "bits"},
         "report": {"title": f"Concepts before languages {SCRIPT if script else ''}".strip(), **report},
-        "store": {}, "tracking": {"uri": "http://user:secret@example.org"},
+        "tune": {"kind": "off", "steps": 30}, "store": {}, "tracking": {"uri": "http://user:secret@example.org"},
     }  # fmt: skip
     OmegaConf.save(OmegaConf.create(params), folder / "params.yaml")
     write_tokens(folder, script)

@@ -18,7 +18,9 @@ from tests.pipeline.stages.killed import run_stage
 from tests.pipeline.store.example import tree
 
 OVERRIDES = [
-    "lens=[logit_lens,patchscope]", "lens.patchscope.layers='1,3'", "task.source_languages=[de]",
+    "lens=[logit_lens,patchscope,patchscope_grid,patchscope_generate,knockout]", "lens.patchscope.layers='1,3'",
+    "lens.patchscope_grid.source_layers='0,4'", "lens.patchscope_grid.target_layers='1-2'",
+    "lens.patchscope_generate.layers='6'", "lens.knockout.layers='2,4'", "task.source_languages=[de]",
     "task.max_concepts=6", "task.pairs=4", "task.shots=2", "collect.block_size=2", "evaluate.bootstrap_samples=20",
     "report.examples=1", "store.chunk_bytes=1024", "tracking.enabled=false",
     "tune=default", "tune.steps=4", "tune.tokens_per_step=64", "tune.checkpoint_every=1", "tune.evaluate_tokens=64",
@@ -47,6 +49,9 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {
         ("lens.zarr",),
         (
             (r"^open .*/scratch/lens-.*/patchscope/log_prob/c/", 0),
+            (r"^open .*/scratch/lens-.*/patchscope_grid/log_prob/c/", 0),
+            (r"^open .*/scratch/lens-.*/patchscope_generate/token_ids/c/", 0),
+            (r"^open .*/scratch/lens-.*/knockout/kl/c/", 0),
             (r"^rename .* timings/lens\.json$", 0),
             (r"^remove zarr\.json$", 3),
         ),
@@ -56,6 +61,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {
         (
             (r"^open .*curves\.parquet", 0),
             (r"^open .*curves\.csv", 0),
+            (r"^open .*grids\.parquet", 0),
             (r"^open .*metrics\.json", 0),
             (r"^rename .* timings/evaluate\.json$", 0),
             (r"^open .*metrics\.json", 0),
@@ -64,7 +70,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {
     "report": (
         ("report",),
         (
-            (r"^open .*/patchscope\.svg$", 0),
+            (r"^open .*/patchscope_grid\.svg$", 0),
             (r"^rename .*/report .*report\.incoming$", 0),
             (r"^rename .* timings/report\.json$", 0),
             (r"^remove .*\.svg$", 1),

@@ -146,6 +146,20 @@ def test_the_stored_numbers_equal_the_twins(family, enter):
     assert measured["model_seconds"] > 0
 
 
+def test_an_inverted_lens_reads_what_a_state_speaks_against(enter):
+    enter(lenses={"logit": {**LENSES["logit"], "position": "last", "inverted": True}})
+    lens.run()
+    twin, wanted = HookTwin("llama"), []
+    for number in (0, 1, 2, 4, 5):
+        prompt = PROMPTS[number]
+        states, groups = twin.residuals(prompt.input_ids)[:, -1], list(prompt.answers.values())
+        last = len(prompt.input_ids) - 1
+        by_layer = [-twin.logits(prompt.input_ids, last, {3: states[layer]}) for layer in (0, 2, 3)]  # no bias
+        one = expected(by_layer, groups, TOP_K, twin.logits(prompt.input_ids))
+        wanted.append({**one, "baseline_source_log_prob": source_baseline(twin, [number], groups)})
+    assert_equal(arrays(open_store("lens.zarr/logit")), wanted, atol=1e-5)
+
+
 def test_attributes_and_vocabulary(enter):
     enter()
     lens.run()

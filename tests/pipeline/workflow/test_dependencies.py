@@ -76,6 +76,9 @@ def test_a_stage_depends_on_its_own_sections_and_on_nothing_else() -> None:
         "evaluate": ["lens.zarr"],
         "report": ["curves.parquet", "grids.parquet", "lens.zarr", *tokens],
     }
+    # what a stage leaves besides its outputs would not be there when the stage comes from the cache
+    assert stages["evaluate"]["outs"] == ["curves.csv", "curves.parquet", "grids.csv", "grids.parquet"]
+    assert stages["evaluate"]["metrics"] == ["metrics.json"]
     code = stage_code()
     assert set(code["report"]) >= set().union(*code.values())
     assert "interp/activations/collecting.py" not in code["tokenize"]

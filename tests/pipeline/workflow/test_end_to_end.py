@@ -158,7 +158,7 @@ def test_a_sweep_computes_each_distinct_stage_once(copy: Path) -> None:
     pipeline(copy, *sweep, "hydra.sweep.dir=outputs/two", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     jobs = [copy / f"outputs/two/{number}" for number in range(4)]
     counts = Counter(stage for job in jobs for stage in computed(job))
-    assert counts == {"tokenize": 2, "collect": 2, "tune": 1, "lens": 4, "evaluate": 4, "report": 4}
+    assert counts == {"tokenize": 2, "collect": 2, "lens": 4, "evaluate": 4, "report": 4}  # tune: cached
 
     pipeline(copy, *sweep, "hydra.sweep.dir=outputs/again")
     again = [copy / f"outputs/again/{number}" for number in range(4)]
@@ -175,6 +175,7 @@ def test_dvc_at_the_root_shares_the_cache(copy: Path) -> None:
     assert "up to date" in call(copy, "dvc", "repro")
     plots = json.loads(call(copy, "dvc", "plots", "show", "--json").splitlines()[-1])
     assert plots["data"]["curves.csv"][0]["content"]["facet"]["row"]["field"] == "metric"
+    assert plots["data"]["grids.csv"][0]["content"]["facet"]["row"]["field"] == "what"
     # nothing but the chosen parameters and DVC's own lock file is new to git
     assert call(copy, "git", "status", "--porcelain").split() == ["M", "params.yaml", "??", "dvc.lock"]
 

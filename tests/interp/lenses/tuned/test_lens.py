@@ -84,6 +84,7 @@ def test_what_is_saved_is_loaded_and_the_same_bytes(standardized: Standardized, 
     assert names == ["config.json", "lens.safetensors"]
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    assert len({file.stat().st_mode for file in (tmp_path / "first").iterdir()}) == 1  # who may read one may read both
     assert loaded.layers == (0, 2)
     for name, value in lens.tensors().items():
         assert torch.equal(loaded.tensors()[name], value)

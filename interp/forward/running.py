@@ -1,0 +1,133 @@
+"""Running tokens through a model's layers, and no further: as the model does, or with rows that change on the way."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["by_name", "run_layers", "run_rows"]
+
+
+class _Done(Exception):
+    """What comes after is not computed."""
+
+
+@torch.no_grad()
+def run_layers(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicCache, start: int) -> Tensor:
+    """Run tokens through all layers.
+
+    Arguments:
+        model: the model.
+        input_ids: (row, position), without padding.
+        cache: what lies before them, and where their keys and values go.
+        start: the position of the first of them.
+
+    Returns:
+        (row, position, hidden), the residual stream after the last layer.
+    """
+    with _up_to_the_last_layer(model) as final:
+        _forward(model, input_ids, cache, start)
+    return final[0]
+
+
+@torch.no_grad()
+def run_rows(
+    model: StandardizedTransformer,
+    input_ids: Tensor,
+    cache: DynamicCache,
+    start: int,
+    entering: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """Run tokens through all layers, with other rows in each.
+
+    Arguments:
+        model: the model.
+        input_ids: (row, position), the tokens of the rows that enter layer 0.
+        cache, start: as in `run_layers`.
+        entering: which layer, 1 or higher, and (row, position, hidden) before it -> the rows that go through it.
+
+    Returns:
+        (row, position, hidden), the residual stream after the last layer.
+    """
+    embedded = _embedded(model, input_ids, cache, start)
+
+    def replacing(index: int) -> Callable[..., Any]:
+        def replace(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            (_, hidden), *rest = by_name(layer, args, kwargs).items()
+            return (entering(index, hidden) if index else embedded,), dict(rest)
+
+        return replace
+
+    hooks = [
+        model.layer(index)._module.register_forward_pre_hook(replacing(index), with_kwargs=True)
+        for index in range(model.num_layers)
+    ]
+    try:
+        with _up_to_the_last_layer(model) as final:
+            _forward(model, input_ids[:1], cache, start)  # what layers are given for one row serves any number
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return final[0]
+
+
+def by_name(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a layer is given, by the names that its forward pass has for it; the residual stream is first."""
+    names = list(inspect.signature(type(layer).forward).parameters)[1:]  # without self
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return {names[0]: given.pop(names[0])} | given
+
+
+def _embedded(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicCache, start: int) -> Tensor:
+    """(row, position, hidden), what layer 0 is given."""
+    found: list[Tensor] = []
+
+    def stop(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(next(iter(by_name(layer, args, kwargs).values())))
+        raise _Done
+
+    hook = model.layer(0)._module.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        _forward(model, input_ids, cache, start)
+    except _Done:
+        pass
+    finally:
+        hook.remove()
+    return found[0]
+
+
+@contextmanager
+def _up_to_the_last_layer(model: StandardizedTransformer) -> Iterator[list[Tensor]]:
+    """Stops a forward pass behind the last layer, whose output is put into the list."""
+    final: list[Tensor] = []
+
+    def stop(_: nn.Module, args: Any, output: Any) -> None:
+        final.append(output if isinstance(output, Tensor) else output[0])
+        raise _Done
+
+    hook = model.layer(model.num_layers - 1)._module.register_forward_hook(stop)
+    try:
+        yield final
+    except _Done:
+        pass
+    finally:
+        hook.remove()
+
+
+def _forward(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicCache, start: int) -> None:
+    rows, length = input_ids.shape
+    device = input_ids.device
+    keywords: dict[str, Any] = {"input_ids": input_ids, "past_key_values": cache, "use_cache": True}
+    keywords["attention_mask"] = torch.ones(rows, start + length, dtype=torch.long, device=device)
+    if model.takes_position_ids:
+        keywords["position_ids"] = torch.arange(start, start + length, device=device).expand(rows, length)
+    model._module(**keywords)
