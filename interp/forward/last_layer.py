@@ -13,16 +13,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from interp.forward.prefix import FrozenPrefix, repeated
+from interp.forward.verdicts import misfit
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
 __all__ = ["LastLayer", "last_layer_fits"]
 
-# What a family that this does not fit raises: layers without keys, masks and biases of other forms.
-_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
-# Relative difference that roundings explain in float32; in coarser dtypes, some of theirs.
-_TOLERANCE, _ROUNDINGS = 1e-4, 16
 _log = logging.getLogger(__name__)
 
 
@@ -156,15 +153,9 @@ def last_layer_fits(model: StandardizedTransformer, layer: int, input_ids: Tenso
         rows = torch.arange(number, device=input_ids.device).repeat(2)
         columns = torch.full_like(rows, length - 1)
         columns[:number] = length // 2
-        expected = whole(rows, columns).double()
-        try:
-            difference = float((short(rows, columns).double() - expected).norm() / expected.norm())
-            reason = f"gives other numbers (off by {difference:.2g})"
-        except torch.OutOfMemoryError:
-            raise
-        except _ERRORS as error:
-            difference, reason = float("inf"), f"does not run ({type(error).__name__}: {str(error)[:100]!r})"
-        model.verdicts[name] = difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps)
-        if not model.verdicts[name]:
-            _log.info("%s runs layer %d at all tokens: at a few it %s.", type(model._module).__name__, layer, reason)
+        reason = misfit(model, lambda: short(rows, columns), whole(rows, columns))
+        model.verdicts[name] = reason is None
+        if reason is not None:  # the slow way costs little: no warning
+            family = type(model._module).__name__
+            _log.info("%s runs layer %d at all tokens: at a few it %s.", family, layer, reason)
     return model.verdicts[name]

@@ -103,4 +103,4 @@ def test_a_model_that_looks_ahead_runs_its_last_layer_at_all_tokens() -> None:
     for row, prompt in enumerate(ids):
         alone = collect(model, [prompt], sites, [range(5)])["resid_post"]
         torch.testing.assert_close(found[:, row, 0], alone[:, 0, 4], rtol=1e-5, atol=1e-5)
-    assert not model.verdicts
+    assert model.verdicts == {"causal": False}
