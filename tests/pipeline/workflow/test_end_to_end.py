@@ -175,7 +175,7 @@ def test_dvc_at_the_root_shares_the_cache(copy: Path) -> None:
     assert "up to date" in call(copy, "dvc", "repro")
     plots = json.loads(call(copy, "dvc", "plots", "show", "--json").splitlines()[-1])
     assert plots["data"]["curves.csv"][0]["content"]["facet"]["row"]["field"] == "metric"
-    assert plots["data"]["grids.csv"][0]["content"]["facet"]["row"]["field"] == "what"
+    assert plots["data"]["grids.csv"] == []  # no lens of this run has a map of source and target layers
     # nothing but the chosen parameters and DVC's own lock file is new to git
     assert call(copy, "git", "status", "--porcelain").split() == ["M", "params.yaml", "??", "dvc.lock"]
 
