@@ -27,20 +27,18 @@ from interp.forward import (
     seen_keys,
     walk_blocked,
 )
+from interp.forward.batches import WALKING_TOKENS
 from interp.lenses.layer_windows import windows_of
 from interp.lenses.reading import read_layers
 from interp.lenses.result import LensResult
 from interp.model.layout import sublayer_of, why_missing
-from interp.readout import Groups, TokenGroups, reduce_logits
+from interp.readout import Groups, TokenGroups, reduce_hidden
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
 __all__ = ["attention_knockout"]
-
-# Tokens that the rows of a walk look at, together: what bounds the memory.
-WALKING_TOKENS = 1 << 16
 
 Blocks = Sequence[Mapping[str, Sequence[int]]]
 """Per example: name of each block -> its positions."""
@@ -194,7 +192,7 @@ def _own_answers(model: StandardizedTransformer, clean: Tensor) -> TokenGroups:
     rows = len(clean)
     if not rows:
         return TokenGroups.pad([], model.vocab_size)
-    top = reduce_logits(model.readout(clean), [[]] * rows, 1).top_ids.cpu().long()  # (row, 1)
+    top = reduce_hidden(model, clean, [[]] * rows, 1).top_ids.cpu().long()  # (row, 1)
     return TokenGroups(top[:, None], torch.ones_like(top[:, None], dtype=torch.bool))
 
 
