@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from interp.products import faster_products
+
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
@@ -34,7 +36,7 @@ def run_layers(model: StandardizedTransformer, input_ids: Tensor, cache: Dynamic
     Returns:
         (row, position, hidden), the residual stream after the last layer.
     """
-    with _up_to_the_last_layer(model) as final:
+    with faster_products(input_ids.numel(), model.hidden_size), _up_to_the_last_layer(model) as final:
         _forward(model, input_ids, cache, start)
     return final[0]
 
@@ -72,7 +74,7 @@ def run_rows(
         for index in range(model.num_layers)
     ]
     try:
-        with _up_to_the_last_layer(model) as final:
+        with faster_products(input_ids.numel(), model.hidden_size), _up_to_the_last_layer(model) as final:
             _forward(model, input_ids[:1], cache, start)  # what layers are given for one row serves any number
     finally:
         for hook in hooks:
