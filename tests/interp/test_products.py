@@ -10,9 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from interp import products
+from interp import StandardizedTransformer, products
+from interp.activations import collect
 from interp.errors import InterpError
+from interp.lenses import logit_lens_on_prompts, patchscope_lens
 from interp.products import by_onednn, faster_products, product
+from interp.sites import Site
+from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, tiny_model, tiny_tokenizer
 
 ROWS, INNER, COLUMNS = 96, 256, 384  # more than `products.WORTH` multiplications
 
@@ -176,3 +180,33 @@ def test_a_setting_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERP_PRODUCTS", "mkl")
     with pytest.raises(InterpError, match="INTERP_PRODUCTS: expected auto, torch or onednn, got 'mkl'"):
         faster_products()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_lenses_use_it_and_say_the_same(family: str, calls: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = dict(n_embd=256) if family == "gpt2" else dict(hidden_size=256, intermediate_size=512)
+    weights = tiny_model(family, **sizes)
+    for weight in weights.parameters():
+        weight.data *= (HIDDEN_SIZE / 256) ** 0.5  # layers add as much as those of the tiny model do
+    model = StandardizedTransformer(weights, tokenizer=tiny_tokenizer())
+    prompts = [[1, *range(10 + row, 30 + 2 * row)] for row in range(12)]
+    ends = [len(ids) - 1 for ids in prompts]
+    sites = [Site("resid_post", layer) for layer in range(NUM_LAYERS)]
+
+    def lenses() -> list[Tensor]:
+        latents = collect(model, prompts, sites, [[end] for end in ends])["resid_post"][:, :, 0]
+        read = logit_lens_on_prompts(model, prompts, targets={"answer": [17]}, reference=False)
+        patched = patchscope_lens(model, latents, prompts, ends, [[[17]]] * 12, layers=range(NUM_LAYERS), top_k=1)
+        found = [latents]
+        for lens in (read, patched):
+            found += [torch.tensor(lens.log_prob), torch.tensor(lens.entropy)]
+        return found
+
+    by_onednn = lenses()
+    assert len(calls) > 3 * NUM_LAYERS
+    calls.clear()
+    monkeypatch.setenv("INTERP_PRODUCTS", "torch")
+    by_torch = lenses()
+    assert not calls
+    for found, expected in zip(by_onednn, by_torch, strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
