@@ -74,7 +74,7 @@ def run_rows(
         for index in range(model.num_layers)
     ]
     try:
-        with faster_products(input_ids.numel(), model.hidden_size), _up_to_the_last_layer(model) as final:
+        with _up_to_the_last_layer(model) as final:
             _forward(model, input_ids[:1], cache, start)  # what layers are given for one row serves any number
     finally:
         for hook in hooks:
