@@ -28,7 +28,6 @@ __all__ = ["logit_lens", "logit_lens_on_prompts"]
 READABLE_KINDS = (
     "embed", "resid_pre", "resid_mid", "resid_post", "final_norm", "attn_out", "mixer_out", "mlp_out", "head_out",
 )  # fmt: skip
-_ROWS_AT_ONCE = 256  # hidden states of a layer that are read out together
 
 
 @torch.no_grad()
@@ -39,7 +38,7 @@ def logit_lens(
     *,
     layers: Sequence[int],
     top_k: int = 5,
-    batch_size: int = _ROWS_AT_ONCE,
+    batch_size: int = 256,
     reference: Tensor | None = None,
     inverted: bool = False,
 ) -> LensResult:
@@ -152,20 +151,17 @@ def logit_lens_on_prompts(
     for of_cell, slot, hidden in states_of_prompts(model, encoded, asked, batch_tokens):
         examples.append(of_cell)
         slots.append(slot)
-        for start in range(0, len(of_cell), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
-            states = hidden[:, rows]  # (site, cell, hidden)
-            parts.append(
-                read_layers(
-                    model,
-                    states[where.to(hidden.device)],
-                    groups.rows(of_cell[rows]),
-                    layers=tuple(range(len(where))),
-                    top_k=top_k,
-                    reference=states[-1] if reference else None,
-                    inverted=inverted,
-                )
+        parts.append(
+            read_layers(
+                model,
+                hidden[where],
+                groups.rows(of_cell),
+                layers=tuple(range(len(where))),
+                top_k=top_k,
+                reference=hidden[-1] if reference else None,
+                inverted=inverted,
             )
+        )
     cells = LensResult.concatenate(parts).select(layer=range(len(read)))
     arrays, leading = arranged(cells.arrays(), encoded, torch.cat(examples).numpy(), torch.cat(slots).numpy())
     coordinates = {**leading, **_site_axis(chosen)}

@@ -198,15 +198,17 @@ def states_of_prompts(
         batch_tokens: tokens in a forward pass at most; see `interp.activations.collect`.
 
     Yields:
-        For some prompts: which prompt (cell,) and which of its positions (cell,), and (site, cell, hidden) on the CPU.
-        Every position that a prompt has is a cell, once.
+        Some cells: which prompt (cell,) and which of its positions (cell,), and (site, cell, hidden) on the CPU. Every
+        position that a prompt has is a cell, once.
     """
     size = how_many(len(sites) * len(prompts.labels) * model.hidden_size, model.device)
+    step = how_many(4 * len(sites) * model.hidden_size, model.device)
     starts = range(0, len(prompts.input_ids), size)
     tables = [torch.tensor(prompts.positions[start : start + size]) for start in starts]
     blocks = [(prompts.input_ids[start : start + size], prompts.positions[start : start + size]) for start in starts]
     collected = collect_blocks(model, blocks, sites, batch_tokens=batch_tokens)
     for start, table, values in zip(starts, tables, collected, strict=True):
         rows, columns = (table >= 0).nonzero(as_tuple=True)  # (cell,) each
-        layers = {kind: iter(of_kind) for kind, of_kind in values.items()}  # in the order of `sites`
-        yield start + rows, columns, torch.stack([next(layers[site.kind])[rows, columns] for site in sites])
+        for row, column in zip(rows.split(step), columns.split(step), strict=True):
+            layers = {kind: iter(of_kind) for kind, of_kind in values.items()}  # in the order of `sites`
+            yield start + row, column, torch.stack([next(layers[site.kind])[row, column] for site in sites])

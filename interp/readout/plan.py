@@ -11,9 +11,9 @@ from interp.readout.order import BLOCK
 
 __all__ = ["Plan", "Workspace", "how_many"]
 
-# Numbers in the buffer of logits, and tokens in a chunk at most. 16 MiB on a CPU: larger ones leave the cache, smaller
+# Numbers in the buffer of logits, and tokens in a chunk at most. 8 MiB on a CPU: larger ones leave the cache, smaller
 # ones make matrix products slower. An accelerator wants long kernels.
-CPU_ELEMENTS, CPU_TOKENS = 1 << 22, 1 << 12
+CPU_ELEMENTS, CPU_TOKENS = 1 << 21, 1 << 12
 ACCELERATOR_ELEMENTS, ACCELERATOR_TOKENS = 1 << 26, 1 << 14
 # Numbers in the buffers of the sums, which go over the logits several times: 1 MiB on a CPU, for its nearer cache.
 CPU_SUMMED = 1 << 18
