@@ -11,11 +11,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
+
+from interp.forward.packing import Packed
 
 __all__ = ["Shared", "hold", "sharing"]
 
@@ -37,6 +40,7 @@ class _Walking(threading.local):
 
     depth = 0
     held: Shared | None = None
+    packed: Packed | None = None
 
 
 _walking = _Walking()
@@ -46,8 +50,12 @@ _original: Callable[..., Any] = AttentionInterface.get_interface
 
 
 @contextmanager
-def sharing() -> Iterator[None]:
-    """Within this, attention functions of this thread also look at what is held for them."""
+def sharing(packed: Packed | None = None) -> Iterator[None]:
+    """Within this, attention functions of this thread also look at what is held for them.
+
+    Arguments:
+        packed: how prompts stand in the one row that goes through the model; None: each is a row.
+    """
     global _installed, _original
     with _lock:
         if not _installed:
@@ -55,11 +63,12 @@ def sharing() -> Iterator[None]:
             AttentionInterface.get_interface = _get_interface
         _installed += 1
     _walking.depth += 1
+    before, _walking.packed = _walking.packed, packed
     try:
         yield
     finally:
         _walking.depth -= 1
-        _walking.held = None
+        _walking.held, _walking.packed = None, before
         with _lock:
             _installed -= 1
             if not _installed:
@@ -83,9 +92,10 @@ def _get_interface(self: AttentionInterface, attn_implementation: str, default: 
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         held, _walking.held = _walking.held, None
-        if held is None:
-            return base(module, query, key, value, *args, **kwargs)
-        return _attend(held, module, query, key, value, *args, **kwargs)
+        function = base if held is None else partial(_attend, held)
+        if _walking.packed is None:
+            return function(module, query, key, value, *args, **kwargs)
+        return _walking.packed.through(function, module, query, key, value, *args, **kwargs)
 
     return attend
 
