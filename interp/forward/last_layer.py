@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from interp.forward.cascade import Shared
 from interp.forward.feeding import Feed
 from interp.forward.prefix import repeated
-from interp.forward.sharing import Shared, hold
+from interp.forward.sharing import hold
 from interp.forward.verdicts import misfit
 
 if TYPE_CHECKING:
