@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-__all__ = ["batches_by_length", "batches_by_tokens", "left_padded", "right_padded"]
+__all__ = ["batches_by_length", "batches_by_tokens", "batches_in_one_row", "left_padded", "right_padded"]
 
 
 def batches_by_tokens(lengths: Sequence[int], batch_tokens: int, batch_cost: float) -> list[list[int]]:
@@ -40,6 +40,30 @@ def batches_by_tokens(lengths: Sequence[int], batch_tokens: int, batch_cost: flo
     while stop:
         batches.append(rows[start[stop] : stop])
         stop = start[stop]
+    return batches
+
+
+def batches_in_one_row(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Put prompts of similar length together that go through the model as one row, without padding.
+
+    Attention alone has them side by side, filled up: to at most twice the budget.
+
+    Arguments:
+        lengths: tokens of each prompt.
+        batch_tokens: tokens in a batch at most; a prompt that is longer is a batch of its own.
+
+    Returns:
+        Row numbers by batch, longest prompts first, in each as among them; a function of the arguments alone.
+    """
+    batches: list[list[int]] = []
+    tokens = 0
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        tokens += lengths[row]
+        filled = (len(batches[-1]) + 1) * lengths[batches[-1][0]] if batches else 0
+        if not batches or tokens > batch_tokens or filled > 2 * batch_tokens:
+            batches.append([])
+            tokens = lengths[row]
+        batches[-1].append(row)
     return batches
 
 

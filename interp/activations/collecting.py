@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from interp.activations.batches import batches_by_tokens, left_padded, right_padded
+from interp.activations.batches import batches_by_tokens, batches_in_one_row, left_padded, right_padded
 from interp.activations.block import Block, Entries, checked_block, checked_sites
 from interp.activations.copies import Copies
 from interp.activations.memory import Budget, is_out_of_memory
 from interp.activations.reading import read_tokens
 from interp.errors import InterpError
 from interp.forward.causal import is_causal
+from interp.forward.feeding import Feed, packing_fits
+from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rotary import rotary_limit
-from interp.forward.shared import SharedPrefix, continuation, plan_prefixes, prefixes_fit
+from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.products import faster_products
 from interp.sites import Site
 
@@ -178,10 +180,10 @@ class _Collector:
         if not shared.length:
             return None
         tokens = block.input_ids[shared.rows[0]][: shared.length]
-        ids = _sent(torch.tensor([tokens]), self.model.device)
+        ids = sent(torch.tensor([tokens]), self.model.device)
         entries = block.entries(shared.rows, 0, shared.length)
         if len(entries):
-            self._read(block, {"input_ids": ids, "use_cache": False}, entries.in_one_row())
+            self._read(block, Feed.of(self.model, ids), entries.in_one_row())
         if self.last_prefix is None or self.last_prefix[0] != tokens:
             self.last_prefix = None  # its memory is free before the next is made
             self.last_prefix = tokens, FrozenPrefix.of(self.model, ids)
@@ -198,47 +200,50 @@ class _Collector:
 
     def _planned(self, block: Block, rows: list[int], start: int) -> list[list[int]]:
         lengths = [len(block.input_ids[row]) - start for row in rows]
-        planned = batches_by_tokens(lengths, self.budget.tokens, self.budget.batch_cost)
+        if self._in_one_row(block, lengths, start):
+            planned = batches_in_one_row(lengths, self.budget.tokens)
+        else:
+            planned = batches_by_tokens(lengths, self.budget.tokens, self.budget.batch_cost)
         return [[rows[index] for index in batch] for batch in planned]
+
+    def _in_one_row(self, block: Block, lengths: list[int], start: int) -> bool:
+        """Whether prompts of some lengths, those behind a prefix of `start` tokens, go one behind the other."""
+        return block.causal and len(set(lengths)) > 1 and packing_fits(self.model, behind_prefix=start > 0)
 
     def _ran(self, block: Block, batch: list[int], start: int, prefix: FrozenPrefix | None) -> bool:
         """Run one batch; False where memory ran out, and the budget is smaller now."""
         tokens = [block.input_ids[row][start:] for row in batch]
-        longest = max(len(ids) for ids in tokens)
         entries = block.entries(batch, start)
         if not block.causal:
+            longest = max(len(ids) for ids in tokens)
             entries = entries.moved([longest - len(ids) for ids in tokens])
+        feed = self._feed(block, tokens, start, prefix)
         try:
-            self._read(block, self._inputs(tokens, block.causal, prefix), entries, prefix)
+            self._read(block, feed, entries)
             return True
         except (RuntimeError, MemoryError) as error:
             if len(batch) == 1 or not is_out_of_memory(error):
                 raise
         # Not above: there the error still holds what the forward pass had in its hands.
-        self.budget.halve(len(batch) * longest)
+        self.budget.halve(feed.inputs["input_ids"].numel())
         return False
 
-    def _inputs(self, tokens: Prompts, causal: bool, prefix: FrozenPrefix | None) -> dict[str, Any]:
-        """What a trace of a batch is given."""
-        if prefix is not None:
-            return continuation(self.model, prefix, _sent(right_padded(tokens), self.model.device))
-        if causal:
-            return {"input_ids": _sent(right_padded(tokens), self.model.device), "use_cache": False}
+    def _feed(self, block: Block, tokens: Prompts, start: int, prefix: FrozenPrefix | None) -> Feed:
+        """A batch as it goes through the model."""
+        lengths = [len(ids) for ids in tokens]
+        if self._in_one_row(block, lengths, start):
+            packed = Packed.of(lengths, self.model.device)
+            return Feed.of(self.model, torch.tensor([[token for ids in tokens for token in ids]]), prefix, packed)
+        if block.causal:
+            return Feed.of(self.model, right_padded(tokens), prefix)
         padded = left_padded(tokens, self.model.tokenizer.pad_token_id or 0, self.model.device)
         if not self.model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
             del padded["position_ids"]
-        return {**padded, "use_cache": False}
+        return Feed({**padded, "use_cache": False})
 
-    def _read(self, block: Block, inputs: dict[str, Any], entries: Entries, prefix: FrozenPrefix | None = None) -> None:
+    def _read(self, block: Block, feed: Feed, entries: Entries) -> None:
         """One forward pass, and a copy of what it gives at some tokens."""
-        rows, columns = _sent(entries.rows, self.model.device), _sent(entries.columns, self.model.device)
-        with faster_products(inputs["input_ids"].numel(), self.model.hidden_size):
-            gathered = read_tokens(self.model, inputs, self.sites, rows, columns, prefix)
+        rows, columns = sent(entries.rows, self.model.device), sent(entries.columns, self.model.device)
+        with faster_products(feed.inputs["input_ids"].numel(), self.model.hidden_size):
+            gathered = read_tokens(self.model, feed, self.sites, rows, columns)
         self.copies.start(gathered, lambda values: block.keep(self.sites, entries, values))
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small CPU tensor on the device, without waiting for what the device computes."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)

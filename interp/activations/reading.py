@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from interp.forward.causal import is_causal
+from interp.forward.feeding import Feed
 from interp.forward.last_layer import LastLayer, last_layer_fits
-from interp.forward.prefix import FrozenPrefix
 from interp.model.layout import place_of
 from interp.model.places import HeadOutPlace
 from interp.sites import Site
@@ -24,11 +24,10 @@ WORTH = 64  # tokens that a layer is spared, for which it is called twice more
 
 def read_tokens(
     model: StandardizedTransformer,
-    inputs: dict[str, Any],
+    feed: Feed,
     sites: Sequence[Site],
     rows: Tensor,
     columns: Tensor,
-    prefix: FrozenPrefix | None,
 ) -> list[Tensor]:
     """Run a batch as far as needed, and read sites at some tokens.
 
@@ -36,25 +35,24 @@ def read_tokens(
 
     Arguments:
         model: the model.
-        inputs: what a trace is given.
+        feed: the batch.
         sites: in the order of the forward pass.
-        rows, columns: of the tokens in the batch, each (entry,).
-        prefix: what the batch goes on from.
+        rows, columns: which prompt each token is of, and its place in it, each (entry,).
 
     Returns:
         (entry, hidden) of each site.
     """
-    layer = _cut_short(model, sites, inputs["input_ids"].numel() - len(rows))
+    layer = _cut_short(model, sites, feed.inputs["input_ids"].numel() - len(rows))
     if layer is None:
-        return _read(model, inputs, sites, rows, columns)
+        return _read(model, feed, sites, rows, columns)
 
     def short(rows: Tensor, columns: Tensor) -> list[Tensor]:
-        return _read_short(model, inputs, sites, rows, columns, prefix)
+        return _read_short(model, feed, sites, rows, columns)
 
     def whole(rows: Tensor, columns: Tensor) -> list[Tensor]:
-        return _read(model, inputs, sites, rows, columns)
+        return _read(model, feed, sites, rows, columns)
 
-    fits = last_layer_fits(model, layer, inputs["input_ids"], lambda *at: short(*at)[-1], lambda *at: whole(*at)[-1])
+    fits = last_layer_fits(model, layer, feed, lambda *at: short(*at)[-1], lambda *at: whole(*at)[-1])
     return short(rows, columns) if fits else whole(rows, columns)
 
 
@@ -76,11 +74,12 @@ def _cut_short(model: StandardizedTransformer, sites: Sequence[Site], saved: int
 
 
 def _read(
-    model: StandardizedTransformer, inputs: dict[str, Any], sites: Sequence[Site], rows: Tensor, columns: Tensor
+    model: StandardizedTransformer, feed: Feed, sites: Sequence[Site], rows: Tensor, columns: Tensor
 ) -> list[Tensor]:
     gathered: list[Tensor] = []
     heads: dict[int, Tensor] = {}
-    with model.trace(**inputs) as tracer:
+    rows, columns = feed.places(rows, columns)
+    with feed.reading(model), model.trace(**feed.inputs) as tracer:
         for site in sites:
             if site.kind != "head_out":
                 gathered.append(_at(model.read(site), rows, columns))
@@ -107,11 +106,10 @@ def _heads_at(model: StandardizedTransformer, layer: int, rows: Tensor, columns:
 
 def _read_short(
     model: StandardizedTransformer,
-    inputs: dict[str, Any],
+    feed: Feed,
     sites: Sequence[Site],
     rows: Tensor,
     columns: Tensor,
-    prefix: FrozenPrefix | None,
 ) -> list[Tensor]:
     """The same, with the last layer at these tokens alone."""
     assert sites[-1].layer is not None
@@ -119,9 +117,9 @@ def _read_short(
     hook = model.layer(last.layer)._module.register_forward_pre_hook(last.take, with_kwargs=True)
     try:
         entering = Site("resid_pre", last.layer)
-        read = _read(model, inputs, [*(site for site in sites[:-1] if site != entering), entering], rows, columns)
+        read = _read(model, feed, [*(site for site in sites[:-1] if site != entering), entering], rows, columns)
     finally:
         hook.remove()
     if sites[-2:-1] != [entering]:
         read.pop()
-    return [*read, last.at(rows, columns, prefix)]
+    return [*read, last.at(rows, columns, feed)]

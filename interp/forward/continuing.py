@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from interp.forward.cascade import Shared
 from interp.forward.prefix import FrozenPrefix, repeated
-from interp.forward.sharing import Shared, hold
+from interp.forward.sharing import hold
 
 __all__ = ["Continuations"]
 

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from interp.forward.prefix import FrozenPrefix, repeated
+from interp.forward.cascade import Shared
+from interp.forward.feeding import Feed
+from interp.forward.prefix import repeated
+from interp.forward.sharing import hold
 from interp.forward.verdicts import misfit
 
 if TYPE_CHECKING:
@@ -39,14 +42,20 @@ class _Keep(DynamicCache):
 
 
 class _Give(DynamicCache):
-    """Gives a layer keys and values that were made before, its own among them."""
+    """Gives a layer keys and values that were made before, its own among them, and those of a prefix before them."""
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, prefix: Shared | None) -> None:
         super().__init__()
-        self.given = keys, values
+        self.given, self.prefix = (keys, values), prefix
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return self.given
+        keys, values = self.given
+        if self.prefix is None or hold(self.prefix):
+            return keys, values
+        return (
+            torch.cat([repeated(self.prefix.keys, len(keys)), keys], dim=-2),
+            torch.cat([repeated(self.prefix.values, len(values)), values], dim=-2),
+        )
 
 
 @dataclass
@@ -73,14 +82,14 @@ class LastLayer:
         self.given = {names[0]: self.given.pop(names[0])} | self.given
 
     @torch.no_grad()
-    def at(self, rows: Tensor, columns: Tensor, prefix: FrozenPrefix | None) -> Tensor:
+    def at(self, rows: Tensor, columns: Tensor, feed: Feed) -> Tensor:
         """What the layer gives at some tokens of the batch that it was called with.
 
         Each of these tokens goes through the layer as a row of its own, beside the keys and values of its prompt.
 
         Arguments:
-            rows, columns: of these tokens, each (entry,).
-            prefix: what the batch goes on from.
+            rows, columns: which prompt each of these tokens is of, and its place in it, each (entry,).
+            feed: the batch.
 
         Returns:
             (entry, hidden), the residual stream after the layer.
@@ -97,18 +106,22 @@ class LastLayer:
         else:
             raise NotImplementedError("the layer keeps no keys")
         keys, values = keep.keys, keep.values
-        start = 0
-        if prefix is not None:
-            before: Any = prefix.cache.layers[self.layer]
-            start = prefix.length
-            keys = torch.cat([repeated(before.keys, len(keys)), keys], dim=-2)
-            values = torch.cat([repeated(before.values, len(values)), values], dim=-2)
-        short = {key: _at(value, hidden.shape[:2], rows, columns) for key, value in keywords.items()}
+        places = feed.places(rows, columns)
+        short = {key: _at(value, hidden.shape[:2], *places) for key, value in keywords.items()}
+        if feed.packed is not None:
+            keys, values = feed.packed.unpacked(keys), feed.packed.unpacked(values)
+            mask = feed.packed.mask(keywords.get("attention_mask"))
+            short["attention_mask"] = _at(mask, torch.Size(keys.shape[::2][:2]), rows, columns)
+        prefix, start = None, 0
+        if feed.prefix is not None:
+            before: Any = feed.prefix.cache.layers[self.layer]
+            prefix, start = Shared(before.keys, before.values), feed.prefix.length
         if keywords.get("attention_mask") is None:
-            seen = torch.arange(keys.shape[-2], device=hidden.device) <= start + columns[:, None]
+            seen = torch.arange(start + keys.shape[-2], device=hidden.device) <= start + columns[:, None]
             short["attention_mask"] = seen[:, None, None]
-        short[self.cache] = _Give(keys[rows], values[rows])
-        output = module(**{name: hidden[rows, columns][:, None]}, **short)
+        short[self.cache] = _Give(keys[rows], values[rows], prefix)
+        with feed.sharing(self.model):
+            output = module(**{name: hidden[places][:, None]}, **short)
         return (output if isinstance(output, Tensor) else output[0])[:, 0]
 
 
@@ -135,7 +148,7 @@ def _at(value: Any, fed: torch.Size, rows: Tensor, columns: Tensor) -> Any:
 At = Callable[[Tensor, Tensor], Tensor]
 
 
-def last_layer_fits(model: StandardizedTransformer, layer: int, input_ids: Tensor, short: At, whole: At) -> bool:
+def last_layer_fits(model: StandardizedTransformer, layer: int, feed: Feed, short: At, whole: At) -> bool:
     """Whether a layer at a few tokens gives what it gives there when it runs at all of them.
 
     Found out once for each layer by the batch at hand, done both ways at the middle and the end of each row; the
@@ -144,15 +157,14 @@ def last_layer_fits(model: StandardizedTransformer, layer: int, input_ids: Tenso
     Arguments:
         model: the model.
         layer: the layer.
-        input_ids: (row, position), the batch.
+        feed: the batch.
         short, whole: (row, column) of tokens -> (token, hidden), what the layer gives, each way.
     """
     name = f"layer {layer} at a few tokens"
     if name not in model.verdicts:
-        number, length = input_ids.shape
-        rows = torch.arange(number, device=input_ids.device).repeat(2)
-        columns = torch.full_like(rows, length - 1)
-        columns[:number] = length // 2
+        lengths = torch.tensor(feed.lengths, device=model.device)
+        rows = torch.arange(len(lengths), device=model.device).repeat(2)
+        columns = torch.cat([lengths // 2, lengths - 1])
         reason = misfit(model, lambda: short(rows, columns), whole(rows, columns))
         model.verdicts[name] = reason is None
         if reason is not None:  # the slow way costs little: no warning

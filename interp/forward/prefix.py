@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from interp.forward.cascade import Shared
 from interp.forward.running import by_name, run_layers
-from interp.forward.sharing import Shared, hold
+from interp.forward.sharing import hold
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import nnsight
 import torch
 from torch import Tensor
 
+from interp.forward.feeding import READS_ONE_PREFIX, Feed, last_states
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.verdicts import misfit, verdict
-from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["SharedPrefix", "continuation", "plan_prefixes", "prefixes_fit"]
+__all__ = ["SharedPrefix", "plan_prefixes", "prefixes_fit"]
 
 # What a group costs, in tokens: the forward pass of its prefix, and one of a batch that it does not fill.
 GROUP_COST = 64
@@ -104,31 +103,6 @@ def _saved(group: SharedPrefix, cost: float) -> float:
     return (len(group.rows) - 1) * group.length - cost
 
 
-def continuation(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Tensor) -> dict[str, Any]:
-    """What a trace is given to go on from a prefix.
-
-    Arguments:
-        model: the model.
-        prefix: of one row, or of as many.
-        input_ids: (row, position), the tokens that follow, filled up on the right with any.
-
-    Returns:
-        Keyword arguments of `trace`.
-    """
-    rows, length = input_ids.shape
-    device = input_ids.device
-    whole = prefix.length + length
-    given: dict[str, Any] = {
-        "input_ids": input_ids,
-        "past_key_values": prefix.cache,
-        "use_cache": True,
-        "attention_mask": torch.ones(rows, whole, dtype=torch.long, device=device),
-    }
-    if model.takes_position_ids:
-        given["position_ids"] = torch.arange(prefix.length, whole, device=device).expand(rows, length)
-    return given
-
-
 @torch.no_grad()
 def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], length: int) -> bool:
     """Whether going on from a frozen prefix gives what whole prompts give.
@@ -148,22 +122,21 @@ def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[in
 
 
 def _misfit(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], length: int) -> str | None:
-    """Why it does not fit; None where it does."""
-    last = Site("resid_post", model.num_layers - 1)
-    device = model.device
+    """Why it does not fit; None where it does. Leaves the model with the faster way that fits."""
     longest = max(len(ids) for ids in prompts)
-    padded = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in prompts], device=device)
+    padded = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in prompts], device=model.device)
+    lengths = [len(ids) for ids in prompts]
+    alone = [row[None, :count] for row, count in zip(padded, lengths, strict=True)]
+    plain = [last_states(model, Feed.of(model, ids))[0, length:] for ids in alone]
 
     def shared() -> Tensor:
         prefix = FrozenPrefix.of(model, padded[:1, :length])
-        with model.trace(**continuation(model, prefix, padded[:, length:])) as tracer:
-            hidden = nnsight.save(model.read(last).clone())
-            tracer.stop()
-        return torch.cat([row[: len(ids) - length] for row, ids in zip(hidden, prompts, strict=True)])
+        hidden = last_states(model, Feed.of(model, padded[:, length:], prefix))
+        return torch.cat([row[: count - length] for row, count in zip(hidden, lengths, strict=True)])
 
-    plain = []
-    for ids in prompts:
-        with model.trace(input_ids=torch.tensor([list(ids)], device=device), use_cache=False) as tracer:
-            plain.append(nnsight.save(model.read(last)[0, length:].clone()))
-            tracer.stop()
-    return misfit(model, shared, torch.cat(plain))
+    reason = None
+    for model.verdicts[READS_ONE_PREFIX] in (True, False):
+        reason = misfit(model, shared, torch.cat(plain))
+        if reason is None:
+            break
+    return reason

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.activations import batches_by_length, batches_by_tokens, left_padded, right_padded
+from interp.activations.batches import batches_in_one_row
 
 LENGTHS = [5, 9, 3, 12, 7, 5, 1]
 
@@ -38,6 +39,28 @@ def test_no_other_way_under_the_budget_costs_less(lengths: list[int], batch_toke
             if all(len(way) == 1 or len(way) * lengths[way[-1]] <= batch_tokens for way in ways):
                 least = min(least, cost(lengths, ways, batch_cost))
     assert abs(cost(lengths, batches, batch_cost) - least) < 1e-9
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), max_size=12), batch_tokens=st.integers(1, 90))
+def test_rows_of_prompts_are_within_the_budget_and_attention_within_two(lengths: list[int], batch_tokens: int) -> None:
+    batches = batches_in_one_row(lengths, batch_tokens)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    order = [lengths[row] for batch in batches for row in batch]
+    assert order == sorted(order, reverse=True)
+    for at, batch in enumerate(batches):
+        tokens, filled = sum(lengths[row] for row in batch), len(batch) * lengths[batch[0]]
+        assert len(batch) == 1 or (tokens <= batch_tokens and filled <= 2 * batch_tokens)
+        if at + 1 < len(batches):  # the next prompt did not fit
+            more = tokens + lengths[batches[at + 1][0]]
+            assert more > batch_tokens or filled + lengths[batch[0]] > 2 * batch_tokens
+
+
+def test_prompts_in_one_row() -> None:
+    assert batches_in_one_row(LENGTHS, 14) == [[3], [1], [4, 0], [5, 2, 6]]
+    assert batches_in_one_row([20, 1, 1, 1, 1], 20) == [[0], [1, 2, 3, 4]]
+    assert batches_in_one_row([8, 1, 1, 1, 1, 1], 12) == [[0, 1, 2], [3, 4, 5]]  # else attention has 32 places
+    assert batches_in_one_row([], 14) == []
 
 
 def test_batches_by_a_budget_and_by_number() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from interp.forward import CleanRun, walk_fits
-from interp.forward.sharing import Shared, _attend, hold, sharing
+from interp.forward.cascade import Shared, attend_to
+from interp.forward.sharing import hold, sharing
 from tests.interp.forward.test_walk import wrapped
 
 # Grouped queries, a sliding window, a softcap, parallel layers, norms after, experts, sinks, learned positions.
@@ -73,7 +74,7 @@ def test_attention_is_a_softmax_over_the_prefix_and_the_rows_own_tokens(data: st
     scaling = data.draw(st.sampled_from([0.3, None]))
     softcap = data.draw(st.sampled_from([2.0, None]))
     sinks = draw(heads) if data.draw(st.booleans()) else None
-    found, _ = _attend(
+    found, _ = attend_to(
         prefix, torch.nn.Identity(), query, key, value, mask, scaling=scaling, softcap=softcap, s_aux=sinks
     )
     for row in range(rows):
