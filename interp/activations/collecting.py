@@ -17,6 +17,7 @@ from interp.activations.reading import read_tokens
 from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.prefix import FrozenPrefix
+from interp.forward.ready import check_ready
 from interp.forward.rotary import rotary_limit
 from interp.forward.shared import SharedPrefix, continuation, plan_prefixes, prefixes_fit
 from interp.sites import Site
@@ -99,6 +100,7 @@ def collect_blocks(
     Raises:
         InterpError: as `collect`.
     """
+    check_ready(model)
     rows_of_kind = checked_sites(sites)
     collector = _Collector(
         model,

@@ -9,6 +9,7 @@ from interp.forward.clean import CleanRun
 from interp.forward.generate import Choose, generate_plainly, generate_walked
 from interp.forward.plain import run_patched
 from interp.forward.prefix import FrozenPrefix
+from interp.forward.ready import check_ready
 from interp.forward.receiving import receiving_fits, walk_receiving
 from interp.forward.sampling import Sampling
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
@@ -23,6 +24,7 @@ __all__ = [
     "SharedPrefix",
     "batches_alike",
     "blocking_fits",
+    "check_ready",
     "check_something_is_left",
     "generate_plainly",
     "generate_walked",

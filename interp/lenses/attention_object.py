@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interp.activations import batches_by_length
 from interp.errors import InterpError
-from interp.forward import CleanRun, batches_alike, receiving_fits, run_patched, walk_receiving
+from interp.forward import CleanRun, batches_alike, check_ready, receiving_fits, run_patched, walk_receiving
 from interp.lenses.layer_windows import windows_of
 from interp.lenses.reading import check_lens_layers, read_layers
 from interp.lenses.result import LensResult
@@ -56,6 +56,7 @@ class AttentionWindows:
             InterpError: layers that the model does not have or not in order, no layer in a window, or none with
                 attention.
         """
+        check_ready(model)
         if num_layers is not None and num_layers < 1:
             raise InterpError(f"num_layers: expected at least 1, or None for all up to the last, got {num_layers}.")
         windows = windows_of(range(model.num_layers) if layers is None else layers, num_layers, model.num_layers)

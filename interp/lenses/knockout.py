@@ -21,6 +21,7 @@ from interp.forward import (
     Cut,
     batches_alike,
     blocking_fits,
+    check_ready,
     check_something_is_left,
     run_blocked,
     run_patched,
@@ -90,6 +91,7 @@ def attention_knockout(
             or with all of them where no attention sink is left to look at; a window without attention; token ids
             outside the vocabulary; a model whose scores cannot be had.
     """
+    check_ready(model)
     windows = windows_of(layers, window, model.num_layers, centred=centred)
     _check_attention(model, windows)
     if batch_size < 1:
@@ -191,7 +193,7 @@ def _own_answers(model: StandardizedTransformer, clean: Tensor) -> TokenGroups:
     """One group a row: the token that the model finds most probable after the unblocked prompt."""
     rows = len(clean)
     if not rows:
-        return TokenGroups.pad([], model.vocab_size)
+        return TokenGroups(torch.zeros(0, 1, 1, dtype=torch.long), torch.zeros(0, 1, 1, dtype=torch.bool))
     top = reduce_hidden(model, clean, [[]] * rows, 1).top_ids.cpu().long()  # (row, 1)
     return TokenGroups(top[:, None], torch.ones_like(top[:, None], dtype=torch.bool))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.activations import batches_by_length, left_padded
 from interp.errors import InterpError
+from interp.forward import check_ready
 from interp.lenses.axes import Coordinate
 from interp.model.layout import place_of
 from interp.model.places import HeadOutPlace
@@ -202,6 +203,7 @@ def states_of_prompts(
     """
     if batch_size < 1:
         raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
+    check_ready(model)
     lengths = [len(ids) for ids in prompts.input_ids]
     pad_id = model.tokenizer.pad_token_id or 0
     for batch in batches_by_length(lengths, batch_size):
