@@ -70,9 +70,9 @@ def test_a_model_in_training_mode_is_refused(call: str) -> None:
 def test_within_a_trace_of_the_model_is_refused_and_leaves_nothing_behind(call: str) -> None:
     model, run = gpt2(), CALLS[call]
     before = logit_lens_on_prompts(model, PROMPTS).log_prob
-    with pytest.raises(InterpError, match=r"a trace of GPT2LMHeadModel is open"):
-        with torch.no_grad(), model.trace(PROMPTS[0]):
-            run(model)
+    said = r"a trace of GPT2LMHeadModel is open"
+    with pytest.raises(InterpError, match=said), torch.no_grad(), model.trace(PROMPTS[0]):
+        run(model)
     np.testing.assert_array_equal(logit_lens_on_prompts(model, PROMPTS).log_prob, before)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model._module.modules())
 
