@@ -18,7 +18,7 @@ from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.ready import check_ready
-from interp.forward.rotary import rotary_limit
+from interp.forward.rotary import forget_lengths, rotary_limit
 from interp.forward.shared import SharedPrefix, continuation, plan_prefixes, prefixes_fit
 from interp.products import faster_products
 from interp.sites import Site
@@ -150,6 +150,7 @@ class _Collector:
 
     def run(self, block: Block) -> Iterator[int]:
         """Read a block; after each batch, give the number of prompts that are done."""
+        forget_lengths(self.model)
         limit = rotary_limit(self.model)
         long = {row for row in block.rows if limit is not None and len(block.input_ids[row]) > limit}
         if block.is_even or is_causal(self.model):

@@ -11,6 +11,7 @@ from interp.forward.plain import run_patched
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.ready import check_ready
 from interp.forward.receiving import receiving_fits, walk_receiving
+from interp.forward.rotary import first_changed, stays_within, whole_batches
 from interp.forward.sampling import Sampling
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.forward.walk import walk
@@ -26,6 +27,7 @@ __all__ = [
     "blocking_fits",
     "check_ready",
     "check_something_is_left",
+    "first_changed",
     "generate_plainly",
     "generate_walked",
     "generation_fits",
@@ -36,8 +38,10 @@ __all__ = [
     "run_blocked",
     "run_patched",
     "seen_keys",
+    "stays_within",
     "walk",
     "walk_blocked",
     "walk_fits",
     "walk_receiving",
+    "whole_batches",
 ]
