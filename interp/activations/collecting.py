@@ -19,7 +19,8 @@ from interp.forward.causal import is_causal
 from interp.forward.feeding import Feed, packing_fits
 from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
-from interp.forward.rotary import rotary_limit
+from interp.forward.ready import check_ready
+from interp.forward.rotary import forget_lengths, rotary_limit
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.products import faster_products
 from interp.sites import Site
@@ -102,6 +103,7 @@ def collect_blocks(
     Raises:
         InterpError: as `collect`.
     """
+    check_ready(model)
     rows_of_kind = checked_sites(sites)
     collector = _Collector(
         model,
@@ -150,6 +152,7 @@ class _Collector:
 
     def run(self, block: Block) -> Iterator[int]:
         """Read a block; after each batch, give the number of prompts that are done."""
+        forget_lengths(self.model)
         limit = rotary_limit(self.model)
         long = {row for row in block.rows if limit is not None and len(block.input_ids[row]) > limit}
         if block.is_even or is_causal(self.model):

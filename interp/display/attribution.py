@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from interp.display.lens import finite_mean
 from interp.display.plotly import COLORS, FONT, graph_objects
 from interp.display.text import escaped
 from interp.errors import InterpError
@@ -37,7 +38,7 @@ def attribution_figure(
         result = result.select(example=example)
     figure = go.Figure()
     sites = [str(site) for site in result.along("site")]
-    mean = np.asarray(result.contribution, dtype=np.float64).mean(axis=0)  # (site, group)
+    mean, _ = finite_mean(np.asarray(result.contribution, dtype=np.float64))  # (site, group)
     for index, (name, color) in enumerate(zip(result.group_names, cycle(COLORS), strict=False)):
         figure.add_trace(go.Bar(x=sites, y=mean[:, index], name=escaped(name), marker_color=color))
     n = len(result.contribution)

@@ -21,14 +21,14 @@ from interp.model.tokens import token_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["lens_figure", "mean_and_band"]
+__all__ = ["finite_mean", "lens_figure", "mean_and_band"]
 
 _TITLES = {
     "probability": "probability",
     "log_prob": "log-probability (nats)",
     "rank": "rank",
     "entropy": "entropy (nats)",
-    "kl": "KL divergence from the last layer (nats)",
+    "kl": "KL divergence (nats)",  # from what, each lens says
     "surprisal": "surprisal (nats)",
 }
 # Where a quantity cannot be, a band is not drawn.
@@ -56,6 +56,8 @@ def lens_figure(
     title: str | None = None,
 ) -> Any:
     """A figure of a result; see `LensResult.plot`."""
+    if not result.coordinates["example"]:
+        raise InterpError("plot: expected at least one example, and this result has none.")
     if kind is None:
         kind = "heat_map" if len(result.axes) == 3 else "curves"
         if not result.group_names and quantity in _OF_GROUPS:
@@ -87,7 +89,7 @@ def _values(result: LensResult, quantity: str) -> tuple[list[str], NDArray[np.fl
     return list(result.group_names), np.exp(log_prob) if quantity == "probability" else log_prob
 
 
-def _mean(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def finite_mean(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The mean over examples of what is finite, and how many count."""
     valid = np.isfinite(values)
     n = valid.sum(axis=0)
@@ -112,7 +114,7 @@ def mean_and_band(
     """
     if not 0 < confidence < 1:
         raise InterpError(f"confidence: expected a number between 0 and 1, got {confidence}.")
-    mean, n = _mean(values)
+    mean, n = finite_mean(values)
     squares = np.where(np.isfinite(values), (values - mean) ** 2, 0.0).sum(axis=0)
     std = np.sqrt(np.divide(squares, n - 1, out=np.full(mean.shape, np.nan), where=n > 1))
     half = NormalDist().inv_cdf((1 + confidence) / 2) * std / np.sqrt(np.maximum(n, 1))
@@ -190,7 +192,7 @@ def _heat_maps(result: LensResult, quantity: str, position_names: Sequence[str] 
     if upward == "position":
         across, upward = upward, across
     names, values = _values(result, quantity)
-    mean, _ = _mean(values)  # (first axis, second axis, name)
+    mean, _ = finite_mean(values)  # (first axis, second axis, name)
     if across == "position":
         mean = mean.swapaxes(0, 1)
     figure = make_subplots(

@@ -9,7 +9,9 @@ from interp.forward.clean import CleanRun
 from interp.forward.generate import Choose, generate_plainly, generate_walked
 from interp.forward.plain import run_patched
 from interp.forward.prefix import FrozenPrefix
+from interp.forward.ready import check_ready
 from interp.forward.receiving import receiving_fits, walk_receiving
+from interp.forward.rotary import first_changed, stays_within, whole_batches
 from interp.forward.sampling import Sampling
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.forward.walk import walk
@@ -23,7 +25,9 @@ __all__ = [
     "SharedPrefix",
     "batches_alike",
     "blocking_fits",
+    "check_ready",
     "check_something_is_left",
+    "first_changed",
     "generate_plainly",
     "generate_walked",
     "generation_fits",
@@ -34,8 +38,10 @@ __all__ = [
     "run_blocked",
     "run_patched",
     "seen_keys",
+    "stays_within",
     "walk",
     "walk_blocked",
     "walk_fits",
     "walk_receiving",
+    "whole_batches",
 ]

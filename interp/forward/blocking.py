@@ -14,6 +14,7 @@ from interp.activations import left_padded
 from interp.errors import InterpError
 from interp.forward.check import fits
 from interp.forward.clean import CleanRun
+from interp.forward.rotary import forget_lengths
 from interp.forward.verdicts import sample_ids
 from interp.forward.windows import walk_windows
 from interp.products import faster_products
@@ -100,6 +101,7 @@ def run_blocked(
     Raises:
         InterpError: a layer's scores cannot be had, or a position has nothing left to look at.
     """
+    forget_lengths(model)
     inputs = left_padded(input_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
     longest = inputs["input_ids"].shape[1]
     masks = [cut.mask(len(ids), padding=longest - len(ids)) for ids, cut in zip(input_ids, cuts, strict=True)]

@@ -55,7 +55,9 @@ def fits(
         known: a reason why not that is known without trying.
     """
     if not walk_fits(model):
-        model.verdicts[name] = False
+        if not model._edits:  # which say nothing of the model without them
+            model.verdicts[name] = False
+        return False
     consequence = f"for {name}, prompts are run as a whole (slow): the fast way"
     return verdict(model, name, lambda: known or misfit(model, fast, slow()), consequence)
 

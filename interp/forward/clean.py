@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.forward.prefix import Call, FrozenPrefix, calls_of
+from interp.forward.rotary import forget_lengths
 from interp.forward.sharing import sharing
 from interp.products import faster_products
 
@@ -46,6 +47,7 @@ class CleanRun:
             input_ids: (row, length), without padding.
             start: the first position that anything is changed at, counted from 0.
         """
+        forget_lengths(model)
         prefix = FrozenPrefix.of(model, input_ids[:, :start])
         return cls(model, prefix, calls_of(model, prefix, input_ids[:, start:]))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.activations import left_padded
+from interp.forward.rotary import forget_lengths
 from interp.products import faster_products
 from interp.sites import Site
 
@@ -38,6 +39,7 @@ def run_patched(
     Returns:
         (row, hidden_size), the residual stream after the last layer at each prompt's last token.
     """
+    forget_lengths(model)
     inputs = left_padded(target_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
     if not model.takes_position_ids:
         del inputs["position_ids"]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from interp.activations.batches import batches_by_length
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["rotary_limit"]
+__all__ = ["first_changed", "forget_lengths", "rotary_limit", "stays_within", "whole_batches"]
+
+_log = logging.getLogger(__name__)
 
 
 def rotary_limit(model: StandardizedTransformer) -> int | None:
@@ -26,3 +32,75 @@ def rotary_limit(model: StandardizedTransformer) -> int | None:
     entries = [rope] if "rope_type" in rope else list(rope.values())
     lengths = [entry.get("original_max_position_embeddings") for entry in entries]
     return min([length for length in lengths if length], default=config.max_position_embeddings)
+
+
+def first_changed(model: StandardizedTransformer, length: int, position: int) -> int:
+    """From where on prompts have to run together, of which only what stands at a position and behind it is changed.
+
+    Arguments:
+        model: the model.
+        length: tokens of each prompt.
+        position: the first that is changed.
+
+    Returns:
+        The position; or 0 where the prompts are so long that their beginning, run alone, would be rotated otherwise.
+    """
+    limit = rotary_limit(model)
+    return position if limit is None or length <= limit else 0
+
+
+def stays_within(model: StandardizedTransformer, lengths: Sequence[int], more: int = 0) -> bool:
+    """Whether no prompt is so long that the rotation depends on its length; where one is, one line of the log says so.
+
+    Arguments:
+        model: the model.
+        lengths: tokens of each prompt.
+        more: tokens that each goes on for.
+    """
+    limit = rotary_limit(model)
+    if limit is None or max(lengths, default=0) + more <= limit:
+        return True
+    if model.verdicts.setdefault("rotation by length", True):
+        family = type(model._module).__name__
+        _log.warning("%s: prompts of more than %d tokens, by whose length it rotates, run as a whole.", family, limit)
+        model.verdicts["rotation by length"] = False
+    return False
+
+
+def whole_batches(
+    model: StandardizedTransformer, lengths: Sequence[int], batch_size: int, more: int = 0
+) -> list[list[int]]:
+    """Batches for forward passes of whole prompts: of similar length; of one length where the rotation depends on it.
+
+    Arguments:
+        model: the model.
+        lengths: tokens of each prompt.
+        batch_size: prompts in a batch at most.
+        more: tokens that each goes on for.
+
+    Returns:
+        Row numbers by batch, shortest prompts first.
+    """
+    limit = rotary_limit(model)
+    if limit is None or max(lengths, default=0) + more <= limit:
+        return batches_by_length(lengths, batch_size)
+    batches = []
+    for length in sorted(set(lengths)):
+        rows = [row for row, own in enumerate(lengths) if own == length]
+        batches += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return batches
+
+
+def forget_lengths(model: StandardizedTransformer) -> None:
+    """Let `dynamic` rotation, which remembers the longest prompt that it has seen, begin anew, as after loading.
+
+    Arguments:
+        model: the model.
+    """
+    if model.spec.rope_scaling != "dynamic":
+        return
+    for module in model._module.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            rotary: Any = module
+            rotary.register_buffer("inv_freq", rotary.original_inv_freq.to(rotary.inv_freq.device), persistent=False)
+            rotary.max_seq_len_cached = rotary.original_max_seq_len

@@ -31,12 +31,20 @@ def sample_ids(model: StandardizedTransformer, rows: int = 2, length: int = 9) -
 def verdict(model: StandardizedTransformer, name: str, reason: Callable[[], str | None], consequence: str) -> bool:
     """Whether something holds for a model: found out once, kept by the model, and said in the log where it does not.
 
+    It never does for a model with edits that stay (`model.edit`).
+
     Arguments:
         model: the model.
         name: of the verdict, in `model.verdicts`.
         reason: finds out why it does not hold; None where it does.
         consequence: what the log says before the reason.
     """
+    if model._edits:  # they are made in traces of the whole model alone; copies share what was found out without them
+        if model.verdicts.setdefault("edits", True):
+            family = type(model._module).__name__
+            _log.warning("%s: prompts are run as a whole (slow): a fast way would leave out the model's edits.", family)
+            model.verdicts["edits"] = False
+        return False
     if name not in model.verdicts:
         found = reason()
         model.verdicts[name] = found is None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.forward.clean import CleanRun
+from interp.forward.rotary import first_changed
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -47,7 +48,7 @@ def walk(
         (layer, variant, row, hidden), the residual stream after the last layer at the last token, for a patch at each
         of `layers`; and (row, hidden), the same of the unpatched prompts.
     """
-    start = min(positions)
+    start = first_changed(model, target_ids.shape[1], min(positions))
     clean = CleanRun.of(model, target_ids, start)
     variants, rows = latents[layers[0]].shape[:2]
     walked = walk_up(clean, [position - start for position in positions], latents, layers=layers, later=later)

@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.activations import batches_by_length
 from interp.errors import InterpError
-from interp.forward import CleanRun, batches_alike, receiving_fits, run_patched, walk_receiving
+from interp.forward import (
+    CleanRun,
+    batches_alike,
+    check_ready,
+    receiving_fits,
+    run_patched,
+    stays_within,
+    walk_receiving,
+    whole_batches,
+)
 from interp.lenses.layer_windows import windows_of
 from interp.lenses.reading import check_lens_layers, read_layers
 from interp.lenses.result import LensResult
@@ -56,6 +64,7 @@ class AttentionWindows:
             InterpError: layers that the model does not have or not in order, no layer in a window, or none with
                 attention.
         """
+        check_ready(model)
         if num_layers is not None and num_layers < 1:
             raise InterpError(f"num_layers: expected at least 1, or None for all up to the last, got {num_layers}.")
         windows = windows_of(range(model.num_layers) if layers is None else layers, num_layers, model.num_layers)
@@ -169,10 +178,11 @@ def final_states(
     if not target_ids:  # results of length 0
         yield [], torch.empty(len(plan.windows), 0, model.hidden_size), torch.empty(0, model.hidden_size)
         return
-    if receiving_fits(model):
+    lengths = [len(ids) for ids in target_ids]
+    if receiving_fits(model) and stays_within(model, lengths):
         batches, run = batches_alike(target_ids, positions, batch_size, len(plan.windows)), _walked
     else:
-        batches, run = batches_by_length([len(ids) for ids in target_ids], batch_size), _plain
+        batches, run = whole_batches(model, lengths, batch_size), _plain
     for chosen in batches:
         rows = torch.tensor(chosen, dtype=torch.long, device=latents.device)
         held = latents[:, rows].to(device=model.device, dtype=model.dtype)

@@ -12,9 +12,8 @@ from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses.attention_object import AttentionWindows, attention_object_lens
 from interp.lenses.knockout import attention_knockout
-from interp.lenses.prompted import LensPrompt, LensPrompts, Targets, encode_prompts
+from interp.lenses.prompted import LensPrompt, LensPrompts, Targets, encode_prompts, listed
 from interp.lenses.result import LensResult
-from interp.prompts import Prompt
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -63,8 +62,11 @@ def attention_knockout_on_prompts(
     Raises:
         InterpError: what `attention_knockout` refuses, or a position that a prompt does not have.
     """
+    if not isinstance(blocks, Mapping):
+        raise InterpError(f"blocks: expected names with positions, e.g. {{'start': 'first'}}, got {blocks!r:.80}.")
+    prompts = listed(prompts)
     asked = encode_prompts(model, prompts, query_positions, targets, policy)
-    found = {name: encode_prompts(model, prompts, positions, {}, policy) for name, positions in blocks.items()}
+    found = {name: encode_prompts(model, prompts, positions) for name, positions in blocks.items()}
     result = attention_knockout(
         model,
         asked.input_ids,
@@ -126,7 +128,7 @@ def attention_object_lens_on_prompts(
         InterpError: what `attention_object_lens` refuses, numbers of prompts that do not fit, a position that a prompt
             does not have, or one that stands for several.
     """
-    several = [_several(source_prompts), _several(target_prompts)]
+    several = [listed(source_prompts), listed(target_prompts)]
     examples = max(map(len, several))
     if any(len(given) not in (1, examples) for given in several):
         raise InterpError(
@@ -136,7 +138,7 @@ def attention_object_lens_on_prompts(
     into = encode_prompts(
         model, several[1] * (examples if len(several[1]) < examples else 1), position, targets, policy
     )
-    sources = encode_prompts(model, several[0], source_position, None, policy)
+    sources = encode_prompts(model, several[0], source_position)
     for name, encoded in (("position", into), ("source_position", sources)):
         if not encoded.single:
             raise InterpError(f"{name}: expected one token of each prompt, e.g. last, got {encoded.labels}.")
@@ -167,7 +169,3 @@ def attention_object_lens_on_prompts(
             )
         )
     return replace(LensResult.concatenate(parts), group_names=named.group_names)
-
-
-def _several(prompts: LensPrompt | Sequence[LensPrompt]) -> list[LensPrompt]:
-    return [prompts] if isinstance(prompts, str | Prompt) else list(prompts)  # type: ignore[arg-type]

@@ -149,14 +149,14 @@ def direct_logit_attribution(
     last = Site("resid_post", model.num_layers - 1)
     groups = TokenGroups.pad(encoded.groups, model.vocab_size)
     found: dict[str, list[Tensor]] = {"contribution": [], "logit": [], "remainder": []}
-    constant = torch.full((len(encoded.input_ids), len(encoded.group_names)), torch.nan)
+    constant = torch.full((len(encoded.input_ids), len(encoded.group_names)), torch.nan, dtype=torch.float32)
     examples, slots = [], []
     for of_cell, slot, hidden in states_of_prompts(model, encoded, [*chosen, last], batch_tokens):
         norm, rows = _tail_at(model, hidden[-1], groups.rows(of_cell))
         parts = [_scaled(hidden[index].float(), scales[_stage_of(site)]) for index, site in enumerate(chosen)]
         read = norm(torch.stack(parts).to(norm.gain.device)).to(rows.weight.device)  # (site, cell, hidden)
-        contribution = torch.einsum("sch,cgh->csg", read, rows.weight)
-        fixed = rows.bias + rows.weight @ norm.bias.to(rows.weight.device)  # (cell, group)
+        contribution = torch.einsum("sch,cgh->csg", read, rows.weight).float()  # whatever autocast makes of it
+        fixed = (rows.bias + rows.weight @ norm.bias.to(rows.weight.device)).float()  # (cell, group)
         logit = _logits(model, hidden[-1], groups.rows(of_cell)).to(fixed.device)
         constant[of_cell] = fixed.cpu()
         found["contribution"].append(contribution.cpu())

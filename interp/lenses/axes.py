@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
@@ -135,12 +136,13 @@ class NamedArrays:
         axes = {name: list(self.axes_of(name)) for name in arrays}
         for axis, given in wanted.items():
             there = self.along(axis)
-            several = [given] if isinstance(given, int | str) else list(given)
+            one_alone = isinstance(given, Integral | str)
+            several: list[Any] = [given] if one_alone else list(given)  # type: ignore[arg-type]
             for one in several:
                 if one not in there:
                     raise InterpError(f"{axis}: no {one!r} in this result.{nearest(str(one), map(str, there))}")
             chosen = [there.index(one) for one in several]
-            drops = isinstance(given, int | str) and axis not in ("example", "group")
+            drops = one_alone and axis not in ("example", "group")
             for name, array in arrays.items():
                 if axis in axes[name]:
                     arrays[name] = np.take(array, chosen[0] if drops else chosen, axis=axes[name].index(axis))

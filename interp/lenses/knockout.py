@@ -14,18 +14,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.activations import batches_by_length
 from interp.errors import InterpError
 from interp.forward import (
     CleanRun,
     Cut,
     batches_alike,
     blocking_fits,
+    check_ready,
     check_something_is_left,
+    first_changed,
     run_blocked,
     run_patched,
     seen_keys,
     walk_blocked,
+    whole_batches,
 )
 from interp.forward.batches import WALKING_TOKENS
 from interp.lenses.layer_windows import windows_of
@@ -90,6 +92,7 @@ def attention_knockout(
             or with all of them where no attention sink is left to look at; a window without attention; token ids
             outside the vocabulary; a model whose scores cannot be had.
     """
+    check_ready(model)
     windows = windows_of(layers, window, model.num_layers, centred=centred)
     _check_attention(model, windows)
     if batch_size < 1:
@@ -151,14 +154,15 @@ def _final_states(
         for chosen in batches_alike(plan.input_ids, plan.starts(), batch_size, entries):
             yield chosen, *_walked(model, plan, chosen)
     else:
-        for chosen in batches_by_length(lengths, batch_size):
+        for chosen in whole_batches(model, lengths, batch_size):
             yield chosen, *_plain(model, plan, chosen)
 
 
 def _walked(model: StandardizedTransformer, plan: _Plan, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
     """What `_plain` gives, of prompts of one length that change from one position on, by a walk up the layers."""
     ids = torch.tensor([list(plan.input_ids[example]) for example in chosen], device=model.device)
-    start, length = plan.starts()[chosen[0]], ids.shape[1]
+    length = ids.shape[1]
+    start = first_changed(model, length, plan.starts()[chosen[0]])
     clean = CleanRun.of(model, ids, start)
     masks = [
         [plan.cuts[example][block].mask(length, start=start) for example in chosen] for block in range(plan.num_blocks)
@@ -191,7 +195,7 @@ def _own_answers(model: StandardizedTransformer, clean: Tensor) -> TokenGroups:
     """One group a row: the token that the model finds most probable after the unblocked prompt."""
     rows = len(clean)
     if not rows:
-        return TokenGroups.pad([], model.vocab_size)
+        return TokenGroups(torch.zeros(0, 1, 1, dtype=torch.long), torch.zeros(0, 1, 1, dtype=torch.bool))
     top = reduce_hidden(model, clean, [[]] * rows, 1).top_ids.cpu().long()  # (row, 1)
     return TokenGroups(top[:, None], torch.ones_like(top[:, None], dtype=torch.bool))
 

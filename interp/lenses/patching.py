@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError, nearest
+from interp.forward import check_ready
 from interp.lenses.maps import LatentMap
 from interp.lenses.reading import check_lens_layers
 from interp.sites import HIDDEN_KINDS, Site
@@ -131,6 +132,7 @@ class PatchedPrompts:
         Raises:
             InterpError: shapes that do not fit, a position outside its target prompt, ids outside the vocabulary.
         """
+        check_ready(model)
         several = any(isinstance(each, Iterable) for each in target_positions) or latents.dim() == 4
         positions = [tuple(map(int, each)) if isinstance(each, Iterable) else (int(each),) for each in target_positions]
         counts = sorted(set(map(len, positions))) or list(latents.shape[2:3])

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.activations import batches_by_length
 from interp.errors import InterpError
-from interp.forward import batches_alike, run_patched, walk, walk_fits
+from interp.forward import batches_alike, run_patched, walk, walk_fits, whole_batches
 from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.lenses.reading import read_layers
@@ -118,7 +117,7 @@ def _final_states(
         for chosen in batches_alike(prompts.input_ids, prompts.positions, batch_size, len(plan.layers)):
             yield chosen, *_walked(prompts, plan, chosen)
         return
-    for chosen in batches_by_length([len(ids) for ids in prompts.input_ids], batch_size):
+    for chosen in whole_batches(prompts.model, [len(ids) for ids in prompts.input_ids], batch_size):
         yield chosen, *_plain(prompts, plan, chosen)
 
 

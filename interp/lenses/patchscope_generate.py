@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.activations import batches_by_length
 from interp.errors import InterpError
 from interp.forward import (
     Choose,
@@ -24,6 +23,8 @@ from interp.forward import (
     generate_plainly,
     generate_walked,
     generation_fits,
+    stays_within,
+    whole_batches,
 )
 from interp.forward.batches import WALKING_TOKENS
 from interp.lenses.generation import GenerationResult
@@ -114,6 +115,7 @@ def patchscope_generate(
     stops = stop_tokens(model) if stop_ids is None else stop_ids
     ids: list[list[list[int]]] = [[[] for _ in asked] for _ in target_ids]  # [example][layer]
     fast = len(prompts) > 0 and plan.kind == "resid_post" and generation_fits(model)
+    fast = fast and stays_within(model, [len(ids) for ids in target_ids], max_new_tokens)
     for chosen in _batches(prompts, plan, max_new_tokens, batch_size, fast=fast):
         choose = _chooser(sampling, plan.layers, [numbers[example] for example in chosen], max_new_tokens)
         generate = _walked if fast else _plain
@@ -136,7 +138,7 @@ def _batches(
     prompts: PatchedPrompts, plan: PatchPlan, max_new_tokens: int, batch_size: int, *, fast: bool
 ) -> list[list[int]]:
     if not fast:
-        return batches_by_length([len(ids) for ids in prompts.input_ids], batch_size)
+        return whole_batches(prompts.model, [len(ids) for ids in prompts.input_ids], batch_size, max_new_tokens)
     model = prompts.model
     token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * model.dtype.itemsize
     budget = min(WALKING_TOKENS, CACHE_BYTES // token_bytes)

@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp.activations import batches_by_length
 from interp.errors import InterpError, nearest
-from interp.forward import batches_alike, run_patched, walk, walk_fits
+from interp.forward import batches_alike, run_patched, walk, walk_fits, whole_batches
 from interp.forward.batches import WALKING_TOKENS
 from interp.lenses.maps import AffinePairs, LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, TargetPositions, check_patch
@@ -153,7 +152,7 @@ def _batches(prompts: PatchedPrompts, grid: _Grid, batch_size: int, *, fast: boo
     if fast:
         runs = len(grid.sources) * len(grid.targets)
         return batches_alike(prompts.input_ids, prompts.positions, batch_size, runs)
-    return batches_by_length([len(ids) for ids in prompts.input_ids], batch_size)
+    return whole_batches(prompts.model, [len(ids) for ids in prompts.input_ids], batch_size)
 
 
 def _chunks(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.activations import collect
 from interp.errors import InterpError
-from interp.lenses.prompted import LensPrompt, Targets, encode_prompts
+from interp.lenses.prompted import LensPrompt, Targets, check_policy_unused, encode_prompts, is_ids, listed
 from interp.prompts import Prompt
 from interp.prompts.named_targets import as_target_prompt
 from interp.prompts.target_prompt import TargetPrompt
@@ -79,9 +79,7 @@ class Sources:
         examples = [_several(example) for example in _examples(prompts)]
         if not examples or not all(examples):
             raise InterpError("source_prompts: expected at least one example, and at least one prompt in each.")
-        encoded = encode_prompts(
-            model, [prompt for example in examples for prompt in example], positions, {}, "first_token"
-        )
+        encoded = encode_prompts(model, [prompt for example in examples for prompt in example], positions)
         for prompt, own in enumerate(encoded.positions):
             if -1 in own:
                 raise InterpError(
@@ -189,27 +187,43 @@ def groups_of(
         targets: for all examples, or for each its own; None: those of the target prompts that are `Prompt`s, or where
             none has any, of the (first) source prompts.
         policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
+
+    Raises:
+        InterpError: targets of source prompts of another vocabulary, or a policy without words that it is for.
     """
     count = len(sources)
     if targets is not None:
         found = encode_prompts(model, [[0]] * count, "last", targets, policy)
         return found.groups, found.group_names
+    check_policy_unused(policy)
     each = [prompts] if isinstance(prompts, str | Prompt | TargetPrompt) else list(prompts)
     own = [given.prompt if isinstance(given, TargetPrompt) else given for given in each]
     asked: list[Prompt] = [given if isinstance(given, Prompt) else Prompt("") for given in own]
     if not any(prompt.targets for prompt in asked):
         asked = [given if isinstance(given, Prompt) else Prompt("") for given in sources.firsts]
+        _check_one_vocabulary(model, sources, asked)
     asked = asked * (count if len(asked) < count else 1)
     names = tuple(dict.fromkeys(name for prompt in asked for name in prompt.targets))
     return [[prompt.target_tokens.get(name, ()) for name in names] for prompt in asked], names
 
 
+def _check_one_vocabulary(model: StandardizedTransformer, sources: Sources, prompts: Sequence[Prompt]) -> None:
+    """Refuse targets that were found with another tokenizer than that of the model whose logits are read."""
+    other = sources.model is not model and sources.model.tokenizer.get_vocab() != model.tokenizer.get_vocab()
+    if other and any(prompt.targets for prompt in prompts):
+        raise InterpError(
+            "targets: those of the source prompts are tokens of the source model, whose vocabulary is another. Give "
+            "targets= as words, or target prompts that are `Prompt`s with targets of their own."
+        )
+
+
 def _examples(prompts: SourcePrompts) -> list[LensPrompt | Sequence[LensPrompt]]:
-    return [prompts] if isinstance(prompts, str | Prompt) else list(prompts)  # type: ignore[arg-type]
+    """The examples: token ids by themselves are one, as a text and a prompt are."""
+    examples = listed(prompts)  # type: ignore[arg-type]
+    return [examples] if is_ids(examples) else [*examples]
 
 
 def _several(example: LensPrompt | Sequence[LensPrompt]) -> list[LensPrompt]:
     """The source prompts of an example: a text, a prompt and token ids are one."""
-    if isinstance(example, str | Prompt) or (example and isinstance(example[0], int)):
-        return [example]  # type: ignore[list-item]
-    return list(example)  # type: ignore[arg-type]
+    given = listed(example)
+    return [given] if is_ids(given) else given  # type: ignore[list-item]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +27,20 @@ from interp.sites import Site, Spelling, parse_sites
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["LensPrompt", "LensPrompts", "Targets", "arranged", "encode_prompts", "lens_sites", "states_of_prompts"]
+__all__ = [
+    "LensPrompt",
+    "LensPrompts",
+    "Targets",
+    "arranged",
+    "check_policy_unused",
+    "encode_prompts",
+    "is_ids",
+    "lens_sites",
+    "listed",
+    "states_of_prompts",
+]
 
+_POLICY = "first_token"  # the default of all lenses
 LensPrompt = str | Prompt | Sequence[int]
 """A text, a prompt with targets and spans, or token ids exactly as the model is fed."""
 Targets = Mapping[str, Accepted]
@@ -59,8 +72,8 @@ def encode_prompts(
     model: StandardizedTransformer,
     prompts: LensPrompt | Sequence[LensPrompt],
     positions: str | int | Sequence[str | int],
-    targets: Targets | Sequence[Targets] | None,
-    policy: str,
+    targets: Targets | Sequence[Targets] | None = None,
+    policy: str = _POLICY,
 ) -> LensPrompts:
     """Tokenize prompts, resolve positions in each, and find the tokens of its targets.
 
@@ -74,8 +87,8 @@ def encode_prompts(
     Raises:
         InterpError: no prompt, a position that one does not have, targets that do not fit.
     """
-    several: Sequence[LensPrompt] = [prompts] if isinstance(prompts, str | Prompt) else prompts  # type: ignore[assignment]
-    if not several or any(isinstance(prompt, int) for prompt in several):
+    several = listed(prompts)
+    if not several or is_ids(several):
         raise InterpError("prompts: expected texts, Prompts or lists of token ids, at least one; e.g. [[1, 17, 33]].")
     encoded = [_encoded(model, prompt) for prompt in several]
     parsed = check_positions([str(each) for each in ([positions] if isinstance(positions, str | int) else positions)])
@@ -92,11 +105,32 @@ def encode_prompts(
     )
 
 
+def listed(prompts: LensPrompt | Sequence[LensPrompt]) -> list[LensPrompt]:
+    """One prompt or several as a list; arrays and tensors of token ids as lists of them."""
+    if isinstance(prompts, str | Prompt):
+        return [prompts]
+    several = _plain(prompts)
+    if not isinstance(several, Iterable):
+        raise InterpError(f"prompts: expected texts, Prompts or lists of token ids, got {several!r:.80}.")
+    return [_plain(each) for each in several]
+
+
+def _plain(given: Any) -> Any:
+    return given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+
+
+def is_ids(given: Sequence[Any]) -> bool:
+    """Whether these are the token ids of one prompt."""
+    return bool(given) and all(isinstance(token, Integral) for token in given)
+
+
 def _encoded(model: StandardizedTransformer, prompt: LensPrompt) -> Encoded:
     if isinstance(prompt, Prompt):
         return prompt.encode(model.tokenizer)
     if isinstance(prompt, str):
         return encode(model.tokenizer, prompt)
+    if not isinstance(prompt, Sequence) or not all(isinstance(token, Integral) for token in prompt):
+        raise InterpError(f"prompts: expected texts, Prompts or lists of token ids, got {prompt!r:.80} among them.")
     ids = [int(token) for token in prompt]
     if not ids or min(ids) < 0 or max(ids) >= model.vocab_size:
         raise InterpError(f"prompts: expected token ids from 0 to {model.vocab_size - 1}, at least one, got {ids}.")
@@ -123,16 +157,31 @@ def _targets(
     policy: str,
 ) -> list[dict[str, tuple[int, ...]]]:
     if targets is None:
+        check_policy_unused(policy)
         return [prompt.target_tokens if isinstance(prompt, Prompt) else {} for prompt in prompts]
     answers = AnswerTokens(model.tokenizer, policy)
     if isinstance(targets, Mapping):
         return [Prompt("").with_targets(targets, answers).target_tokens] * len(prompts)
-    if len(targets) != len(prompts):
+    # Words without a name could be meant for all prompts, or one for each.
+    if not all(isinstance(own, Mapping) for own in targets) or len(targets) != len(prompts):
         raise InterpError(
             "targets: expected names with words for all prompts, e.g. {'en': ['book']}, or one such for each of "
             f"{len(prompts)} prompts, got {targets!r:.80}."
         )
     return [Prompt("").with_targets(own, answers).target_tokens for own in targets]
+
+
+def check_policy_unused(policy: str) -> None:
+    """Refuse a policy where no words are given that it could be applied to.
+
+    Raises:
+        InterpError: one is asked for.
+    """
+    if policy != _POLICY:
+        raise InterpError(
+            f"policy: {policy!r} says which tokens count as a word of `targets`, and none are given. Those of a "
+            f"`Prompt` were found when it was made: Prompt.from_strings(..., policy={policy!r})."
+        )
 
 
 def lens_sites(

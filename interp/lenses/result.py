@@ -85,18 +85,20 @@ class LensResult(NamedArrays):
             table: `groups`: a row for each group, with `log_prob`, `probability`, `rank` and, where there is a
                 baseline, `baseline_log_prob`. `top`: a row for each top token, with `place` (0: the best), `token_id`,
                 `log_prob`, `probability`. `distribution`: `entropy`, `kl`, `surprisal`, `top_id`, `model_top_id`.
-            tokenizer: adds the text of tokens, `token`, to `top`.
+            tokenizer: adds the text of tokens, `token`, to `top`, the one table that it is for.
 
         Returns:
             The table, logarithms in nats; without rows for positions that an example does not have.
 
         Raises:
-            InterpError: no such table.
+            InterpError: no such table, or a tokenizer for one that has no texts.
         """
         import pandas as pd
 
         if table not in get_args(Table):
             raise InterpError(f"expected a table, got {table!r}.{nearest(table, get_args(Table))}")
+        if tokenizer is not None and table != "top":
+            raise InterpError(f"tokenizer: the texts of tokens are in the table 'top', and {table!r} is asked for.")
         own: dict[str, Sequence[Coordinate]] = {
             "groups": {"group": self.group_names},
             "top": {"place": range(self.top_ids.shape[-1])},
@@ -119,7 +121,7 @@ class LensResult(NamedArrays):
             columns["model_top_id"] = self._spread(self.model_top_id, self.axes_of("model_top_id"), self.axes)
         for name, values in columns.items():
             frame[name] = np.broadcast_to(values, shape).ravel()
-        if tokenizer is not None and table == "top":
+        if tokenizer is not None:
             from interp.model.tokens import token_text
 
             texts = {token: token_text(tokenizer, int(token)) for token in np.unique(self.top_ids) if token >= 0}

@@ -57,6 +57,8 @@ def as_target_prompt(
                 "written over."
             )
         return given
+    if not isinstance(given, str | Prompt):
+        raise InterpError(f"expected a target prompt, a text, a Prompt or a TargetPrompt, got {given!r:.80}.")
     prompt = _of_text(given, tokenizer) if isinstance(given, str) else given
     if position is None:
         span = next((name for name in _PLACEHOLDERS if name in prompt.spans), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -40,8 +40,14 @@ class TokenGroups:
             device: where the index tensors are needed.
 
         Raises:
-            InterpError: rows with different numbers of groups, or an id outside the vocabulary.
+            InterpError: no lists of lists of ids, rows with different numbers of groups, or an id outside the
+                vocabulary.
         """
+        if not all(isinstance(row, Collection) and all(isinstance(ids, Collection) for ids in row) for row in groups):
+            raise InterpError(
+                "groups: expected for each row a list of groups, each a list of token ids, e.g. [[[5, 7], [9]]] for "
+                f"one row with two groups, got {groups!r:.80}."
+            )
         counts = sorted({len(row) for row in groups})
         if len(counts) > 1:
             raise InterpError(

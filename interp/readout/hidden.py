@@ -87,7 +87,20 @@ def logits_of(model: StandardizedTransformer, hidden: Tensor, ids: Tensor) -> Te
 
     Returns:
         (row, n) float32, on the device of the head.
+
+    Raises:
+        InterpError: shapes that do not fit, or ids on the CPU that are outside the vocabulary.
     """
+    if hidden.shape != (len(ids), model.hidden_size) or ids.dim() != 2:
+        raise InterpError(
+            f"expected hidden (row, {model.hidden_size}) and ids (row, n), got {tuple(hidden.shape)} and "
+            f"{tuple(ids.shape)}."
+        )
+    # Elsewhere the question would be waited for, and the device itself stops at what is above.
+    if ids.device.type == "cpu" and ids.numel() and not (ids.min() >= 0 and ids.max() < model.vocab_size):
+        raise InterpError(
+            f"ids: expected 0 to {model.vocab_size - 1}, the vocabulary, got {int(ids.min())} to {int(ids.max())}."
+        )
     parts = model.readout_parts()
     if parts is not None:
         states = parts.states(hidden)[:, None]

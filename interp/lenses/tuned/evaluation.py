@@ -15,7 +15,7 @@ from interp.errors import InterpError
 from interp.lenses.reading import check_lens_layers
 from interp.lenses.tuned.lens import TunedLens
 from interp.lenses.tuned.states import TextSize, TokenStates, batches_of_tokens, token_chunks, token_states
-from interp.lenses.tuned.text import TokenSequence
+from interp.lenses.tuned.text import GivenSequences, PackedText, TokenSequence
 from interp.readout import TokenGroups, log_probabilities, reduce_logits
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def evaluate_tuned_lens(
 ) -> LensEvaluation:
     """Measure a tuned lens and the logit lens on text, best on text that the lens was not trained on.
 
-    Every token that another follows counts. Memory does not depend on how many there are.
+    Every token that another follows counts. Memory does not depend on how many there are. A stream is left where it
+    was, so that another lens is measured on the same text.
 
     Arguments:
         model: the model.
@@ -101,11 +102,15 @@ def evaluate_tuned_lens(
     lens.translate(torch.zeros(len(chosen), 0, model.hidden_size), chosen)  # raises on a layer that it has not
     size = TextSize()
     sums = torch.zeros(len(LENSES), len(chosen), len(_MEASURES), dtype=torch.float64)
+    stream = sequences if isinstance(sequences, GivenSequences | PackedText) else None
+    place = stream.state() if stream is not None else {}
     for batch in batches_of_tokens(_limited(sequences, max_tokens), batch_tokens):
         size.add(batch)
         states = token_states(model, batch, chosen).followed()
         for chunk in token_chunks(states, model.vocab_size):
             _add(model, lens, chunk, chosen, sums)
+    if stream is not None:
+        stream.restore(place)
     if not size.tokens:
         raise InterpError("expected text with at least one sequence of two tokens, got none. Is it long enough?")
     means = (sums / size.tokens).numpy()

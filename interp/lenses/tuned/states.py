@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interp.activations import left_padded
 from interp.errors import InterpError
+from interp.forward import check_ready
 from interp.lenses.tuned.text import TokenSequence
 from interp.products import faster_products
 
@@ -85,6 +86,7 @@ def token_states(
     Raises:
         InterpError: a token id outside the vocabulary.
     """
+    check_ready(model)
     ids = [sequence.ids for sequence in sequences]
     bad = [i for row in ids for i in (min(row), max(row)) if not 0 <= i < model.vocab_size]
     if bad:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -34,3 +36,13 @@ def test_bars_of_contributions() -> None:
     with pytest.raises(InterpError, match=r"bars are of one position.*first, last"):
         several.plot()
     assert list(several.select(position="last").plot(example=0).data[1].y) == [3]
+
+
+def test_examples_without_the_position_or_the_group_are_left_out_of_the_mean() -> None:
+    whole = attribution({"example": range(3), "site": ("embed", "mlp_out.0")})
+    contribution = whole.contribution.copy()
+    contribution[1] = np.nan
+    contribution[2, :, 1] = np.nan
+    figure = replace(whole, contribution=contribution).plot()
+    np.testing.assert_allclose(figure.data[0].y, whole.contribution[[0, 2], :, 0].mean(0))
+    np.testing.assert_allclose(figure.data[1].y, whole.contribution[0, :, 1])

@@ -154,6 +154,8 @@ def test_positions_that_a_prompt_does_not_have_are_left_out_of_its_tokens() -> N
 def test_errors(coordinates: Any, arguments: Any, message: str) -> None:
     with pytest.raises(InterpError, match=message):
         random_result(coordinates).plot(**arguments)
+    with pytest.raises(InterpError, match="at least one example"):
+        random_result(BY_LAYER).select(example=[]).plot()
     with pytest.raises(InterpError, match="rank is of groups, and this result has none"):
         lens_figure(random_result(BY_LAYER, names=()), "curves", quantity="rank")
 

@@ -144,5 +144,14 @@ def test_errors(standardized: Standardized) -> None:
         attention_object_lens_on_prompts(model, TEXTS, TEXTS, position="all")
     with pytest.raises(InterpError, match="no span 'word'"):
         attention_knockout_on_prompts(model, TEXTS, {"word": "word.all"}, window=1)
+    with pytest.raises(InterpError, match="blocks: expected names with positions"):
+        attention_knockout_on_prompts(model, TEXTS, "first", window=1)  # type: ignore[arg-type]
+    for lens in (
+        lambda **more: attention_knockout_on_prompts(model, TEXTS, {"a": "first"}, window=1, **more),
+        lambda **more: attention_object_lens_on_prompts(model, TEXTS, TEXTS, **more),
+    ):
+        lens(targets={"a": [7]}, policy="exact")
+        with pytest.raises(InterpError, match="policy: 'exact' says"):
+            lens(policy="exact")
     with torch.no_grad(), pytest.raises(InterpError, match="expected blocks with names"):
         attention_knockout_on_prompts(model, TEXTS, {}, window=1)

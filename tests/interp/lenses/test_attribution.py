@@ -130,6 +130,20 @@ def test_bfloat16_is_near_float32() -> None:
         np.testing.assert_allclose(half.remainder, 0, atol=0.1)
 
 
+def test_dtypes_that_torch_is_told_to_use_elsewhere_change_no_results_dtype() -> None:
+    wanted = direct_logit_attribution(standardized("llama"), PROMPTS, TARGETS)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = direct_logit_attribution(standardized("llama"), PROMPTS, TARGETS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_allclose(found.contribution, wanted.contribution, atol=1e-5)
+    np.testing.assert_allclose(found.constant, wanted.constant, atol=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = direct_logit_attribution(standardized("llama"), PROMPTS, TARGETS)
+    np.testing.assert_allclose(half.contribution, wanted.contribution, atol=0.1)
+
+
 def test_groups_without_tokens_and_positions_that_are_not_there() -> None:
     targets: list[Any] = [{"one": [7]}, {"two": [8]}, {"one": [7], "two": [8]}]
     result = direct_logit_attribution(standardized("llama"), PROMPTS, targets, positions="all", sites="embed mlp_out.1")

@@ -284,6 +284,8 @@ def test_no_examples() -> None:
     result = attention_knockout(loaded("llama")[0], [], [], [], window=1, top_k=4)
     assert result.top_ids.shape == (0, 4, 0, 4)
     assert result.along("block") == ()
+    own = attention_knockout(loaded("llama")[0], [], [], window=1)
+    assert own.log_prob.shape == (0, 4, 0, 1) and own.group_names == ("own",)
 
 
 def test_models_that_cannot_be_cut_say_why() -> None:

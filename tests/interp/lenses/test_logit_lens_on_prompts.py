@@ -216,6 +216,13 @@ def test_texts_prompts_and_words() -> None:
         ({"prompts": [1, 2, 3]}, r"e\.g\. \[\[1, 17, 33\]\]"),
         ({"prompts": [[1, 400]]}, "expected token ids from 0 to 399"),
         ({"targets": [{"a": [1]}]}, "targets: expected names with words for all prompts"),
+        ({"targets": "dog"}, "expected names with words for all prompts.* got 'dog'"),  # as many letters as prompts
+        ({"targets": ["dog", "fox", "dog"]}, "expected names with words for all prompts"),
+        ({"policy": "exact"}, r"policy: 'exact' .* none are given.*Prompt\.from_strings\(\.\.\., policy='exact'\)"),
+        ({"prompts": np.array([1, 2, 3])}, r"e\.g\. \[\[1, 17, 33\]\]"),
+        ({"prompts": 5}, "prompts: expected texts, Prompts or lists of token ids, got 5"),
+        ({"prompts": [None]}, "prompts: expected texts, Prompts or lists of token ids, got None among them"),
+        ({"prompts": [[1.5]]}, r"got \[1\.5\] among them"),
         ({"targets": {"a": [400]}}, "token id 400 is outside the vocabulary"),
         ({"batch_tokens": 0}, "batch_tokens: expected at least 1"),
         ({"top_k": 0}, "top_k"),
@@ -225,6 +232,21 @@ def test_errors(changes: dict[str, Any], message: str) -> None:
     arguments = {"prompts": PROMPTS, **changes}
     with pytest.raises(InterpError, match=message):
         logit_lens_on_prompts(standardized("llama"), arguments.pop("prompts"), **arguments)
+
+
+def test_prompts_as_arrays_tensors_and_iterators() -> None:
+    model, wanted = standardized("llama"), logit_lens_on_prompts(standardized("llama"), PROMPTS).arrays()
+    for given_prompts in (
+        [np.array(ids) for ids in PROMPTS],
+        [torch.tensor(ids) for ids in PROMPTS],
+        iter(PROMPTS),
+        (tuple(ids) for ids in PROMPTS),
+    ):
+        found = logit_lens_on_prompts(model, given_prompts)  # type: ignore[arg-type]
+        for name, values in wanted.items():
+            np.testing.assert_array_equal(found.arrays()[name], values, err_msg=name)
+    square = logit_lens_on_prompts(model, torch.tensor([PROMPTS[0], PROMPTS[0]]))  # type: ignore[arg-type]
+    np.testing.assert_allclose(square.entropy[1], wanted["entropy"][0], atol=1e-5)
 
 
 def test_the_model_is_as_it_was_after_an_error() -> None:

@@ -141,6 +141,35 @@ def test_another_model_as_the_target() -> None:
         patchscope_lens_on_prompts(source, SOURCES, "cat", source_model=target, patch="from_layer", layers=[2])
 
 
+def test_targets_of_another_vocabulary_are_not_read_as_if_they_were_of_this_one() -> None:
+    target, tokenizer = wrapped("llama"), tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    source = StandardizedTransformer(tiny_model("qwen2"), tokenizer=tokenizer, verify=False)
+    prompts = [Prompt.from_strings(text, WORDS, tokenizer) for text in SOURCES]
+    into = [Prompt.from_strings(CAT, WORDS, target.tokenizer) for _ in SOURCES]
+    with pytest.raises(InterpError, match="tokens of the source model, whose vocabulary is another"):
+        patchscope_lens_on_prompts(target, prompts, "cat", source_model=source)
+    wanted = patchscope_lens_on_prompts(target, SOURCES, "cat", source_model=source, targets=WORDS)
+    for found in (
+        patchscope_lens_on_prompts(target, prompts, "cat", source_model=source, targets=WORDS),
+        patchscope_lens_on_prompts(target, prompts, into, source_model=source),
+    ):
+        np.testing.assert_array_equal(found.log_prob, wanted.log_prob)
+    alike = StandardizedTransformer(tiny_model("qwen2"), tokenizer=tiny_tokenizer(), verify=False)
+    prompts = [Prompt.from_strings(text, WORDS, alike.tokenizer) for text in SOURCES]
+    found = patchscope_lens_on_prompts(target, prompts, "cat", source_model=alike)
+    np.testing.assert_array_equal(found.log_prob, wanted.log_prob)
+
+
+def test_token_ids_are_one_source() -> None:
+    model, ids = wrapped("llama"), ids_of(SOURCES[0])
+    wanted = patchscope_lens_on_prompts(model, [ids, ids], "cat", targets=WORDS).log_prob
+    forms: list[Any] = [ids, np.array(ids), torch.tensor(ids), [np.array(ids)], [[torch.tensor(ids), ids]]]
+    for form in forms:
+        found = patchscope_lens_on_prompts(model, form, "cat", targets=WORDS)
+        np.testing.assert_allclose(found.log_prob, wanted[:1], atol=1e-5)
+
+
 def test_generation_from_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     model, twin = wrapped("mistral"), PatchedTwin("mistral")
     target = entity_description_prompt([("Oslo", "city")])
@@ -169,6 +198,9 @@ def test_generation_from_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"layers": [4]}, "the source model has layers 0 to 3"),
         ({"layers": []}, "layers: expected at least one"),
         ({"target_positions": "query.last"}, "query"),
+        ({"target_prompts": [[1, 2, 3]]}, r"expected a target prompt, a text, a Prompt or a TargetPrompt, got \[1, 2"),
+        ({"targets": "dog"}, "targets: expected names with words"),
+        ({"policy": "exact"}, "policy: 'exact' says which tokens count as a word of `targets`, and none are given"),
     ],
 )
 def test_errors(changes: dict[str, Any], message: str) -> None:

@@ -98,6 +98,8 @@ def test_select_by_coordinate() -> None:
     np.testing.assert_array_equal(part.top_ids, result.top_ids[1:, 1, [3, 0]])
     np.testing.assert_array_equal(part.model_top_id, result.model_top_id[1:, 1])
     equal(result.select(), result)
+    equal(result.select(layer=np.int64(2)), result.select(layer=2))
+    equal(result.select(layer=np.arange(2)), result.select(layer=[0, 1]))
     with pytest.raises(InterpError, match=r"layer: no 7 in this result. Known: 0, 1, 2, 3"):
         result.select(layer=7)
     with pytest.raises(InterpError, match=r"no axis 'layers'.* Did you mean 'layer'"):
@@ -182,6 +184,9 @@ def test_the_table_of_distributions_and_positions_that_are_not_there() -> None:
     assert len(result.to_frame()) == 3 * 4 * 2 and len(result.to_frame("top")) == 3 * 4 * 3
     with pytest.raises(InterpError, match=r"expected a table, got 'tops'\. Did you mean 'top'"):
         result.to_frame("tops")  # type: ignore[arg-type]
+    for table in ("groups", "distribution"):
+        with pytest.raises(InterpError, match=f"tokenizer: .* and '{table}' is asked for"):
+            result.to_frame(table, tokenizer=tiny_tokenizer())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("coordinates", EVERY)

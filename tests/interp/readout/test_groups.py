@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from interp.errors import InterpError
 from interp.readout import TokenGroups
 
 
@@ -11,3 +16,9 @@ def test_padded_groups_hold_each_token_once():
     assert held == [[[1, 3], []], [[2], [0, 4]]]
     assert len(padded.rows(slice(1, 2))) == 1
     assert len(TokenGroups.pad([], 5)) == 0
+
+
+@pytest.mark.parametrize("groups", [[1, 2], [[1, 2], [3]], [[[1], 2]]])
+def test_ids_that_are_in_no_group_are_refused(groups: Any) -> None:
+    with pytest.raises(InterpError, match=r"for each row a list of groups, .* e\.g\. \[\[\[5, 7\], \[9\]\]\]"):
+        TokenGroups.pad(groups, 5)

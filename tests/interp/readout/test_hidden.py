@@ -246,6 +246,11 @@ def test_logits_of_chosen_tokens(family):
     ids, states = torch.tensor([[1, 2, 3], [3, 3, 0], [0, 399, 7]]), some_states(1, 3)[0]
     expected = np.take_along_axis(plain_logits(family, states), ids.numpy(), 1)
     np.testing.assert_allclose(logits_of(standardized(family), states, ids), expected, rtol=1e-4, atol=1e-5)
+    for wrong in (-1, 400):  # -1 is no token from the end
+        with pytest.raises(InterpError, match=f"ids: expected 0 to 399, the vocabulary, got .*{wrong}"):
+            logits_of(standardized(family), states, torch.tensor([[1], [2], [wrong]]))
+    with pytest.raises(InterpError, match=r"ids \(row, n\), got \(3, 32\) and \(2, 3\)"):
+        logits_of(standardized(family), states, ids[:2])
 
 
 class _Watch(TorchDispatchMode):

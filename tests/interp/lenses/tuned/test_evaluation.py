@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.lenses.tuned import GivenSequences, TokenSequence, TunedLens, evaluate_tuned_lens, states
+from interp.lenses.tuned import (
+    GivenSequences,
+    PackedText,
+    TextSource,
+    TokenSequence,
+    TunedLens,
+    evaluate_tuned_lens,
+    states,
+)
 from interp.model import StandardizedTransformer
 from tests.interp.lenses.tuned.conftest import random_sequences
 from tests.interp.lenses.tuned.twins import TunedTwin, as_tensors, random_translators
 from tests.interp.lenses.twins import FAMILIES
-from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, VOCABULARY_SIZE
+from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, TEXT, VOCABULARY_SIZE
 
 Standardized = Callable[[str], StandardizedTransformer]
 
@@ -75,6 +84,22 @@ def test_the_frame_has_a_row_for_each_lens_and_layer(standardized: Standardized)
     again = json.loads(json.dumps(result.to_dict()))
     assert again["kl"] == result.kl.tolist()
     assert again["layers"] == [1, 3]
+
+
+def test_lenses_are_measured_on_the_same_text(standardized: Standardized, tmp_path: Path) -> None:
+    """The place of a stream is as it was, so that the next lens is not measured on what comes later."""
+    model = standardized("llama")
+    (tmp_path / "text.txt").write_text("\n\n".join(TEXT * 3), encoding="utf-8")
+    streams = [
+        GivenSequences(list(random_sequences())),
+        PackedText(model.tokenizer, TextSource(str(tmp_path / "text.txt")), sequence_length=16),
+        PackedText(model.tokenizer, TextSource(str(tmp_path / "text.txt")), sequence_length=16, repeat=True),
+    ]
+    for stream in streams:
+        next(iter(stream))
+        place, lens = stream.state(), TunedLens.of(model)
+        first, second = (evaluate_tuned_lens(model, lens, stream, max_tokens=20) for _ in range(2))
+        assert first.to_dict() == second.to_dict() and stream.state() == place
 
 
 def test_errors_say_what_was_expected(standardized: Standardized) -> None:
