@@ -54,7 +54,7 @@ def fits(
         fast, slow: a small case, each way.
         known: a reason why not that is known without trying.
     """
-    if not walk_fits(model):
+    if not walk_fits(model) and not model._edits:
         model.verdicts[name] = False
     consequence = f"for {name}, prompts are run as a whole (slow): the fast way"
     return verdict(model, name, lambda: known or misfit(model, fast, slow()), consequence)

@@ -147,6 +147,8 @@ def last_layer_fits(model: StandardizedTransformer, layer: int, input_ids: Tenso
         input_ids: (row, position), the batch.
         short, whole: (row, column) of tokens -> (token, hidden), what the layer gives, each way.
     """
+    if model._edits:
+        return False
     name = f"layer {layer} at a few tokens"
     if name not in model.verdicts:
         number, length = input_ids.shape

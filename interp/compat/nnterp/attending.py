@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.compat.nnterp.probabilities import probabilities
 from interp.errors import InterpError
 from interp.forward import receiving_fits
 from interp.lenses.attention_object import AttentionWindows, final_states
@@ -59,4 +60,4 @@ def attended_probs(
         order += rows
         parts.append(hidden)
     by_layer = torch.cat(parts, dim=1)[:, torch.tensor(order).argsort()]  # (layer, target prompt, hidden)
-    return torch.stack([nn_model.readout(states).float().softmax(-1).cpu() for states in by_layer], dim=1)
+    return probabilities(nn_model, by_layer.transpose(0, 1))
