@@ -91,8 +91,8 @@ def attention_object_lens_on_prompts(
     source_prompts: LensPrompt | Sequence[LensPrompt],
     target_prompts: LensPrompt | Sequence[LensPrompt],
     *,
-    source_position: str | int = "last",
-    position: str | int = "last",
+    source_position: Positions = "last",
+    position: Positions = "last",
     num_layers: int | None = 5,
     layers: Sequence[int] | None = None,
     targets: Targets | Sequence[Targets] | None = None,
@@ -109,8 +109,8 @@ def attention_object_lens_on_prompts(
         source_prompts: texts, `Prompt`s or lists of token ids: one for each target prompt, or one for all.
         target_prompts: likewise: one for each source, or one for all.
         source_position: the token of a source whose vectors attention receives, in the vocabulary of
-            `interp.positions`: `last`, `subject.last`, `-2`.
-        position: the token of the target prompt at which it receives them.
+            `interp.positions`: `last`, `subject.last`, `-2`; or several, `-2:`, `["subject.first", "subject.last"]`.
+        position: the token of the target prompt at which it receives them; as many as are read, all at once.
         num_layers, layers: the windows of layers, as in `attention_object_lens`.
         targets: the groups: name -> words (or token ids), for all examples or a mapping for each; None: the targets of
             the target prompts that are `Prompt`s, or where none has any, of the source prompts.
@@ -120,11 +120,11 @@ def attention_object_lens_on_prompts(
 
     Returns:
         The lens over (example, layer); see `attention_object_lens`. `surprisal` and `model_top_id` go by what the model
-        says at the source token.
+        says at the (last) source token.
 
     Raises:
-        InterpError: what `attention_object_lens` refuses, numbers of prompts that do not fit, a position that a prompt
-            does not have, or one that stands for several.
+        InterpError: what `attention_object_lens` refuses, numbers of prompts or of positions that do not fit, or a
+            position that a prompt does not have.
     """
     several = [_several(source_prompts), _several(target_prompts)]
     examples = max(map(len, several))
@@ -137,9 +137,7 @@ def attention_object_lens_on_prompts(
         model, several[1] * (examples if len(several[1]) < examples else 1), position, targets, policy
     )
     sources = encode_prompts(model, several[0], source_position, None, policy)
-    for name, encoded in (("position", into), ("source_position", sources)):
-        if not encoded.single:
-            raise InterpError(f"{name}: expected one token of each prompt, e.g. last, got {encoded.labels}.")
+    _check_alike(sources, into)
     named = into if into.group_names else sources
     groups = list(named.groups) * (examples if len(named.groups) < examples else 1)
     attending = AttentionWindows.of(model, layers, num_layers).attending
@@ -149,14 +147,14 @@ def attention_object_lens_on_prompts(
         rows = slice(start, start + _AT_ONCE)
         own = slice(None) if len(several[0]) < examples else rows
         read = collect(model, sources.input_ids[own], sites, sources.positions[own])
-        latents, reference = read["attn_in"][:, :, 0], read["resid_post"][0, :, 0]
+        latents, reference = read["attn_in"], read["resid_post"][0, :, -1]
         here = len(into.input_ids[rows])
         parts.append(
             attention_object_lens(
                 model,
-                latents.expand(-1, here, -1),
+                latents.expand(-1, here, -1, -1),
                 into.input_ids[rows],
-                [tokens[0] for tokens in into.positions[rows]],
+                into.positions[rows],
                 groups[rows],
                 num_layers=num_layers,
                 layers=layers,
@@ -167,6 +165,27 @@ def attention_object_lens_on_prompts(
             )
         )
     return replace(LensResult.concatenate(parts), group_names=named.group_names)
+
+
+def _check_alike(sources: LensPrompts, into: LensPrompts) -> None:
+    """Whether each token that is read has one where it is received, in every prompt.
+
+    Raises:
+        InterpError: there are more of one, or a prompt has fewer than another.
+    """
+    counts = {"source_position": len(sources.labels), "position": len(into.labels)}
+    (fewer, least), (more, most) = sorted(counts.items(), key=lambda item: item[1])
+    if least < most:
+        labels = sources.labels if more == "source_position" else into.labels
+        number = "one token" if least == 1 else f"{least} tokens"
+        raise InterpError(f"{more}: expected {number} of each prompt, as many as {fewer} stands for, got {labels}.")
+    for name, encoded in (("source_position", sources), ("position", into)):
+        for prompt, own in enumerate(encoded.positions):
+            if -1 in own:
+                raise InterpError(
+                    f"{name}: prompt {prompt} has {sum(at >= 0 for at in own)} such tokens, others have {len(own)}. "
+                    "What attention receives is put at equally many tokens of every prompt, e.g. `word.last`."
+                )
 
 
 def _several(prompts: LensPrompt | Sequence[LensPrompt]) -> list[LensPrompt]:

@@ -70,8 +70,8 @@ def cut_logits(
 
 
 @contextmanager
-def receiving(attention: nn.Module, position: int, latent: Tensor) -> Iterator[None]:
-    """For a while, an attention module receives another vector at one position."""
+def receiving(attention: nn.Module, position: int | list[int], latent: Tensor) -> Iterator[None]:
+    """For a while, an attention module receives another vector at one position, or others at several."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         live = args[0] if args else kwargs["hidden_states"]
@@ -94,7 +94,7 @@ def received_logits(
     plain: nn.Module,
     attentions: Mapping[int, nn.Module],
     ids: Sequence[int],
-    position: int,
+    position: int | list[int],
     latents: Mapping[int, Tensor],
 ) -> np.ndarray:
     """(vocabulary,) float64 after the last token, while attention of some layers receives other vectors.
@@ -103,8 +103,8 @@ def received_logits(
         plain: a transformers model.
         attentions: layer -> its attention module.
         ids: the prompt.
-        position: the token at which they are received.
-        latents: layer -> (hidden,).
+        position: the token at which they are received, or several.
+        latents: layer -> (hidden,), or (position, hidden).
     """
     with ExitStack() as stack:
         for layer, latent in latents.items():
@@ -114,8 +114,10 @@ def received_logits(
 
 
 @torch.no_grad()
-def attention_inputs(plain: nn.Module, attentions: Sequence[nn.Module], ids: Sequence[int], position: int) -> Tensor:
-    """(layer, hidden): what each attention module receives at one position."""
+def attention_inputs(
+    plain: nn.Module, attentions: Sequence[nn.Module], ids: Sequence[int], position: int | list[int]
+) -> Tensor:
+    """(layer, hidden): what each attention module receives at one position; (layer, position, hidden) at several."""
     seen: list[Tensor] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
