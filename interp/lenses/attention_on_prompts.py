@@ -12,6 +12,7 @@ from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses.attention_object import AttentionWindows, attention_object_lens
 from interp.lenses.knockout import attention_knockout
+from interp.lenses.knockout_plan import Heads
 from interp.lenses.prompted import LensPrompt, LensPrompts, Targets, encode_prompts
 from interp.lenses.result import LensResult
 from interp.prompts import Prompt
@@ -36,6 +37,7 @@ def attention_knockout_on_prompts(
     layers: Sequence[int] | None = None,
     centred: bool = False,
     query_positions: Positions = "last",
+    heads: Heads | None = None,
     targets: Targets | Sequence[Targets] | None = None,
     policy: str = "first_token",
     top_k: int = 5,
@@ -50,6 +52,7 @@ def attention_knockout_on_prompts(
             `subject.all`, `:-1`, or several of these.
         window, layers, centred: the windows of layers, as in `attention_knockout`.
         query_positions: the positions that may not look, in the same vocabulary.
+        heads: the heads that are cut, in every layer of a window or by layer, as in `attention_knockout`; None: all.
         targets: the groups: name -> words (or token ids), for all prompts or a mapping for each; None: the targets of
             the prompts that are `Prompt`s, or where none has any, one group `own`: the token that the unblocked model
             finds most probable, as Geva et al. measure.
@@ -74,6 +77,7 @@ def attention_knockout_on_prompts(
         layers=layers,
         centred=centred,
         query_positions=[_there(asked, example) for example in range(len(asked.input_ids))],
+        heads=heads,
         top_k=top_k,
         batch_size=batch_size,
     )

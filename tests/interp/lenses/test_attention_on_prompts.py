@@ -61,6 +61,14 @@ def test_knockout_of_marked_characters(standardized: Standardized) -> None:
     assert_same(found, attention_knockout(model, ids, blocks, groups, window=2, layers=[0, 2]))
 
 
+def test_knockout_of_some_heads(standardized: Standardized) -> None:
+    model = standardized("gpt2")
+    heads = {0: [1], 2: [0, 3]}
+    found = attention_knockout_on_prompts(model, TEXTS[0], {"first": 0}, window=2, layers=[0, 1], heads=heads)
+    ids = encode(model.tokenizer, TEXTS[0]).input_ids
+    assert_same(found, attention_knockout(model, [ids], [{"first": [0]}], window=2, layers=[0, 1], heads=heads))
+
+
 def test_knockout_of_texts_measures_the_models_own_answer(standardized: Standardized) -> None:
     model = standardized("gpt2")
     found = attention_knockout_on_prompts(model, TEXTS[0], {"first": 0}, window=None, query_positions="-2:")
@@ -176,7 +184,9 @@ def test_errors(standardized: Standardized) -> None:
     lengths = [len(range(*prompt.encode(model.tokenizer).spans["word"])) for prompt in words]
     short = next(row for row, length in enumerate(lengths) if length < max(lengths))
     with pytest.raises(InterpError, match=f"position: prompt {short} has {lengths[short]} such tokens, others have"):
-        attention_object_lens_on_prompts(model, TEXTS[1], words, source_position=f":{max(lengths)}", position="word.all")
+        attention_object_lens_on_prompts(
+            model, TEXTS[1], words, source_position=f":{max(lengths)}", position="word.all"
+        )
     with pytest.raises(InterpError, match="no span 'word'"):
         attention_knockout_on_prompts(model, TEXTS, {"word": "word.all"}, window=1)
     with torch.no_grad(), pytest.raises(InterpError, match="expected blocks with names"):
