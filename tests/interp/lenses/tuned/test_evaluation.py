@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.lenses.tuned import GivenSequences, TokenSequence, TunedLens, evaluate_tuned_lens, states
+from interp.lenses.tuned import GivenSequences, TokenSequence, TunedLens, evaluate_tuned_lens, evaluation
 from interp.model import StandardizedTransformer
 from tests.interp.lenses.tuned.conftest import random_sequences
 from tests.interp.lenses.tuned.twins import TunedTwin, as_tensors, random_translators
 from tests.interp.lenses.twins import FAMILIES
-from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, VOCABULARY_SIZE
+from tests.tiny import HIDDEN_SIZE, NUM_LAYERS
 
 Standardized = Callable[[str], StandardizedTransformer]
 
@@ -26,7 +26,7 @@ Standardized = Callable[[str], StandardizedTransformer]
 def test_every_measure_equals_its_twin(
     standardized: Standardized, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(states, "CHUNK_ELEMENTS", 5 * VOCABULARY_SIZE)
+    monkeypatch.setattr(evaluation, "_TOKENS_AT_ONCE", 5)
     model, sequences = standardized(family), random_sequences()
     lens, translators = TunedLens.of(model, (0, 2)), random_translators((0, 2), HIDDEN_SIZE)
     lens.take(as_tensors(translators))
