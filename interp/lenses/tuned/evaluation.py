@@ -14,8 +14,8 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.lenses.reading import check_lens_layers
 from interp.lenses.tuned.lens import TunedLens
+from interp.lenses.tuned.sequences import TokenSequence
 from interp.lenses.tuned.states import TextSize, TokenStates, batches_of_tokens, token_states
-from interp.lenses.tuned.text import TokenSequence
 from interp.readout import reduce_hidden
 
 if TYPE_CHECKING:
