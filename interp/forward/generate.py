@@ -99,13 +99,14 @@ def generate_walked(
 
 
 def _chosen(model: StandardizedTransformer, hidden: Tensor, runs: Tensor, step: int, choose: Choose) -> Tensor:
-    """(run,) on the CPU, the next token of each; the logits of a few runs at a time are held."""
-    at_once = how_many(model.vocab_size, model.device)
-    parts = [
-        choose(model.readout(hidden[start : start + at_once]), runs[start : start + at_once], step).cpu()
-        for start in range(0, len(runs), at_once)
-    ]
-    return torch.cat(parts)
+    """(run,) the next token of each run, on the CPU; some runs' logits at a time."""
+    size = how_many(model.vocab_size, hidden.device)
+    with faster_products(len(hidden), model.hidden_size):
+        chosen = [
+            choose(model.readout(hidden[at : at + size]), runs[at : at + size], step)
+            for at in range(0, len(hidden), size)
+        ]
+    return torch.cat(chosen).cpu()
 
 
 def _patched(
