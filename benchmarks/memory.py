@@ -1,10 +1,11 @@
 """How much memory a lens takes over N and 16 N prompts: `python -m benchmarks.memory [--prompts 256] [--json FILE]`.
 
-A logit lens and a patchscope lens over a small model with a vocabulary of 32000, each in a process of its own: the
-largest resident set (of the device, where one is at hand: the most memory allocated) less what the process had before
-the lens began, with model and hidden states in place. The results are among it, twice while they are put together.
-Beside them stands the size of the (prompt, layer, vocabulary)
-logits that a lens which keeps everything would hold.
+A logit lens, a patchscope lens, one on prompts with another model as the source, and the evaluation of a tuned lens,
+over a small model with a vocabulary of 32000, each in a process of its own: the largest resident set (of the device,
+where one is at hand: the most memory allocated) less what the process had before the lens began, with model and hidden
+states in place. The results are among it, twice while they are put together. Beside them stands the size of the
+(prompt, layer, vocabulary) logits that a lens which keeps everything would hold; for the evaluation, of one token a
+prompt, where it reads all of them.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.readout import model
-from interp.lenses import LensResult, logit_lens, patchscope_lens
+from interp import StandardizedTransformer
+from interp.lenses import LensResult, logit_lens, patchscope_lens, patchscope_lens_on_prompts
+from interp.lenses.tuned import GivenSequences, TokenSequence, TunedLens, evaluate_tuned_lens
 
 LAYERS, HIDDEN, VOCABULARY, TARGET = 4, 64, 32000, 18
-LENSES = ("logit lens", "patchscope lens")
+LENSES = ("logit lens", "patchscope lens", "patchscope, 2 models", "tuned evaluation")
 
 
 def run(lens: str, prompts: int) -> dict[str, float]:
@@ -31,21 +36,41 @@ def run(lens: str, prompts: int) -> dict[str, float]:
     torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     lm = model(HIDDEN, VOCABULARY, torch.float32, device, LAYERS)
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(LAYERS, prompts, HIDDEN, generator=generator)
-    groups = torch.randint(VOCABULARY, (prompts, 2, 4), generator=generator).tolist()
-    target = torch.randint(VOCABULARY, (TARGET,), generator=generator).tolist()
+    work = _work(lens, lm, prompts, device)
     before = _peak(device)
-    if lens == "logit lens":
-        result = logit_lens(lm, hidden, groups, layers=range(LAYERS), top_k=10, reference=hidden[-1])
-    else:
-        targets, positions = [target] * prompts, [TARGET - 1] * prompts
-        result = patchscope_lens(lm, hidden, targets, positions, groups, layers=range(LAYERS), top_k=10)
+    size = work()
     return {
         "peak": _peak(device) - before,
-        "result": _size(result),
+        "result": size,
         "logits": prompts * LAYERS * VOCABULARY * 4 / 2**20,
     }
+
+
+def _work(lens: str, lm: StandardizedTransformer, prompts: int, device: str) -> Callable[[], float]:
+    """What is measured, ready to begin; it gives the size of its result."""
+    generator = torch.Generator().manual_seed(0)
+    if lens in ("logit lens", "patchscope lens"):
+        hidden = torch.randn(LAYERS, prompts, HIDDEN, generator=generator)
+        groups = torch.randint(VOCABULARY, (prompts, 2, 4), generator=generator).tolist()
+        given: dict[str, Any] = dict(layers=range(LAYERS), top_k=10)
+        if lens == "logit lens":
+            return lambda: _size(logit_lens(lm, hidden, groups, reference=hidden[-1], **given))
+        target = torch.randint(VOCABULARY, (TARGET,), generator=generator).tolist()
+        return lambda: _size(patchscope_lens(lm, hidden, [target] * prompts, [TARGET - 1] * prompts, groups, **given))
+    texts = torch.randint(VOCABULARY, (prompts, TARGET), generator=generator).tolist()
+    if lens == "tuned evaluation":
+        tuned, sequences = TunedLens.of(lm), GivenSequences([TokenSequence(tuple(ids), (1,) * TARGET) for ids in texts])
+        return lambda: (
+            sum(
+                array.nbytes
+                for array in vars(evaluate_tuned_lens(lm, tuned, sequences)).values()
+                if isinstance(array, np.ndarray)
+            )
+            / 2**20
+        )
+    other = model(HIDDEN, VOCABULARY, torch.float32, device, LAYERS)
+    groups = {"target": list(range(8))}
+    return lambda: _size(patchscope_lens_on_prompts(lm, texts, "w1 w2", source_model=other, targets=groups, top_k=10))
 
 
 def _peak(device: str) -> float:
@@ -73,16 +98,16 @@ def measure(prompts: int) -> dict[str, dict[str, dict[str, float]]]:
 
 def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
     """The figures as text."""
-    lines = [f"{'lens':<18}{'prompts':>9}{'peak MiB':>10}{'result MiB':>12}{'all logits MiB':>16}{'peak / logits':>15}"]
+    lines = [f"{'lens':<22}{'prompts':>9}{'peak MiB':>10}{'result MiB':>12}{'all logits MiB':>16}{'peak / logits':>15}"]
     for lens, by_count in found.items():
         for count, one in by_count.items():
             share = one["peak"] / one["logits"]
             lines.append(
-                f"{lens:<18}{count:>9}{one['peak']:>10.1f}{one['result']:>12.2f}{one['logits']:>16.0f}{share:>15.3f}"
+                f"{lens:<22}{count:>9}{one['peak']:>10.1f}{one['result']:>12.2f}{one['logits']:>16.0f}{share:>15.3f}"
             )
         few, many = by_count.values()
         without = [one["peak"] - one["result"] for one in (few, many)]
-        lines.append(f"{lens:<18}16 times the prompts: {without[1] / without[0]:.2f} times the memory, results apart")
+        lines.append(f"{lens:<22}16 times the prompts: {without[1] / without[0]:.2f} times the memory, results apart")
     return "\n".join(lines)
 
 

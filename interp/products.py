@@ -23,6 +23,9 @@ __all__ = ["by_onednn", "faster_products", "product"]
 
 SETTING = "INTERP_PRODUCTS"  # the environment variable: auto, torch or onednn
 WORTH = 1 << 22  # multiplications; setting a smaller product up takes oneDNN longer than MKL needs for it
+# Numbers in what it makes where another tensor is filled: 4 MiB. Larger ones, freed between results that stay, leave
+# holes in the heap that the next one of their kind no longer fits, so that memory grows with the work.
+AT_ONCE = 1 << 20
 
 _linear, _addmm = functional.linear, torch.addmm  # what `nn.Linear` and transformers' `Conv1D` call
 
@@ -55,7 +58,9 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> N
         out: (row, columns), of their dtype; written.
     """
     if by_onednn() and _fits(rows, weight, bias):
-        out.copy_(_multiply(rows, weight, bias))
+        step = max(1, AT_ONCE // weight.shape[0])  # oneDNN makes a tensor of its own for each product
+        for at in range(0, len(rows), step):
+            out[at : at + step].copy_(_multiply(rows[at : at + step], weight, bias))
     elif bias is None:
         torch.mm(rows, weight.T, out=out)
     else:

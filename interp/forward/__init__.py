@@ -1,7 +1,16 @@
 """Running part of a model: a frozen prefix that continuations share; a walk up the layers from where they differ."""
 
 from interp.forward.batches import batches_alike
-from interp.forward.blocking import Cut, blocking_fits, check_something_is_left, run_blocked, seen_keys, walk_blocked
+from interp.forward.blocking import (
+    Cut,
+    CutHeads,
+    blocking_fits,
+    check_something_is_left,
+    heads_in,
+    run_blocked,
+    seen_keys,
+    walk_blocked,
+)
 from interp.forward.causal import is_causal
 from interp.forward.check import walk_fits
 from interp.forward.check_generation import generation_fits
@@ -20,6 +29,7 @@ __all__ = [
     "Choose",
     "CleanRun",
     "Cut",
+    "CutHeads",
     "FrozenPrefix",
     "Sampling",
     "SharedPrefix",
@@ -31,6 +41,7 @@ __all__ = [
     "generate_plainly",
     "generate_walked",
     "generation_fits",
+    "heads_in",
     "is_causal",
     "plan_prefixes",
     "prefixes_fit",

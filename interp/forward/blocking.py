@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,21 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Cut", "blocking_fits", "check_something_is_left", "run_blocked", "seen_keys", "walk_blocked"]
+__all__ = [
+    "Cut",
+    "CutHeads",
+    "blocking_fits",
+    "check_something_is_left",
+    "heads_in",
+    "run_blocked",
+    "seen_keys",
+    "walk_blocked",
+]
 
-_NAME = "attention that is cut"
+_NAME, _NAME_OF_HEADS = "attention that is cut", "attention that is cut in some heads"
+
+CutHeads = Mapping[int, Sequence[int]]
+"""Layer -> the heads in which edges are cut there; in a layer that is not named, none."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +67,14 @@ class Cut:
 
 
 @torch.no_grad()
-def walk_blocked(clean: CleanRun, windows: Sequence[range], blocked: Tensor) -> Tensor:
+def walk_blocked(clean: CleanRun, windows: Sequence[range], blocked: Tensor, heads: CutHeads | None = None) -> Tensor:
     """Cut edges in windows of layers, by a walk up the layers.
 
     Arguments:
         clean: the prompts.
         windows: the layers of each entry, ascending by the first of them.
         blocked: (entry, prompt, position, key) bool, the edges that are cut; positions from the clean run's first on.
+        heads: in which heads; None: in all.
 
     Returns:
         (entry, prompt, hidden), the residual stream after the last layer at the last token.
@@ -69,10 +82,16 @@ def walk_blocked(clean: CleanRun, windows: Sequence[range], blocked: Tensor) -> 
     cutting = [[layer in window for window in windows] for layer in range(clean.model.num_layers)]
     is_cutting = torch.tensor(cutting, device=blocked.device)  # (layer, entry); one copy to the device
 
+    among = {layer: _among(heads_in(clean.model, layer), own, blocked.device) for layer, own in (heads or {}).items()}
+
     def inside(layer: int, hidden: Tensor, _: list[int]) -> Tensor:
         joined = len(hidden) // blocked.shape[1]
-        here = blocked[:joined] & is_cutting[layer, :joined, None, None, None]
-        return clean.through(layer, hidden, blocked=here.flatten(0, 1))
+        if heads is not None and layer not in heads:
+            return clean.through(layer, hidden)
+        here = (blocked[:joined] & is_cutting[layer, :joined, None, None, None]).flatten(0, 1)[:, None]
+        if heads is not None:
+            here = here & among[layer]
+        return clean.through(layer, hidden, blocked=here)
 
     return walk_windows(clean, windows, inside)
 
@@ -84,6 +103,7 @@ def run_blocked(
     cuts: Sequence[Cut],
     layers: Sequence[int],
     *,
+    heads: CutHeads | None = None,
     examples: Sequence[int] | None = None,
 ) -> Tensor:
     """Cut edges in some layers the plain way: one traced forward pass of whole prompts, in which scores are written.
@@ -93,6 +113,7 @@ def run_blocked(
         input_ids: token ids of each row, unpadded.
         cuts: the edges that are cut in each row.
         layers: in which layers, ascending.
+        heads: in which heads of each; None: in all.
         examples: what the rows are called in a message; None: by their number.
 
     Returns:
@@ -117,12 +138,44 @@ def run_blocked(
             scores = model.read(Site("scores", layer))
             lowest = torch.finfo(scores.dtype).min  # what the models' own masks write
             seen.append((scores > lowest / 2).any(1))
-            model.write(Site("scores", layer), scores.masked_fill(blocked[:, None], lowest))
+            here = blocked[:, None]
+            if heads is not None:
+                here = here & _among(_counted(model, layer, scores), heads[layer], here.device)
+            model.write(Site("scores", layer), scores.masked_fill(here, lowest))
         final = nnsight.save(model.read(last)[:, -1].clone())
         tracer.stop()
     for layer, keys in zip(layers, seen, strict=True):
         check_something_is_left(model, layer, keys, blocked, examples or range(len(blocked)))
     return final
+
+
+def heads_in(model: StandardizedTransformer, layer: int) -> int:
+    """How many query heads the attention of a layer has."""
+    by_layer = model.spec.num_heads_by_layer
+    own = None if by_layer is None else by_layer[layer]
+    return model.num_heads if own is None else own
+
+
+def _counted(model: StandardizedTransformer, layer: int, scores: Tensor) -> int:
+    """The number of heads, which is that of the scores (row, head, query, key).
+
+    Raises:
+        InterpError: it is not, so that nobody can say which head is which.
+    """
+    count = heads_in(model, layer)
+    if scores.shape[1] != count:
+        raise InterpError(
+            f"heads: layer {layer} of {type(model._module).__name__} has scores of {scores.shape[1]} heads, and "
+            f"{count} by its config, so heads cannot be told apart. Leave `heads` out to cut all of them."
+        )
+    return count
+
+
+def _among(count: int, chosen: Sequence[int], device: torch.device) -> Tensor:
+    """(head, 1, 1) bool, True for the heads that are chosen."""
+    mask = torch.zeros(count, 1, 1, dtype=torch.bool)
+    mask[list(chosen)] = True
+    return mask.to(device)
 
 
 def check_something_is_left(
@@ -171,15 +224,17 @@ def seen_keys(clean: CleanRun, layer: int) -> Tensor:
         keys = clean.prefix.length + positions
         device = clean.hidden(-1).device
         return torch.ones(1, positions, keys, dtype=torch.bool, device=device).tril(keys - positions)
-    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    # A token sees itself: what a bool mask has there is what it says of keys that are seen.
+    seen = mask == mask[..., -1:, -1:] if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     return seen.any(1)
 
 
-def blocking_fits(model: StandardizedTransformer) -> bool:
+def blocking_fits(model: StandardizedTransformer, *, heads: bool = False) -> bool:
     """Whether `walk_blocked` gives what `run_blocked` gives; one line of the log says where not.
 
     Arguments:
         model: the model, whose attention gives its scores.
+        heads: in some heads only.
     """
     ids = sample_ids(model)
     rows, length = ids.shape
@@ -188,20 +243,25 @@ def blocking_fits(model: StandardizedTransformer) -> bool:
     windows = [range(first, middle + 1), range(middle, middle + 1)]
     cuts = [Cut((length - 1,), (0, 2, length - 2)), Cut((length // 2, length - 1), (1, length // 2 - 1))]
     start = min(cuts[1].queries)
+    # The first head alone, and all but the first: in both, heads of one group of keys differ.
+    some = {layer: range(1, heads_in(model, layer)) if index % 2 else [0] for index, layer in enumerate(attending)}
+    chosen = some if heads else None
 
     def fast() -> Tensor:
         masks = torch.stack([cut.mask(length, start=start) for cut in cuts])
         blocked = masks[:, None].expand(-1, rows, -1, -1).to(ids.device)
-        return walk_blocked(CleanRun.of(model, ids, start), windows, blocked)
+        return walk_blocked(CleanRun.of(model, ids, start), windows, blocked, chosen)
 
     def slow() -> Tensor:
         return torch.stack(
             [
-                run_blocked(model, ids.tolist(), [cut] * rows, [layer for layer in window if layer in attending])
+                run_blocked(
+                    model, ids.tolist(), [cut] * rows, [layer for layer in window if layer in attending], heads=chosen
+                )
                 for window, cut in zip(windows, cuts, strict=True)
             ]
         )
 
     chooses = "indexed" in (model.spec.attention_types or ())
     reason = "would let attention choose other keys in place of those that are cut" if chooses else None
-    return fits(model, _NAME, fast, slow, known=reason)
+    return fits(model, _NAME_OF_HEADS if heads else _NAME, fast, slow, known=reason)

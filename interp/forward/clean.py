@@ -63,8 +63,8 @@ class CleanRun:
             layer: which.
             hidden: (multiple of the prompts, position, hidden), the residual stream before it from position `start` on;
                 row i goes on from prompt i modulo the number of prompts.
-            blocked: (1 or row, position, key), True where a position's attention must not look; keys are counted from
-                the beginning of the prompt. None: it looks as the model does.
+            blocked: (1 or row, 1 or head, position, key), True where a position's attention must not look; keys are
+                counted from the beginning of the prompt. None: it looks as the model does.
 
         Returns:
             The same after the layer.
@@ -84,8 +84,8 @@ class CleanRun:
         return output if isinstance(output, Tensor) else output[0]
 
     def _without(self, mask: Tensor | None, blocked: Tensor, dtype: torch.dtype) -> Tensor:
-        """A mask (row, 1, position, key) of the kind that the model made, which also hides what is blocked."""
-        seen = ~blocked[:, None]
+        """A mask (row, 1 or head, position, key) of the kind that the model made, which also hides what is blocked."""
+        seen = ~blocked
         positions, keys = blocked.shape[-2:]
         if mask is None:
             causal = torch.ones(positions, keys, dtype=torch.bool, device=blocked.device).tril(keys - positions)
@@ -95,5 +95,7 @@ class CleanRun:
             mask = torch.zeros((), dtype=dtype, device=blocked.device)
             return mask.masked_fill(~allowed, torch.finfo(dtype).min)
         if mask.dtype == torch.bool:
-            return mask & seen
+            # A token sees itself: what the mask has there is what it says of keys that are seen (MPT's says False).
+            is_seen = mask[..., -1:, -1:]
+            return ((mask == is_seen) & seen) == is_seen
         return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)

@@ -160,6 +160,8 @@ def last_layer_fits(model: StandardizedTransformer, layer: int, feed: Feed, shor
         feed: the batch.
         short, whole: (row, column) of tokens -> (token, hidden), what the layer gives, each way.
     """
+    if model._edits:
+        return False
     name = f"layer {layer} at a few tokens"
     if name not in model.verdicts:
         lengths = torch.tensor(feed.lengths, device=model.device)

@@ -1,4 +1,4 @@
-"""Attention that receives other vectors at one position, in windows of layers; the MLP keeps what it receives."""
+"""Attention that receives other vectors at some positions, in windows of layers; the MLP keeps what it receives."""
 
 from __future__ import annotations
 
@@ -28,14 +28,17 @@ _NAME = "attention that receives other vectors"
 
 
 @torch.no_grad()
-def walk_receiving(clean: CleanRun, windows: Sequence[range], latents: Mapping[int, Tensor]) -> Tensor:
-    """Replace what attention receives at one position, in windows of layers, by a walk up the layers.
+def walk_receiving(
+    clean: CleanRun, windows: Sequence[range], latents: Mapping[int, Tensor], columns: Sequence[int]
+) -> Tensor:
+    """Replace what attention receives at some positions, in windows of layers, by a walk up the layers.
 
     Arguments:
-        clean: the prompts; what is replaced is what attention receives at the first position that it runs.
+        clean: the prompts.
         windows: the layers of each entry, ascending by the first of them.
-        latents: layer -> (row, hidden), `attn_in` of that layer; a layer without attention has none. Rows are as many
-            as the prompts, or where the clean run has one prompt for all, any number.
+        latents: layer -> (row, position, hidden), `attn_in` of that layer; a layer without attention has none. Rows
+            are as many as the prompts, or where the clean run has one prompt for all, any number.
+        columns: the positions, all replaced at once, counted from the first that the clean run runs.
 
     Returns:
         (entry, row, hidden), the residual stream after the last layer at the last token.
@@ -49,7 +52,7 @@ def walk_receiving(clean: CleanRun, windows: Sequence[range], latents: Mapping[i
             return clean.through(layer, hidden)
         held = latents[layer].unflatten(0, (copies, prompts))[[entry % copies for entry in active]]
         rows = torch.arange(len(hidden), device=hidden.device).unflatten(0, (-1, prompts))[active]
-        with _receives(clean.model, layer, rows.flatten(), held.flatten(0, 1), len(hidden)):
+        with _receives(clean.model, layer, rows.flatten(), columns, held.flatten(0, 1), len(hidden)):
             return clean.through(layer, hidden)
 
     return walk_windows(clean, spread, inside).unflatten(0, (len(windows), copies)).flatten(1, 2)
@@ -57,9 +60,9 @@ def walk_receiving(clean: CleanRun, windows: Sequence[range], latents: Mapping[i
 
 @contextmanager
 def _receives(
-    model: StandardizedTransformer, layer: int, rows: Tensor, latents: Tensor, num_rows: int
+    model: StandardizedTransformer, layer: int, rows: Tensor, columns: Sequence[int], latents: Tensor, num_rows: int
 ) -> Iterator[None]:
-    """For a while, the attention of a layer receives `latents` (row, hidden) at the first position of some rows."""
+    """For a while, the attention of a layer receives `latents` (row, position, hidden) at some columns of some rows."""
     sublayer = sublayer_of(model, "attention", layer)
     assert sublayer is not None  # the layer has latents
     written = False
@@ -69,7 +72,8 @@ def _receives(
         written = True
         live: Tensor = args[0] if args else next(iter(kwargs.values()))
         patched = live.reshape(num_rows, -1, live.shape[-1]).clone()  # in parallel layers the MLP holds the same tensor
-        patched[rows, 0] = latents
+        for place, column in enumerate(columns):
+            patched[rows, column] = latents[:, place]
         patched = patched.view(live.shape)
         # CTRL's attention takes its input three times, as values, keys and queries.
         args = tuple(patched if given is live else given for given in args)
@@ -95,17 +99,20 @@ def receiving_fits(model: StandardizedTransformer) -> bool:
     attending = [layer for layer in range(model.num_layers) if model.has(Site("attn_in", layer))]
     first, middle = attending[0], attending[len(attending) // 2]
     windows = [range(first, middle + 1), range(middle, middle + 1)]
-    position = length // 2
+    positions = [length // 2, length // 2 + 2]
 
     # What attention receives for the other prompt, a token later: vectors of the size that it knows.
     latents: dict[int, Tensor] = {}
     with model.trace(input_ids=ids, use_cache=False) as tracer:
         for layer in attending:
-            latents[layer] = nnsight.save(model.read(Site("attn_in", layer))[:, position + 1].flip(0).clone())
+            received = model.read(Site("attn_in", layer))
+            latents[layer] = nnsight.save(received[:, [position + 1 for position in positions]].flip(0).clone())
         tracer.stop()
 
     def fast() -> Tensor:
-        return walk_receiving(CleanRun.of(model, ids, position), windows, latents)
+        return walk_receiving(
+            CleanRun.of(model, ids, positions[0]), windows, latents, [position - positions[0] for position in positions]
+        )
 
     def slow() -> Tensor:
         return torch.stack(
@@ -113,7 +120,7 @@ def receiving_fits(model: StandardizedTransformer) -> bool:
                 run_patched(
                     model,
                     ids.tolist(),
-                    [position] * rows,
+                    [positions] * rows,
                     [(Site("attn_in", layer), latents[layer]) for layer in window if layer in latents],
                 )
                 for window in windows

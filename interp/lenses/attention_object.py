@@ -1,4 +1,4 @@
-"""The attention-object lens: attention receives a source's vectors at one token of a target prompt.
+"""The attention-object lens: attention receives a source's vectors at one token of a target prompt, or at several.
 
 It is nnterp's `patch_object_attn_lens`. Where a patchscope writes what a token is, this writes only what attention
 reads there, in a few layers in a row, and leaves the token's own stream alone.
@@ -25,6 +25,8 @@ from interp.forward import (
     whole_batches,
 )
 from interp.lenses.layer_windows import windows_of
+from interp.lenses.patching import PatchedPrompts, TargetPositions
+from interp.lenses.patchscope import check_lens_inputs, run_unpatched
 from interp.lenses.reading import check_lens_layers, read_layers
 from interp.lenses.result import LensResult
 from interp.model.layout import sublayer_of
@@ -84,7 +86,7 @@ def attention_object_lens(
     model: StandardizedTransformer,
     latents: Tensor,
     target_ids: Sequence[Sequence[int]],
-    positions: Sequence[int],
+    positions: TargetPositions,
     groups: Groups,
     *,
     num_layers: int | None = 5,
@@ -99,13 +101,15 @@ def attention_object_lens(
     For each layer j the target prompt is run once, and in the layers j to j + num_layers - 1 what attention receives at
     one token, after its norm, is what attention of that same layer receives at the source. So other tokens look at the
     source there, and the token itself looks around as the source would. The MLP keeps what it receives, also in
-    parallel layers, where both read one tensor.
+    parallel layers, where both read one tensor. Several tokens receive theirs at once, in the same run.
 
     Arguments:
         model: the model.
-        latents: (layer, example, hidden_size), `attn_in` at the source; any device and float dtype.
+        latents: (layer, example, hidden_size), `attn_in` at the source; or (layer, example, position, hidden_size)
+            where several tokens receive. Any device and float dtype, the model's is used.
         target_ids: per example: token ids of its target prompt as the model is fed, unpadded.
-        positions: per example: the token of the target prompt, counted from 0 without padding.
+        positions: per example: the token of the target prompt that receives, counted from 0 without padding; or
+            several that receive at once, equally many in every example.
         groups: per example, per group: token ids whose probability is summed.
         num_layers: in how many layers from j on, cut off at the model's last; None: in all of them.
         layers: the layers j, ascending; None: every layer.
@@ -132,13 +136,11 @@ def attention_object_lens(
             f"latent_layers: windows of {num_layers} layers from {list(plan.windows)} on need latents of layers "
             f"{list(plan.attending)}, got none of {missing}."
         )
-    _check_examples(model, latents, target_ids, positions, groups, reference, len(held))
-    if batch_size < 1:
-        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
+    prompts = PatchedPrompts.of(model, latents, held, target_ids, positions, mapped=False, name="positions")
+    check_lens_inputs(prompts, groups, reference, batch_size)
     padded = TokenGroups.pad(groups, model.vocab_size)
-    needed = latents[[held.index(layer) for layer in plan.attending]]
     parts, order = [], []
-    for chosen, hidden, clean in final_states(model, plan, needed, target_ids, positions, batch_size):
+    for chosen, hidden, clean in final_states(prompts.at(plan.attending), plan, batch_size):
         rows = torch.tensor(chosen, dtype=torch.long)
         order += chosen
         parts.append(
@@ -156,101 +158,52 @@ def attention_object_lens(
 
 
 def final_states(
-    model: StandardizedTransformer,
-    plan: AttentionWindows,
-    latents: Tensor,
-    target_ids: Sequence[Sequence[int]],
-    positions: Sequence[int],
-    batch_size: int,
+    prompts: PatchedPrompts, plan: AttentionWindows, batch_size: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """What target prompts end with, batch by batch.
 
     Arguments:
-        model: the model.
+        prompts: the target prompts, and what attention of the layers `plan.attending` receives.
         plan: the windows.
-        latents: (layer of `plan.attending`, example, hidden).
-        target_ids, positions, batch_size: as in `attention_object_lens`.
+        batch_size: target prompts in a forward pass at most.
 
     Yields:
         The examples of the batch; (window, row, hidden), the residual stream after the last layer at the last token;
         (row, hidden), the same of the unpatched prompts.
     """
-    if not target_ids:  # results of length 0
-        yield [], torch.empty(len(plan.windows), 0, model.hidden_size), torch.empty(0, model.hidden_size)
+    windows = list(plan.windows.values())
+    if not len(prompts):  # results of length 0
+        width = prompts.model.hidden_size
+        yield [], torch.empty(len(windows), 0, width), torch.empty(0, width)
         return
-    lengths = [len(ids) for ids in target_ids]
-    if receiving_fits(model) and stays_within(model, lengths):
-        batches, run = batches_alike(target_ids, positions, batch_size, len(plan.windows)), _walked
+    if receiving_fits(prompts.model) and stays_within(prompts.model, [len(ids) for ids in prompts.input_ids]):
+        batches, run = batches_alike(prompts.input_ids, prompts.positions, batch_size, len(windows)), _walked
     else:
-        batches, run = whole_batches(model, lengths, batch_size), _plain
+        batches, run = whole_batches(prompts.model, [len(ids) for ids in prompts.input_ids], batch_size), _plain
     for chosen in batches:
-        rows = torch.tensor(chosen, dtype=torch.long, device=latents.device)
-        held = latents[:, rows].to(device=model.device, dtype=model.dtype)
-        received = dict(zip(plan.attending, held, strict=True))
-        ids = [list(target_ids[example]) for example in chosen]
-        yield chosen, *run(model, plan, received, ids, [positions[example] for example in chosen])
+        received = dict(zip(prompts.layers, prompts.written(chosen, None), strict=True))
+        yield chosen, *run(prompts, windows, received, chosen)
 
 
 def _walked(
-    model: StandardizedTransformer,
-    plan: AttentionWindows,
-    received: dict[int, Tensor],
-    ids: list[list[int]],
-    positions: list[int],
+    prompts: PatchedPrompts, windows: Sequence[range], received: dict[int, Tensor], chosen: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """What `_plain` gives, of target prompts of one length that are changed at one token, by a walk up the layers."""
-    alike = all(own == ids[0] for own in ids)
-    clean = CleanRun.of(model, torch.tensor(ids[:1] if alike else ids, device=model.device), positions[0])
-    hidden = walk_receiving(clean, list(plan.windows.values()), received)
-    return hidden, clean.hidden(model.num_layers - 1)[:, -1].expand(len(ids), -1)
+    """What `_plain` gives, of target prompts of one length that are changed at the same tokens, by a walk."""
+    positions = prompts.positions[chosen[0]]
+    start = min(positions)
+    clean = CleanRun.of(prompts.model, prompts.ids(chosen), start)
+    hidden = walk_receiving(clean, windows, received, [position - start for position in positions])
+    return hidden, clean.hidden(prompts.model.num_layers - 1)[:, -1].expand(len(chosen), -1)
 
 
 def _plain(
-    model: StandardizedTransformer,
-    plan: AttentionWindows,
-    received: dict[int, Tensor],
-    ids: list[list[int]],
-    positions: list[int],
+    prompts: PatchedPrompts, windows: Sequence[range], received: dict[int, Tensor], chosen: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """The same by a traced forward pass of the whole target prompts for each window."""
-    hidden = [
-        run_patched(
-            model, ids, positions, [(Site("attn_in", layer), received[layer]) for layer in window if layer in received]
-        )
-        for window in plan.windows.values()
-    ]
-    return torch.stack(hidden), run_patched(model, ids, [0] * len(ids), [])
-
-
-def _check_examples(
-    model: StandardizedTransformer,
-    latents: Tensor,
-    target_ids: Sequence[Sequence[int]],
-    positions: Sequence[int],
-    groups: Groups,
-    reference: Tensor | None,
-    num_latents: int,
-) -> None:
-    expected = (num_latents, len(target_ids), model.hidden_size)
-    if tuple(latents.shape) != expected:
-        raise InterpError(
-            f"latents: expected shape (layer, example, hidden_size) = {expected}, got {tuple(latents.shape)}."
-        )
-    if reference is not None and tuple(reference.shape) != expected[1:]:
-        raise InterpError(
-            f"reference: expected shape (example, hidden_size) = {expected[1:]}, got {tuple(reference.shape)}."
-        )
-    for name, given in (("positions", positions), ("groups", groups)):
-        if len(given) != len(target_ids):
-            raise InterpError(f"{name}: expected one entry for each of {len(target_ids)} examples, got {len(given)}.")
-    for example, (ids, position) in enumerate(zip(target_ids, positions, strict=True)):
-        if not 0 <= position < len(ids):
-            raise InterpError(
-                f"positions: example {example} has {position}, expected a token of its target prompt, 0 to "
-                f"{len(ids) - 1}. `interp.positions` resolves positions that count from the end."
-            )
-        if min(ids) < 0 or max(ids) >= model.vocab_size:
-            raise InterpError(
-                f"target_ids: example {example} has ids {min(ids)} to {max(ids)}, the model's vocabulary is "
-                f"0 to {model.vocab_size - 1}. Were they made with another model's tokenizer?"
-            )
+    """(window, row, hidden) and (row, hidden), by a traced forward pass of whole target prompts for each window."""
+    ids = [prompts.input_ids[example] for example in chosen]
+    positions = [prompts.positions[example] for example in chosen]
+    hidden = []
+    for window in windows:
+        writes = [(Site("attn_in", layer), received[layer]) for layer in window if layer in received]
+        hidden.append(run_patched(prompts.model, ids, positions, writes))
+    return torch.stack(hidden), run_unpatched(prompts.model, ids)

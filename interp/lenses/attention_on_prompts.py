@@ -12,6 +12,7 @@ from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses.attention_object import AttentionWindows, attention_object_lens
 from interp.lenses.knockout import attention_knockout
+from interp.lenses.knockout_plan import Heads
 from interp.lenses.prompted import LensPrompt, LensPrompts, Targets, encode_prompts, listed
 from interp.lenses.result import LensResult
 from interp.sites import Site
@@ -35,6 +36,7 @@ def attention_knockout_on_prompts(
     layers: Sequence[int] | None = None,
     centred: bool = False,
     query_positions: Positions = "last",
+    heads: Heads | None = None,
     targets: Targets | Sequence[Targets] | None = None,
     policy: str = "first_token",
     top_k: int = 5,
@@ -49,6 +51,7 @@ def attention_knockout_on_prompts(
             `subject.all`, `:-1`, or several of these.
         window, layers, centred: the windows of layers, as in `attention_knockout`.
         query_positions: the positions that may not look, in the same vocabulary.
+        heads: the heads that are cut, in every layer of a window or by layer, as in `attention_knockout`; None: all.
         targets: the groups: name -> words (or token ids), for all prompts or a mapping for each; None: the targets of
             the prompts that are `Prompt`s, or where none has any, one group `own`: the token that the unblocked model
             finds most probable, as Geva et al. measure.
@@ -76,6 +79,7 @@ def attention_knockout_on_prompts(
         layers=layers,
         centred=centred,
         query_positions=[_there(asked, example) for example in range(len(asked.input_ids))],
+        heads=heads,
         top_k=top_k,
         batch_size=batch_size,
     )
@@ -93,8 +97,8 @@ def attention_object_lens_on_prompts(
     source_prompts: LensPrompt | Sequence[LensPrompt],
     target_prompts: LensPrompt | Sequence[LensPrompt],
     *,
-    source_position: str | int = "last",
-    position: str | int = "last",
+    source_position: Positions = "last",
+    position: Positions = "last",
     num_layers: int | None = 5,
     layers: Sequence[int] | None = None,
     targets: Targets | Sequence[Targets] | None = None,
@@ -111,8 +115,8 @@ def attention_object_lens_on_prompts(
         source_prompts: texts, `Prompt`s or lists of token ids: one for each target prompt, or one for all.
         target_prompts: likewise: one for each source, or one for all.
         source_position: the token of a source whose vectors attention receives, in the vocabulary of
-            `interp.positions`: `last`, `subject.last`, `-2`.
-        position: the token of the target prompt at which it receives them.
+            `interp.positions`: `last`, `subject.last`, `-2`; or several, `-2:`, `["subject.first", "subject.last"]`.
+        position: the token of the target prompt at which it receives them; as many as are read, all at once.
         num_layers, layers: the windows of layers, as in `attention_object_lens`.
         targets: the groups: name -> words (or token ids), for all examples or a mapping for each; None: the targets of
             the target prompts that are `Prompt`s, or where none has any, of the source prompts.
@@ -122,11 +126,11 @@ def attention_object_lens_on_prompts(
 
     Returns:
         The lens over (example, layer); see `attention_object_lens`. `surprisal` and `model_top_id` go by what the model
-        says at the source token.
+        says at the (last) source token.
 
     Raises:
-        InterpError: what `attention_object_lens` refuses, numbers of prompts that do not fit, a position that a prompt
-            does not have, or one that stands for several.
+        InterpError: what `attention_object_lens` refuses, numbers of prompts or of positions that do not fit, or a
+            position that a prompt does not have.
     """
     several = [listed(source_prompts), listed(target_prompts)]
     examples = max(map(len, several))
@@ -139,9 +143,7 @@ def attention_object_lens_on_prompts(
         model, several[1] * (examples if len(several[1]) < examples else 1), position, targets, policy
     )
     sources = encode_prompts(model, several[0], source_position)
-    for name, encoded in (("position", into), ("source_position", sources)):
-        if not encoded.single:
-            raise InterpError(f"{name}: expected one token of each prompt, e.g. last, got {encoded.labels}.")
+    _check_alike(sources, into)
     named = into if into.group_names else sources
     groups = list(named.groups) * (examples if len(named.groups) < examples else 1)
     attending = AttentionWindows.of(model, layers, num_layers).attending
@@ -151,14 +153,14 @@ def attention_object_lens_on_prompts(
         rows = slice(start, start + _AT_ONCE)
         own = slice(None) if len(several[0]) < examples else rows
         read = collect(model, sources.input_ids[own], sites, sources.positions[own])
-        latents, reference = read["attn_in"][:, :, 0], read["resid_post"][0, :, 0]
+        latents, reference = read["attn_in"], read["resid_post"][0, :, -1]
         here = len(into.input_ids[rows])
         parts.append(
             attention_object_lens(
                 model,
-                latents.expand(-1, here, -1),
+                latents.expand(-1, here, -1, -1),
                 into.input_ids[rows],
-                [tokens[0] for tokens in into.positions[rows]],
+                into.positions[rows],
                 groups[rows],
                 num_layers=num_layers,
                 layers=layers,
@@ -169,3 +171,24 @@ def attention_object_lens_on_prompts(
             )
         )
     return replace(LensResult.concatenate(parts), group_names=named.group_names)
+
+
+def _check_alike(sources: LensPrompts, into: LensPrompts) -> None:
+    """Whether each token that is read has one where it is received, in every prompt.
+
+    Raises:
+        InterpError: there are more of one, or a prompt has fewer than another.
+    """
+    counts = {"source_position": len(sources.labels), "position": len(into.labels)}
+    (fewer, least), (more, most) = sorted(counts.items(), key=lambda item: item[1])
+    if least < most:
+        labels = sources.labels if more == "source_position" else into.labels
+        number = "one token" if least == 1 else f"{least} tokens"
+        raise InterpError(f"{more}: expected {number} of each prompt, as many as {fewer} stands for, got {labels}.")
+    for name, encoded in (("position", into), ("source_position", sources)):
+        for prompt, own in enumerate(encoded.positions):
+            if -1 in own:
+                raise InterpError(
+                    f"{name}: prompt {prompt} has {sum(at >= 0 for at in own)} such tokens, others have {len(own)}. "
+                    "What attention receives is put at equally many tokens of every prompt, e.g. `word.last`."
+                )

@@ -9,7 +9,7 @@ sums of it; `apply_ln_to_stack` of TransformerLens is the same arithmetic.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +23,7 @@ from interp.lenses.axes import Coordinate, Coordinates, NamedArrays
 from interp.lenses.linear_tail import FrozenNorm, HeadRows
 from interp.lenses.prompted import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
 from interp.lenses.result import Floats
-from interp.readout import TokenGroups
+from interp.readout import TokenGroups, logits_of
 from interp.sites import Site, Spelling
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _tail_at(model: StandardizedTransformer, hidden: Tensor, groups: TokenGroups
 
 def _logits(model: StandardizedTransformer, hidden: Tensor, groups: TokenGroups) -> Tensor:
     """(cell, group), the mean over a group's tokens of the model's own logits before the softcap."""
-    logits = replace(model.tail, softcap=None)(model.tail_input(hidden), model._module.get_submodule).float()
-    groups = groups.to(logits.device)
-    members = logits.gather(1, groups.ids.flatten(1)).view(groups.ids.shape) * groups.valid
+    members = logits_of(model, hidden, groups.ids.flatten(1), softcap=False).view(groups.ids.shape)
+    groups = groups.to(members.device)
+    members = members * groups.valid
     return members.sum(-1) / groups.valid.sum(-1)

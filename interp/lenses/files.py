@@ -1,8 +1,12 @@
-"""Results in one safetensors file: arrays, and what describes them as JSON in its metadata. No pickle."""
+"""Results in one safetensors file: arrays, and what describes them as JSON in its metadata. No pickle.
+
+Maps, lenses and checkpoints write their tensors by `write_tensors` too.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +14,12 @@ from typing import Any
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from safetensors.torch import save_file
+from torch import Tensor
 
 from interp.errors import InterpError
 
-__all__ = ["read_arrays", "write_arrays"]
+__all__ = ["read_arrays", "write_arrays", "write_tensors"]
 
 _KEY = "interpipe"  # one key alone: safetensors writes several in an order of chance
 _VERSION = 1
@@ -54,3 +60,26 @@ def read_arrays(path: str | Path, kind: str) -> tuple[dict[str, NDArray], dict[s
         found = f"{described.get('kind')} (version {described.get('version')})"
         raise InterpError(f"{str(path)!r}: expected a {kind} (version {_VERSION}), found {found}.")
     return arrays, described
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors into a safetensors file, under its name only when it is whole and on the disk.
+
+    Whoever may read other new files of this process may read it: safetensors alone lets nobody but the owner.
+
+    Arguments:
+        path: of the file; its folder has to exist.
+        tensors: name -> tensor, on any device.
+        metadata: text by key, for the file's header.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch()  # with the mode that the process's umask leaves
+    mode = partial.stat().st_mode
+    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(held, partial, metadata=None if metadata is None else dict(metadata))
+    partial.chmod(mode)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -7,8 +7,7 @@ where what it needs was on its way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.forward import (
     CleanRun,
-    Cut,
     batches_alike,
     blocking_fits,
     check_ready,
@@ -30,20 +28,16 @@ from interp.forward import (
     whole_batches,
 )
 from interp.forward.batches import WALKING_TOKENS
+from interp.lenses.knockout_plan import Blocks, Heads, KnockoutPlan, attends, check_attention, cut_heads, cuts_of
 from interp.lenses.layer_windows import windows_of
 from interp.lenses.reading import read_layers
 from interp.lenses.result import LensResult
-from interp.model.layout import sublayer_of, why_missing
 from interp.readout import Groups, TokenGroups, reduce_hidden
-from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
 __all__ = ["attention_knockout"]
-
-Blocks = Sequence[Mapping[str, Sequence[int]]]
-"""Per example: name of each block -> its positions."""
 
 
 @torch.no_grad()
@@ -57,14 +51,15 @@ def attention_knockout(
     layers: Sequence[int] | None = None,
     centred: bool = False,
     query_positions: Sequence[Sequence[int]] | None = None,
+    heads: Heads | None = None,
     top_k: int = 5,
     batch_size: int = 64,
 ) -> LensResult:
     """Attention knock-out (Geva et al. 2023): cut attention to blocks of positions in windows of layers.
 
     In the layers of a window, the scores of the queries for the block's keys become minus infinity before the softmax,
-    in all heads. Other layers and positions go on as they do. In a layer that mixes tokens in another way (Mamba,
-    linear attention), nothing is cut.
+    in all heads or in some. Other layers, heads and positions go on as they do. In a layer that mixes tokens in another
+    way (Mamba, linear attention), nothing is cut.
 
     Arguments:
         model: the model.
@@ -79,6 +74,9 @@ def attention_knockout(
         centred: `layers` are the middles of the windows, [layer - window // 2, layer + (window + 1) // 2), as in Geva
             et al.; None of `layers` is then every layer, and windows are cut off at both ends.
         query_positions: per example: the positions that may not look; None: the last one.
+        heads: the query heads that are cut, counted from 0: the same in every layer of a window; or layer -> its heads,
+            and in other layers nothing is cut. Heads that share keys and values (grouped queries) are cut each by
+            itself. None: all heads.
         top_k: how many top tokens are kept.
         batch_size: prompts in a forward pass at most; memory does not depend on the number of examples.
 
@@ -89,19 +87,20 @@ def attention_knockout(
 
     Raises:
         InterpError: shapes that do not fit; a position outside its prompt; a block with no position that a query sees,
-            or with all of them where no attention sink is left to look at; a window without attention; token ids
-            outside the vocabulary; a model whose scores cannot be had.
+            or with all of them where no attention sink is left to look at; a window without attention, or without
+            any of the heads; heads that a layer does not have, or cannot tell apart; token ids outside the vocabulary;
+            a model whose scores cannot be had.
     """
     check_ready(model)
     windows = windows_of(layers, window, model.num_layers, centred=centred)
-    _check_attention(model, windows)
+    check_attention(model, windows)
     if batch_size < 1:
         raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
-    names, cuts = _cuts(model, input_ids, blocks, query_positions)
+    names, cuts = cuts_of(model, input_ids, blocks, query_positions)
     if groups is not None and len(groups) != len(input_ids):
         raise InterpError(f"groups: expected one entry for each of {len(input_ids)} examples, got {len(groups)}.")
     padded = None if groups is None else TokenGroups.pad(groups, model.vocab_size)
-    plan = _Plan(input_ids, cuts, list(windows.values()))
+    plan = KnockoutPlan(input_ids, cuts, list(windows.values()), cut_heads(model, heads, windows))
     parts, order = [], []
     for chosen, hidden, clean in _final_states(model, plan, batch_size):
         order += chosen
@@ -119,38 +118,15 @@ def attention_knockout(
     return _by_window_and_block(flat, list(windows), names, ("own",) if groups is None else ())
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is cut where.
-
-    Arguments:
-        input_ids: token ids of each prompt.
-        cuts: the edges of each block, by example.
-        windows: the layers of each window, ascending by the first of them.
-    """
-
-    input_ids: Sequence[Sequence[int]]
-    cuts: list[list[Cut]]
-    windows: list[range]
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self.cuts[0]) if self.cuts else 0
-
-    def starts(self) -> list[int]:
-        """The first position of each prompt that anything changes at."""
-        return [min((min(cut.queries) for cut in cuts), default=0) for cuts in self.cuts]
-
-
 def _final_states(
-    model: StandardizedTransformer, plan: _Plan, batch_size: int
+    model: StandardizedTransformer, plan: KnockoutPlan, batch_size: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """By batch: the examples; (window x block, row, hidden), what they end with; (row, hidden), the same unblocked."""
     lengths = [len(ids) for ids in plan.input_ids]
     entries = len(plan.windows) * plan.num_blocks
     if not entries:  # results of length 0
         yield [], torch.empty(entries, 0, model.hidden_size), torch.empty(0, model.hidden_size)
-    elif blocking_fits(model):
+    elif blocking_fits(model, heads=plan.heads is not None):
         for chosen in batches_alike(plan.input_ids, plan.starts(), batch_size, entries):
             yield chosen, *_walked(model, plan, chosen)
     else:
@@ -158,7 +134,7 @@ def _final_states(
             yield chosen, *_plain(model, plan, chosen)
 
 
-def _walked(model: StandardizedTransformer, plan: _Plan, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _walked(model: StandardizedTransformer, plan: KnockoutPlan, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
     """What `_plain` gives, of prompts of one length that change from one position on, by a walk up the layers."""
     ids = torch.tensor([list(plan.input_ids[example]) for example in chosen], device=model.device)
     length = ids.shape[1]
@@ -168,26 +144,27 @@ def _walked(model: StandardizedTransformer, plan: _Plan, chosen: Sequence[int]) 
         [plan.cuts[example][block].mask(length, start=start) for example in chosen] for block in range(plan.num_blocks)
     ]
     blocked = torch.stack([torch.stack(rows) for rows in masks]).to(model.device)  # (block, row, position, key)
-    for layer in sorted({layer for window in plan.windows for layer in window}):
+    for layer in sorted({layer for window in plan.windows for layer in plan.cut_in(window)}):
         check_something_is_left(model, layer, seen_keys(clean, layer), blocked, chosen)
     entries = [(window, block) for window in plan.windows for block in range(plan.num_blocks)]
     at_once = max(1, WALKING_TOKENS // ids.numel())
     parts = []
     for first in range(0, len(entries), at_once):
         part = entries[first : first + at_once]
-        parts.append(walk_blocked(clean, [window for window, _ in part], blocked[[block for _, block in part]]))
+        windows, chosen_blocks = [window for window, _ in part], [block for _, block in part]
+        parts.append(walk_blocked(clean, windows, blocked[chosen_blocks], plan.heads))
     return torch.cat(parts), clean.hidden(model.num_layers - 1)[:, -1]
 
 
-def _plain(model: StandardizedTransformer, plan: _Plan, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _plain(model: StandardizedTransformer, plan: KnockoutPlan, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The same by a traced forward pass of the whole prompts for each window and block."""
     ids = [plan.input_ids[example] for example in chosen]
     hidden = []
     for window in plan.windows:
-        layers = [layer for layer in window if _attends(model, layer)]
+        layers = [layer for layer in plan.cut_in(window) if attends(model, layer)]
         for block in range(plan.num_blocks):
             cuts = [plan.cuts[example][block] for example in chosen]
-            hidden.append(run_blocked(model, ids, cuts, layers, examples=chosen))
+            hidden.append(run_blocked(model, ids, cuts, layers, heads=plan.heads, examples=chosen))
     return torch.stack(hidden), run_patched(model, ids, [0] * len(ids), [])
 
 
@@ -218,70 +195,3 @@ def _by_window_and_block(
         baseline=flat.log_prob[:, -1],
         group_names=group_names,
     )
-
-
-def _attends(model: StandardizedTransformer, layer: int) -> bool:
-    """Whether a layer has attention."""
-    return sublayer_of(model, "attention", layer) is not None
-
-
-def _check_attention(model: StandardizedTransformer, windows: Mapping[int, range]) -> None:
-    attending = [layer for layer in range(model.num_layers) if _attends(model, layer)]
-    for place, window in windows.items():
-        if not any(layer in window for layer in attending):
-            there = f"Layers with attention: {attending}." if attending else "No layer of this model has any."
-            raise InterpError(
-                f"layers: the window of layer {place} (layers {window.start} to {window.stop - 1}) has no attention. "
-                f"{there} Choose `layers` whose windows hold one of them."
-            )
-    for layer in attending:
-        reason = why_missing(model, Site("scores", layer))
-        if reason is not None:
-            raise InterpError(f"attention cannot be cut in {type(model._module).__name__}: layer {layer}: {reason}")
-
-
-def _cuts(
-    model: StandardizedTransformer,
-    input_ids: Sequence[Sequence[int]],
-    blocks: Blocks,
-    query_positions: Sequence[Sequence[int]] | None,
-) -> tuple[list[str], list[list[Cut]]]:
-    """Names of the blocks, and by example the edges of each."""
-    for name, given in (("blocks", blocks), ("query_positions", query_positions)):
-        if given is not None and len(given) != len(input_ids):
-            raise InterpError(f"{name}: expected one entry for each of {len(input_ids)} examples, got {len(given)}.")
-    names = list(blocks[0]) if blocks else []
-    cuts = []
-    for example, (ids, positions) in enumerate(zip(input_ids, blocks, strict=True)):
-        if not ids or min(ids) < 0 or max(ids) >= model.vocab_size:
-            raise InterpError(
-                f"input_ids: example {example} has {len(ids)} tokens, {f'ids {min(ids)} to {max(ids)}' if ids else ''} "
-                f"expected at least one, of the vocabulary 0 to {model.vocab_size - 1}."
-            )
-        if set(positions) != set(names) or not names:
-            raise InterpError(
-                f"blocks: expected blocks {names or 'with names'} in each example, got {list(positions)} in example "
-                f"{example}."
-            )
-        queries = (
-            _inside("query_positions", example, query_positions[example], len(ids))
-            if query_positions
-            else (len(ids) - 1,)
-        )
-        cuts.append([Cut(queries, _inside(f"blocks: {name!r}:", example, positions[name], len(ids))) for name in names])
-        for name, cut in zip(names, cuts[-1], strict=True):
-            if min(cut.keys) > max(cut.queries):
-                raise InterpError(
-                    f"blocks: {name!r} of example {example} is {list(cut.keys)}, which none of the query positions "
-                    f"{list(cut.queries)} sees: attention looks back."
-                )
-    return names, cuts
-
-
-def _inside(what: str, example: int, positions: Sequence[int], length: int) -> tuple[int, ...]:
-    if not len(positions) or min(positions) < 0 or max(positions) >= length:
-        raise InterpError(
-            f"{what} example {example} has {list(positions)}, expected at least one token of its prompt, 0 to "
-            f"{length - 1}. `interp.positions` resolves positions that count from the end."
-        )
-    return tuple(int(position) for position in positions)

@@ -14,11 +14,12 @@ from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
 from interp.errors import InterpError
+from interp.lenses.files import write_tensors
 from interp.lenses.least_squares import AffineFit
 
 __all__ = ["AffineFit", "AffineMap", "AffinePairs", "IdentityMap", "LatentMap"]
@@ -157,7 +158,7 @@ class AffineMap:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the same map gives the same bytes."""
-        _save(path, {"layers": torch.tensor(self.layers), "weight": self.weight, "bias": self.bias})
+        write_tensors(path, {"layers": torch.tensor(self.layers), "weight": self.weight, "bias": self.bias})
 
     @classmethod
     def load(cls, path: str | Path) -> AffineMap:
@@ -217,7 +218,7 @@ class AffinePairs:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the same maps give the same bytes."""
         layers = {"layers": torch.tensor(self.layers), "target_layers": torch.tensor(self.target_layers)}
-        _save(path, {**layers, "weight": self.weight, "bias": self.bias})
+        write_tensors(path, {**layers, "weight": self.weight, "bias": self.bias})
 
     @classmethod
     def load(cls, path: str | Path) -> AffinePairs:
@@ -249,10 +250,6 @@ def _check_known(layers: Sequence[int], known: Sequence[int], what: str) -> None
 def _check_once(name: str, layers: Sequence[int]) -> None:
     if not layers or len(set(layers)) != len(layers):
         raise InterpError(f"{name}: expected at least one layer, each once, got {list(layers)}.")
-
-
-def _save(path: str | Path, tensors: dict[str, Tensor]) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, Path(path))
 
 
 def _load(path: str | Path, names: Sequence[str]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -122,12 +122,14 @@ class PatchedPrompts:
         target_positions: TargetPositions,
         *,
         mapped: bool,
+        name: str = "target_positions",
     ) -> PatchedPrompts:
         """The same, checked.
 
         Arguments:
             latents: (layer, example, hidden), or (layer, example, position, hidden) where several tokens are written.
             mapped: whether a mapping turns them into the model's, so that they may have another width.
+            name: what the caller calls the positions, for messages.
 
         Raises:
             InterpError: shapes that do not fit, a position outside its target prompt, ids outside the vocabulary.
@@ -137,20 +139,24 @@ class PatchedPrompts:
         positions = [tuple(map(int, each)) if isinstance(each, Iterable) else (int(each),) for each in target_positions]
         counts = sorted(set(map(len, positions))) or list(latents.shape[2:3])
         if several and (len(counts) > 1 or counts == [0]):
-            raise InterpError(
-                f"target_positions: expected equally many tokens in every example, at least one, got {counts}."
-            )
+            raise InterpError(f"{name}: expected equally many tokens in every example, at least one, got {counts}.")
         _check_shape(
             latents,
             (len(layers), len(target_ids), *(counts if several else ())),
             latents.shape[-1] if mapped else model.hidden_size,
         )
-        check_number("target_positions", target_positions, len(target_ids))
-        _check_prompts(model, target_ids, positions)
+        check_number(name, target_positions, len(target_ids))
+        _check_prompts(model, target_ids, positions, name)
         return cls(model, latents if several else latents[:, :, None], tuple(layers), target_ids, positions)
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def at(self, layers: Sequence[int]) -> PatchedPrompts:
+        """The same with the latents of some of the layers."""
+        if tuple(layers) == self.layers:
+            return self
+        return replace(self, latents=self.latents[[self.layers.index(layer) for layer in layers]], layers=tuple(layers))
 
     @property
     def device(self) -> torch.device:
@@ -203,15 +209,16 @@ def _check_shape(latents: Tensor, leading: tuple[int, ...], width: int) -> None:
 
 
 def _check_prompts(
-    model: StandardizedTransformer, target_ids: Sequence[Sequence[int]], positions: Sequence[tuple[int, ...]]
+    model: StandardizedTransformer,
+    target_ids: Sequence[Sequence[int]],
+    positions: Sequence[tuple[int, ...]],
+    name: str,
 ) -> None:
     for example, (ids, own) in enumerate(zip(target_ids, positions, strict=True)):
         outside = [position for position in own if not 0 <= position < len(ids)]
         if outside or len(set(own)) < len(own):
             given = f"{outside[0]}, expected a token" if outside else f"{list(own)}, expected different tokens"
-            raise InterpError(
-                f"target_positions: example {example} has {given} of its target prompt, 0 to {len(ids) - 1}."
-            )
+            raise InterpError(f"{name}: example {example} has {given} of its target prompt, 0 to {len(ids) - 1}.")
         if min(ids) < 0 or max(ids) >= model.vocab_size:
             raise InterpError(
                 f"target_ids: example {example} has ids {min(ids)} to {max(ids)}, the model's vocabulary is "

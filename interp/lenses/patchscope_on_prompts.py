@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses.generation import GenerationResult
@@ -31,8 +30,9 @@ from interp.lenses.patchscope_prompts import (
     written_into,
 )
 from interp.lenses.prompted import Targets
+from interp.lenses.reading import surprisal_of
 from interp.lenses.result import LensResult
-from interp.readout import log_probabilities
+from interp.readout import reduce_hidden
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -267,12 +267,12 @@ def _compared(
     """The same with what another source model says at its position, where both models have one vocabulary."""
     if writing.own is None or source_model.tokenizer.get_vocab() != model.tokenizer.get_vocab():
         return result
-    log_probs = log_probabilities(source_model.readout(writing.own)).cpu()  # (example, vocabulary)
+    read = reduce_hidden(source_model, writing.own, [[]] * len(writing.own), 1)
     ids = torch.from_numpy(result.top_ids[..., 0].astype(np.int64)).flatten(1)  # (example, cell)
-    known = ids < log_probs.shape[1]  # a head may be wider than its vocabulary
-    surprisal: Tensor = -log_probs.gather(1, ids.where(known, 0)).where(known, torch.nan)
+    known = ids < source_model.vocab_size  # a head may be wider than its vocabulary
+    surprisal = surprisal_of(source_model, writing.own, ids.where(known, 0), read).cpu().where(known, torch.nan)
     return replace(
         result,
         surprisal=surprisal.view(result.surprisal.shape).numpy(),
-        model_top_id=log_probs.argmax(-1).to(torch.int32).numpy(),
+        model_top_id=read.top_ids[:, 0].cpu().numpy(),
     )

@@ -17,7 +17,7 @@ from interp.readout import Reduced, TokenGroups, logits_of, reduce_hidden
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["check_lens_layers", "read_layers"]
+__all__ = ["check_lens_layers", "read_layers", "surprisal_of"]
 
 
 def check_lens_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
@@ -76,7 +76,7 @@ def read_layers(
     else:
         source = reduce_hidden(model, reference, groups, 1) if inverted else reduced[last if known else last + 1]
         model_top_id = source.top_ids[:, 0]
-        surprisal = _surprisal(model, reference, read.top_ids[..., 0], source)
+        surprisal = surprisal_of(model, reference, read.top_ids[..., 0].T, source).T
     return LensResult(
         coordinates={"example": range(rows), "layer": layers},
         log_prob=_by_row(read.log_prob),
@@ -91,12 +91,23 @@ def read_layers(
     )
 
 
-def _surprisal(model: StandardizedTransformer, states: Tensor, ids: Tensor, read: Reduced) -> Tensor:
-    """(layer, row), -ln p of `ids` (layer, row) under what was read of `states` (row, hidden)."""
-    top = read.top_ids[None, :, 0]
-    logits = logits_of(model, states, torch.cat([top, ids]).T.long()).T  # (1 + layer, row)
-    log_prob = read.top_log_prob[:, 0] + logits[1:] - logits[0]
-    return torch.where(ids == top, read.top_log_prob[:, 0], log_prob).neg()  # two products may differ in a last bit
+def surprisal_of(model: StandardizedTransformer, states: Tensor, ids: Tensor, read: Reduced) -> Tensor:
+    """How unexpected tokens are to a model, without its logits of all the others.
+
+    Arguments:
+        model: the model.
+        states: (row, hidden_size), residual streams after its last layer.
+        ids: (row, n) token ids.
+        read: what was read of `states`, with one top token at least.
+
+    Returns:
+        (row, n), -ln p of each, nats.
+    """
+    top, log_prob = read.top_ids[:, :1].long(), read.top_log_prob[:, :1]
+    ids = ids.to(top.device).long()
+    logits = logits_of(model, states, torch.cat([top, ids], dim=1))  # (row, 1 + n)
+    # Two products may differ in a last bit: the top token has the number that was read.
+    return torch.where(ids == top, log_prob, log_prob + logits[:, 1:] - logits[:, :1]).neg()
 
 
 def _same(left: Tensor, right: Tensor) -> bool:

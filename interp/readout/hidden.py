@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,13 +78,14 @@ def reduce_hidden(
 
 
 @torch.no_grad()
-def logits_of(model: StandardizedTransformer, hidden: Tensor, ids: Tensor) -> Tensor:
+def logits_of(model: StandardizedTransformer, hidden: Tensor, ids: Tensor, *, softcap: bool = True) -> Tensor:
     """Logits of chosen tokens.
 
     Arguments:
         model: the model.
         hidden: (row, hidden_size), residual streams.
         ids: (row, n) token ids.
+        softcap: whether the model's softcap, where it has one, is applied, or what it caps is given.
 
     Returns:
         (row, n) float32, on the device of the head.
@@ -102,13 +104,14 @@ def logits_of(model: StandardizedTransformer, hidden: Tensor, ids: Tensor) -> Te
             f"ids: expected 0 to {model.vocab_size - 1}, the vocabulary, got {int(ids.min())} to {int(ids.max())}."
         )
     parts = model.readout_parts()
+    tail = model.tail if softcap else replace(model.tail, softcap=None)
     if parts is not None:
-        states = parts.states(hidden)[:, None]
+        states, parts = parts.states(hidden)[:, None], replace(parts, tail=tail)
         return HeadLogits(parts, states, Workspace(states.device)).of(ids.to(states.device))[:, 0]
     step = how_many(model.vocab_size, model.device)
     found = []
     for at in range(0, max(len(hidden), 1), step):
-        logits = model.readout(hidden[at : at + step])
+        logits = tail(model.tail_input(hidden[at : at + step]), model._module.get_submodule)
         found.append(logits.gather(1, ids[at : at + step].to(logits.device)))
     return torch.cat(found).float()
 

@@ -16,6 +16,7 @@ from interp.errors import InterpError
 from interp.lenses import logit_lens_on_prompts, patchscope_lens
 from interp.products import by_onednn, faster_products, product
 from interp.sites import Site
+from tests.made import TensorsMade
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, tiny_model, tiny_tokenizer
 
 ROWS, INNER, COLUMNS = 96, 256, 384  # more than `products.WORTH` multiplications
@@ -210,3 +211,18 @@ def test_lenses_use_it_and_say_the_same(family: str, calls: list[torch.Size], mo
     assert not calls
     for found, expected in zip(by_onednn, by_torch, strict=True):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_tensor_is_filled_by_small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What oneDNN makes on the way is of a size of its own, however many rows there are."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(ROWS, INNER, generator=generator)
+    weight, bias = torch.randn(COLUMNS, INNER, generator=generator), torch.randn(COLUMNS, generator=generator)
+    monkeypatch.setattr(products, "AT_ONCE", 7 * COLUMNS + 1)
+    for given in (bias, None):
+        out = torch.empty(ROWS, COLUMNS)
+        with torch.no_grad(), TensorsMade() as made:
+            product(rows, weight, given, out)
+        assert made.largest == 7 * COLUMNS
+        expected = rows.double() @ weight.T.double() + (0 if given is None else given.double())
+        torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-5)

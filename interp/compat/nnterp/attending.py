@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.compat.nnterp.probabilities import probabilities
 from interp.errors import InterpError
 from interp.forward import receiving_fits
 from interp.lenses.attention_object import AttentionWindows, final_states
+from interp.lenses.patching import PatchedPrompts
 from interp.model import StandardizedTransformer
 
 __all__ = ["attended_probs", "can_attend"]
@@ -50,13 +52,19 @@ def attended_probs(
     for row, own in enumerate(ids):
         if not -len(own) <= index < len(own):
             raise InterpError(f"prompt {row} has {len(own)} tokens, none of them is token {index}.")
-    positions = [index % len(own) for own in ids]
     plan = AttentionWindows.of(nn_model, None, num_layers)
-    spread = received.expand(-1, len(ids), -1)
+    prompts = PatchedPrompts.of(
+        nn_model,
+        received.expand(-1, len(ids), -1),
+        plan.attending,
+        ids,
+        [index % len(own) for own in ids],
+        mapped=False,
+    )
     order: list[int] = []
     parts = []
-    for rows, hidden, _ in final_states(nn_model, plan, spread, ids, positions, _ROWS):
+    for rows, hidden, _ in final_states(prompts, plan, _ROWS):
         order += rows
         parts.append(hidden)
     by_layer = torch.cat(parts, dim=1)[:, torch.tensor(order).argsort()]  # (layer, target prompt, hidden)
-    return torch.stack([nn_model.readout(states).float().softmax(-1).cpu() for states in by_layer], dim=1)
+    return probabilities(nn_model, by_layer.transpose(0, 1))

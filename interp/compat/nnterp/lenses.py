@@ -16,6 +16,7 @@ from interp.compat.nnterp.modules import (
     project_on_vocab,
     set_layer_output,
 )
+from interp.compat.nnterp.probabilities import last_states, probabilities, prompt_ids
 from interp.compat.nnterp.target_prompts import TargetPrompt, TargetPromptBatch, repeat_prompt
 from interp.compat.nnterp.walking import can_walk, walked_probs
 from interp.errors import InterpError
@@ -40,6 +41,11 @@ def logit_lens(
     """
     probs: Tensor
     inverse: Tensor | None = None
+    ids = None if remote else prompt_ids(nn_model, prompts)
+    if ids is not None:
+        hidden = last_states(nn_model, ids)  # (prompt, layer, hidden)
+        probs = probabilities(nn_model, hidden)
+        return (probs, probabilities(nn_model, hidden, negate=True)) if return_inv_logits else probs
     with nn_model.trace(prompts, remote=remote) as tracer:
         hidden = get_token_activations(nn_model, tracer=tracer)
         probs = nnsight.save(torch.stack([_softmax(project_on_vocab(nn_model, h)) for h in hidden], dim=1))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.compat.nnterp.probabilities import probabilities
 from interp.compat.nnterp.target_prompts import TargetPrompt, TargetPromptBatch
 from interp.errors import InterpError
 from interp.forward import batches_alike, generation_fits, walk, walk_fits
@@ -129,7 +130,7 @@ def walked_probs(
         }
         hidden, _ = walk(nn_model, fed, positions[rows[0]], written, layers=layers)  # (layer, row, hidden)
         for row, states in zip(rows, hidden[order, 0].transpose(0, 1), strict=True):
-            probs[row] = nn_model.readout(states).float().softmax(-1).cpu()
+            probs[row] = probabilities(nn_model, states)
     return torch.stack(probs)
 
 

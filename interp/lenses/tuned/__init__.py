@@ -4,8 +4,10 @@ from interp.lenses.tuned.evaluation import LensEvaluation, evaluate_tuned_lens
 from interp.lenses.tuned.lens import TunedLens
 from interp.lenses.tuned.public import load_public
 from interp.lenses.tuned.reading import tuned_lens
-from interp.lenses.tuned.text import GivenSequences, PackedText, TextSource, TokenSequence, TokenStream
-from interp.lenses.tuned.training import TuningSettings, TuningStep, train_tuned_lens
+from interp.lenses.tuned.sequences import GivenSequences, TokenSequence, TokenStream
+from interp.lenses.tuned.settings import TuningSettings
+from interp.lenses.tuned.text import PackedText, TextSource
+from interp.lenses.tuned.training import TuningStep, train_tuned_lens
 from interp.lenses.tuned.unembedding import unembedding_digest
 
 __all__ = [

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.lenses.files import write_tensors
 
 __all__ = ["optimizer_tensors", "read_checkpoint", "restore_optimizer", "write_checkpoint"]
 
@@ -24,11 +23,7 @@ _OPTIMIZER = "optimizer"
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors and JSON into one file, under its name only when it is whole and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(dict(tensors), partial, metadata={_KEY: json.dumps(state, sort_keys=True)})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_tensors(path, tensors, {_KEY: json.dumps(state, sort_keys=True)})
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -14,9 +14,10 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.lenses.reading import check_lens_layers
 from interp.lenses.tuned.lens import TunedLens
-from interp.lenses.tuned.states import TextSize, TokenStates, batches_of_tokens, token_chunks, token_states
-from interp.lenses.tuned.text import GivenSequences, PackedText, TokenSequence
-from interp.readout import TokenGroups, log_probabilities, reduce_logits
+from interp.lenses.tuned.sequences import GivenSequences, TokenSequence
+from interp.lenses.tuned.states import TextSize, TokenStates, batches_of_tokens, token_states
+from interp.lenses.tuned.text import PackedText
+from interp.readout import reduce_hidden
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LensEvaluation", "evaluate_tuned_lens"]
 
 LENSES = ("logit", "tuned")
+_TOKENS_AT_ONCE = 256  # whose hidden states, of both lenses at all layers, are read together
 _MEASURES = ("cross_entropy", "kl", "entropy", "agreement")
 
 
@@ -107,8 +109,8 @@ def evaluate_tuned_lens(
     for batch in batches_of_tokens(_limited(sequences, max_tokens), batch_tokens):
         size.add(batch)
         states = token_states(model, batch, chosen).followed()
-        for chunk in token_chunks(states, model.vocab_size):
-            _add(model, lens, chunk, chosen, sums)
+        for start in range(0, len(states), _TOKENS_AT_ONCE):
+            _add(model, lens, states.rows(slice(start, start + _TOKENS_AT_ONCE)), chosen, sums)
     if stream is not None:
         stream.restore(place)
     if not size.tokens:
@@ -140,14 +142,12 @@ def _add(
     model: StandardizedTransformer, lens: TunedLens, states: TokenStates, layers: tuple[int, ...], sums: Tensor
 ) -> None:
     """Add what both lenses say of some tokens to the sums (lens, layer, measure)."""
-    reference = log_probabilities(model.readout(states.final))
-    following = TokenGroups.pad([[[token]] for token in states.next_ids.tolist()], model.vocab_size, reference.device)
-    none = TokenGroups.pad([[]] * len(states), model.vocab_size, reference.device)
-    own = reduce_logits(reference, none, 1).top_ids[:, 0]
-    for index, layer in enumerate(layers):
-        hidden = states.by_layer[layer]
-        for number, spoken in enumerate((hidden, lens.translate(hidden[None], [layer])[0])):
-            reduced = reduce_logits(model.readout(spoken), following, 1, kl_reference=reference)
-            assert reduced.kl is not None
-            values = (-reduced.log_prob[:, 0], reduced.kl, reduced.entropy, reduced.top_ids[:, 0] == own)
-            sums[number, index] += torch.stack([value.double().sum() for value in values]).cpu()
+    final = states.final
+    hidden = torch.stack([states.by_layer[layer].to(final.device) for layer in layers])  # (layer, token, hidden)
+    spoken = torch.cat([hidden, lens.translate(hidden, layers).to(final), final[None]])
+    following = [[[token]] for token in states.next_ids.tolist()]
+    reduced = reduce_hidden(model, spoken, following, 1, kl_reference=len(spoken) - 1)
+    assert reduced.kl is not None
+    agrees = reduced.top_ids[..., 0] == reduced.top_ids[-1, :, 0]
+    values = torch.stack([-reduced.log_prob[..., 0], reduced.kl, reduced.entropy, agrees])  # (measure, lens, token)
+    sums += values.double().sum(-1)[:, :-1].unflatten(1, (len(LENSES), -1)).permute(1, 2, 0).cpu()

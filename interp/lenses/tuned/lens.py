@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from interp.errors import InterpError
+from interp.lenses.files import write_tensors
 from interp.lenses.reading import check_lens_layers
 from interp.lenses.tuned.unembedding import unembedding_digest
 
@@ -207,11 +207,9 @@ class TunedLens(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights, config = (folder / f".{name}.partial" for name in (WEIGHTS_FILE, CONFIG_FILE))
+        config = folder / f".{CONFIG_FILE}.partial"
         config.write_text(json.dumps(self.config(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        save_file(self.tensors(), weights)
-        shutil.copymode(config, weights)  # safetensors lets nobody else read what it writes
-        os.replace(weights, folder / WEIGHTS_FILE)
+        write_tensors(folder / WEIGHTS_FILE, self.tensors())
         os.replace(config, folder / CONFIG_FILE)
 
     @classmethod

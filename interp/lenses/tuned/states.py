@@ -13,7 +13,7 @@ from torch import Tensor
 from interp.activations import left_padded
 from interp.errors import InterpError
 from interp.forward import check_ready
-from interp.lenses.tuned.text import TokenSequence
+from interp.lenses.tuned.sequences import TokenSequence
 from interp.products import faster_products
 
 if TYPE_CHECKING:

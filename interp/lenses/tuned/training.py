@@ -13,114 +13,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from interp.errors import InterpError, nearest
+from interp.errors import InterpError
 from interp.lenses.tuned.checkpoint import optimizer_tensors, read_checkpoint, restore_optimizer, write_checkpoint
+from interp.lenses.tuned.gradients import accumulate_gradients
 from interp.lenses.tuned.lens import TunedLens
-from interp.lenses.tuned.states import TextSize, TokenStates, batches_of_tokens, token_chunks, token_states
-from interp.lenses.tuned.text import TokenSequence, TokenStream
-from interp.readout import log_probabilities
+from interp.lenses.tuned.sequences import TokenSequence, TokenStream
+from interp.lenses.tuned.settings import TuningSettings
+from interp.lenses.tuned.states import TextSize, batches_of_tokens, token_states
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["TuningSettings", "TuningStep", "accumulate_gradients", "train_tuned_lens"]
-
-Loss = Literal["kl", "cross_entropy"]
-OptimizerName = Literal["sgd", "adam"]
-
-
-@dataclass(frozen=True)
-class TuningSettings:
-    """How a tuned lens is trained. What is not given is as in the paper's library.
-
-    Arguments:
-        steps: optimizer steps.
-        tokens_per_step: a step takes sequences until they have this many tokens.
-        loss: `kl`, KL(the model's final distribution || the lens's); or `cross_entropy` with the token that follows.
-        optimizer: `sgd` (Nesterov) or `adam` (with AMSGrad).
-        learning_rate: at its highest; None: 1.0 for sgd (times 1 - momentum, as its momentum adds up), 1e-3 for adam.
-        momentum: of sgd; the first beta of adam.
-        weight_decay: pulls translators to the identity.
-        warmup_steps: steps over which the learning rate rises; None: none for sgd, a fifth (at most 1000) for adam.
-            Then it falls linearly to zero.
-        clip: largest norm of a layer's gradient.
-        layers: the layers that are trained, ascending; None: all but the last.
-        bias_only: train no matrices.
-        batch_tokens: tokens in a forward pass at most, padding counted; memory goes with it.
-
-    Raises:
-        InterpError: a setting that makes no sense.
-    """
-
-    steps: int = 250
-    tokens_per_step: int = 1 << 15
-    loss: Loss = "kl"
-    optimizer: OptimizerName = "sgd"
-    learning_rate: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-    warmup_steps: int | None = None
-    clip: float = 1.0
-    layers: tuple[int, ...] | None = None
-    bias_only: bool = False
-    batch_tokens: int = 1 << 12
-
-    def __post_init__(self) -> None:
-        for name, known in (("loss", get_args(Loss)), ("optimizer", get_args(OptimizerName))):
-            if getattr(self, name) not in known:
-                raise InterpError(f"{name}: unknown {getattr(self, name)!r}.{nearest(getattr(self, name), known)}")
-        for name in ("steps", "tokens_per_step", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise InterpError(f"{name}: expected at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.warmup < self.steps:
-            raise InterpError(f"warmup_steps: expected fewer than the {self.steps} steps, got {self.warmup}.")
-        if not 0 <= self.momentum < 1 or self.clip <= 0 or self.weight_decay < 0 or self.highest_rate <= 0:
-            raise InterpError(
-                "expected 0 <= momentum < 1, clip > 0, weight_decay >= 0 and learning_rate > 0, got "
-                f"{self.momentum}, {self.clip}, {self.weight_decay} and {self.highest_rate}."
-            )
-
-    @property
-    def warmup(self) -> int:
-        """Steps of warmup."""
-        if self.warmup_steps is not None:
-            return self.warmup_steps
-        return min(1000, self.steps // 5) if self.optimizer == "adam" else 0
-
-    @property
-    def highest_rate(self) -> float:
-        """The learning rate after warmup."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return 1.0 if self.optimizer == "sgd" else 1e-3
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0: linear up, then linear down, never zero."""
-        if step < self.warmup:
-            return self.highest_rate * (step + 1) / (self.warmup + 1)
-        return self.highest_rate * (self.steps - step) / (self.steps - self.warmup)
-
-    def make_optimizer(self, lens: TunedLens) -> torch.optim.Optimizer:
-        """An optimizer of a lens's translators."""
-        parameters = [parameter for layer in lens.layers for parameter in lens.parameters_of(layer)]
-        if self.optimizer == "adam":
-            return torch.optim.Adam(
-                parameters, betas=(self.momentum, 0.999), amsgrad=True, weight_decay=self.weight_decay
-            )
-        return torch.optim.SGD(
-            parameters, momentum=self.momentum, nesterov=self.momentum > 0, weight_decay=self.weight_decay
-        )
-
-    def apply_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Set the learning rate of a step."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.rate(step) * (1 - self.momentum if self.optimizer == "sgd" else 1)
+__all__ = ["TuningStep", "differences", "identity_of", "train_tuned_lens"]
 
 
 @dataclass(frozen=True)
@@ -291,46 +200,6 @@ class _Run:
                 f"step {self.step + 1}: the loss of layers {broken} is not finite. Lower the learning rate "
                 f"({self._settings.highest_rate}), or load the model as bfloat16 or float32."
             )
-
-
-def accumulate_gradients(
-    model: StandardizedTransformer, lens: TunedLens, states: TokenStates, loss: Loss, totals: dict[int, Tensor]
-) -> int:
-    """Add the gradients of summed losses to a lens's translators, one layer's logits at a time.
-
-    Losses are summed, not averaged: small gradients of many tokens would underflow in float16.
-
-    Arguments:
-        model: the model; its own weights get no gradients.
-        lens: `grad` of its parameters is added to.
-        states: the model's residual streams.
-        loss: which.
-        totals: layer -> summed loss in nats, which is added to.
-
-    Returns:
-        How many tokens the sums go over.
-    """
-    states = states.followed() if loss == "cross_entropy" else states
-    for chunk in token_chunks(states, model.vocab_size):
-        with torch.no_grad():
-            final = log_probabilities(model.readout(chunk.final)) if loss == "kl" else None
-            probability = None if final is None else final.exp()
-        for layer in lens.layers:
-            with torch.enable_grad():
-                hidden = lens.translated(chunk.by_layer[layer].to(lens.device), layer)
-                log_probs = torch.log_softmax(model.readout(hidden).float(), dim=-1)
-                total = _summed(log_probs, final, probability, chunk.next_ids)
-                total.backward(inputs=lens.parameters_of(layer))  # not the model's own weights
-            totals[layer] = totals.get(layer, 0) + total.detach()
-    return len(states)
-
-
-def _summed(log_probs: Tensor, final: Tensor | None, probability: Tensor | None, next_ids: Tensor) -> Tensor:
-    """Summed KL to the final distribution where there is one, else summed cross-entropy; nats."""
-    if final is None or probability is None:
-        return functional.nll_loss(log_probs, next_ids.to(log_probs.device), reduction="sum")
-    # A model may exclude tokens outright, with logits of minus infinity: 0 x infinity is nothing here.
-    return torch.where(probability > 0, probability * (final - log_probs), 0.0).sum()
 
 
 def identity_of(settings: TuningSettings, layers: Sequence[int], text: dict[str, Any]) -> dict[str, Any]:

@@ -20,19 +20,25 @@ _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}
 
 
 class _Cutting(TorchFunctionMode):
-    """While switched on, scores (..., query, key) of some edges are minus infinity when they come to a softmax."""
+    """While switched on, scores (..., head, query, key) of some edges are minus infinity when they come to a softmax.
+
+    `heads` are those of the layer that runs; None: all.
+    """
 
     def __init__(self, length: int, edges: Collection[tuple[int, int]]) -> None:
         super().__init__()
         self.length, self.edges, self.on, self.cut = length, edges, False, 0
+        self.heads: list[int] | None = None
 
     def __torch_function__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
         scores = args[0] if args else None
         if self.on and func in _SOFTMAX and scores.dim() > 2 and scores.shape[-2] == self.length:
             assert scores.shape[-1] in (self.length, self.length + 1)  # with an attention sink, one term more
             scores = scores.clone()
+            heads = range(scores.shape[-3]) if self.heads is None else self.heads
             for query, key in self.edges:
-                scores[..., query, key] = torch.finfo(scores.dtype).min
+                for head in heads:
+                    scores[..., head, query, key] = torch.finfo(scores.dtype).min
             args = (scores, *args[1:])
             self.cut += 1
         return func(*args, **(kwargs or {}))
@@ -40,7 +46,12 @@ class _Cutting(TorchFunctionMode):
 
 @torch.no_grad()
 def cut_logits(
-    plain: nn.Module, layers: Any, ids: Sequence[int], window: Collection[int], edges: Collection[tuple[int, int]]
+    plain: nn.Module,
+    layers: Any,
+    ids: Sequence[int],
+    window: Collection[int],
+    edges: Collection[tuple[int, int]],
+    heads: Mapping[int, Sequence[int]] | None = None,
 ) -> np.ndarray:
     """(vocabulary,) float64 after the last token, with edges cut in the layers of a window.
 
@@ -50,18 +61,20 @@ def cut_logits(
         ids: the prompt.
         window: layers.
         edges: (query, key).
+        heads: layer -> the heads that are cut there; None: all, in each.
     """
     cutting = _Cutting(len(ids), edges)
 
-    def switch(on: bool) -> Any:
+    def switch(on: bool, layer: int = 0) -> Any:
         def hook(*_: Any) -> None:
             cutting.on = on
+            cutting.heads = None if heads is None else list(heads.get(layer, ()))
 
         return hook
 
     with ExitStack() as stack:
         for index in window:
-            stack.callback(layers[index].register_forward_pre_hook(switch(True)).remove)
+            stack.callback(layers[index].register_forward_pre_hook(switch(True, index)).remove)
             stack.callback(layers[index].register_forward_hook(switch(False)).remove)
         stack.enter_context(cutting)
         logits = plain(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0, -1]
@@ -70,8 +83,8 @@ def cut_logits(
 
 
 @contextmanager
-def receiving(attention: nn.Module, position: int, latent: Tensor) -> Iterator[None]:
-    """For a while, an attention module receives another vector at one position."""
+def receiving(attention: nn.Module, position: int | list[int], latent: Tensor) -> Iterator[None]:
+    """For a while, an attention module receives another vector at one position, or others at several."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         live = args[0] if args else kwargs["hidden_states"]
@@ -94,7 +107,7 @@ def received_logits(
     plain: nn.Module,
     attentions: Mapping[int, nn.Module],
     ids: Sequence[int],
-    position: int,
+    position: int | list[int],
     latents: Mapping[int, Tensor],
 ) -> np.ndarray:
     """(vocabulary,) float64 after the last token, while attention of some layers receives other vectors.
@@ -103,8 +116,8 @@ def received_logits(
         plain: a transformers model.
         attentions: layer -> its attention module.
         ids: the prompt.
-        position: the token at which they are received.
-        latents: layer -> (hidden,).
+        position: the token at which they are received, or several.
+        latents: layer -> (hidden,), or (position, hidden).
     """
     with ExitStack() as stack:
         for layer, latent in latents.items():
@@ -114,8 +127,10 @@ def received_logits(
 
 
 @torch.no_grad()
-def attention_inputs(plain: nn.Module, attentions: Sequence[nn.Module], ids: Sequence[int], position: int) -> Tensor:
-    """(layer, hidden): what each attention module receives at one position."""
+def attention_inputs(
+    plain: nn.Module, attentions: Sequence[nn.Module], ids: Sequence[int], position: int | list[int]
+) -> Tensor:
+    """(layer, hidden): what each attention module receives at one position; (layer, position, hidden) at several."""
     seen: list[Tensor] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

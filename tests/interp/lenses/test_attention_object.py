@@ -30,6 +30,8 @@ FAST = [
 ]  # fmt: skip
 SLOW = ["bloom", "xglm", "jamba", "openai-gpt"]
 
+SEVERAL = [[5, 2], [1, 0], [3, 5], [3, 6]]  # in any order; the first and the third prompt are the same
+
 SOURCES = [[1, 17, 33, 250], [1, 8], [1, 99, 98, 97], [1, 300, 12, 13, 14]]
 TARGETS = [[1, 40, 41, 42, 43, 44], [1, 60], [1, 40, 41, 42, 43, 44], [1, 70, 71, 72, 73, 74, 75, 76, 77]]
 POSITIONS = [5, 1, 5, 3]
@@ -52,8 +54,15 @@ def sources(name: str) -> Tensor:
     return torch.stack([attention_inputs(plain, list(attentions.values()), ids, -1) for ids in SOURCES], dim=1)
 
 
+def sources_at_two(name: str) -> Tensor:
+    """(layer with attention, example, position, hidden) at the last two tokens of the sources."""
+    _, plain, attentions = loaded(name)
+    modules = list(attentions.values())
+    return torch.stack([attention_inputs(plain, modules, ids, [len(ids) - 2, len(ids) - 1]) for ids in SOURCES], dim=1)
+
+
 def by_hand(
-    name: str, latents: Tensor, windows: Sequence[range], positions: Sequence[int] = POSITIONS, targets: Any = TARGETS
+    name: str, latents: Tensor, windows: Sequence[range], positions: Sequence[Any] = POSITIONS, targets: Any = TARGETS
 ) -> list[dict[str, np.ndarray]]:
     _, plain, attentions = loaded(name)
     held = dict(zip(attentions, latents, strict=True))
@@ -83,6 +92,31 @@ def test_equals_the_twin(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert_equal(result.arrays(), by_hand(name, latents, windows), atol=1e-5)
     assert model.verdicts["attention that receives other vectors"] == (name in FAST)
     assert len([record for record in caplog.records if "(slow)" in record.message]) == (name in SLOW)
+
+
+@pytest.mark.parametrize("name", [*FAST, *SLOW])
+def test_several_tokens_at_once(name: str) -> None:
+    """Two of each prompt, other ones for each, the last token and the first among them."""
+    model, _, _ = loaded(name)
+    latents = sources_at_two(name)
+    layers = [1, 3] if name == "jamba" else [0, 2]
+    result = attention_object_lens(
+        model, latents, TARGETS, SEVERAL, GROUPS, num_layers=2, layers=layers,
+        latent_layers=[1, 3] if name == "jamba" else range(model.num_layers), top_k=3, batch_size=3,
+    )  # fmt: skip
+    windows = [range(layer, min(layer + 2, model.num_layers)) for layer in layers]
+    assert_equal(result.arrays(), by_hand(name, latents, windows, SEVERAL), atol=1e-5)
+
+
+def test_one_of_several_is_one() -> None:
+    model, _, _ = loaded("gemma2")
+    latents = sources("gemma2")
+    one = attention_object_lens(model, latents, TARGETS, POSITIONS, GROUPS, num_layers=2)
+    listed = attention_object_lens(
+        model, latents[:, :, None], TARGETS, [[at] for at in POSITIONS], GROUPS, num_layers=2
+    )
+    for key, values in one.arrays().items():
+        np.testing.assert_array_equal(listed.arrays()[key], values, err_msg=key)
 
 
 def test_the_last_of_five_layers_and_the_unpatched_run() -> None:
@@ -140,9 +174,26 @@ def test_batches_order_memory_and_the_slow_way_change_nothing(name: str, monkeyp
     position=st.integers(0, 8),
 )
 def test_any_window_and_position(name: str, num_layers: int, layers: list[int], position: int) -> None:
+    check_any(name, num_layers, layers, sources(name), [min(position, len(ids) - 1) for ids in TARGETS])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(["llama", "mistral", "gpt2", "cohere"]),
+    num_layers=st.integers(1, 5),
+    layers=st.sets(st.integers(0, 3), min_size=1).map(sorted),
+    shifts=st.lists(st.integers(0, 8), min_size=len(TARGETS), max_size=len(TARGETS)),
+)
+def test_any_window_and_two_positions(name: str, num_layers: int, layers: list[int], shifts: list[int]) -> None:
+    pairs = [
+        [shift % len(ids), (shift + 1 + shift % (len(ids) - 1)) % len(ids)]
+        for ids, shift in zip(TARGETS, shifts, strict=True)
+    ]
+    check_any(name, num_layers, layers, sources_at_two(name), pairs)
+
+
+def check_any(name: str, num_layers: int, layers: list[int], latents: Tensor, positions: Any) -> None:
     model, _, _ = loaded(name)
-    latents = sources(name)
-    positions = [min(position, len(ids) - 1) for ids in TARGETS]
     result = attention_object_lens(
         model,
         latents,
@@ -212,6 +263,10 @@ def test_no_examples() -> None:
         ({"target_ids": [[1, 2]]}, "latents: expected shape"),
         ({"positions": [0]}, "positions: expected one entry for each of 2 examples, got 1"),
         ({"positions": [0, 3]}, "example 1 has 3, expected a token of its target prompt, 0 to 2"),
+        ({"latents": torch.zeros(4, 2, 2, 32)}, r"^latents: expected shape \(layer, example, position"),
+        ({"positions": [[0, 1], [0]]}, r"^positions: expected equally many tokens in every example, .* got \[1, 2\]"),
+        ({"positions": [[0, 1], [1, 2]]}, r"\(layer, example, position, hidden_size\) = \(4, 2, 2, 32\)"),
+        ({"positions": [[1, 1], [1, 2]], "latents": torch.zeros(4, 2, 2, 32)}, "expected different tokens"),
         ({"target_ids": [[1, 400], [1, 2, 3]]}, "example 0 has ids 1 to 400"),
         ({"groups": []}, "groups: expected one entry for each of 2 examples, got 0"),
         ({"groups": [[[400]], [[1]]]}, "token id 400 is outside the vocabulary"),
@@ -220,9 +275,11 @@ def test_no_examples() -> None:
     ],
 )
 def test_errors(changes: dict[str, Any], message: str) -> None:
-    arguments: Any = dict(target_ids=[[1, 2], [1, 2, 3]], positions=[0, 2], groups=[[], []])
+    arguments: Any = dict(
+        latents=torch.zeros(4, 2, 32), target_ids=[[1, 2], [1, 2, 3]], positions=[0, 2], groups=[[], []]
+    )
     with pytest.raises(InterpError, match=message):
-        attention_object_lens(loaded("llama")[0], torch.zeros(4, 2, 32), **{**arguments, **changes})
+        attention_object_lens(loaded("llama")[0], **{**arguments, **changes})
 
 
 def test_layers_without_attention_are_left_out_and_windows_of_them_refused() -> None:

@@ -61,6 +61,14 @@ def test_knockout_of_marked_characters(standardized: Standardized) -> None:
     assert_same(found, attention_knockout(model, ids, blocks, groups, window=2, layers=[0, 2]))
 
 
+def test_knockout_of_some_heads(standardized: Standardized) -> None:
+    model = standardized("gpt2")
+    heads = {0: [1], 2: [0, 3]}
+    found = attention_knockout_on_prompts(model, TEXTS[0], {"first": 0}, window=2, layers=[0, 1], heads=heads)
+    ids = encode(model.tokenizer, TEXTS[0]).input_ids
+    assert_same(found, attention_knockout(model, [ids], [{"first": [0]}], window=2, layers=[0, 1], heads=heads))
+
+
 def test_knockout_of_texts_measures_the_models_own_answer(standardized: Standardized) -> None:
     model = standardized("gpt2")
     found = attention_knockout_on_prompts(model, TEXTS[0], {"first": 0}, window=None, query_positions="-2:")
@@ -121,6 +129,34 @@ def test_object_lens_with_one_prompt_for_all(one: str, standardized: Standardize
     assert_same(found, wanted)
 
 
+@pytest.mark.parametrize("one", [None, "source", "target"])
+def test_object_lens_at_several_tokens(
+    one: str | None, standardized: Standardized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("interp.lenses.attention_on_prompts._AT_ONCE", 2)
+    model = standardized("gpt2")
+    marked = prompts_of(model)
+    sources: Any = TEXTS[0] if one == "source" else TEXTS
+    into: Any = marked[0] if one == "target" else marked
+    found = attention_object_lens_on_prompts(
+        model, sources, into, source_position=["first", "-2:"], position=["word.first", -2, "last"], num_layers=3
+    )
+    ids = [encode(model.tokenizer, text).input_ids for text in ([TEXTS[0]] * 3 if one == "source" else TEXTS)]
+    targets = [prompt.encode(model.tokenizer) for prompt in ([marked[0]] * 3 if one == "target" else marked)]
+    sites = [*(Site("attn_in", layer) for layer in range(4)), Site("resid_post", 3)]
+    read = collect(model, ids, sites, [[0, len(own) - 2, len(own) - 1] for own in ids])
+    wanted = attention_object_lens(
+        model,
+        read["attn_in"],
+        [own.input_ids for own in targets],
+        [[own.spans["word"][0], len(own.input_ids) - 2, len(own.input_ids) - 1] for own in targets],
+        [list(prompt.target_tokens.values()) for prompt in ([marked[0]] * 3 if one == "target" else marked)],
+        num_layers=3,
+        reference=read["resid_post"][0, :, -1],
+    )
+    assert_same(found, wanted)
+
+
 def test_targets_by_name(standardized: Standardized) -> None:
     model = standardized("llama")
     named = {"libro": ["libro"], "chien": ["chien", "dog"]}
@@ -142,6 +178,15 @@ def test_errors(standardized: Standardized) -> None:
         attention_object_lens_on_prompts(model, TEXTS, TEXTS, source_position="-2:")
     with pytest.raises(InterpError, match=r"position: expected one token of each prompt, .* got \['all"):
         attention_object_lens_on_prompts(model, TEXTS, TEXTS, position="all")
+    with pytest.raises(InterpError, match=r"^position: expected 2 tokens of each prompt, as many as source_position"):
+        attention_object_lens_on_prompts(model, TEXTS, TEXTS, source_position="-2:", position="-3:")
+    words = prompts_of(model)
+    lengths = [len(range(*prompt.encode(model.tokenizer).spans["word"])) for prompt in words]
+    short = next(row for row, length in enumerate(lengths) if length < max(lengths))
+    with pytest.raises(InterpError, match=f"position: prompt {short} has {lengths[short]} such tokens, others have"):
+        attention_object_lens_on_prompts(
+            model, TEXTS[1], words, source_position=f":{max(lengths)}", position="word.all"
+        )
     with pytest.raises(InterpError, match="no span 'word'"):
         attention_knockout_on_prompts(model, TEXTS, {"word": "word.all"}, window=1)
     with pytest.raises(InterpError, match="blocks: expected names with positions"):

@@ -29,10 +29,10 @@ from tests.tiny import tiny_tokenizer
 # and with two, learned positions, sinks, experts, latent attention, chunks; ALiBi inside the mask.
 FAST = [
     "llama", "mistral", "gemma2", "gemma3_text", "olmo2", "gptj", "gpt_neox", "phi", "cohere", "cohere2", "gpt2", "opt",
-    "gpt_oss", "mixtral", "deepseek_v3", "llama4_text", "falcon", "stablelm_parallel", "gpt_neo",
+    "gpt_oss", "mixtral", "deepseek_v3", "llama4_text", "falcon", "stablelm_parallel", "gpt_neo", "mpt",
 ]  # fmt: skip
-# Their masks hold a row for each of the batch, or say what is hidden; layers carry a state; keys are chosen (Doge).
-SLOW = ["falcon_alibi", "bloom", "mpt", "jamba", "recurrent_gemma", "doge", "openai-gpt"]
+# Their masks hold a row for each of the batch; layers carry a state; keys are chosen (Doge).
+SLOW = ["falcon_alibi", "bloom", "jamba", "recurrent_gemma", "doge", "openai-gpt"]
 
 PROMPTS = [
     [1, 17, 250, 33, 94, 301, 77],
@@ -69,6 +69,7 @@ def by_hand(
     blocks: Sequence[Mapping[str, Sequence[int]]] = BLOCKS,
     queries: Sequence[Sequence[int]] = QUERIES,
     groups: Sequence[Sequence[Sequence[int]]] = GROUPS,
+    heads: Mapping[int, Sequence[int]] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """What the lens should say of each example, its arrays (window, block, ...)."""
     model, plain = loaded(name)
@@ -81,7 +82,7 @@ def by_hand(
             attending = [layer for layer in window if model.has(f"attn_in.{layer}")]
             for keys in named.values():
                 edges = [(query, key) for query in asking for key in keys]
-                logits.append(cut_logits(plain, layers, ids, attending, edges))
+                logits.append(cut_logits(plain, layers, ids, attending, edges, heads))
         flat = expected([*logits, own], wanted, 3, own)  # `kl` compares with the last
         one = {
             key: values[:-1].reshape(len(windows), len(named), *values.shape[1:])
@@ -104,6 +105,74 @@ def test_equals_the_twin(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert_equal(result.arrays(), by_hand(name, windows), atol=1e-5)
     assert model.verdicts["attention that is cut"] == (name in FAST)
     assert len([record for record in caplog.records if "(slow)" in record.message]) == (name in SLOW)
+
+
+@pytest.mark.parametrize("name", [*FAST, *SLOW])
+def test_some_heads_equal_the_twin(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One head alone and all but one, other ones by layer: of heads that share their keys, some are cut."""
+    model, _ = loaded(name)
+    count = model.num_heads
+    assert count > 1
+    attending = [layer for layer in range(model.num_layers) if model.has(f"attn_in.{layer}")]
+    heads = {layer: [1] if index % 2 else [0, *range(2, count)] for index, layer in enumerate(attending)}
+    layers = [1, 3] if name in ("jamba", "recurrent_gemma") else [0, 1, 3]
+    with caplog.at_level(logging.WARNING, logger="interp"):
+        result = attention_knockout(
+            model, PROMPTS, BLOCKS, GROUPS, window=2, layers=layers, heads=heads, query_positions=QUERIES, top_k=3,
+            batch_size=2,
+        )  # fmt: skip
+    windows = [range(layer, min(layer + 2, model.num_layers)) for layer in layers]
+    assert_equal(result.arrays(), by_hand(name, windows, heads=heads), atol=1e-5)
+    assert model.verdicts["attention that is cut in some heads"] == (name in FAST)
+
+
+def test_the_same_heads_in_every_layer_and_layers_without_any() -> None:
+    model, _ = loaded("llama")
+    arguments: Any = dict(window=2, layers=[0, 2], query_positions=QUERIES, top_k=3)
+    listed = attention_knockout(model, PROMPTS, BLOCKS, GROUPS, heads=[2, 0], **arguments)
+    wanted = by_hand("llama", [range(2), range(2, 4)], heads={layer: [0, 2] for layer in range(4)})
+    assert_equal(listed.arrays(), wanted, atol=1e-5)
+    partly = attention_knockout(model, PROMPTS, BLOCKS, GROUPS, heads={1: [3], 2: range(2)}, **arguments)
+    assert_equal(partly.arrays(), by_hand("llama", [range(2), range(2, 4)], heads={1: [3], 2: [0, 1]}), atol=1e-5)
+
+
+def test_all_heads_are_what_no_heads_mean_and_each_alone_is_less() -> None:
+    model, _ = loaded("gemma2")
+    every = attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, query_positions=QUERIES)
+    named = attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, query_positions=QUERIES, heads=range(4))
+    for key, values in every.arrays().items():
+        np.testing.assert_allclose(named.arrays()[key], values, atol=1e-5, err_msg=key)
+    alone = attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, query_positions=QUERIES, heads=[0])
+    assert np.abs(alone.log_prob - every.log_prob).max() > 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(["llama", "mistral", "gpt2", "mpt"]),
+    window=st.integers(1, 4),
+    heads=st.dictionaries(st.integers(0, 3), st.sets(st.integers(0, 3), min_size=1).map(sorted), min_size=1),
+    way=st.sampled_from(["fast", "slow"]),
+)
+def test_any_heads(name: str, window: int, heads: dict[int, list[int]], way: str) -> None:
+    model, _ = loaded(name)
+    layers = [layer for layer in range(4) if any(layer <= held < layer + window for held in heads)]
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "slow":
+            patch.setitem(model.verdicts, "attention that is cut in some heads", False)
+        result = attention_knockout(
+            model, PROMPTS[:2], BLOCKS[:2], GROUPS[:2], window=window, layers=layers, heads=heads,
+            query_positions=QUERIES[:2], top_k=3,
+        )  # fmt: skip
+    windows = [range(layer, min(4, layer + window)) for layer in layers]
+    some: Any = dict(prompts=PROMPTS[:2], blocks=BLOCKS[:2], queries=QUERIES[:2], groups=GROUPS[:2])
+    assert_equal(result.arrays(), by_hand(name, windows, heads=heads, **some), atol=1e-5, ties=2e-6)
+
+
+def test_heads_that_cannot_be_told_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = StandardizedTransformer(build("llama"), tokenizer=tiny_tokenizer(), verify=False)
+    monkeypatch.setattr("interp.forward.blocking.heads_in", lambda *_: 2)
+    with pytest.raises(InterpError, match=r"scores of 4 heads, and 2 by its config, so heads cannot be told apart"):
+        attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, heads=[0], query_positions=QUERIES)
 
 
 def test_the_last_token_and_the_models_own_answer_are_what_is_meant(caplog: pytest.LogCaptureFixture) -> None:
@@ -322,6 +391,11 @@ def test_models_that_cannot_be_cut_say_why() -> None:
         ({"input_ids": [[1, 400], [1, 2, 3]]}, "example 0 has .* ids 1 to 400"),
         ({"input_ids": [[], [1, 2, 3]]}, "example 0 has 0 tokens"),
         ({"top_k": 0}, "top_k"),
+        ({"heads": [4]}, "heads: layer 0: expected query heads 0 to 3, at least one, got head 4"),
+        ({"heads": [-1, 0]}, "got head -1"),
+        ({"heads": []}, "at least one, got none"),
+        ({"heads": {4: [0]}}, r"heads: layer 4 has no attention to cut. .* have: \[0, 1, 2, 3\]"),
+        ({"heads": {1: [0]}}, r"the window of layer 0 \(layers 0 to 0\) has none of the heads, .* in layers \[1\]"),
     ],
 )
 def test_errors(changes: dict[str, Any], message: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,11 +12,25 @@ from interp.compat.nnterp.interventions import (
     TargetPrompt,
     TargetPromptBatch,
     logit_lens,
+    patch_object_attn_lens,
     patchscope_lens,
     repeat_prompt,
 )
+from interp.compat.nnterp.probabilities import prompt_ids
 from interp.errors import InterpError
-from tests.interp.compat.nnterp.models import CLOSE, PROMPTS, hidden, next_probs, raw, read_out, standardized, wrap
+from tests.interp.compat.nnterp.models import (
+    CLOSE,
+    PROMPTS,
+    hidden,
+    ids_of,
+    next_probs,
+    raw,
+    read_out,
+    standardized,
+    wrap,
+)
+from tests.interp.reference import plain
+from tests.made import TensorsMade
 
 KINDS = ("standardized", "raw")
 TARGETS = [
@@ -73,6 +89,92 @@ def test_one_prompt_and_right_padding() -> None:
     finally:
         model.tokenizer.padding_side = "left"
     torch.testing.assert_close(probs, lens_by_hand("llama"), **CLOSE)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "gpt_neox", "gemma2", "olmo2", "cohere", "mixtral", "phi3"])
+def test_logit_lens_of_our_models_is_nnterps_one_batch(case: str) -> None:
+    """Both signs, ragged prompts, one of them twice: what one padded trace of all of them gives, tensor by tensor."""
+    prompts = [*PROMPTS, "The quick brown fox jumps over the lazy dog " * 3, PROMPTS[0]]
+    ours = logit_lens(standardized(case), prompts, return_inv_logits=True)
+    theirs = logit_lens(raw(case), prompts, return_inv_logits=True)
+    for found, wanted in zip(ours, theirs, strict=True):
+        assert (found.shape, found.dtype, found.device) == (wanted.shape, wanted.dtype, wanted.device)
+        assert found.is_contiguous() and not found.requires_grad
+        torch.testing.assert_close(found, wanted, **CLOSE)
+
+
+def every_spelling(model: Any) -> dict[str, Any]:
+    """The prompts in each way in which nnsight takes them, but for texts."""
+    encoded = model.tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    ids = [ids_of(prompt)[0].tolist() for prompt in PROMPTS]
+    return {"encoding": encoded, "ids": ids, "dictionary": {"input_ids": ids}}
+
+
+@pytest.mark.parametrize("spelling", ["encoding", "ids", "dictionary"])
+def test_prompts_in_every_spelling_run_on_our_own_code(spelling: str) -> None:
+    model = standardized("gpt2")
+    prompts = every_spelling(model)[spelling]
+    assert prompt_ids(model, prompts) == [ids_of(prompt)[0].tolist() for prompt in PROMPTS]
+    torch.testing.assert_close(logit_lens(model, prompts), lens_by_hand("gpt2"), **CLOSE)
+
+
+def test_one_row_of_ids_is_one_prompt() -> None:
+    model, ids = standardized("llama"), ids_of(PROMPTS[0])
+    for prompts in (ids, ids[0], ids[0].tolist(), PROMPTS[0]):
+        torch.testing.assert_close(logit_lens(model, prompts), lens_by_hand("llama")[:1], **CLOSE)
+
+
+def test_what_is_more_than_token_ids_is_traced() -> None:
+    """Embeddings, masks with gaps, other positions: what a forward pass over them says, at the last token."""
+    model: Any = standardized("gpt2")
+    ids = ids_of(PROMPTS[0])
+    gap, later = torch.ones_like(ids), torch.arange(ids.shape[1])[None] + 3
+    gap[0, 1] = 0
+    embeddings = plain("gpt2").get_input_embeddings()(ids).detach()
+    for given in (
+        {"input_ids": ids, "attention_mask": gap},
+        {"input_ids": ids, "position_ids": later},
+        {"inputs_embeds": embeddings},
+    ):
+        assert prompt_ids(model, given) is None
+        with torch.no_grad():
+            wanted = plain("gpt2")(**given).logits[:, -1].softmax(-1)
+        torch.testing.assert_close(logit_lens(model, given)[:, -1], wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("lens", ["logit", "patchscope", "attention"])
+def test_edits_of_the_model_count(lens: str) -> None:
+    """nnsight's `edit` is part of every trace; what calls single layers must not pass it by."""
+
+    def said(model: Any) -> Tensor:
+        if lens == "logit":
+            return logit_lens(model, PROMPTS)
+        if lens == "patchscope":
+            return patchscope_lens(model, PROMPTS, TARGETS)
+        return patch_object_attn_lens(model, PROMPTS, [target.prompt for target in TARGETS], attn_idx_patch=-1)
+
+    models: list[Any] = []
+    for kind in KINDS:
+        model: Any = wrap(kind, "llama")
+        with torch.no_grad(), model.edit() as (_, edited):
+            edited.model.layers[2].output *= 1.5
+        models.append(edited)
+    plainly, wanted = said(standardized("llama")), said(models[1])
+    assert (plainly - wanted).abs().max() > 1e-3
+    torch.testing.assert_close(said(models[0]), wanted, **CLOSE)
+    torch.testing.assert_close(said(standardized("llama")), plainly)  # and only those of the model at hand
+
+
+def test_nothing_larger_than_the_result_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the result a few rows of logits are held; the head never sees whole prompts, nor all of their ends."""
+    monkeypatch.setattr("interp.compat.nnterp.probabilities.how_many", lambda *_: 2)
+    model = standardized("llama")
+    probs = logit_lens(model, PROMPTS)  # what is found out about the model once is found out
+    with TensorsMade() as made:
+        logit_lens(model, PROMPTS)
+    sizes = sorted(shape.numel() for shape in made.shapes if shape[-1:] == (model.vocab_size,))
+    assert sizes[-1] == probs.numel() == made.largest
+    assert sizes[-2] == 2 * model.vocab_size
 
 
 @pytest.mark.parametrize("kind", KINDS)

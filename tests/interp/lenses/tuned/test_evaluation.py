@@ -19,13 +19,13 @@ from interp.lenses.tuned import (
     TokenSequence,
     TunedLens,
     evaluate_tuned_lens,
-    states,
+    evaluation,
 )
 from interp.model import StandardizedTransformer
 from tests.interp.lenses.tuned.conftest import random_sequences
 from tests.interp.lenses.tuned.twins import TunedTwin, as_tensors, random_translators
 from tests.interp.lenses.twins import FAMILIES
-from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, TEXT, VOCABULARY_SIZE
+from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, TEXT
 
 Standardized = Callable[[str], StandardizedTransformer]
 
@@ -35,7 +35,7 @@ Standardized = Callable[[str], StandardizedTransformer]
 def test_every_measure_equals_its_twin(
     standardized: Standardized, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(states, "CHUNK_ELEMENTS", 5 * VOCABULARY_SIZE)
+    monkeypatch.setattr(evaluation, "_TOKENS_AT_ONCE", 5)
     model, sequences = standardized(family), random_sequences()
     lens, translators = TunedLens.of(model, (0, 2)), random_translators((0, 2), HIDDEN_SIZE)
     lens.take(as_tensors(translators))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from interp.architectures import submodule
 from interp.lenses.tuned import TunedLens
+from interp.lenses.tuned.gradients import accumulate_gradients
 from interp.lenses.tuned.states import token_states
-from interp.lenses.tuned.training import accumulate_gradients
 from interp.model import StandardizedTransformer
 from tests.families import build
 from tests.interp.lenses.tuned.conftest import random_sequences

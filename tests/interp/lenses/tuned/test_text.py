@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InterpError
 from interp.lenses.tuned import GivenSequences, PackedText, TextSource, TokenSequence
+from interp.lenses.tuned.sequences import token_bytes
 from interp.lenses.tuned.states import TextSize, batches_of_tokens
-from interp.lenses.tuned.text import token_bytes
 from tests.tiny import TEXT, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -22,7 +22,7 @@ from interp.lenses.tuned import (
     states,
     train_tuned_lens,
 )
-from interp.lenses.tuned.training import accumulate_gradients
+from interp.lenses.tuned.gradients import accumulate_gradients
 from interp.model import StandardizedTransformer
 from tests.interp.lenses.tuned.conftest import random_sequences
 from tests.interp.lenses.tuned.twins import TunedTwin, as_tensors, random_translators
