@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from interp.lenses import GenerationResult, Patch, patchscope_generate
 from pipeline.config.lens import PatchscopeGenerateConfig
 from pipeline.stages.common import digest_of
-from pipeline.stages.lenses.base import Arrays, Inputs, Lens, latents_of, layers_of, needed_layers
+from pipeline.stages.lenses.base import Arrays, Lens
 from pipeline.stages.lenses.examples import patched_examples
+from pipeline.stages.lenses.inputs import Inputs, latents_of, layers_of, needed_layers
 from pipeline.store import StoreWriter
 
 PADDING = -1  # behind the end of a text

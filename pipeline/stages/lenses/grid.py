@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 
 from interp.lenses import patchscope_grid
 from pipeline.config.lens import PatchscopeGridConfig
-from pipeline.stages.lenses.base import Inputs, PatchedLens, layers_of
+from pipeline.stages.lenses.inputs import Inputs, layers_of
+from pipeline.stages.lenses.reading import PatchedLens
 
 
 class PatchscopeGrid(PatchedLens[PatchscopeGridConfig]):

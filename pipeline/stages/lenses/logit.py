@@ -6,8 +6,9 @@ from numpy.typing import NDArray
 
 from interp.lenses import logit_lens
 from pipeline.config.lens import LogitLensConfig
-from pipeline.stages.lenses.base import Inputs, ReadingLens, latents_of, layers_of
 from pipeline.stages.lenses.examples import every_prompt
+from pipeline.stages.lenses.inputs import Inputs, latents_of, layers_of
+from pipeline.stages.lenses.reading import ReadingLens
 
 
 class LogitLens(ReadingLens[LogitLensConfig]):

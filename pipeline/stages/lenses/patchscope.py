@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from interp.lenses import Patch, patchscope_lens
 from pipeline.config.lens import PatchscopeConfig
-from pipeline.stages.lenses.base import Inputs, PatchedLens, layers_of, needed_layers
+from pipeline.stages.lenses.inputs import Inputs, layers_of, needed_layers
+from pipeline.stages.lenses.reading import PatchedLens
 
 
 class Patchscope(PatchedLens[PatchscopeConfig]):
