@@ -11,7 +11,17 @@ from interp.sites import HIDDEN_KINDS, check_layers, parse_layers, parse_sites
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.blocks import check_blocks
 from pipeline.config.collect import CollectConfig
-from pipeline.config.lens import IntoTarget, KnockoutConfig, LensConfig, PatchscopeGridConfig, Reads, reads_of
+from pipeline.config.lens import (
+    IntoTarget,
+    KnockoutConfig,
+    LensConfig,
+    LogitLensConfig,
+    PatchscopeGridConfig,
+    Reads,
+    TunedLensConfig,
+    mapping_of,
+    reads_of,
+)
 from pipeline.config.task import AttributeExtractionConfig, TaskConfig, TranslationConfig
 
 __all__ = ["check_lens", "check_span", "close"]
@@ -68,6 +78,7 @@ def check_lens(
         _check_reads(where, reads, collect, num_layers)
     if isinstance(lens, IntoTarget):
         _check_target(where, lens, task, spans)
+    _check_mapping(where, lens)
     if isinstance(lens, PatchscopeGridConfig):
         _layers(f"{where}.target_layers", lens.target_layers, num_layers)
     if isinstance(lens, KnockoutConfig):
@@ -78,6 +89,29 @@ def check_lens(
     window = getattr(lens, "window", None)
     if num_layers is not None and window is not None and window > num_layers:
         raise ConfigError(f"{where}.window: expected at most {num_layers}, the layers of the model, got {window}.")
+
+
+def _check_mapping(where: str, lens: LensConfig) -> None:
+    """Whether a lens can put its states through its mapping."""
+    mapping = mapping_of(lens)
+    if isinstance(lens, TunedLensConfig) or mapping == "identity":
+        return
+    reads = reads_of(lens)
+    if reads is not None and reads.site != "resid_post":
+        raise ConfigError(
+            f"{where}.mapping: {mapping!r} maps the residual stream after layers, and the lens reads {reads.site!r}. "
+            "Choose identity, or site: resid_post."
+        )
+    if isinstance(lens, LogitLensConfig) and mapping != "affine_last":
+        better = "lens=tuned_lens" if mapping == "tuned" else "identity or affine_last"
+        raise ConfigError(
+            f"{where}.mapping: expected identity or affine_last for kind logit_lens, got {mapping!r}. Choose {better}."
+        )
+    if mapping == "affine_target" and not isinstance(lens, PatchscopeGridConfig):
+        raise ConfigError(
+            f"{where}.mapping: 'affine_target' maps to the layer that is written, which is the source's own here: it "
+            "would change nothing. Choose affine_last, or lens=patchscope_grid."
+        )
 
 
 def _check_blocks(where: str, lens: KnockoutConfig, task: TaskConfig, spans: Sequence[str]) -> None:

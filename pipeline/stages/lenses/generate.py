@@ -14,6 +14,7 @@ from pipeline.stages.common import digest_of
 from pipeline.stages.lenses.base import Arrays, Lens
 from pipeline.stages.lenses.examples import patched_examples
 from pipeline.stages.lenses.inputs import Inputs, latents_of, layers_of, needed_layers
+from pipeline.stages.lenses.mapping import find_mapping
 from pipeline.store import StoreWriter
 
 PADDING = -1  # behind the end of a text
@@ -27,7 +28,7 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
     Its store holds token ids and whether each text holds a word of each group; the texts are an attribute.
 
     Raises:
-        InterpError: see `patched_examples` and `find_latents`; or the model has no such layers.
+        InterpError: see `patched_examples`, `find_latents` and `find_mapping`; or the model has no such layers.
     """
 
     token_arrays = ("token_ids",)
@@ -38,6 +39,11 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
         super().__init__(name, config, inputs, examples, {"layer": layers})
         needed = needed_layers(config, layers, inputs.model.num_layers)
         self.latents = latents_of(name, config, inputs, examples, needed)
+        self.mapping = find_mapping(name, config, inputs.model, needed)
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of its store that are known before it is computed, and what its mapping was made from."""
+        return {**super().attributes(), "mapping": self.mapping.told}
 
     def lengths(self) -> dict[str, int]:
         """The length of every dimension."""
@@ -69,6 +75,8 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
             latent_layers=self.latents.layers,
             max_new_tokens=config.max_new_tokens,
             patch=cast(Patch, config.patch),
+            site=config.site,
+            mapping=self.mapping.to_one,
             temperature=config.temperature,
             # examples are numbered anew in each block, and must not draw what those of another block draw
             seed=int(digest_of(config.seed, rows.start)[:8], 16),

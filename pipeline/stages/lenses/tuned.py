@@ -11,9 +11,8 @@ from interp.lenses.tuned import TunedLens, tuned_lens
 from pipeline.config.lens import TunedLensConfig
 from pipeline.stages.lenses.examples import every_prompt
 from pipeline.stages.lenses.inputs import Inputs, latents_of, layers_of
+from pipeline.stages.lenses.mapping import TUNED_LENS
 from pipeline.stages.lenses.reading import ReadingLens
-
-TUNED_LENS = "tuned_lens"  # the artifact of the stage `tune`
 
 
 class Tuned(ReadingLens[TunedLensConfig]):
