@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 from pipeline.config.lens import (
     AttentionObjectConfig,
@@ -25,6 +27,7 @@ __all__ = [
     "PAPERS",
     "baseline_label",
     "describe",
+    "describe_mapping",
     "number",
     "percent",
     "rank",
@@ -126,6 +129,35 @@ def describe(config: LensConfig, num_sources: int) -> str:
         f"{site}, taken at {spelled_position(config.source_position)} of {source}, replaces {into} at "
         f"{spelled_position(config.target_position)} of {prompt}, {at}. The model then runs on, and {then}."
     )
+
+
+def describe_mapping(attributes: Mapping[str, Any]) -> str:
+    """What a lens puts its states through, and what that was made from; empty where it is nothing.
+
+    Arguments:
+        attributes: of the lens's store.
+    """
+    told = attributes.get("mapping", {"kind": "identity"})
+    if told["kind"] == "identity":
+        return ""
+    if told["kind"] == "tuned":
+        text = (told["training"] or {}).get("text")
+        trained = f"trained on {_text_source(text)}" if text else "of unknown training"
+        return (
+            f"On the way it goes through the translator of layer j of a tuned lens (Belrose et al., 2023), {trained}."
+        )
+    into = "the last layer" if told["kind"] == "affine_last" else "layer k"
+    return (
+        f"On the way it goes through an affine map from layer j to {into}, fitted by least squares to "
+        f"{told['tokens']} tokens of {_text_source(told['text'])}."
+    )
+
+
+def _text_source(text: Mapping[str, Any]) -> str:
+    """Text that something was made from: a file or data set, or the run's own prompts."""
+    if "source" in text:
+        return f"{readable(text['source']['path'])}, other text than is read here"
+    return "the run’s own prompts, those that are read here among them"
 
 
 def _window(size: int | None) -> str:

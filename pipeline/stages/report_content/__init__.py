@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pipeline.stages.report_content.comparison import comparisons
 from pipeline.stages.report_content.generation import generation_section
 from pipeline.stages.report_content.grid import grid_section
 from pipeline.stages.report_content.knockout import knockout_section
-from pipeline.stages.report_content.parts import LensSection
+from pipeline.stages.report_content.parts import Comparison, LensSection
 from pipeline.stages.report_content.readings import readings_section
 from pipeline.stages.report_content.source import Source, axis_top, chosen
 
-__all__ = ["LensSection", "Source", "axis_top", "chosen", "lens_section"]
+__all__ = ["Comparison", "LensSection", "Source", "axis_top", "chosen", "comparisons", "lens_section"]
 
 
 def lens_section(source: Source) -> LensSection:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 __all__ = [
     "Baseline",
     "Cell",
+    "Comparison",
     "Example",
     "Finding",
     "Group",
@@ -22,7 +23,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Group:
-    """What a colour stands for, a group of answer tokens or a block: its key, its label for people, its colour."""
+    """What a colour stands for, a group of answers, a block or a lens: its key, its label for people, its colour."""
 
     key: str
     label: str
@@ -72,6 +73,23 @@ class Panel:
     baselines: Sequence[Baseline] = ()
     caption: str = ""
     layer_label: str = "Layer"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Lenses whose curves stand in the same charts.
+
+    Arguments:
+        lenses: what the colours stand for.
+        position: the source token that all of them read, for people.
+        n_text: how many examples count.
+        panels: one a metric; the group of a series is its lens.
+    """
+
+    lenses: Sequence[Group]
+    position: str
+    n_text: str
+    panels: Sequence[Panel]
 
 
 @dataclass(frozen=True)
