@@ -105,14 +105,13 @@ def render(page: Page, sections: Sequence[LensSection], comparisons: Sequence[Co
 
 def _compared(comparison: Comparison) -> ComparisonView:
     curves = [(panel, series) for panel in comparison.panels for series in panel.series]
+    layers = sorted({layer for _, series in curves for layer in series.layers})
     at = [dict(zip(series.layers, series.mean, strict=True)) for _, series in curves]
     return ComparisonView(
         content=comparison,
         charts=[(panel, draw(panel, HALF), _alt(panel)) for panel in comparison.panels],
         columns=[f"{panel.title}, {series.group.label}" for panel, series in curves if series.group],
-        rows=[
-            (layer, [number(means.get(layer)) for means in at]) for layer in sorted({y for means in at for y in means})
-        ],
+        rows=[(layer, [number(means.get(layer)) for means in at]) for layer in layers],
     )
 
 
