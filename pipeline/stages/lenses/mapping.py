@@ -65,10 +65,10 @@ def find_mapping(
         return Mapping(kind, told={"kind": kind})
     if kind == "tuned":
         lens = TunedLens.load(TUNED_LENS, model)
-        _check(name, "translator", "the tuned lens", layers, (*lens.layers, model.num_layers - 1))
+        _check(name, "translator of", "the tuned lens", layers, (*lens.layers, model.num_layers - 1))
         return Mapping(kind, to_one=lens.as_map(), told={"kind": kind, **lens.config()})
     maps, fitted = load_affine(TUNED_LENS, model)
-    _check(name, "map", f"{TUNED_LENS}/", layers, maps.layers)
+    _check(name, "map from", f"{TUNED_LENS}/", layers, maps.layers)
     told = {"kind": kind, **fitted}
     if kind == "affine_last":
         to_last = maps if isinstance(maps, AffineMap) else maps.to_layer(model.num_layers - 1)
@@ -79,7 +79,7 @@ def find_mapping(
             f"lens.{name}.mapping: affine_target needs a grid, and maps between all layers; there are {found}. Set "
             "tune.affine=pairs, or choose affine_last."
         )
-    _check(name, "map to the", f"{TUNED_LENS}/", target_layers, maps.target_layers)
+    _check(name, "map to", f"{TUNED_LENS}/", target_layers, maps.target_layers)
     return Mapping(kind, pairs=maps, told=told)
 
 
