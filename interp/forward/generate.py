@@ -25,6 +25,7 @@ from interp.forward.prefix import Call, FrozenPrefix, calls_of
 from interp.forward.running import run_rows
 from interp.forward.sharing import sharing
 from interp.forward.walk import walk_up
+from interp.products import faster_products
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -150,7 +151,10 @@ def _next(model: StandardizedTransformer, states: Continuations, histories: Hist
         return hidden[rows.to(hidden.device)]
 
     fed = histories.fed(tokens)[:, None].to(model.device)
-    with sharing() if model.shares_prefix else nullcontext():
+    with (
+        sharing() if model.shares_prefix else nullcontext(),
+        faster_products(len(tokens), model.hidden_size),
+    ):
         hidden = run_rows(model, fed, states.cache, states.length, entering)
     states.advance(1)
     return entering(model.num_layers, hidden)[:, -1]
