@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from interp import __version__
 from interp.errors import InterpError, nearest
+from interp.text import readable
 from pipeline.config.base import ConfigError, load_section
 from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
 from pipeline.config.lens import load_lens_configs
@@ -27,7 +28,6 @@ from pipeline.stages.common import code_digest, digest_of, publish, stage_main
 from pipeline.stages.report_content import LensSection, Source, axis_top, comparisons, lens_section
 from pipeline.stages.report_figures import save_comparison, save_figure
 from pipeline.stages.report_page import Page, readable_value, render
-from pipeline.stages.report_text import readable
 from pipeline.stages.tables import read_curves, read_grids
 from pipeline.stages.tokens import Tokens, load_tokens
 from pipeline.store import open_store

@@ -1,16 +1,15 @@
-"""Text for people: data made harmless to show, and what a lens does in words.
+"""Text for people: what a lens does in words, and numbers.
 
-All text that comes from data (prompts, tokens, labels) passes through `visible` or `readable`, so that no control
-character or override of the writing direction reaches a page or a figure.
+All text that comes from data (prompts, tokens, labels) passes through `interp.text` on its way to a page or a figure.
 """
 
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from interp.text import readable
 from pipeline.config.lens import (
     AttentionObjectConfig,
     IntoTarget,
@@ -31,10 +30,8 @@ __all__ = [
     "number",
     "percent",
     "rank",
-    "readable",
     "spelled_block",
     "spelled_position",
-    "visible",
 ]
 
 PAPERS = {
@@ -55,26 +52,6 @@ SITES = {
     "attn_in": "input of {layer}’s attention",
     "mlp_in": "input of {layer}’s MLP",
 }
-_SHOWN = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
-
-
-def readable(text: str) -> str:
-    """Text with line breaks and tabs kept, every other character that is not seen spelled out (`\\x00`, `\\u202e`)."""
-    return "".join(c if c in "\n\t" else _spelled(c) for c in str(text))
-
-
-def visible(text: str) -> str:
-    """A token on one line: spaces, line breaks and tabs as signs (`␣`, `↵`, `⇥`), what is not seen spelled out."""
-    return "".join(_SHOWN.get(c) or _spelled(c) for c in str(text))
-
-
-def _spelled(character: str) -> str:
-    # control, format, surrogate, unassigned or private characters, separators other than the plain space
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp")
-    if not hidden:
-        return character
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def spelled_position(position: str) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from interp.prompts.identity import identity_prompt
+from interp.text import readable, visible
 from pipeline.config.lens import IntoTarget
 from pipeline.stages.report_content.parts import Cell, Example, Text
 from pipeline.stages.report_content.source import Source, chosen
-from pipeline.stages.report_text import readable, visible
 
 __all__ = ["block_examples", "grid_examples", "text_examples", "token_examples"]
 

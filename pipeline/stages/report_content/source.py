@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from interp.text import readable
 from pipeline.config.lens import AttentionObjectConfig, LensConfig
 from pipeline.stages.report_content.parts import Group, Panel, Series
-from pipeline.stages.report_text import PAPERS, describe, describe_mapping, readable
+from pipeline.stages.report_text import PAPERS, describe, describe_mapping
 from pipeline.stages.tables import CurveRow, GridRow
 from pipeline.stages.tokens import Tokens
 from pipeline.store import Store

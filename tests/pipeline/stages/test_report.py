@@ -397,7 +397,7 @@ def test_lenses_of_the_same_token_stand_beside_each_other(run: Path, page: Eleme
 
 
 def test_one_lens_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_run(tmp_path / "run", ("logit_lens", "patchscope"))
+    folder = make_run(tmp_path / "run", lenses=("logit_lens", "patchscope"))
     monkeypatch.chdir(folder)
     evaluate.run()
     report.run()
