@@ -132,7 +132,9 @@ class PatchscopeGridConfig(IntoTarget):
 
 @dataclass(frozen=True)
 class PatchscopeGenerateConfig(IntoTarget):
-    """Patchscope generation (Ghandeharioun et al. 2024): tokens generated from a patched run, for each layer.
+    """Patchscope generation (Ghandeharioun et al. 2024): tokens generated from a patched run.
+
+    For each layer, written into itself; or for each source layer and each target layer, which costs as many texts.
 
     Arguments:
         kind: `patchscope_generate`.
@@ -140,7 +142,11 @@ class PatchscopeGenerateConfig(IntoTarget):
         site: kind of site that is patched; it must be among `collect.sites`.
         patch: `one_layer` or `from_layer`, as in `PatchscopeConfig`.
         mapping: what the activations go through on the way (`MAPPINGS`).
-        layers: layers, as in `LogitLensConfig`.
+        layers: layers that are read, as in `LogitLensConfig`.
+        target_layers: layers of the target prompt that are written, each from every one of `layers`; null: each layer
+            into itself.
+        max_layers: with `target_layers`, source layers and target layers at most, evenly spread over those named; null:
+            all of them.
         max_new_tokens: how many tokens are generated at most; fewer where the model ends its text.
         temperature: 0 takes the most probable token (greedy); above 0 tokens are drawn at that temperature.
         seed: of the draws.
@@ -151,6 +157,8 @@ class PatchscopeGenerateConfig(IntoTarget):
     patch: str = "one_layer"
     mapping: str = "identity"
     layers: str = "*"
+    target_layers: str | None = None
+    max_layers: int | None = 8
     max_new_tokens: int = 20
     temperature: float = 0.0
     seed: int = 0
@@ -212,67 +220,6 @@ LENSES: dict[str, type[LensConfig]] = {
     "attention_object": AttentionObjectConfig,
     "knockout": KnockoutConfig,
 }
-
-
-@dataclass(frozen=True)
-class Reads:
-    """The collected hidden states that a lens needs, and under which of its options it names them.
-
-    Arguments:
-        site: kind of site.
-        position: a position.
-        position_option: option that names the position.
-        layers: layers, `*` or a range or a list.
-        layers_option: option that names the layers.
-        window: layers that are needed from each of `layers` on; None: all up to the model's last.
-        why: what needs more than one layer, for messages.
-        site_option: option that names the site; empty: the lens has none.
-    """
-
-    site: str
-    position: str
-    position_option: str
-    layers: str
-    layers_option: str = "layers"
-    window: int | None = 1
-    why: str = ""
-    site_option: str = ""
-
-    def needed(self, layers: list[int], num_layers: int) -> list[int]:
-        """The layers whose states are read, ascending.
-
-        Arguments:
-            layers: the layers that the option names, ascending.
-            num_layers: of the model.
-        """
-        window = num_layers if self.window is None else self.window
-        return sorted({layer for first in layers for layer in range(first, min(first + window, num_layers))})
-
-
-def reads_of(lens: LensConfig) -> Reads | None:
-    """What a lens needs of `activations.zarr`; None: nothing."""
-    if isinstance(lens, KnockoutConfig):
-        return None
-    if isinstance(lens, LogitLensConfig):
-        return Reads(lens.site, lens.position, "position", lens.layers, site_option="site")
-    if isinstance(lens, TunedLensConfig):
-        return Reads("resid_post", lens.position, "position", lens.layers)
-    position, option = lens.source_position, "source_position"
-    if isinstance(lens, PatchscopeGridConfig):
-        return Reads(lens.site, position, option, lens.source_layers, "source_layers", site_option="site")
-    if isinstance(lens, AttentionObjectConfig):
-        many = "all" if lens.window is None else "that many"
-        why = f"window: {'null' if lens.window is None else lens.window} writes {many} layers from each on"
-        return Reads("attn_in", position, option, lens.layers, window=lens.window, why=why)
-    window, why = (
-        (None, "patch: from_layer writes every layer from the first on") if lens.patch == "from_layer" else (1, "")
-    )
-    return Reads(lens.site, position, option, lens.layers, window=window, why=why, site_option="site")
-
-
-def mapping_of(lens: LensConfig) -> str:
-    """What a lens puts its states through, one of `MAPPINGS`."""
-    return "tuned" if isinstance(lens, TunedLensConfig) else getattr(lens, "mapping", "identity")
 
 
 def lenses_from(values: dict[str, Any]) -> dict[str, LensConfig]:

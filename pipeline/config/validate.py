@@ -85,6 +85,7 @@ MINIMA = {
     "lens.*.top_k": 1,
     "lens.*.batch_size": 1,
     "lens.*.window": 1,
+    "lens.*.max_layers": 1,
     "lens.*.max_new_tokens": 1,
     "lens.*.temperature": 0,
     "lens.*.seed": 0,

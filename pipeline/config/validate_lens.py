@@ -11,17 +11,8 @@ from interp.sites import HIDDEN_KINDS, check_layers, parse_layers, parse_sites
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.blocks import check_blocks
 from pipeline.config.collect import CollectConfig
-from pipeline.config.lens import (
-    IntoTarget,
-    KnockoutConfig,
-    LensConfig,
-    LogitLensConfig,
-    PatchscopeGridConfig,
-    Reads,
-    TunedLensConfig,
-    mapping_of,
-    reads_of,
-)
+from pipeline.config.lens import IntoTarget, KnockoutConfig, LensConfig, LogitLensConfig, TunedLensConfig
+from pipeline.config.lens_reads import Reads, mapping_of, reads_of, target_layers_of
 from pipeline.config.task import AttributeExtractionConfig, TaskConfig, TranslationConfig
 
 __all__ = ["check_lens", "check_span", "close"]
@@ -79,8 +70,14 @@ def check_lens(
     if isinstance(lens, IntoTarget):
         _check_target(where, lens, task, spans)
     _check_mapping(where, lens)
-    if isinstance(lens, PatchscopeGridConfig):
-        _layers(f"{where}.target_layers", lens.target_layers, num_layers)
+    target_layers = target_layers_of(lens)
+    if target_layers is not None:
+        _layers(f"{where}.target_layers", target_layers, num_layers)
+        if getattr(lens, "patch", "one_layer") == "from_layer":
+            raise ConfigError(
+                f"{where}.patch: 'from_layer' writes each later layer's own activation, and target_layers writes one "
+                "layer's into another. Choose one_layer, or target_layers: null."
+            )
     if isinstance(lens, KnockoutConfig):
         _layers(f"{where}.layers", lens.layers, num_layers)
         _check_blocks(where, lens, task, spans)
@@ -107,10 +104,10 @@ def _check_mapping(where: str, lens: LensConfig) -> None:
         raise ConfigError(
             f"{where}.mapping: expected identity or affine_last for kind logit_lens, got {mapping!r}. Choose {better}."
         )
-    if mapping == "affine_target" and not isinstance(lens, PatchscopeGridConfig):
+    if mapping == "affine_target" and target_layers_of(lens) is None:
         raise ConfigError(
             f"{where}.mapping: 'affine_target' maps to the layer that is written, which is the source's own here: it "
-            "would change nothing. Choose affine_last, or lens=patchscope_grid."
+            "would change nothing. Choose affine_last, or a lens with target_layers (lens=patchscope_grid)."
         )
 
 

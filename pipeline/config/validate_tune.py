@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from interp.errors import InterpError
 from interp.sites import check_layers, parse_layers
 from pipeline.config.base import ConfigError
-from pipeline.config.lens import LensConfig, PatchscopeGridConfig, mapping_of, reads_of
+from pipeline.config.lens import LensConfig
+from pipeline.config.lens_reads import mapping_of, reads_of, target_layers_of
 from pipeline.config.paths import HUB_DATASET, located
 from pipeline.config.tune import TEXT_FILES, TuneConfig
 
@@ -137,8 +138,9 @@ def _check_layers(name: str, lens: LensConfig, tune: TuneConfig, num_layers: int
     made = tuned_layers(tune.layers, num_layers) if mapping == "tuned" else parse_layers(tune.affine_layers, num_layers)
     key, what = ("layers", "trains no translator") if mapping == "tuned" else ("affine_layers", "fits no map")
     options = {reads.layers_option: reads.needed(parse_layers(reads.layers, num_layers), num_layers)}
-    if mapping == "affine_target" and isinstance(lens, PatchscopeGridConfig):
-        options["target_layers"] = parse_layers(lens.target_layers, num_layers)
+    target_layers = target_layers_of(lens)
+    if mapping == "affine_target" and target_layers is not None:
+        options["target_layers"] = parse_layers(target_layers, num_layers)
     for option, layers in options.items():
         absent = [layer for layer in layers if layer not in (*made, num_layers - 1)]
         if absent:

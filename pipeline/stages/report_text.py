@@ -149,7 +149,7 @@ def _patched(config: IntoTarget) -> tuple[str, str, str, str]:
     """Of a patch: what is taken, what it replaces, at which layers, and what is read."""
     read = "its next token is read"
     if isinstance(config, PatchscopeGridConfig):
-        return _site("resid_post"), "the one after layer k", "for every j and k", read
+        return _site(config.site), "the one of layer k", "for every j and k", read
     if isinstance(config, AttentionObjectConfig):
         return (
             _site("attn_in"),
@@ -159,10 +159,12 @@ def _patched(config: IntoTarget) -> tuple[str, str, str, str]:
         )
     later = "at layer j, and those of all later layers likewise"
     if isinstance(config, PatchscopeGenerateConfig):
+        crossed = config.target_layers is not None
         how = "the most probable one each time" if config.temperature == 0 else f"temperature {config.temperature:g}"
         count = "1 token is" if config.max_new_tokens == 1 else f"up to {config.max_new_tokens} tokens are"
         at = "at layer j" if config.patch == "one_layer" else later
-        return _site("resid_post"), "the one", at, f"{count} generated ({how})"
+        into, at = ("the one of layer k", "for every j and k") if crossed else ("the one", at)
+        return _site(config.site), into, at, f"{count} generated ({how})"
     assert isinstance(config, PatchscopeConfig)
     return _site(config.site), "the one", "at layer j" if config.patch == "one_layer" else later, read
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from interp.sites import parse_layers
-from pipeline.config.lens import LensConfig, Reads, reads_of
+from pipeline.config.lens import LensConfig
+from pipeline.config.lens_reads import Reads, reads_of
 from pipeline.stages.lenses.examples import Examples
 from pipeline.stages.lenses.latents import Latents, find_latents
 from pipeline.stages.tokens import Tokens
 from pipeline.store import Store
 
-__all__ = ["Inputs", "latents_of", "layers_of", "needed_layers"]
+__all__ = ["Inputs", "evenly", "latents_of", "layers_of", "needed_layers"]
 
 
 @dataclass(frozen=True)
@@ -82,3 +85,10 @@ def layers_of(name: str, key: str, text: str, num_layers: int) -> list[int]:
         return parse_layers(text, num_layers)
     except InterpError as error:
         raise InterpError(f"lens.{name}.{key}: {error}") from None
+
+
+def evenly(layers: Sequence[int], most: int | None) -> list[int]:
+    """Some of the layers: `most` of them, from the first to the last at even distances; None: all."""
+    if most is None or len(layers) <= most:
+        return list(layers)
+    return [layers[round(place)] for place in np.linspace(0, len(layers) - 1, most).tolist()]

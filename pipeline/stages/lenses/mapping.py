@@ -11,7 +11,8 @@ from interp.lenses import LatentMap
 from interp.lenses.maps import AffineMap, AffinePairs
 from interp.lenses.tuned import TunedLens
 from interp.model import StandardizedTransformer
-from pipeline.config.lens import LensConfig, mapping_of
+from pipeline.config.lens import LensConfig
+from pipeline.config.lens_reads import mapping_of
 from pipeline.stages.affine_maps import load_affine
 
 __all__ = ["TUNED_LENS", "Mapping", "find_mapping"]
