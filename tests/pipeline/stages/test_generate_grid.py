@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from interp.model import StandardizedTransformer
 from interp.text import readable
 from pipeline.stages import common, evaluate, lens, report
 from pipeline.stages.lenses.inputs import evenly
@@ -44,8 +45,6 @@ def enter(repository: Path, model_folder: Callable[[str], Path], monkeypatch: py
 
     def make(section: Mapping[str, Any], task: TaskData = TASK, name: str = "run") -> Path:
         folder = make_run(repository / name, model_folder("llama"), {"cross": section}, monkeypatch, task=task)
-        from interp.model import StandardizedTransformer
-
         write_tuned_lens(StandardizedTransformer(model_folder("llama"), dtype="float32", device_map="cpu"), "pairs")
         return folder
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from interp.errors import InterpError
@@ -88,16 +89,10 @@ def mapped(kind: str, state: Tensor, layer: int, target: int) -> Tensor:
     if kind == "tuned":
         if layer == LAST:
             return state
-        lens_file = dict(load("tuned_lens/lens.safetensors"))
-        return state + lens_file[f"bias.{layer}"] + lens_file[f"weight.{layer}"] @ state
+        held = load_file("tuned_lens/lens.safetensors")
+        return state + held[f"bias.{layer}"] + held[f"weight.{layer}"] @ state
     pairs, to = random_pairs(), LAST if kind == "affine_last" else target
     return pairs.weight[layer, to] @ state + pairs.bias[layer, to]
-
-
-def load(path: str) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 @pytest.fixture(scope="module")
