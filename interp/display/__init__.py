@@ -8,7 +8,8 @@ from interp.display.generation import generation_figure
 from interp.display.heat_map import token_heat_map
 from interp.display.lens import lens_figure
 from interp.display.plotly import graph_objects, make_subplots, save_figure
-from interp.display.text import escaped, visible
+from interp.display.text import escaped
+from interp.text import visible
 
 __all__ = [
     "attribution_figure",

@@ -7,9 +7,10 @@ from itertools import cycle
 from typing import Any
 
 from interp.display.plotly import FONT, graph_objects
-from interp.display.text import escaped, visible
+from interp.display.text import escaped
 from interp.errors import InterpError
 from interp.lenses.generation import GenerationResult
+from interp.text import visible
 
 __all__ = ["generation_figure"]
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from interp.display.heat_map import token_heat_map
 from interp.display.plotly import COLORS, FONT, graph_objects, make_subplots, with_alpha
-from interp.display.text import escaped, visible
+from interp.display.text import escaped
 from interp.errors import InterpError, nearest
 from interp.lenses.axes import Coordinate
 from interp.lenses.result import FigureKind, LensResult, Quantity
 from interp.model.tokens import token_text
+from interp.text import visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,6 +7,14 @@ from typing import Any
 
 from pipeline.config.base import ConfigError, load_section, nearest, section_from
 
+MAPPINGS = ("identity", "affine_last", "affine_target", "tuned")
+"""What a state goes through before it is written or read out.
+
+`identity`: nothing. `affine_last`: an affine map from its layer to the model's last one, fitted by least squares.
+`affine_target`: one to the layer that it is written at (a grid). `tuned`: the translator of a tuned lens. The maps come
+from the section `tune`; they are of the residual stream after layers.
+"""
+
 
 @dataclass(frozen=True)
 class LogitLensConfig:
@@ -17,6 +25,8 @@ class LogitLensConfig:
         site: kind of site that is read; it must be among `collect.sites`.
         position: which of `collect.positions` is read.
         layers: layers, `*` or a range such as `3-5` or a list such as `0,2,7`.
+        mapping: what is read out instead (`MAPPINGS`): `identity`, or `affine_last` (Ghandeharioun et al. 2024); the
+            tuned lens is a kind of its own.
         inverted: turn the sign after the final norm, which shows the tokens that a state speaks against.
         top_k: how many top tokens are kept.
         batch_size: rows that are read out at once.
@@ -26,6 +36,7 @@ class LogitLensConfig:
     site: str = "resid_post"
     position: str = "last"
     layers: str = "*"
+    mapping: str = "identity"
     inverted: bool = False
     top_k: int = 5
     batch_size: int = 256
@@ -84,6 +95,7 @@ class PatchscopeConfig(IntoTarget):
         source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`.
         site: kind of site that is patched; it must be among `collect.sites`.
         patch: `one_layer` patches layer j only, `from_layer` layers j, j+1, ..., last.
+        mapping: what the activations go through on the way (`MAPPINGS`).
         layers: layers, as in `LogitLensConfig`.
         top_k: how many top tokens are kept.
     """
@@ -91,23 +103,28 @@ class PatchscopeConfig(IntoTarget):
     kind: str = "patchscope"
     site: str = "resid_post"
     patch: str = "one_layer"
+    mapping: str = "identity"
     layers: str = "*"
     top_k: int = 5
 
 
 @dataclass(frozen=True)
 class PatchscopeGridConfig(IntoTarget):
-    """Patchscope grid (Ghandeharioun et al. 2024): the residual stream after each source layer, into each target layer.
+    """Patchscope grid (Ghandeharioun et al. 2024): the activation of each source layer, into each target layer.
 
     Arguments:
         kind: `patchscope_grid`.
         source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`.
+        site: kind of site that is patched; it must be among `collect.sites`.
+        mapping: what the activations go through on the way (`MAPPINGS`).
         source_layers: layers of the source prompt that are read, as in `LogitLensConfig`.
         target_layers: layers of the target prompt that are written.
         top_k: how many top tokens are kept in every cell.
     """
 
     kind: str = "patchscope_grid"
+    site: str = "resid_post"
+    mapping: str = "identity"
     source_layers: str = "*"
     target_layers: str = "*"
     top_k: int = 1
@@ -115,21 +132,33 @@ class PatchscopeGridConfig(IntoTarget):
 
 @dataclass(frozen=True)
 class PatchscopeGenerateConfig(IntoTarget):
-    """Patchscope generation (Ghandeharioun et al. 2024): tokens generated from a patched run, for each layer.
+    """Patchscope generation (Ghandeharioun et al. 2024): tokens generated from a patched run.
+
+    For each layer, written into itself; or for each source layer and each target layer, which costs as many texts.
 
     Arguments:
         kind: `patchscope_generate`.
         source_position, target, target_prompt, target_position, sources, batch_size: see `IntoTarget`.
+        site: kind of site that is patched; it must be among `collect.sites`.
         patch: `one_layer` or `from_layer`, as in `PatchscopeConfig`.
-        layers: layers, as in `LogitLensConfig`.
+        mapping: what the activations go through on the way (`MAPPINGS`).
+        layers: layers that are read, as in `LogitLensConfig`.
+        target_layers: layers of the target prompt that are written, each from every one of `layers`; null: each layer
+            into itself.
+        max_layers: with `target_layers`, source layers and target layers at most, evenly spread over those named; null:
+            all of them.
         max_new_tokens: how many tokens are generated at most; fewer where the model ends its text.
         temperature: 0 takes the most probable token (greedy); above 0 tokens are drawn at that temperature.
         seed: of the draws.
     """
 
     kind: str = "patchscope_generate"
+    site: str = "resid_post"
     patch: str = "one_layer"
+    mapping: str = "identity"
     layers: str = "*"
+    target_layers: str | None = None
+    max_layers: int | None = 8
     max_new_tokens: int = 20
     temperature: float = 0.0
     seed: int = 0
@@ -191,64 +220,6 @@ LENSES: dict[str, type[LensConfig]] = {
     "attention_object": AttentionObjectConfig,
     "knockout": KnockoutConfig,
 }
-
-
-@dataclass(frozen=True)
-class Reads:
-    """The collected hidden states that a lens needs, and under which of its options it names them.
-
-    Arguments:
-        site: kind of site.
-        position: a position.
-        position_option: option that names the position.
-        layers: layers, `*` or a range or a list.
-        layers_option: option that names the layers.
-        window: layers that are needed from each of `layers` on; None: all up to the model's last.
-        why: what needs more than one layer, for messages.
-        site_option: option that names the site; empty: the lens has none.
-    """
-
-    site: str
-    position: str
-    position_option: str
-    layers: str
-    layers_option: str = "layers"
-    window: int | None = 1
-    why: str = ""
-    site_option: str = ""
-
-    def needed(self, layers: list[int], num_layers: int) -> list[int]:
-        """The layers whose states are read, ascending.
-
-        Arguments:
-            layers: the layers that the option names, ascending.
-            num_layers: of the model.
-        """
-        window = num_layers if self.window is None else self.window
-        return sorted({layer for first in layers for layer in range(first, min(first + window, num_layers))})
-
-
-def reads_of(lens: LensConfig) -> Reads | None:
-    """What a lens needs of `activations.zarr`; None: nothing."""
-    if isinstance(lens, KnockoutConfig):
-        return None
-    if isinstance(lens, LogitLensConfig):
-        return Reads(lens.site, lens.position, "position", lens.layers, site_option="site")
-    if isinstance(lens, TunedLensConfig):
-        return Reads("resid_post", lens.position, "position", lens.layers)
-    position, option = lens.source_position, "source_position"
-    if isinstance(lens, PatchscopeGridConfig):
-        return Reads("resid_post", position, option, lens.source_layers, "source_layers")
-    if isinstance(lens, AttentionObjectConfig):
-        many = "all" if lens.window is None else "that many"
-        why = f"window: {'null' if lens.window is None else lens.window} writes {many} layers from each on"
-        return Reads("attn_in", position, option, lens.layers, window=lens.window, why=why)
-    window, why = (
-        (None, "patch: from_layer writes every layer from the first on") if lens.patch == "from_layer" else (1, "")
-    )
-    if isinstance(lens, PatchscopeGenerateConfig):
-        return Reads("resid_post", position, option, lens.layers, window=window, why=why)
-    return Reads(lens.site, position, option, lens.layers, window=window, why=why, site_option="site")
 
 
 def lenses_from(values: dict[str, Any]) -> dict[str, LensConfig]:

@@ -1,4 +1,4 @@
-"""Section `tune`: where the tuned lens of a run comes from."""
+"""Section `tune`: where the tuned lens of a run comes from, and its affine maps."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from typing import Any
 
 from pipeline.config.base import load_section, section_from
 
-__all__ = ["KINDS", "LOSSES", "OPTIMIZERS", "TEXT_FILES", "TuneConfig", "load_tune_config", "tune_from"]
+__all__ = ["AFFINE", "KINDS", "LOSSES", "OPTIMIZERS", "TEXT_FILES", "TuneConfig", "load_tune_config", "tune_from"]
 
 KINDS = ("off", "prompts", "text", "lens")
 LOSSES = ("kl", "cross_entropy")
+AFFINE = ("off", "last", "pairs")
 OPTIMIZERS = ("sgd", "adam")
 TEXT_FILES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """A tuned lens (Belrose et al. 2023): none, one that is trained, or one that exists.
+    """A tuned lens (Belrose et al. 2023), none, one that is trained or one that exists; and affine maps between layers.
 
     Arguments:
         kind: `off` makes none, `prompts` trains on the run's own prompts, `text` on a file or a hub data set, `lens`
             takes one that exists.
+        train: whether `prompts` and `text` train a tuned lens; without it they fit affine maps alone.
         source: of `text`: a file or a hub id; of `lens`: a folder, ours or of the tuned-lens library.
         name, split, column, revision: of a hub data set: its configuration, part, column with the text, and version.
         sequence_length: tokens in a sequence, of `text`.
@@ -42,11 +44,19 @@ class TuneConfig:
         batch_tokens: tokens in a forward pass at most.
         checkpoint_every: steps after which training can go on after a crash.
         evaluate_tokens: how many of the tokens that come next in the text both lenses are measured on; 0: none.
+        affine: maps that are fitted by least squares to the same text, each by itself (Ghandeharioun et al. 2024):
+            `off`, none; `last`, from each layer to the model's last; `pairs`, from each to each, whose size grows with
+            the square of the number of layers.
+        affine_layers: the layers that `affine` is about, as in `LogitLensConfig`; the last one always is.
+        affine_tokens: tokens that they are fitted to at most; the first of each sequence does not count, for its state
+            is often hundreds of times as long as all others and would decide the squares.
+        affine_ridge: weight of the penalty on their size.
         depends_on: file or folder whose content the stage depends on: the source, `tokens/prompts`, or this project's
             own marker file where there is none or it is on the hub.
     """
 
     kind: str = "off"
+    train: bool = True
     source: str | None = None
     name: str | None = None
     split: str = "train"
@@ -70,12 +80,21 @@ class TuneConfig:
     batch_tokens: int = 4096
     checkpoint_every: int = 5
     evaluate_tokens: int = 2048
+    affine: str = "off"
+    affine_layers: str = "*"
+    affine_tokens: int = 65536
+    affine_ridge: float = 0.0
     depends_on: str | None = None
 
     @property
-    def trains(self) -> bool:
-        """Whether a lens is trained."""
+    def has_text(self) -> bool:
+        """Whether there is something to train on and to fit to."""
         return self.kind in ("prompts", "text")
+
+    @property
+    def has_lens(self) -> bool:
+        """Whether there is a tuned lens in the end."""
+        return self.kind == "lens" or (self.has_text and self.train)
 
 
 def tune_from(values: dict[str, Any]) -> TuneConfig:

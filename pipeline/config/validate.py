@@ -25,13 +25,13 @@ from pipeline.config.base import ConfigError, nearest
 from pipeline.config.collect import CollectConfig, collect_from
 from pipeline.config.evaluate import EvaluateConfig, evaluate_from
 from pipeline.config.inputs import check_task, model_depth
-from pipeline.config.lens import LensConfig, lenses_from
+from pipeline.config.lens import MAPPINGS, LensConfig, lenses_from
 from pipeline.config.model import ModelConfig, model_from
 from pipeline.config.report import ReportConfig, report_from
 from pipeline.config.store import StoreConfig, store_from
 from pipeline.config.task import TaskConfig, task_from
 from pipeline.config.tracking import TrackingConfig, tracking_from
-from pipeline.config.tune import KINDS, LOSSES, OPTIMIZERS, TuneConfig, tune_from
+from pipeline.config.tune import AFFINE, KINDS, LOSSES, OPTIMIZERS, TuneConfig, tune_from
 from pipeline.config.validate_lens import check_lens, check_span, close
 from pipeline.config.validate_tune import check_tune
 
@@ -47,6 +47,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "tune.kind": KINDS,
     "tune.loss": LOSSES,
     "tune.optimizer": OPTIMIZERS,
+    "tune.affine": AFFINE,
     "evaluate.entropy_unit": ("bits", "nats"),
     "report.interval": ("normal", "bootstrap"),
     "report.figure_format": ("svg", "png"),
@@ -54,6 +55,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "lens.*.patch": ("one_layer", "from_layer"),
     "lens.*.target": ("task", "identity"),
     "lens.*.sources": ("first", "mean"),
+    "lens.*.mapping": MAPPINGS,
 }  # fmt: skip
 MINIMA = {
     "model.num_layers": 1,
@@ -73,6 +75,8 @@ MINIMA = {
     "tune.batch_tokens": 1,
     "tune.checkpoint_every": 1,
     "tune.evaluate_tokens": 0,
+    "tune.affine_tokens": 1,
+    "tune.affine_ridge": 0,
     "evaluate.bootstrap_samples": 1,
     "evaluate.seed": 0,
     "report.examples": 0,
@@ -81,6 +85,7 @@ MINIMA = {
     "lens.*.top_k": 1,
     "lens.*.batch_size": 1,
     "lens.*.window": 1,
+    "lens.*.max_layers": 1,
     "lens.*.max_new_tokens": 1,
     "lens.*.temperature": 0,
     "lens.*.seed": 0,

@@ -11,7 +11,8 @@ from interp.sites import HIDDEN_KINDS, check_layers, parse_layers, parse_sites
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.blocks import check_blocks
 from pipeline.config.collect import CollectConfig
-from pipeline.config.lens import IntoTarget, KnockoutConfig, LensConfig, PatchscopeGridConfig, Reads, reads_of
+from pipeline.config.lens import IntoTarget, KnockoutConfig, LensConfig, LogitLensConfig, TunedLensConfig
+from pipeline.config.lens_reads import Reads, mapping_of, reads_of, target_layers_of
 from pipeline.config.task import AttributeExtractionConfig, TaskConfig, TranslationConfig
 
 __all__ = ["check_lens", "check_span", "close"]
@@ -68,8 +69,15 @@ def check_lens(
         _check_reads(where, reads, collect, num_layers)
     if isinstance(lens, IntoTarget):
         _check_target(where, lens, task, spans)
-    if isinstance(lens, PatchscopeGridConfig):
-        _layers(f"{where}.target_layers", lens.target_layers, num_layers)
+    _check_mapping(where, lens)
+    target_layers = target_layers_of(lens)
+    if target_layers is not None:
+        _layers(f"{where}.target_layers", target_layers, num_layers)
+        if getattr(lens, "patch", "one_layer") == "from_layer":
+            raise ConfigError(
+                f"{where}.patch: 'from_layer' writes each later layer's own activation, and target_layers writes one "
+                "layer's into another. Choose one_layer, or target_layers: null."
+            )
     if isinstance(lens, KnockoutConfig):
         _layers(f"{where}.layers", lens.layers, num_layers)
         _check_blocks(where, lens, task, spans)
@@ -78,6 +86,29 @@ def check_lens(
     window = getattr(lens, "window", None)
     if num_layers is not None and window is not None and window > num_layers:
         raise ConfigError(f"{where}.window: expected at most {num_layers}, the layers of the model, got {window}.")
+
+
+def _check_mapping(where: str, lens: LensConfig) -> None:
+    """Whether a lens can put its states through its mapping."""
+    mapping = mapping_of(lens)
+    if isinstance(lens, TunedLensConfig) or mapping == "identity":
+        return
+    reads = reads_of(lens)
+    if reads is not None and reads.site != "resid_post":
+        raise ConfigError(
+            f"{where}.mapping: {mapping!r} maps the residual stream after layers, and the lens reads {reads.site!r}. "
+            "Choose identity, or site: resid_post."
+        )
+    if isinstance(lens, LogitLensConfig) and mapping != "affine_last":
+        better = "lens=tuned_lens" if mapping == "tuned" else "identity or affine_last"
+        raise ConfigError(
+            f"{where}.mapping: expected identity or affine_last for kind logit_lens, got {mapping!r}. Choose {better}."
+        )
+    if mapping == "affine_target" and target_layers_of(lens) is None:
+        raise ConfigError(
+            f"{where}.mapping: 'affine_target' maps to the layer that is written, which is the source's own here: it "
+            "would change nothing. Choose affine_last, or a lens with target_layers (lens=patchscope_grid)."
+        )
 
 
 def _check_blocks(where: str, lens: KnockoutConfig, task: TaskConfig, spans: Sequence[str]) -> None:

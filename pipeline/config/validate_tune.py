@@ -1,4 +1,4 @@
-"""Rejects a tuned lens that cannot be made, or that a lens needs and nothing makes."""
+"""Rejects a tuned lens or affine maps that cannot be made, or that a lens needs and nothing makes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from interp.errors import InterpError
 from interp.sites import check_layers, parse_layers
 from pipeline.config.base import ConfigError
-from pipeline.config.lens import LensConfig, TunedLensConfig
+from pipeline.config.lens import LensConfig
+from pipeline.config.lens_reads import mapping_of, reads_of, target_layers_of
 from pipeline.config.paths import HUB_DATASET, located
 from pipeline.config.tune import TEXT_FILES, TuneConfig
 
@@ -17,6 +18,7 @@ REMEDY = (
     "Choose tune=default (trained on the run's own prompts), tune=text tune.source=FILE, or tune=lens "
     "tune.source=FOLDER (one that exists)."
 )
+AFFINE_REMEDY = "Choose tune=default (fitted to the run's own prompts) or tune=text tune.source=FILE."
 
 
 def tuned_layers(text: str, num_layers: int) -> list[int]:
@@ -43,23 +45,41 @@ def check_tune(tune: TuneConfig, lenses: Mapping[str, LensConfig], num_layers: i
     Raises:
         ConfigError: a tuned lens cannot be made, or a lens needs what is not made.
     """
-    tuned = {name: lens for name, lens in lenses.items() if isinstance(lens, TunedLensConfig)}
+    needs = {name: mapping_of(lens) for name, lens in lenses.items()}
     if tune.kind in ("text", "lens") and not tune.source:
         raise ConfigError(f"tune.source: kind {tune.kind} needs one. {REMEDY}")
     if not tune.depends_on:
         raise ConfigError("tune.depends_on: expected a file or folder, got nothing. tune=default and its like set it.")
-    if tune.kind == "off":
-        if tuned:
-            raise ConfigError(f"lens.{next(iter(tuned))}: a tuned lens is needed, and tune=off makes none. {REMEDY}")
-        return
+    tuned = next((name for name, mapping in needs.items() if mapping == "tuned"), None)
+    if tuned is not None and not tune.has_lens:
+        none = "tune=off makes none" if tune.kind == "off" else "tune.train=false trains none"
+        raise ConfigError(f"lens.{tuned}: a tuned lens is needed, and {none}. {REMEDY}")
+    _check_affine_needs(tune, needs)
     if tune.kind == "lens":
         _check_folder(tune)
-    if tune.trains:
+    if tune.has_text:
         _check_training(tune, num_layers)
         if tune.kind == "text":
             _check_text(tune)
-        for name, lens in tuned.items():
+        for name, lens in lenses.items():
             _check_layers(name, lens, tune, num_layers)
+
+
+def _check_affine_needs(tune: TuneConfig, needs: Mapping[str, str]) -> None:
+    """Whether the affine maps that lenses need are fitted, and there is something to fit them to."""
+    if tune.affine != "off" and not tune.has_text:
+        raise ConfigError(
+            f"tune.affine: maps are fitted to prompts or text, and tune.kind is {tune.kind}. {AFFINE_REMEDY}"
+        )
+    if tune.has_text and not tune.train and tune.affine == "off":
+        raise ConfigError("tune.train: without a tuned lens and without affine maps nothing is made. Choose tune=off.")
+    for name, mapping in needs.items():
+        enough = {"affine_last": ("last", "pairs"), "affine_target": ("pairs",)}.get(mapping)
+        if enough and tune.affine not in enough:
+            raise ConfigError(
+                f"lens.{name}.mapping: {mapping} needs affine maps, and tune.affine is {tune.affine}. Set "
+                f"tune.affine={enough[0]}. {AFFINE_REMEDY if not tune.has_text else ''}".rstrip()
+            )
 
 
 def _check_folder(tune: TuneConfig) -> None:
@@ -86,6 +106,10 @@ def _check_text(tune: TuneConfig) -> None:
 
 
 def _check_training(tune: TuneConfig, num_layers: int | None) -> None:
+    try:
+        check_layers(tune.affine_layers, num_layers)
+    except InterpError as error:
+        raise ConfigError(f"tune.affine_layers: {error}") from None
     if tune.warmup_steps is not None and tune.warmup_steps >= tune.steps:
         raise ConfigError(f"tune.warmup_steps: expected fewer than tune.steps ({tune.steps}), got {tune.warmup_steps}.")
     if not 0 <= tune.momentum < 1:
@@ -106,13 +130,21 @@ def _check_training(tune: TuneConfig, num_layers: int | None) -> None:
         )
 
 
-def _check_layers(name: str, lens: TunedLensConfig, tune: TuneConfig, num_layers: int | None) -> None:
-    if num_layers is None:
+def _check_layers(name: str, lens: LensConfig, tune: TuneConfig, num_layers: int | None) -> None:
+    """Whether all layers that a lens maps have a map."""
+    mapping, reads = mapping_of(lens), reads_of(lens)
+    if num_layers is None or reads is None or mapping == "identity":
         return
-    trained = tuned_layers(tune.layers, num_layers)
-    absent = [layer for layer in parse_layers(lens.layers, num_layers) if layer not in (*trained, num_layers - 1)]
-    if absent:
-        raise ConfigError(
-            f"lens.{name}.layers: tune.layers ({tune.layers}) trains no translator of layer "
-            f"{', '.join(map(str, absent))}. Train it, or choose other layers."
-        )
+    made = tuned_layers(tune.layers, num_layers) if mapping == "tuned" else parse_layers(tune.affine_layers, num_layers)
+    key, what = ("layers", "trains no translator") if mapping == "tuned" else ("affine_layers", "fits no map")
+    options = {reads.layers_option: reads.needed(parse_layers(reads.layers, num_layers), num_layers)}
+    target_layers = target_layers_of(lens)
+    if mapping == "affine_target" and target_layers is not None:
+        options["target_layers"] = parse_layers(target_layers, num_layers)
+    for option, layers in options.items():
+        absent = [layer for layer in layers if layer not in (*made, num_layers - 1)]
+        if absent:
+            raise ConfigError(
+                f"lens.{name}.{option}: tune.{key} ({getattr(tune, key)}) {what} of layer "
+                f"{', '.join(map(str, absent))}. {'Train' if mapping == 'tuned' else 'Fit'} it, or choose other layers."
+            )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.errors import InterpError
+from interp.model.tokens import token_text
 from pipeline.config.lens import load_lens_configs
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.store import StoreConfig, load_store_config
@@ -125,22 +126,8 @@ def compute(lens: Lens[Any], path: Path, config: StoreConfig, measured: dict[str
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[str, str]:
-    """The text of each token id, by the id as a decimal.
-
-    Decoding alone drops the space that a SentencePiece word begins with, and shows part of a character as U+FFFD; there
-    the token's own spelling tells more.
-    """
-    texts: dict[str, str] = {}
-    for token in sorted(i for i in ids if i >= 0):
-        piece = tokenizer.convert_ids_to_tokens(token)
-        if piece is None:  # a row of the output layer that the tokenizer does not have
-            texts[str(token)] = f"<unused {token}>"
-            continue
-        text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        if piece.startswith("▁") and not text.startswith(" "):
-            text = " " + text
-        texts[str(token)] = text if text and "\ufffd" not in text else piece
-    return texts
+    """The text of each token id (`token_text`), by the id as a decimal; ids below 0 stand for no token."""
+    return {str(token): token_text(tokenizer, token) for token in sorted(i for i in ids if i >= 0)}
 
 
 def main() -> None:

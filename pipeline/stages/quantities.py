@@ -85,9 +85,9 @@ def _baselines(store: Store) -> Iterator[Quantity]:
 
 
 def _generations(store: Store) -> Iterator[Quantity]:
-    """Of a lens that generates text at each layer."""
-    found = store.read("answer_found")  # (example, layer, group)
+    """Of a lens that generates text in each cell of its axes."""
+    found, axes = store.read("answer_found"), store.dimensions("num_tokens")[1:]  # (example, *axes, group)
     for index, group in enumerate(store.attributes["groups"]):
         values = np.where(found[..., index] < 0, np.nan, found[..., index])
-        yield Quantity("generation_accuracy", group, ("layer",), values)
-    yield Quantity("generated_tokens", "", ("layer",), store.read("num_tokens").astype(np.float64))
+        yield Quantity("generation_accuracy", group, axes, values)
+    yield Quantity("generated_tokens", "", axes, store.read("num_tokens").astype(np.float64))

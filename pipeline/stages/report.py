@@ -3,7 +3,8 @@
     python -m pipeline.stages.report          # in a run folder
 
 Reads the sections `model`, `task`, `collect`, `tune`, `lens`, `evaluate` and `report` of `params.yaml`, `tokens/`,
-`lens.zarr`, `curves.parquet` and `grids.parquet`; writes `report/index.html` and `report/figures/LENS.svg` (or `.png`).
+`lens.zarr`, `curves.parquet` and `grids.parquet`; writes `report/index.html`, `report/figures/LENS.svg` (or `.png`),
+and `report/figures/compared/1.svg` where lenses can be compared.
 The page loads nothing and runs no script; what is shown of prompts, tokens and generated text is escaped.
 """
 
@@ -18,15 +19,15 @@ from omegaconf import OmegaConf
 
 from interp import __version__
 from interp.errors import InterpError, nearest
+from interp.text import readable
 from pipeline.config.base import ConfigError, load_section
 from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
 from pipeline.config.lens import load_lens_configs
 from pipeline.config.report import ReportConfig, load_report_config
 from pipeline.stages.common import code_digest, digest_of, publish, stage_main
-from pipeline.stages.report_content import LensSection, Source, axis_top, lens_section
-from pipeline.stages.report_figures import save_figure
+from pipeline.stages.report_content import LensSection, Source, axis_top, comparisons, lens_section
+from pipeline.stages.report_figures import save_comparison, save_figure
 from pipeline.stages.report_page import Page, readable_value, render
-from pipeline.stages.report_text import readable
 from pipeline.stages.tables import read_curves, read_grids
 from pipeline.stages.tokens import Tokens, load_tokens
 from pipeline.store import open_store
@@ -54,7 +55,7 @@ def run() -> dict[str, float]:
     config, statistics = load_report_config(), load_evaluate_config()
     _check(config)
     tokens, curves, grids = load_tokens(), read_curves(), read_grids()
-    sections, model = [], {}
+    sources, sections, model = [], [], {}
     for name, lens in load_lens_configs().items():
         store = open_store(f"lens.zarr/{name}")
         source = Source(
@@ -75,14 +76,18 @@ def run() -> dict[str, float]:
                 "made for another config: run `dvc repro` in the run folder."
             )
         model = store.attributes.get("model", {})
+        sources.append(source)
         sections.append(lens_section(source))
+    compared = comparisons(sources)
     page = _page(config, statistics, tokens, sections, model)
     with tempfile.TemporaryDirectory() as scratch:
         finished = Path(scratch) / "report"
         finished.mkdir()
-        (finished / "index.html").write_text(render(page, sections), encoding="utf-8", newline="\n")
+        (finished / "index.html").write_text(render(page, sections, compared), encoding="utf-8", newline="\n")
         for section in sections:
             save_figure(section, finished / "figures" / f"{section.name}.{config.figure_format}")
+        for number, comparison in enumerate(compared, start=1):
+            save_comparison(comparison, finished / "figures" / "compared" / f"{number}.{config.figure_format}")
         publish(finished, "report")
     return {"lenses": float(len(sections))}
 

@@ -13,6 +13,7 @@ from pipeline.stages.report_content.parts import Group, Panel, Series
 
 __all__ = [
     "COMPACT",
+    "HALF",
     "SMALL",
     "WIDE",
     "Axis",
@@ -49,6 +50,7 @@ class Frame:
 
 WIDE = Frame(1040, 400, 38, 282, 14, 44, True, 16, 4)
 COMPACT = Frame(380, 280, 34, 10, 12, 40, False, 7, 4)
+HALF = Frame(500, 300, 38, 10, 12, 40, False, 12, 4)
 SMALL = Frame(330, 178, 38, 10, 10, 36, False, 7, 2)
 
 
@@ -123,7 +125,7 @@ def style_of(group: Group | None) -> str:
 
 def draw(panel: Panel, frame: Frame) -> Chart:
     """Lay a panel out in a frame."""
-    layers = panel.series[0].layers
+    layers = sorted({layer for series in panel.series for layer in series.layers})
     x = Axis(min(layers), max(layers), frame.left + 6, frame.width - frame.right - 6)
     low, high, y_ticks = value_axis(panel, frame.y_ticks)
     y = Axis(low, high, frame.height - frame.bottom, frame.top)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from pipeline.stages.report_chart import layer_ticks, named_below, spread, value_axis, wrapped
-from pipeline.stages.report_content.parts import HeatMap, LensSection, Panel, Series
+from pipeline.stages.report_content.parts import Comparison, HeatMap, LensSection, Panel, Series
 from pipeline.stages.report_heat import layer_places
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
 
-__all__ = ["COLORS", "save_figure"]
+__all__ = ["COLORS", "save_comparison", "save_figure"]
 
 # Okabe and Ito (2008), darkened where a line would be too faint on white; the page uses the same.
 COLORS = ("#0072B2", "#D55E00", "#00805E", "#B0568B", "#2F95CF", "#B97F00", "#6B6B6B", "#7A4A1E")
@@ -54,12 +56,42 @@ def save_figure(section: LensSection, path: Path) -> None:
         section: what the report says about the lens.
         path: where it is written; its suffix (`.svg`, `.png`) is the format.
     """
+    with _styled():
+        _save(_heat_maps(section) if section.heat_maps else _curves(section), path)
+
+
+def save_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw lenses beside each other: a chart for each metric, a curve for each lens.
+
+    Arguments:
+        comparison: what the report says about them.
+        path: as in `save_figure`.
+    """
+    with _styled():
+        _save(_compared(comparison), path)
+
+
+@contextlib.contextmanager
+def _styled() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         # A label may hold a script that the font lacks: it shows as boxes, which is no reason to fail.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        _save(_heat_maps(section) if section.heat_maps else _curves(section), path)
+        yield
+
+
+def _compared(comparison: Comparison) -> Figure:
+    panels = comparison.panels
+    figure = Figure(figsize=(3.6 * len(panels), 3.2), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)
+    for axes, panel in zip(grid[0], panels, strict=True):
+        _draw(axes, panel, 150.0)
+        axes.set_xlabel(f"{panel.layer_label}  ({comparison.n_text})")
+        axes.set_xticks(layer_ticks(sorted({layer for series in panel.series for layer in series.layers}), 12))
+    names = {line.get_label(): line for axes in grid[0] for line in axes.get_lines()}
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=7.5)
+    return figure
 
 
 def _curves(section: LensSection) -> Figure:
@@ -146,7 +178,8 @@ def _draw(axes: Axes, panel: Panel, points: float) -> None:
     for series in panel.series:
         look = _look(series)
         axes.fill_between(series.layers, series.low, series.high, color=look["color"], alpha=0.18, linewidth=0)
-        axes.plot(series.layers, series.mean, linewidth=1.4, marker="o", markersize=2.2, **look)
+        name = series.group.label if series.group else None
+        axes.plot(series.layers, series.mean, linewidth=1.4, marker="o", markersize=2.2, label=name, **look)
     below = named_below([-baseline.value / high * points for baseline in panel.baselines], 10)
     for baseline, under in zip(panel.baselines, below, strict=True):
         color = COLORS[baseline.group.color % len(COLORS)] if baseline.group else INK

@@ -14,8 +14,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.stages.report_chart import COMPACT, SMALL, WIDE, Chart, draw, style_of
-from pipeline.stages.report_content import LensSection
+from pipeline.stages.report_chart import COMPACT, HALF, SMALL, WIDE, Chart, draw, style_of
+from pipeline.stages.report_content import Comparison, LensSection
 from pipeline.stages.report_content.parts import Group, HeatMap, Panel, Series
 from pipeline.stages.report_heat import HeatChart, draw_heat_map
 from pipeline.stages.report_text import number, percent, rank
@@ -71,7 +71,17 @@ class SectionView:
     heat_maps: Sequence[tuple[HeatMap, HeatChart, str]]
 
 
-def render(page: Page, sections: Sequence[LensSection]) -> str:
+@dataclass(frozen=True)
+class ComparisonView:
+    """Lenses beside each other with their charts laid out; `rows` are (layer, one text a column)."""
+
+    content: Comparison
+    charts: Sequence[tuple[Panel, Chart, str]]
+    columns: Sequence[str]
+    rows: Sequence[tuple[int, Sequence[str]]]
+
+
+def render(page: Page, sections: Sequence[LensSection], comparisons: Sequence[Comparison] = ()) -> str:
     """The page as HTML, the same text for the same content."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -85,7 +95,24 @@ def render(page: Page, sections: Sequence[LensSection]) -> str:
         function.__name__: function for function in (number, rank, percent, bounds, share, style_of)
     }
     template = environment.get_template("report.html.j2")
-    return template.render(page=page, floor=LEAD_FLOOR, views=[_view(section) for section in sections])
+    return template.render(
+        page=page,
+        floor=LEAD_FLOOR,
+        views=[_view(section) for section in sections],
+        comparisons=[_compared(comparison) for comparison in comparisons],
+    )
+
+
+def _compared(comparison: Comparison) -> ComparisonView:
+    curves = [(panel, series) for panel in comparison.panels for series in panel.series]
+    layers = sorted({layer for _, series in curves for layer in series.layers})
+    at = [dict(zip(series.layers, series.mean, strict=True)) for _, series in curves]
+    return ComparisonView(
+        content=comparison,
+        charts=[(panel, draw(panel, HALF), _alt(panel)) for panel in comparison.panels],
+        columns=[f"{panel.title}, {series.group.label}" for panel, series in curves if series.group],
+        rows=[(layer, [number(means.get(layer)) for means in at]) for layer in layers],
+    )
 
 
 def _view(section: LensSection) -> SectionView:
@@ -139,10 +166,10 @@ def _bar(section: LensSection, layers: Sequence[int]) -> list[tuple[Group | None
 
 def _alt(panel: Panel) -> str:
     """A chart in words, for those who do not see it."""
-    layers = panel.series[0].layers
+    layers = sorted({layer for series in panel.series for layer in series.layers})
     parts = []
     for series in panel.series:
-        known = [(mean, layer) for mean, layer in zip(series.mean, layers, strict=True) if math.isfinite(mean)]
+        known = [(mean, layer) for mean, layer in zip(series.mean, series.layers, strict=True) if math.isfinite(mean)]
         if known:
             best, at = max(known, key=lambda point: (point[0], -point[1]))
             name = f"{series.group.label}: " if series.group else ""

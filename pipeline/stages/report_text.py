@@ -1,14 +1,15 @@
-"""Text for people: data made harmless to show, and what a lens does in words.
+"""Text for people: what a lens does in words, and numbers.
 
-All text that comes from data (prompts, tokens, labels) passes through `visible` or `readable`, so that no control
-character or override of the writing direction reaches a page or a figure.
+All text that comes from data (prompts, tokens, labels) passes through `interp.text` on its way to a page or a figure.
 """
 
 from __future__ import annotations
 
 import math
-import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
+from interp.text import readable
 from pipeline.config.lens import (
     AttentionObjectConfig,
     IntoTarget,
@@ -25,13 +26,12 @@ __all__ = [
     "PAPERS",
     "baseline_label",
     "describe",
+    "describe_mapping",
     "number",
     "percent",
     "rank",
-    "readable",
     "spelled_block",
     "spelled_position",
-    "visible",
 ]
 
 PAPERS = {
@@ -52,26 +52,6 @@ SITES = {
     "attn_in": "input of {layer}’s attention",
     "mlp_in": "input of {layer}’s MLP",
 }
-_SHOWN = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
-
-
-def readable(text: str) -> str:
-    """Text with line breaks and tabs kept, every other character that is not seen spelled out (`\\x00`, `\\u202e`)."""
-    return "".join(c if c in "\n\t" else _spelled(c) for c in str(text))
-
-
-def visible(text: str) -> str:
-    """A token on one line: spaces, line breaks and tabs as signs (`␣`, `↵`, `⇥`), what is not seen spelled out."""
-    return "".join(_SHOWN.get(c) or _spelled(c) for c in str(text))
-
-
-def _spelled(character: str) -> str:
-    # control, format, surrogate, unassigned or private characters, separators other than the plain space
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp")
-    if not hidden:
-        return character
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def spelled_position(position: str) -> str:
@@ -128,6 +108,35 @@ def describe(config: LensConfig, num_sources: int) -> str:
     )
 
 
+def describe_mapping(attributes: Mapping[str, Any]) -> str:
+    """What a lens puts its states through, and what that was made from; empty where it is nothing.
+
+    Arguments:
+        attributes: of the lens's store.
+    """
+    told = attributes.get("mapping", {"kind": "identity"})
+    if told["kind"] == "identity":
+        return ""
+    if told["kind"] == "tuned":
+        text = (told["training"] or {}).get("text")
+        trained = f"trained on {_text_source(text)}" if text else "of unknown training"
+        return (
+            f"On the way it goes through the translator of layer j of a tuned lens (Belrose et al., 2023), {trained}."
+        )
+    into = "the last layer" if told["kind"] == "affine_last" else "layer k"
+    return (
+        f"On the way it goes through an affine map from layer j to {into}, fitted by least squares to "
+        f"{told['tokens']} tokens of {_text_source(told['text'])}."
+    )
+
+
+def _text_source(text: Mapping[str, Any]) -> str:
+    """Text that something was made from: a file or data set, or the run's own prompts."""
+    if "source" in text:
+        return f"{readable(text['source']['path'])}, other text than is read here"
+    return "the run’s own prompts, those that are read here among them"
+
+
 def _window(size: int | None) -> str:
     return "layer j and all later ones" if size is None else "layer j" if size == 1 else f"layers j to j + {size - 1}"
 
@@ -140,7 +149,7 @@ def _patched(config: IntoTarget) -> tuple[str, str, str, str]:
     """Of a patch: what is taken, what it replaces, at which layers, and what is read."""
     read = "its next token is read"
     if isinstance(config, PatchscopeGridConfig):
-        return _site("resid_post"), "the one after layer k", "for every j and k", read
+        return _site(config.site), "the one of layer k", "for every j and k", read
     if isinstance(config, AttentionObjectConfig):
         return (
             _site("attn_in"),
@@ -150,10 +159,12 @@ def _patched(config: IntoTarget) -> tuple[str, str, str, str]:
         )
     later = "at layer j, and those of all later layers likewise"
     if isinstance(config, PatchscopeGenerateConfig):
+        crossed = config.target_layers is not None
         how = "the most probable one each time" if config.temperature == 0 else f"temperature {config.temperature:g}"
         count = "1 token is" if config.max_new_tokens == 1 else f"up to {config.max_new_tokens} tokens are"
         at = "at layer j" if config.patch == "one_layer" else later
-        return _site("resid_post"), "the one", at, f"{count} generated ({how})"
+        into, at = ("the one of layer k", "for every j and k") if crossed else ("the one", at)
+        return _site(config.site), into, at, f"{count} generated ({how})"
     assert isinstance(config, PatchscopeConfig)
     return _site(config.site), "the one", "at layer j" if config.patch == "one_layer" else later, read
 

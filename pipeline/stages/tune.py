@@ -1,10 +1,10 @@
-"""Stage `tune`: train the run's tuned lens, or take one that exists, into `tuned_lens/`.
+"""Stage `tune`: train the run's tuned lens, or take one that exists, and fit its affine maps, into `tuned_lens/`.
 
     python -m pipeline.stages.tune        # in a run folder
 
 Reads the sections `tune` and `model`, and `tokens/prompts` where the lens is trained on them. What was made is said by
-`tuned_lens/manifest.json`; with tune=off that is all there is. A killed training goes on after the last checkpoint, to
-the same bytes.
+`tuned_lens/manifest.json`; with tune=off that is all there is. A killed training goes on after the last checkpoint, a
+killed fit of affine maps begins again; both to the same bytes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
+from interp.sites import parse_layers
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.paths import located
 from pipeline.config.tune import TuneConfig, load_tune_config
@@ -59,7 +61,7 @@ def run() -> dict[str, float]:
             write_json(folder / ARTIFACT / MANIFEST, manifest)
             publish(folder / ARTIFACT, ARTIFACT)
         return {}
-    return _trained(config, model_config, model, manifest)
+    return _made(config, model_config, model, manifest)
 
 
 def _existing(config: TuneConfig, model: StandardizedTransformer) -> TunedLens:
@@ -72,46 +74,94 @@ def _existing(config: TuneConfig, model: StandardizedTransformer) -> TunedLens:
     return load_public(folder, model) if (folder / WEIGHTS_FILE).exists() else TunedLens.load(folder, model)
 
 
-def _trained(
+def _made(
     config: TuneConfig, model_config: ModelConfig, model: StandardizedTransformer, manifest: dict[str, Any]
 ) -> dict[str, float]:
+    """A tuned lens, affine maps, or both, from prompts or text."""
     from interp.lenses.tuned import train_tuned_lens
 
-    stream = _stream(config, model)
+    stream = _stream(config, model, repeat=config.repeat or config.kind == "prompts")
     settings = _settings(config, model.num_layers)
     key = digest_of(
-        asdict(settings), stream.describe(), config.evaluate_tokens, asdict(model_config), model.digest(),
-        code_digest("tune"),
+        asdict(settings), stream.describe(), config.train, config.evaluate_tokens, _affine_settings(config),
+        asdict(model_config), model.digest(), code_digest("tune"),
     )  # fmt: skip
-    log.info("%d steps of %d tokens on %s", config.steps, config.tokens_per_step, config.source or "the run's prompts")
+    source = config.source or "the run's prompts"
     told = _Told()
-    started = time.perf_counter()
+    tokens, started = 0, time.perf_counter()
     with scratch("tune", key) as folder:
-        lens = train_tuned_lens(
-            model,
-            stream,
-            settings,
-            checkpoint=folder / CHECKPOINT,
-            checkpoint_every=config.checkpoint_every,
-            progress=told,
-        )
-        evaluation = _evaluation(config, model, lens, stream)
-        shutil.rmtree(folder / ARTIFACT, ignore_errors=True)  # of a process that was killed here
-        lens.save(folder / ARTIFACT)
-        write_json(folder / ARTIFACT / MANIFEST, {**manifest, "evaluation": evaluation})
-        publish(folder / ARTIFACT, ARTIFACT)
-    return {"tokens": told.steps * config.tokens_per_step, "model_seconds": time.perf_counter() - started}
+        made = folder / ARTIFACT
+        shutil.rmtree(made, ignore_errors=True)  # of a process that was killed here
+        if config.train:
+            log.info("%d steps of %d tokens on %s", config.steps, config.tokens_per_step, source)
+            lens = train_tuned_lens(
+                model,
+                stream,
+                settings,
+                checkpoint=folder / CHECKPOINT,
+                checkpoint_every=config.checkpoint_every,
+                progress=told,
+            )
+            manifest = {**manifest, "evaluation": _evaluation(config, model, lens, stream)}
+            lens.save(made)
+        if config.affine != "off":
+            log.info("affine maps (%s) of at most %d tokens of %s", config.affine, config.affine_tokens, source)
+            made.mkdir(parents=True, exist_ok=True)
+            affine = _affine(config, model, made)
+            manifest, tokens = {**manifest, "affine": affine}, affine["tokens"]
+        write_json(made / MANIFEST, manifest)
+        for file in made.glob("*.safetensors"):
+            shutil.copymode(made / MANIFEST, file)  # safetensors lets nobody else read what it writes
+        publish(made, ARTIFACT)
+    trained = told.steps * config.tokens_per_step
+    return {"tokens": trained + tokens, "model_seconds": time.perf_counter() - started}
 
 
-def _stream(config: TuneConfig, model: StandardizedTransformer) -> TokenStream:
-    """What the lens is trained on."""
+def _affine_settings(config: TuneConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if key.startswith("affine")}
+
+
+def _affine(config: TuneConfig, model: StandardizedTransformer, folder: Path) -> dict[str, Any]:
+    """Fit affine maps into a folder; what the manifest says of them."""
+    from pipeline.stages.affine_maps import AFFINE_FILE, fit_affine
+
+    stream = _stream(config, model, repeat=False)
+    described = stream.describe()
+    maps, tokens = fit_affine(
+        model,
+        stream,
+        layers=parse_layers(config.affine_layers, model.num_layers),
+        pairs=config.affine == "pairs",
+        max_tokens=config.affine_tokens,
+        batch_tokens=config.batch_tokens,
+        ridge=config.affine_ridge,
+    )
+    maps.save(folder / AFFINE_FILE)
+    log.info("affine maps of layers %s fitted to %d tokens", list(maps.layers), tokens)
+    return {
+        "maps": config.affine,
+        "layers": list(maps.layers),
+        "tokens": tokens,
+        "fitted_to": config.kind,
+        "text": described,
+        "ridge": config.affine_ridge,
+        "model": model.digest(),
+    }
+
+
+def _stream(config: TuneConfig, model: StandardizedTransformer, *, repeat: bool) -> TokenStream:
+    """What the lens is trained on, and maps are fitted to.
+
+    Arguments:
+        repeat: begin the text again when it ends.
+    """
     from interp.lenses.tuned import GivenSequences, PackedText, TextSource
 
     if config.kind == "prompts":
         prompts = [row.input_ids for row in load_prompts()]
         if not prompts:
             raise InterpError("tune: tokens/prompts holds no prompt to train on. Choose tune=text, or another task.")
-        return GivenSequences.of(model.tokenizer, prompts, repeat=True)
+        return GivenSequences.of(model.tokenizer, prompts, repeat=repeat)
     assert config.source is not None  # it was validated
     local = located(config.source)
     source = TextSource(
@@ -123,7 +173,7 @@ def _stream(config: TuneConfig, model: StandardizedTransformer) -> TokenStream:
         shuffle_buffer=config.shuffle_buffer,
         seed=config.seed,
     )
-    return PackedText(model.tokenizer, source, sequence_length=config.sequence_length, repeat=config.repeat)
+    return PackedText(model.tokenizer, source, sequence_length=config.sequence_length, repeat=repeat)
 
 
 def _settings(config: TuneConfig, num_layers: int) -> Any:

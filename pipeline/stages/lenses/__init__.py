@@ -7,13 +7,15 @@ from typing import Any
 
 from pipeline.config.lens import LensConfig
 from pipeline.stages.lenses.attention_object import AttentionObject
-from pipeline.stages.lenses.base import Inputs, Lens
+from pipeline.stages.lenses.base import Lens
 from pipeline.stages.lenses.generate import PatchscopeGenerate
 from pipeline.stages.lenses.grid import PatchscopeGrid
+from pipeline.stages.lenses.inputs import Inputs
 from pipeline.stages.lenses.knockout import Knockout
 from pipeline.stages.lenses.logit import LogitLens
+from pipeline.stages.lenses.mapping import TUNED_LENS
 from pipeline.stages.lenses.patchscope import Patchscope
-from pipeline.stages.lenses.tuned import TUNED_LENS, Tuned
+from pipeline.stages.lenses.tuned import Tuned
 
 __all__ = ["TUNED_LENS", "VARIANTS", "Inputs", "Lens", "prepare"]
 

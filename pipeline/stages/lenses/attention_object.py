@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from interp.errors import InterpError
 from interp.lenses.attention_object import AttentionWindows, attention_object_lens
 from pipeline.config.lens import AttentionObjectConfig
-from pipeline.stages.lenses.base import Inputs, PatchedLens, layers_of
+from pipeline.stages.lenses.inputs import Inputs, layers_of
+from pipeline.stages.lenses.reading import PatchedLens
 
 
 class AttentionObject(PatchedLens[AttentionObjectConfig]):

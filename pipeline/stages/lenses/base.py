@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from interp.errors import InterpError
-from interp.lenses import LensResult, logit_lens
-from interp.model import StandardizedTransformer
-from interp.sites import parse_layers
-from pipeline.config.lens import (
-    LensConfig,
-    PatchedConfig,
-    Reads,
-    reads_of,
-)
-from pipeline.stages.lenses.examples import Examples, patched_examples
-from pipeline.stages.lenses.latents import Latents, find_last, find_latents
-from pipeline.stages.tokens import Tokens
-from pipeline.store import ArraySpec, Store, StoreWriter
+from pipeline.config.lens import LensConfig
+from pipeline.stages.lenses.examples import Examples
+from pipeline.stages.lenses.inputs import Inputs
+from pipeline.store import ArraySpec, StoreWriter
 
-__all__ = [
-    "FORMAT",
-    "Arrays",
-    "Inputs",
-    "Lens",
-    "PatchedLens",
-    "ReadingLens",
-    "latents_of",
-    "layers_of",
-    "needed_layers",
-]
+__all__ = ["FORMAT", "Arrays", "Config", "Lens"]
 
 FORMAT = "interpipe.lens/1"
 Config = TypeVar("Config", bound=LensConfig)
-Into = TypeVar("Into", bound=PatchedConfig)
 Arrays = dict[str, tuple[str, tuple[str, ...]]]
 """Name of an array -> its dtype and its dimensions, the first of them `example`."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What all lenses of a run share.
-
-    Arguments:
-        tokens: the artifact `tokens/`.
-        activations: the artifact `activations.zarr`.
-        model: the model.
-    """
-
-    tokens: Tokens
-    activations: Store
-    model: StandardizedTransformer
 
 
 class Lens(ABC, Generic[Config]):
@@ -137,178 +99,3 @@ class Lens(ABC, Generic[Config]):
     def late_attributes(self, writer: StoreWriter) -> dict[str, Any]:
         """The attributes that only the finished blocks tell."""
         return {}
-
-
-class ReadingLens(Lens[Config]):
-    """A lens that reads a distribution over the vocabulary in every cell of its axes.
-
-    Attributes:
-        top_k: how many top tokens are kept.
-        output: the last residual stream at the source prompts' last token; None: not collected.
-    """
-
-    token_arrays = ("top_ids", "model_top_id")
-
-    def __init__(
-        self,
-        name: str,
-        config: Config,
-        inputs: Inputs,
-        examples: Examples,
-        axes: Mapping[str, Sequence[Any]],
-        *,
-        top_k: int,
-        batch_size: int,
-    ) -> None:
-        super().__init__(name, config, inputs, examples, axes)
-        self.top_k = top_k
-        self.batch_size = batch_size
-        self.output = find_last(inputs.activations, "last", inputs.model.num_layers)
-
-    def lengths(self) -> dict[str, int]:
-        """The length of every dimension."""
-        return {**super().lengths(), "top": self.top_k}
-
-    def attributes(self) -> dict[str, Any]:
-        """The attributes of its store that are known before it is computed."""
-        return {**super().attributes(), "top_k": self.top_k}
-
-    def arrays(self) -> Arrays:
-        """What `LensResult` holds, and the groups' log-probabilities without the lens."""
-        cell = ("example", *self.axes)
-        return {
-            "log_prob": ("float32", (*cell, "group")),
-            "rank": ("int32", (*cell, "group")),
-            "top_ids": ("int32", (*cell, "top")),
-            "top_log_prob": ("float32", (*cell, "top")),
-            "entropy": ("float32", cell),
-            "kl": ("float32", cell),
-            "surprisal": ("float32", cell),
-            "model_top_id": ("int32", ("example",)),
-            "baseline_source_log_prob": ("float32", ("example", "group")),
-        }
-
-    def own_latents(self, position: str) -> Latents | None:
-        """The last residual stream at a position, from which the model's own prediction there follows; None: not known.
-
-        The mean of several prompts' states is no state of the model's own, so nothing is known of what it would say.
-        """
-        single = all(len(sources) == 1 for sources in self.examples.sources)
-        return find_last(self.inputs.activations, position, self.inputs.model.num_layers) if single else None
-
-    def values(self, result: LensResult, rows: range) -> dict[str, NDArray]:
-        """A result as the arrays of the store."""
-        values: dict[str, NDArray] = dict(result.arrays())
-        if "baseline" in values:
-            values["baseline_target_log_prob"] = values.pop("baseline")
-        return values | {"baseline_source_log_prob": self._source_baseline(rows)}
-
-    def _source_baseline(self, rows: range) -> NDArray:
-        """(example, group), log-probability of the groups after the unpatched source prompts; NaN where not known.
-
-        With several sources, the logarithm of the mean probability over them.
-        """
-        sources, groups = self.examples.sources[rows.start : rows.stop], self.examples.answers[rows.start : rows.stop]
-        if self.output is None:
-            return np.full((len(sources), len(self.examples.groups)), np.nan, dtype=np.float32)
-        flat = [(example, row) for example, prompts in enumerate(sources) for row in prompts]
-        log_prob = logit_lens(
-            self.inputs.model,
-            self.output.read([[row] for _, row in flat]),
-            [groups[example] for example, _ in flat],
-            layers=self.output.layers,
-            top_k=1,
-            batch_size=self.batch_size,
-        ).log_prob[:, 0]  # (example and source, group)
-        starts = np.cumsum([0, *(len(prompts) for prompts in sources)])
-        counts = np.log(np.diff(starts)).astype(np.float32)[:, None]
-        return np.logaddexp.reduceat(log_prob, starts[:-1], axis=0) - counts
-
-
-class PatchedLens(ReadingLens[Into]):
-    """A lens that writes collected states into target prompts and reads what the model then says.
-
-    Attributes:
-        latents: the states.
-        own: the last residual stream at the sources' position; None: not known.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        config: Into,
-        inputs: Inputs,
-        axes: Mapping[str, Sequence[Any]],
-        *,
-        needed: Sequence[int],
-        top_k: int,
-    ) -> None:
-        examples = patched_examples(name, config, inputs.tokens, inputs.model.tokenizer)
-        super().__init__(name, config, inputs, examples, axes, top_k=top_k, batch_size=config.batch_size)
-        self.latents = latents_of(name, config, inputs, examples, needed)
-        self.own = self.own_latents(config.source_position)
-
-    def arrays(self) -> Arrays:
-        """As those of every reading, and the groups after the unpatched target prompts."""
-        return {**super().arrays(), "baseline_target_log_prob": ("float32", ("example", "group"))}
-
-    def num_tokens(self, rows: range) -> int:
-        """How many tokens of target prompts a plain way would run for a block: all, for each cell of the axes."""
-        cells = math.prod(len(coordinates) for coordinates in self.axes.values())
-        return cells * sum(len(self.examples.target_ids[row]) for row in rows)
-
-    def reference(self, rows: range) -> Tensor | None:
-        """(example, hidden_size), the last residual stream at the sources' position; None: not known."""
-        return None if self.own is None else self.own.read(self.examples.sources[rows.start : rows.stop])[0]
-
-
-def latents_of(name: str, config: LensConfig, inputs: Inputs, examples: Examples, needed: Sequence[int]) -> Latents:
-    """The collected states that a lens reads.
-
-    Arguments:
-        name: of the lens, for messages.
-        config: its config.
-        inputs: of the run.
-        examples: what it is run on.
-        needed: the layers whose states it reads, ascending.
-
-    Raises:
-        InterpError: see `find_latents`.
-    """
-    reads = _reads(config)
-    return find_latents(name, inputs.activations, reads.site, reads.position, needed, examples.sources)
-
-
-def needed_layers(config: LensConfig, layers: list[int], num_layers: int) -> list[int]:
-    """The layers whose states a lens reads, ascending.
-
-    Arguments:
-        config: of the lens.
-        layers: that its option names, ascending.
-        num_layers: of the model.
-    """
-    return _reads(config).needed(layers, num_layers)
-
-
-def _reads(config: LensConfig) -> Reads:
-    reads = reads_of(config)
-    assert reads is not None, f"a lens of kind {config.kind} reads no states"
-    return reads
-
-
-def layers_of(name: str, key: str, text: str, num_layers: int) -> list[int]:
-    """The layers that an option of a lens names.
-
-    Arguments:
-        name: of the lens, for messages.
-        key: of the option, for messages.
-        text: `*`, a range, a list.
-        num_layers: of the model.
-
-    Raises:
-        InterpError: it cannot be read, or the model has no such layers.
-    """
-    try:
-        return parse_layers(text, num_layers)
-    except InterpError as error:
-        raise InterpError(f"lens.{name}.{key}: {error}") from None

@@ -11,8 +11,9 @@ from interp.lenses import attention_knockout
 from interp.positions import Position
 from pipeline.config.blocks import check_blocks
 from pipeline.config.lens import KnockoutConfig
-from pipeline.stages.lenses.base import Inputs, ReadingLens, layers_of
 from pipeline.stages.lenses.examples import every_prompt
+from pipeline.stages.lenses.inputs import Inputs, layers_of
+from pipeline.stages.lenses.reading import ReadingLens
 
 
 class Knockout(ReadingLens[KnockoutConfig]):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from numpy.typing import NDArray
 
 from interp.lenses import logit_lens
 from pipeline.config.lens import LogitLensConfig
-from pipeline.stages.lenses.base import Inputs, ReadingLens, latents_of, layers_of
 from pipeline.stages.lenses.examples import every_prompt
+from pipeline.stages.lenses.inputs import Inputs, latents_of, layers_of
+from pipeline.stages.lenses.mapping import find_mapping
+from pipeline.stages.lenses.reading import ReadingLens
 
 
 class LogitLens(ReadingLens[LogitLensConfig]):
     """The logit lens on every prompt.
 
     Raises:
-        InterpError: see `every_prompt` and `latents_of`; or the model has no such layers.
+        InterpError: see `every_prompt`, `latents_of` and `find_mapping`; or the model has no such layers.
     """
 
     def __init__(self, name: str, config: LogitLensConfig, inputs: Inputs) -> None:
@@ -25,14 +29,22 @@ class LogitLens(ReadingLens[LogitLensConfig]):
         )
         self.latents = latents_of(name, config, inputs, examples, layers)
         self.own = self.own_latents(config.position)
+        self.mapping = find_mapping(name, config, inputs.model, layers)
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of its store that are known before it is computed, and what its mapping was made from."""
+        return {**super().attributes(), "mapping": self.mapping.told}
 
     def compute(self, rows: range) -> dict[str, NDArray]:
         """The arrays of one block of examples."""
         block = slice(rows.start, rows.stop)
         sources = self.examples.sources[block]
+        states = self.latents.read(sources)
+        if self.mapping.to_one is not None:
+            states = self.mapping.to_one(states, self.latents.layers)
         result = logit_lens(
             self.inputs.model,
-            self.latents.read(sources),
+            states,
             self.examples.answers[block],
             layers=self.axes["layer"],
             top_k=self.top_k,

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from numpy.typing import NDArray
 
 from interp.lenses import Patch, patchscope_lens
 from pipeline.config.lens import PatchscopeConfig
-from pipeline.stages.lenses.base import Inputs, PatchedLens, layers_of, needed_layers
+from pipeline.stages.lenses.inputs import Inputs, layers_of, needed_layers
+from pipeline.stages.lenses.mapping import find_mapping
+from pipeline.stages.lenses.reading import PatchedLens
 
 
 class Patchscope(PatchedLens[PatchscopeConfig]):
     """The patchscope lens on pairs, or on every prompt with an identity prompt.
 
     Raises:
-        InterpError: see `patched_examples` and `find_latents`; or the model has no such layers.
+        InterpError: see `patched_examples`, `find_latents` and `find_mapping`; or the model has no such layers.
     """
 
     def __init__(self, name: str, config: PatchscopeConfig, inputs: Inputs) -> None:
         layers = layers_of(name, "layers", config.layers, inputs.model.num_layers)
         needed = needed_layers(config, layers, inputs.model.num_layers)
         super().__init__(name, config, inputs, {"layer": layers}, needed=needed, top_k=config.top_k)
+        self.mapping = find_mapping(name, config, inputs.model, needed)
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of its store that are known before it is computed, and what its mapping was made from."""
+        return {**super().attributes(), "mapping": self.mapping.told}
 
     def compute(self, rows: range) -> dict[str, NDArray]:
         """The arrays of one block of examples."""
@@ -36,6 +43,7 @@ class Patchscope(PatchedLens[PatchscopeConfig]):
             latent_layers=self.latents.layers,
             patch=cast(Patch, self.config.patch),
             site=self.config.site,
+            mapping=self.mapping.to_one,
             top_k=self.top_k,
             batch_size=self.batch_size,
             reference=self.reference(rows),

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from interp.errors import InterpError
 from interp.lenses.tuned import TunedLens, tuned_lens
 from pipeline.config.lens import TunedLensConfig
-from pipeline.stages.lenses.base import Inputs, ReadingLens, latents_of, layers_of
 from pipeline.stages.lenses.examples import every_prompt
-
-TUNED_LENS = "tuned_lens"  # the artifact of the stage `tune`
+from pipeline.stages.lenses.inputs import Inputs, latents_of, layers_of
+from pipeline.stages.lenses.mapping import TUNED_LENS
+from pipeline.stages.lenses.reading import ReadingLens
 
 
 class Tuned(ReadingLens[TunedLensConfig]):

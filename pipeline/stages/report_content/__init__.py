@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from pipeline.stages.report_content.generation import generation_section
+from pipeline.stages.report_content.comparison import comparisons
+from pipeline.stages.report_content.generation import generation_grid_section, generation_section
 from pipeline.stages.report_content.grid import grid_section
 from pipeline.stages.report_content.knockout import knockout_section
-from pipeline.stages.report_content.parts import LensSection
+from pipeline.stages.report_content.parts import Comparison, LensSection
 from pipeline.stages.report_content.readings import readings_section
 from pipeline.stages.report_content.source import Source, axis_top, chosen
 
-__all__ = ["LensSection", "Source", "axis_top", "chosen", "lens_section"]
+__all__ = ["Comparison", "LensSection", "Source", "axis_top", "chosen", "comparisons", "lens_section"]
 
 
 def lens_section(source: Source) -> LensSection:
     """All that the report says about one lens, by what its numbers stand over."""
     if "token_ids" in source.store.arrays:
-        return generation_section(source)
+        crossed = len(source.store.dimensions("num_tokens")) == 3  # (example, source layer, target layer)
+        return generation_grid_section(source) if crossed else generation_section(source)
     axes = source.store.dimensions("entropy")[1:]
     if axes == ("source_layer", "target_layer"):
         return grid_section(source)

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from interp.prompts.identity import identity_prompt
+from interp.text import readable, visible
 from pipeline.config.lens import IntoTarget
 from pipeline.stages.report_content.parts import Cell, Example, Text
 from pipeline.stages.report_content.source import Source, chosen
-from pipeline.stages.report_text import readable, visible
 
-__all__ = ["block_examples", "grid_examples", "text_examples", "token_examples"]
+__all__ = ["block_examples", "grid_examples", "text_examples", "text_grid_examples", "token_examples"]
 
 GRID_LAYERS = 16  # source and target layers whose tokens are shown at most
+TEXT_LAYERS = 8  # and whose texts are
 
 
 def token_examples(source: Source) -> list[Example]:
@@ -71,22 +72,41 @@ def grid_examples(source: Source) -> list[Example]:
 
 def text_examples(source: Source) -> list[Example]:
     """What was generated at each layer."""
-    groups = {group.key: group for group in source.groups}
     shown = []
     for example, _, shared in _shown(source):
         found = source.store.read("answer_found", example=example)  # (layer, group)
         counts = source.store.read("num_tokens", example=example)
+        written = source.store.attributes["texts"][example]
         texts = [
-            Text(
-                layer=layer,
-                text=readable(source.store.attributes["texts"][example][index]),
-                num_tokens=int(counts[index]),
-                groups=[group for group, hit in zip(groups.values(), found[index], strict=True) if hit == 1],
-            )
+            _text(source, layer, written[index], counts[index], found[index])
             for index, layer in enumerate(source.store.attributes["layers"])
         ]
         shown.append(Example(**shared, texts=texts[::-1]))
     return shown
+
+
+def text_grid_examples(source: Source) -> list[Example]:
+    """What was generated from each source layer in each target layer, of some layers where there are many."""
+    sources, targets = source.store.attributes["source_layers"], source.store.attributes["target_layers"]
+    kept_sources, kept_targets = chosen(len(sources), TEXT_LAYERS), chosen(len(targets), TEXT_LAYERS)
+    shown = []
+    for example, _, shared in _shown(source):
+        found = source.store.read("answer_found", example=example)  # (source layer, target layer, group)
+        counts = source.store.read("num_tokens", example=example)
+        written = source.store.attributes["texts"][example]
+        rows = [
+            (sources[at], [_text(source, targets[to], written[at][to], counts[at, to], found[at, to])
+                           for to in kept_targets])
+            for at in kept_sources
+        ]  # fmt: skip
+        columns = [f"into {targets[to]}" for to in kept_targets]
+        shown.append(Example(**shared, corner="Source", columns=columns, text_rows=rows[::-1]))
+    return shown
+
+
+def _text(source: Source, layer: int, text: str, num_tokens: int, found: np.ndarray) -> Text:
+    groups = [group for group, hit in zip(source.groups, found, strict=True) if hit == 1]
+    return Text(layer=layer, text=readable(text), num_tokens=int(num_tokens), groups=groups)
 
 
 def _shown(source: Source) -> Iterator[tuple[int, Any, dict[str, Any]]]:

@@ -1,14 +1,15 @@
-"""The section of a lens that generates text at each layer."""
+"""The sections of a lens that generates text: at each layer, or from each source layer in each target layer."""
 
 from __future__ import annotations
 
-from pipeline.stages.report_content.examples import text_examples
+from pipeline.stages.report_content.examples import text_examples, text_grid_examples
+from pipeline.stages.report_content.grid import best_cell, cells_of, heat_map
 from pipeline.stages.report_content.parts import LensSection, Panel, Table
-from pipeline.stages.report_content.source import Source, or_nan, sample_text, single_panels
+from pipeline.stages.report_content.source import SINGLE_PANELS, Source, or_nan, sample_text, single_panels
 from pipeline.stages.report_text import number, percent
 from pipeline.stages.tables import CurveRow
 
-__all__ = ["generation_section"]
+__all__ = ["generation_grid_section", "generation_section"]
 
 METRIC = "generation_accuracy"
 
@@ -62,6 +63,53 @@ def generation_section(source: Source) -> LensSection:
         examples=text_examples(source),
         examples_title="Generated text by layer",
     )
+
+
+def generation_grid_section(source: Source) -> LensSection:
+    """All that the report says about one over source and target layers."""
+    note = "share of texts that hold one of the group’s words"
+    maps = [
+        found for group in source.groups if (found := heat_map(source, METRIC, group.label, "", note, group))
+    ]  # fmt: skip
+    title, unit, counted = SINGLE_PANELS["generated_tokens"]
+    tokens = heat_map(source, "generated_tokens", title, unit, counted, None)
+    best = {group.key: cell for group in source.groups if (cell := best_cell(cells_of(source, METRIC, group.key)))}
+    sources, targets = source.store.attributes["source_layers"], source.store.attributes["target_layers"]
+    measured = [row for row in source.grids if row.metric == METRIC and row.n]
+    rows = []
+    for group in source.groups:
+        cell = best.get(group.key)
+        place = [str(cell.source_layer), str(cell.target_layer)] if cell else ["—", "—"]
+        n = max((row.n for row in cells_of(source, METRIC, group.key)), default=0)
+        rows.append((group, [str(n), number(cell.mean if cell else None), *place]))
+    return LensSection(
+        name=source.name,
+        title=source.title,
+        method=source.method,
+        paper=source.paper,
+        unit=source.unit,
+        num_examples=source.count,
+        n_text=sample_text(measured, source.unit) if measured else f"n = {source.count} {source.unit}",
+        layers_text=f"{len(sources)} × {len(targets)}",
+        groups=source.groups,
+        heat_maps=[*maps, *([tokens] if tokens else [])],
+        remarks=[
+            (group, f"in up to {percent(or_nan(cell.mean))} of texts, from layer {cell.source_layer} into layer "
+                    f"{cell.target_layer}")
+            for group in source.groups
+            if (cell := best.get(group.key)) and cell.mean
+        ],
+        summary=Table(
+            title=f"Highest share of texts that hold each answer for the lens {source.title}",
+            head="Answer",
+            columns=["n", "peak", "source layer", "target layer"],
+            rows=rows,
+        )
+        if rows
+        else None,
+        examples=text_grid_examples(source),
+        examples_title="Generated text by source and target layer",
+    )  # fmt: skip
 
 
 def _best(rows: list[CurveRow]) -> CurveRow | None:

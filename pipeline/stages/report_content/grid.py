@@ -13,24 +13,26 @@ from pipeline.stages.report_text import baseline_label, number, rank
 from pipeline.stages.statistics import LEAD_FLOOR
 from pipeline.stages.tables import GridRow
 
-__all__ = ["grid_section"]
+__all__ = ["best_cell", "cells_of", "grid_section", "heat_map"]
 
-SHARES = ("probability", "top1_accuracy", "precision_at_1")  # between 0 and 1, all on one scale
+SHARES = ("probability", "generation_accuracy", "top1_accuracy", "precision_at_1")  # between 0 and 1, all on one scale
 SINGLE = ("precision_at_1", "surprisal_nats", "entropy_bits", "entropy_nats")
 
 
 def grid_section(source: Source) -> LensSection:
     """All that the report says about such a lens."""
     maps = [
-        heat_map
+        found
         for group in source.groups
-        if (heat_map := _heat_map(source, "probability", group.label, "", "mean probability", group))
+        if (found := heat_map(source, "probability", group.label, "", "mean probability", group))
     ]
     for metric in SINGLE:
         title, unit, note = SINGLE_PANELS[metric]
-        heat_map = _heat_map(source, metric, title, unit, note, None)
-        maps += [heat_map] if heat_map else []
-    best = {group.key: cell for group in source.groups if (cell := _best(_cells(source, "probability", group.key)))}
+        found = heat_map(source, metric, title, unit, note, None)
+        maps += [found] if found else []
+    best = {
+        group.key: cell for group in source.groups if (cell := best_cell(cells_of(source, "probability", group.key)))
+    }
     sources, targets = source.store.attributes["source_layers"], source.store.attributes["target_layers"]
     counted = [row for row in source.grids if row.metric == "probability" and row.n]
     return LensSection(
@@ -55,19 +57,20 @@ def grid_section(source: Source) -> LensSection:
     )
 
 
-def _cells(source: Source, metric: str, group: str = "") -> list[GridRow]:
+def cells_of(source: Source, metric: str, group: str = "") -> list[GridRow]:
+    """The cells of one metric, source layer by source layer."""
     return [row for row in source.grids if (row.metric, row.group) == (metric, group)]
 
 
-def _best(cells: Sequence[GridRow]) -> GridRow | None:
+def best_cell(cells: Sequence[GridRow]) -> GridRow | None:
     """The cell with the highest mean, the earliest layers in a tie."""
     known = [row for row in cells if row.mean is not None]
     return max(known, key=lambda row: (or_nan(row.mean), -row.source_layer, -row.target_layer), default=None)
 
 
-def _heat_map(source: Source, metric: str, title: str, unit: str, note: str, group: Group | None) -> HeatMap | None:
+def heat_map(source: Source, metric: str, title: str, unit: str, note: str, group: Group | None) -> HeatMap | None:
     """One metric's cells as a map; None where nothing is known."""
-    rows = _cells(source, metric, group.key if group else "")
+    rows = cells_of(source, metric, group.key if group else "")
     if not any(row.n for row in rows):
         return None
     sources, targets = source.store.attributes["source_layers"], source.store.attributes["target_layers"]
@@ -92,7 +95,7 @@ def _heat_map(source: Source, metric: str, title: str, unit: str, note: str, gro
 
 def _top(source: Source, metric: str, highest: float) -> float:
     """The value of the strongest colour: the same for all groups, so that their maps can be compared."""
-    if metric == "probability":
+    if metric in ("probability", "generation_accuracy"):
         highest = max(or_nan(row.mean) for row in source.grids if row.metric == metric and row.mean is not None)
     if metric in SHARES:
         return next((top for top in (0.1, 0.25, 0.5) if highest <= top), 1.0)
@@ -113,7 +116,7 @@ def _table(source: Source, best: dict[str, GridRow]) -> Table:
             and (row.source_layer, row.target_layer) == (cell.source_layer, cell.target_layer)
         }  # fmt: skip
         numbers = [
-            str(max((row.n for row in _cells(source, "probability", group.key)), default=0)),
+            str(max((row.n for row in cells_of(source, "probability", group.key)), default=0)),
             number(cell.mean if cell else None),
             str(cell.source_layer) if cell else "—",
             str(cell.target_layer) if cell else "—",

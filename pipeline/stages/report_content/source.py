@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from interp.text import readable
 from pipeline.config.lens import AttentionObjectConfig, LensConfig
 from pipeline.stages.report_content.parts import Group, Panel, Series
-from pipeline.stages.report_text import PAPERS, describe, readable
+from pipeline.stages.report_text import PAPERS, describe, describe_mapping
 from pipeline.stages.tables import CurveRow, GridRow
 from pipeline.stages.tokens import Tokens
 from pipeline.store import Store
@@ -76,7 +77,8 @@ class Source:
     @property
     def method(self) -> str:
         """What the lens does, in words."""
-        return describe(self.config, max((len(pair.sources) for pair in self.tokens.pairs), default=1))
+        what = describe(self.config, max((len(pair.sources) for pair in self.tokens.pairs), default=1))
+        return " ".join([what, *([mapped] if (mapped := describe_mapping(self.store.attributes)) else [])])
 
     @property
     def title(self) -> str:

@@ -24,6 +24,7 @@ OVERRIDES = [
     "task.max_concepts=6", "task.pairs=4", "task.shots=2", "collect.block_size=2", "evaluate.bootstrap_samples=20",
     "report.examples=1", "store.chunk_bytes=1024", "tracking.enabled=false",
     "tune=default", "tune.steps=4", "tune.tokens_per_step=64", "tune.checkpoint_every=1", "tune.evaluate_tokens=64",
+    "tune.affine=last", "tune.affine_ridge=1",
 ]  # fmt: skip
 # What each stage makes, and where its processes are killed, one after the other: (pattern, number) of `killed.py`. A
 # file is torn in unfinished work; the artifact is about to appear; it stands, complete; it stands and is replaced.
@@ -40,6 +41,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {
         ("tuned_lens",),
         (
             (r"^rename .*/scratch/tune-.*/checkpoint\.safetensors$", 2),
+            (r"^open .*/scratch/tune-.*/tuned_lens/\.config\.json", 0),
             (r"^open .*/scratch/tune-.*/tuned_lens/\.manifest\.json\.", 0),
             (r"^rename .* timings/tune\.json$", 0),
             (r"^remove config\.json$", 0),

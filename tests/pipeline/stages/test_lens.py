@@ -188,6 +188,9 @@ def test_vocabulary_of_a_sentencepiece_like_tokenizer():
     texts = {3: "king", 4: "king", 5: "\ufffd", 6: " Buch"}
 
     class Pieces:
+        def __len__(self) -> int:
+            return 7
+
         def convert_ids_to_tokens(self, token: int) -> str | None:
             return pieces.get(token)
 

@@ -367,3 +367,39 @@ def test_the_stage_imports_nothing_heavy() -> None:
         "assert not {'torch', 'transformers', 'datasets', 'pandas', 'scipy'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_lenses_of_the_same_token_stand_beside_each_other(run: Path, page: Element) -> None:
+    """What is compared speaks of one token of the same examples; its numbers are those of the tables."""
+    section = next(e for e in page.all("section") if e.attributes.get("id") == "compared")
+    rows = read_curves(run / "curves.parquet")
+    legends = [[item.text for item in legend.all("li")] for legend in section.all("ul", "legend")]
+    assert legends == [["Logit lens", "Patchscope identity"]]
+    charts = section.all("svg", "strip")
+    metrics = ("precision_at_1", "surprisal_nats")
+    names = ("logit_lens", "patchscope_identity")
+    for chart, metric in zip(charts, metrics, strict=True):
+        titles = [e.text for e in chart.all("title")]
+        assert len(titles) == 2 * NUM_LAYERS
+        for name, legend in zip(names, legends[0], strict=True):
+            means = [row.mean for row in rows if (row.lens, row.metric) == (name, metric)]
+            said = [title for title in titles if title.startswith(f"{legend}, layer ")]
+            assert [title.partition(": ")[2].split(" ")[0].rstrip(",") for title in said] == [f"{m:.3g}" for m in means]
+    table = section.all("table")[0]
+    cells = [[cell.text for cell in line.all("td")] for line in table.all("tr")[1:]]
+    by_curve = [[row.mean for row in rows if (row.lens, row.metric) == (n, m)] for m in metrics for n in names]
+    assert cells == [[number(curve[layer]) for curve in by_curve] for layer in range(NUM_LAYERS)]
+    links = [e.attributes["href"] for e in section.all("a")]
+    assert links == ["figures/compared/1.svg"]
+    assert "n = 16 prompts" in section.text
+    drawn = (run / "report" / str(links[0])).read_text(encoding="utf-8")
+    ElementTree.fromstring(drawn)
+
+
+def test_one_lens_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path / "run", lenses=("logit_lens", "patchscope"))
+    monkeypatch.chdir(folder)
+    evaluate.run()
+    report.run()
+    assert not [e for e in parse(folder / "report/index.html").all("section") if e.attributes.get("id") == "compared"]
+    assert not (folder / "report/figures/compared").exists()
