@@ -8,11 +8,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from interp.errors import InterpError
 from interp.lenses import GenerationResult, Patch, patchscope_generate
 from pipeline.config.lens import PatchscopeGenerateConfig
 from pipeline.stages.common import digest_of
 from pipeline.stages.lenses.base import Arrays, Inputs, Lens, latents_of, layers_of, needed_layers
-from pipeline.stages.lenses.examples import patched_examples
+from pipeline.stages.lenses.examples import Examples, patched_examples
 from pipeline.store import StoreWriter
 
 PADDING = -1  # behind the end of a text
@@ -26,7 +27,8 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
     Its store holds token ids and whether each text holds a word of each group; the texts are an attribute.
 
     Raises:
-        InterpError: see `patched_examples` and `find_latents`; or the model has no such layers.
+        InterpError: see `patched_examples` and `find_latents`; the model has no such layers, or does not read texts
+            that long.
     """
 
     token_arrays = ("token_ids",)
@@ -34,6 +36,7 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
     def __init__(self, name: str, config: PatchscopeGenerateConfig, inputs: Inputs) -> None:
         layers = layers_of(name, "layers", config.layers, inputs.model.num_layers)
         examples = patched_examples(name, config, inputs.tokens, inputs.model.tokenizer)
+        _check_room(name, config, examples, inputs.model.spec.max_positions)
         super().__init__(name, config, inputs, examples, {"layer": layers})
         needed = needed_layers(config, layers, inputs.model.num_layers)
         self.latents = latents_of(name, config, inputs, examples, needed)
@@ -101,3 +104,23 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
             ]
             texts += GenerationResult.decoded(self.axes["layer"], ids, self.inputs.model.tokenizer).texts
         return {"texts": texts}
+
+
+def _check_room(name: str, config: PatchscopeGenerateConfig, examples: Examples, most: int | None) -> None:
+    """Raise where a text would be longer than the model reads.
+
+    Arguments:
+        name: of the lens, for messages.
+        config: its config.
+        examples: what it is run on.
+        most: tokens that the model reads; None: no limit is known.
+
+    Raises:
+        InterpError: it would.
+    """
+    longest = max(map(len, examples.target_ids))
+    if most is not None and longest + config.max_new_tokens > most:
+        raise InterpError(
+            f"lens.{name}.max_new_tokens: {config.max_new_tokens} tokens behind a target prompt of {longest} are more "
+            f"than the {most} that the model reads. Set it to at most {most - longest}."
+        )

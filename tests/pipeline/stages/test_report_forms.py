@@ -232,3 +232,12 @@ def luminance(color: list[int]) -> float:
     parts = [part / 255 for part in color[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_notes_say_what_a_metric_compares_with(run: Path, page: Element) -> None:
+    logit, grid = lens(page, "logit_lens").text, lens(page, "grid").text
+    last = open_store(run / "lens.zarr/logit_lens").attributes["layers"][-1]
+    assert f"from the distribution at layer {last} to this layer’s" in logit
+    assert "share of examples whose top token is the model’s own" in logit
+    assert "share of examples whose top token is what the model itself says after the source token" in grid
+    assert "of the model’s own probability, after the source token, of the top token" in grid
