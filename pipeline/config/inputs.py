@@ -72,7 +72,7 @@ def _check_translation(task: TranslationConfig) -> None:
                 f"task.latent_languages: {code!r} is already measured as a target language, so every prompt would "
                 "collide with itself. Leave it out."
             )
-    if set(task.source_languages) <= set(task.latent_languages):
+    if task.measure_source_language and set(task.source_languages) <= set(task.latent_languages):
         raise ConfigError(
             f"task.latent_languages: {', '.join(task.latent_languages)} covers every source language, whose words are "
             "measured already, so every prompt would collide with itself. Leave one out."
