@@ -96,7 +96,7 @@ def test_examples_of_a_grid_show_the_top_token_of_each_cell(run: Path, page: Ele
     ids = open_store(run / "lens.zarr/grid").read("top_ids", example=0, top=0)
     table = lens(page, "grid").all("table", "heat")[0]
     heads = [th.text for th in table.all("thead")[0].all("th")]
-    assert heads == ["Source", *(f"into {layer}" for layer in TARGETS)]
+    assert heads == ["from", *(f"into {layer}" for layer in TARGETS)]
     for row, at in zip(table.all("tbody")[0].all("tr"), reversed(range(len(SOURCES))), strict=True):
         assert row.all("th")[0].text == str(SOURCES[at])
         for cell, token, target in zip(row.all("td"), ids[at], TARGETS, strict=True):
