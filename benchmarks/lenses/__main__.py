@@ -6,7 +6,8 @@ Each tool is a process of its own that keeps the model loaded; they run in turns
 Results are compared first, probabilities to 1e-5: where they differ no time is quoted, and the exit status is 1.
 
 `share of the floor` is the operations that the result needs (`benchmarks/lenses/floor.py`), divided by what this
-machine multiplies matrices at, measured in between, divided by our time.
+machine multiplies matrices at, measured in between, divided by our time: at the rate of torch's own products, which all
+tools have, and at that of the faster library, where Interpipe uses another (`interp.products`).
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def measure(
         "torch": torch.__version__,
         "threads": options.threads,
         "clock": options.clock,
-        "matrix_gflops": team.rate / 1e9,
-        "works": [shares(figures, team.rate, options.clock) for figures in measured],
+        "matrix_gflops": {library: rate / 1e9 for library, rate in team.rates.items()},
+        "works": [shares(figures, team.rates, options.clock) for figures in measured],
         "growth": grown,
         "profiles": profiles,
         "absent": team.absent,
@@ -91,8 +92,9 @@ def measure(
 def text(found: dict[str, Any]) -> str:
     """The figures for a reader at a terminal."""
     clock = "seconds of the cores" if found["clock"] == "cpu_seconds" else "seconds of the clock"
+    rates = ", ".join(f"{rate:.0f} ({library})" for library, rate in found["matrix_gflops"].items())
     parts = [
-        f"{found['threads']} threads, matrix products at {found['matrix_gflops']:.0f} GFLOP/s, {clock}; "
+        f"{found['threads']} threads, matrix products at {rates} GFLOP/s, {clock}; "
         "all results agree with plain transformers.",
         works_table(found["works"]),
     ]

@@ -9,15 +9,28 @@ in the last layer all but the keys and values of the tokens that are not read.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.lenses.model import Shape
 from benchmarks.lenses.works import HEADER, Inputs
 
-__all__ = ["matrix_rate", "needed_operations"]
+__all__ = ["LIBRARIES", "matrix_rate", "needed_operations"]
+
+
+def _onednn(rows: Tensor, weight: Tensor) -> Tensor:
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+    return found
+
+
+# What multiplies matrices: torch as every tool of the table calls it, and the library that Interpipe calls where that
+# one is faster (`interp.products`).
+LIBRARIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch": linear}
+if torch.backends.mkldnn.is_available():
+    LIBRARIES["onednn"] = _onednn
 
 
 def _layer(shape: Shape, positions: Iterable[int]) -> float:
@@ -82,12 +95,13 @@ def needed_operations(inputs: Inputs, shape: Shape) -> float:
 
 
 def matrix_rate(
-    shape: Shape, *, device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 3
+    shape: Shape, *, library: str = "torch", device: str = "cpu", dtype: torch.dtype = torch.float32, repeats: int = 3
 ) -> dict[str, float]:
     """Operations a second of matrix products: the best over a large square and the model's own weights.
 
     Arguments:
         shape: the model, whose weights are multiplied with many tokens.
+        library: one of `LIBRARIES`.
         device, dtype: where and in what.
         repeats: how often each is tried; the best counts.
 
@@ -103,6 +117,7 @@ def matrix_rate(
         (rows, shape.hidden, min(shape.vocabulary, 8 * shape.hidden)),  # a part of the head
     ]
     best = {"seconds": 0.0, "cpu_seconds": 0.0}
+    multiply = LIBRARIES[library]
     for tokens, inner, columns in sizes:
         operations = 2.0 * tokens * inner * columns
         times = max(1, round(wanted / operations))
@@ -112,7 +127,7 @@ def matrix_rate(
             _wait(device)
             wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(times):
-                linear(left, weight)
+                multiply(left, weight)
             _wait(device)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             best["seconds"] = max(best["seconds"], operations * times / wall)

@@ -50,7 +50,7 @@ class Team:
     workers: dict[str, Worker]
     readout: Readout
     absent: dict[str, str] = field(default_factory=dict)
-    rate: float = 0.0
+    rates: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def start(cls, stack: ExitStack, options: Options, tools: Iterable[str]) -> Team:
@@ -89,9 +89,10 @@ class Team:
         return worker.run(folder, folder / f"{worker.tool}.safetensors")
 
     def measure_rate(self) -> None:
-        """Multiply matrices, in our worker, as fast as it goes; the best of the whole run counts."""
+        """Multiply matrices, in one worker, with each library as fast as it goes; the best of the whole run counts."""
         found = next(iter(self.workers.values())).ask({"do": "rate", "shape": asdict(self.options.shape)})
-        self.rate = max(self.rate, found[self.options.clock])
+        for library, rate in found.items():
+            self.rates[library] = max(self.rates.get(library, 0.0), rate[self.options.clock])
 
 
 def measure_work(team: Team, work: Work, tools: Sequence[str], *, rounds: int) -> dict[str, Any]:
@@ -156,14 +157,19 @@ def measure_works(team: Team, works: Sequence[Work]) -> list[dict[str, Any]]:
     return found
 
 
-def shares(figures: dict[str, Any], rate: float, clock: str) -> dict[str, Any]:
-    """A work's figures with `times`, how many times the others' seconds are ours, and `share_of_floor`."""
+def shares(figures: dict[str, Any], rates: Mapping[str, float], clock: str) -> dict[str, Any]:
+    """A work's figures with `times`, how many times the others' seconds are ours, and the shares of two floors.
+
+    `share_of_floor` is that of torch's own products, which every tool of the table has; `share_of_fastest` that of the
+    fastest library's.
+    """
     tools: Mapping[str, Any] = figures["tools"]
     if OURS not in tools:
-        return {**figures, "times": {}, "share_of_floor": None}
+        return {**figures, "times": {}, "share_of_floor": None, "share_of_fastest": None}
     ours = tools[OURS][clock]
     return {
         **figures,
         "times": {tool: cost[clock] / ours for tool, cost in tools.items() if tool != OURS},
-        "share_of_floor": figures["needed_operations"] / rate / ours,
+        "share_of_floor": figures["needed_operations"] / rates["torch"] / ours,
+        "share_of_fastest": figures["needed_operations"] / max(rates.values()) / ours,
     }

@@ -22,7 +22,10 @@ ASKED: dict[tuple[str, int], tuple[float, float | None]] = {
 }
 ASKED_MEMORY = 20.0
 _TOOLS = ("nnterp", "nnsight", "transformers", "transformer_lens")
-_HEAD = ("work", "against nnterp", "nnsight", "transformers", "TransformerLens", "share of the floor", "asked", "")
+_HEAD = (
+    "work", "against nnterp", "nnsight", "transformers", "TransformerLens",
+    "share of the floor", "of the faster library's", "asked", "",
+)  # fmt: skip
 
 
 def works_table(works: Sequence[dict[str, Any]]) -> str:
@@ -53,7 +56,7 @@ def _line(work: dict[str, Any]) -> tuple[str, ...]:
             verdict = _verdict(times["nnterp"] >= ratio and (floor is None or share >= floor))
     return (
         work["name"], *(f"{times[tool]:.1f}x" if tool in times else "-" for tool in _TOOLS),
-        "-" if share is None else f"{share:.2f}", asked, verdict,
+        *("-" if one is None else f"{one:.2f}" for one in (share, work["share_of_fastest"])), asked, verdict,
     )  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def _memory_line(work: dict[str, Any]) -> tuple[str, ...]:
     return (
         f"logit lens, peak memory ({amount}), {work['sources']} sources",
         *(f"{times[tool]:.1f}x" if tool in times else "-" for tool in _TOOLS),
-        "", f">= {ASKED_MEMORY:g}x", verdict,
+        "", "", f">= {ASKED_MEMORY:g}x", verdict,
     )  # fmt: skip
 
 

@@ -73,11 +73,11 @@ def _profile(tool: Tool, folder: str, operators: int) -> dict[str, Any]:
 
 
 def _rate(tool: Tool, shape: dict[str, int]) -> dict[str, Any]:
-    """Operations a second of matrix products here, by the clock and by the cores' seconds."""
-    from benchmarks.lenses.floor import matrix_rate
+    """By library, operations a second of matrix products here, by the clock and by the cores' seconds."""
+    from benchmarks.lenses.floor import LIBRARIES, matrix_rate
     from benchmarks.lenses.model import Shape
 
-    return matrix_rate(Shape(**shape))
+    return {library: matrix_rate(Shape(**shape), library=library) for library in LIBRARIES}
 
 
 _COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {"run": _run, "profile": _profile, "rate": _rate}

@@ -118,11 +118,11 @@ def checked_sites(sites: Sequence[Site]) -> dict[str, dict[Site, int]]:
     """Where each site goes: kind -> site -> index along the layer axis.
 
     Raises:
-        InterpError: there is none, one with heads, or one twice.
+        InterpError: there is none, one with heads (but `head_out` of one), or one twice.
     """
     if not sites:
         raise InterpError("expected prompts and sites, got 0 sites.")
-    check_collectable(sites)
+    check_collectable([site for site in sites if site.kind != "head_out" or site.head is None])
     rows_of_kind: dict[str, dict[Site, int]] = {}
     for site in sites:
         rows = rows_of_kind.setdefault(site.kind, {})

@@ -19,6 +19,7 @@ from interp.forward.causal import is_causal
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rotary import rotary_limit
 from interp.forward.shared import SharedPrefix, continuation, plan_prefixes, prefixes_fit
+from interp.products import faster_products
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def collect(
     Arguments:
         model: the model.
         input_ids: token ids of each prompt exactly as they are fed, unpadded.
-        sites: what is read, each once; any kind without a head axis.
+        sites: what is read, each once; any kind without a head axis, and `head_out` of one head.
         positions: for each prompt, indices into its own tokens, from 0; -1 stands for none. Prompts may have different
             numbers of them.
         batch_tokens: tokens in a forward pass at most, padding included; a longer prompt goes alone. None: what suits
@@ -231,7 +232,8 @@ class _Collector:
     def _read(self, block: Block, inputs: dict[str, Any], entries: Entries, prefix: FrozenPrefix | None = None) -> None:
         """One forward pass, and a copy of what it gives at some tokens."""
         rows, columns = _sent(entries.rows, self.model.device), _sent(entries.columns, self.model.device)
-        gathered = read_tokens(self.model, inputs, self.sites, rows, columns, prefix)
+        with faster_products(inputs["input_ids"].numel(), self.model.hidden_size):
+            gathered = read_tokens(self.model, inputs, self.sites, rows, columns, prefix)
         self.copies.start(gathered, lambda values: block.keep(self.sites, entries, values))
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from interp.forward.causal import is_causal
 from interp.forward.last_layer import LastLayer, last_layer_fits
 from interp.forward.prefix import FrozenPrefix
+from interp.model.layout import place_of
+from interp.model.places import HeadOutPlace
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -77,12 +79,30 @@ def _read(
     model: StandardizedTransformer, inputs: dict[str, Any], sites: Sequence[Site], rows: Tensor, columns: Tensor
 ) -> list[Tensor]:
     gathered: list[Tensor] = []
+    heads: dict[int, Tensor] = {}
     with model.trace(**inputs) as tracer:
         for site in sites:
-            hidden = model.read(site)
-            gathered.append(hidden.detach()[rows.to(hidden.device), columns.to(hidden.device)])
+            if site.kind != "head_out":
+                gathered.append(_at(model.read(site), rows, columns))
+                continue
+            assert site.layer is not None
+            if site.layer not in heads:  # one reading for all heads of a layer
+                heads = {site.layer: _heads_at(model, site.layer, rows, columns)}
+            gathered.append(heads[site.layer][:, site.head])
         tracer.stop()
     return gathered
+
+
+def _at(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """A copy of (batch, length, ...) at entries: (entry, ...)."""
+    return values.detach()[rows.to(values.device), columns.to(values.device)]
+
+
+def _heads_at(model: StandardizedTransformer, layer: int, rows: Tensor, columns: Tensor) -> Tensor:
+    """(entry, head, hidden), what each head adds; projected at the entries alone."""
+    place = place_of(model, Site("head_out", layer))
+    assert isinstance(place, HeadOutPlace)
+    return place.heads(_at(place.z.read(), rows, columns)[None])[0]
 
 
 def _read_short(

@@ -16,6 +16,7 @@ from interp.forward.check import fits
 from interp.forward.clean import CleanRun
 from interp.forward.verdicts import sample_ids
 from interp.forward.windows import walk_windows
+from interp.products import faster_products
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def run_blocked(
     last = Site("resid_post", model.num_layers - 1)
     seen: list[Tensor] = []
     final: Tensor
-    with model.trace(**inputs, use_cache=False) as tracer:
+    fed = inputs["input_ids"].numel()
+    with faster_products(fed, model.hidden_size), model.trace(**inputs, use_cache=False) as tracer:
         for layer in layers:
             scores = model.read(Site("scores", layer))
             lowest = torch.finfo(scores.dtype).min  # what the models' own masks write

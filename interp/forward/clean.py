@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp.forward.prefix import Call, FrozenPrefix, calls_of
 from interp.forward.sharing import sharing
+from interp.products import faster_products
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -72,7 +73,11 @@ class CleanRun:
             if "attention_mask" not in keywords:
                 raise NotImplementedError("layers of this family are not given an attention mask")
             keywords = keywords | {"attention_mask": self._without(keywords["attention_mask"], blocked, hidden.dtype)}
-        with sharing() if self.model.shares_prefix else nullcontext():
+        tokens = hidden.shape[0] * hidden.shape[1]
+        with (
+            sharing() if self.model.shares_prefix else nullcontext(),
+            faster_products(tokens, self.model.hidden_size),
+        ):
             output: Any = self.model.layer(layer)._module(hidden, **keywords)
         return output if isinstance(output, Tensor) else output[0]
 

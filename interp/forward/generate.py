@@ -25,6 +25,8 @@ from interp.forward.prefix import Call, FrozenPrefix, calls_of
 from interp.forward.running import run_rows
 from interp.forward.sharing import sharing
 from interp.forward.walk import walk_up
+from interp.products import faster_products
+from interp.readout.plan import how_many
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def generate_walked(
     joins = torch.tensor(layers).repeat_interleave(len(hidden) // len(layers))
     histories = Histories.of(joins if prompts == 1 else torch.full_like(joins, -1))
     for step in range(max_new_tokens):
-        chosen = choose(model.readout(hidden), runs, step).cpu()
+        chosen = _chosen(model, hidden, runs, step, choose)
         tokens[runs[~ended], step] = chosen[~ended]
         ended = ended | torch.isin(chosen, stops)
         if step == max_new_tokens - 1 or bool(ended.all()):
@@ -94,6 +96,17 @@ def generate_walked(
         states.arrange(partial(_rows, previous, histories, kept, before), len(kept))
         hidden = _next(model, states, histories, chosen)
     return [[token for token in row if token >= 0] for row in tokens.tolist()]
+
+
+def _chosen(model: StandardizedTransformer, hidden: Tensor, runs: Tensor, step: int, choose: Choose) -> Tensor:
+    """(run,) the next token of each run, on the CPU; some runs' logits at a time."""
+    size = how_many(model.vocab_size, hidden.device)
+    with faster_products(len(hidden), model.hidden_size):
+        chosen = [
+            choose(model.readout(hidden[at : at + size]), runs[at : at + size], step)
+            for at in range(0, len(hidden), size)
+        ]
+    return torch.cat(chosen).cpu()
 
 
 def _patched(
@@ -150,7 +163,10 @@ def _next(model: StandardizedTransformer, states: Continuations, histories: Hist
         return hidden[rows.to(hidden.device)]
 
     fed = histories.fed(tokens)[:, None].to(model.device)
-    with sharing() if model.shares_prefix else nullcontext():
+    with (
+        sharing() if model.shares_prefix else nullcontext(),
+        faster_products(len(tokens), model.hidden_size),
+    ):
         hidden = run_rows(model, fed, states.cache, states.length, entering)
     states.advance(1)
     return entering(model.num_layers, hidden)[:, -1]
@@ -197,7 +213,8 @@ def generate_plainly(
             ids = [[*target_ids[row], *tokens[run]] for row, run in zip(going, runs, strict=True)]
             latents = [(site, latent[going]) for site, latent in of_layer]
             hidden = run_patched(model, ids, [positions[row] for row in going], latents)
-            for run, token in zip(runs, choose(model.readout(hidden), torch.tensor(runs), step).tolist(), strict=True):
+            chosen = _chosen(model, hidden, torch.tensor(runs), step, choose)
+            for run, token in zip(runs, chosen.tolist(), strict=True):
                 tokens[run].append(token)
             going = [row for row, run in zip(going, runs, strict=True) if tokens[run][-1] not in stops]
             if not going:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.activations import left_padded
+from interp.products import faster_products
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ def run_patched(
     columns += padding
     last = Site("resid_post", model.num_layers - 1)
     final: Tensor
-    with model.trace(**inputs, use_cache=False) as tracer:
+    fed = inputs["input_ids"].numel()
+    with faster_products(fed, model.hidden_size), model.trace(**inputs, use_cache=False) as tracer:
         for site, latent in writes:
             patched = model.read(site).clone()  # others may hold the tensor that the model made
             patched[rows.to(patched.device), columns.to(patched.device)] = latent.to(patched)

@@ -112,7 +112,7 @@ def direct_logit_attribution(
     sites: Spelling | Sequence[Spelling] | None = None,
     positions: str | int | Sequence[str | int] = "last",
     policy: str = "first_token",
-    batch_size: int = 32,
+    batch_tokens: int | None = None,
 ) -> Attribution:
     """Direct logit attribution (Elhage et al. 2021): what parts of a model add to the logits of some tokens.
 
@@ -128,7 +128,8 @@ def direct_logit_attribution(
             projection adds is left to the remainder). None: the embedding and whole attentions, mixers and MLPs.
         positions: where, one or several of the vocabulary in `interp.positions`.
         policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
-        batch_size: prompts in a forward pass; memory does not depend on how many there are, but for the result.
+        batch_tokens: tokens in a forward pass at most; see `interp.activations.collect`. Memory does not depend on how
+            many prompts there are, but for the result.
 
     Returns:
         Contributions in logits, and what is left.
@@ -150,7 +151,7 @@ def direct_logit_attribution(
     found: dict[str, list[Tensor]] = {"contribution": [], "logit": [], "remainder": []}
     constant = torch.full((len(encoded.input_ids), len(encoded.group_names)), torch.nan)
     examples, slots = [], []
-    for of_cell, slot, hidden in states_of_prompts(model, encoded, [*chosen, last], batch_size):
+    for of_cell, slot, hidden in states_of_prompts(model, encoded, [*chosen, last], batch_tokens):
         norm, rows = _tail_at(model, hidden[-1], groups.rows(of_cell))
         parts = [_scaled(hidden[index].float(), scales[_stage_of(site)]) for index, site in enumerate(chosen)]
         read = norm(torch.stack(parts).to(norm.gain.device)).to(rows.weight.device)  # (site, cell, hidden)

@@ -107,15 +107,15 @@ def logit_lens_on_prompts(
     policy: str = "first_token",
     top_k: int = 5,
     inverted: bool = False,
-    batch_size: int = 32,
+    batch_tokens: int | None = None,
     reference: bool = True,
 ) -> LensResult:
     """Logit lens (nostalgebraist 2020) on prompts: run them, and read sites out through the model's own tail.
 
-    Prompts run in batches of similar length, each read out before the next runs: memory does not depend on how many
-    there are, but for the result. A contribution (`attn_out`, `mlp_out`, `head_out`) is read as if it were the whole
-    residual stream, so the final norm gives it a size that it has not in the sum; contributions that add up to the
-    logits are those of `direct_logit_attribution`.
+    Prompts run as `interp.activations.collect` runs them, some hundreds are read out before the next run: memory does
+    not depend on how many there are, but for the result. A contribution (`attn_out`, `mlp_out`, `head_out`) is read as
+    if it were the whole residual stream, so the final norm gives it a size that it has not in the sum; contributions
+    that add up to the logits are those of `direct_logit_attribution`.
 
     Arguments:
         model: the model.
@@ -128,7 +128,7 @@ def logit_lens_on_prompts(
         policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
         top_k: how many top tokens are kept.
         inverted: turn the sign after the final norm: which tokens a state speaks against.
-        batch_size: prompts in a forward pass.
+        batch_tokens: tokens in a forward pass at most; see `interp.activations.collect`.
         reference: also read what the model itself says at each position, for `surprisal` and `model_top_id`.
 
     Returns:
@@ -149,7 +149,7 @@ def logit_lens_on_prompts(
     where = torch.tensor([asked.index(site) for site in [*read, *([] if read[-1] == last else [last])]])
     groups = TokenGroups.pad(encoded.groups, model.vocab_size)
     parts, examples, slots = [], [], []
-    for of_cell, slot, hidden in states_of_prompts(model, encoded, asked, batch_size):
+    for of_cell, slot, hidden in states_of_prompts(model, encoded, asked, batch_tokens):
         examples.append(of_cell)
         slots.append(slot)
         for start in range(0, len(of_cell), _ROWS_AT_ONCE):

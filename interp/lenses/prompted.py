@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp.activations import batches_by_length, left_padded
+from interp.activations import collect_blocks
 from interp.errors import InterpError
 from interp.lenses.axes import Coordinate
 from interp.model.layout import place_of
@@ -20,6 +20,7 @@ from interp.positions import Position, check_positions
 from interp.prompts import AnswerTokens, Encoded, Prompt, encode
 from interp.prompts.prompt import Accepted
 from interp.readout import Groups
+from interp.readout.plan import how_many
 from interp.sites import Site, Spelling, parse_sites
 
 if TYPE_CHECKING:
@@ -186,68 +187,26 @@ def arranged(
 
 @torch.no_grad()
 def states_of_prompts(
-    model: StandardizedTransformer, prompts: LensPrompts, sites: Sequence[Site], batch_size: int
+    model: StandardizedTransformer, prompts: LensPrompts, sites: Sequence[Site], batch_tokens: int | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Run prompts in batches of similar length and read sites at their positions.
+    """Run prompts and read sites at their positions, some prompts at a time.
 
     Arguments:
         model: the model.
         prompts: the prompts.
-        sites: residual streams and contributions, in the order of the forward pass.
-        batch_size: prompts in a forward pass.
+        sites: residual streams and contributions, each once.
+        batch_tokens: tokens in a forward pass at most; see `interp.activations.collect`.
 
     Yields:
-        For each batch: which prompt (cell,) and which of its positions (cell,), and (site, cell, hidden) on the device
-        of the first site. Every position that a prompt has is a cell, of one batch alone.
+        For some prompts: which prompt (cell,) and which of its positions (cell,), and (site, cell, hidden) on the CPU.
+        Every position that a prompt has is a cell, once.
     """
-    if batch_size < 1:
-        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
-    lengths = [len(ids) for ids in prompts.input_ids]
-    pad_id = model.tokenizer.pad_token_id or 0
-    for batch in batches_by_length(lengths, batch_size):
-        slots = torch.tensor([prompts.positions[row] for row in batch])
-        rows, columns = (slots >= 0).nonzero(as_tuple=True)  # (cell,) each
-        inputs = left_padded([prompts.input_ids[row] for row in batch], pad_id, _input_device(model))
-        longest = inputs["input_ids"].shape[1]
-        if not model.takes_position_ids:  # no positions at all (Bloom, MPT), only distances
-            del inputs["position_ids"]
-        padding = longest - torch.tensor([lengths[row] for row in batch])
-        tokens = slots[rows, columns] + padding[rows]  # (cell,) columns of the padded batch
-        yield torch.tensor(batch)[rows], columns, _states(model, inputs, sites, rows, tokens)
-
-
-def _states(
-    model: StandardizedTransformer, inputs: Mapping[str, Tensor], sites: Sequence[Site], rows: Tensor, tokens: Tensor
-) -> Tensor:
-    """(site, cell, hidden) of one batch."""
-    gathered: list[Tensor] = []
-    heads: dict[int, Tensor] = {}
-    with model.trace(**inputs, use_cache=False) as tracer:
-        for site in sites:
-            if site.head is None:
-                value = _at(model.read(site), rows, tokens)
-            else:
-                assert site.layer is not None
-                if site.layer not in heads:  # one reading for all heads of a layer
-                    heads = {site.layer: _heads_at(model, site.layer, rows, tokens)}
-                value = heads[site.layer][:, site.head]
-            gathered.append(value.to(gathered[0].device) if gathered else value)
-        tracer.stop()
-    return torch.stack(gathered)
-
-
-def _at(hidden: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
-    """A copy of (batch, length, ...) at cells: (cell, ...)."""
-    return hidden.detach()[rows.to(hidden.device), tokens.to(hidden.device)]
-
-
-def _heads_at(model: StandardizedTransformer, layer: int, rows: Tensor, tokens: Tensor) -> Tensor:
-    """(cell, head, hidden), what each head adds; projected at the cells alone."""
-    place = place_of(model, Site("head_out", layer))
-    assert isinstance(place, HeadOutPlace)
-    return place.heads(_at(place.z.read(), rows, tokens)[None])[0]
-
-
-def _input_device(model: StandardizedTransformer) -> torch.device:
-    # Weights that accelerate has offloaded lie on `meta`; its hooks then move the inputs to where they are needed.
-    return model.device if model.device is not None and model.device.type != "meta" else torch.device("cpu")
+    size = how_many(len(sites) * len(prompts.labels) * model.hidden_size, model.device)
+    starts = range(0, len(prompts.input_ids), size)
+    tables = [torch.tensor(prompts.positions[start : start + size]) for start in starts]
+    blocks = [(prompts.input_ids[start : start + size], prompts.positions[start : start + size]) for start in starts]
+    collected = collect_blocks(model, blocks, sites, batch_tokens=batch_tokens)
+    for start, table, values in zip(starts, tables, collected, strict=True):
+        rows, columns = (table >= 0).nonzero(as_tuple=True)  # (cell,) each
+        layers = {kind: iter(of_kind) for kind, of_kind in values.items()}  # in the order of `sites`
+        yield start + rows, columns, torch.stack([next(layers[site.kind])[rows, columns] for site in sites])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.model.tail import Tail
+from interp.products import product
 
 __all__ = ["ReadoutParts", "plain_head"]
 
@@ -46,11 +47,7 @@ class ReadoutParts:
             start, stop: the first token, and the one after the last.
             out: (rows, stop - start), of the dtype of `weight`; written.
         """
-        weight = self.weight[start:stop].T
-        if self.bias is None:
-            torch.mm(states, weight, out=out)
-        else:
-            torch.addmm(self.bias[start:stop], states, weight, out=out)
+        product(states, self.weight[start:stop], None if self.bias is None else self.bias[start:stop], out=out)
         self.tail.finish_(out)
 
     def of(self, states: Tensor, ids: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaForCausalLM
 
-from benchmarks.lenses.floor import matrix_rate, needed_operations
+from benchmarks.lenses.floor import LIBRARIES, matrix_rate, needed_operations
 from benchmarks.lenses.model import Shape, build
 from benchmarks.lenses.works import HEADER, Inputs
 
@@ -93,7 +93,8 @@ def test_generation_runs_every_layer_for_each_further_token(model: LlamaForCausa
     assert one == needed_operations(inputs("patchscope_end_to_end", [4, 6]), SHAPE) + clean
 
 
-def test_the_rate_is_of_both_clocks() -> None:
-    rate = matrix_rate(SHAPE, repeats=1)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_rate_is_of_both_clocks(library: str) -> None:
+    rate = matrix_rate(SHAPE, library=library, repeats=1)
     assert set(rate) == {"seconds", "cpu_seconds"}
     assert all(value > 1e6 for value in rate.values())

@@ -13,6 +13,7 @@ from torch import Tensor
 from interp.activations import left_padded
 from interp.errors import InterpError
 from interp.lenses.tuned.text import TokenSequence
+from interp.products import faster_products
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -97,7 +98,7 @@ def token_states(
     mask = inputs["attention_mask"].bool()
     last = model.num_layers - 1
     held: dict[int, Tensor] = {}
-    with model.trace(**inputs, use_cache=False) as tracer:
+    with faster_products(mask.numel(), model.hidden_size), model.trace(**inputs, use_cache=False) as tracer:
         for layer in sorted({*layers, last}):
             held[layer] = _unpadded(model.read(f"resid_post.{layer}"), mask)
         tracer.stop()

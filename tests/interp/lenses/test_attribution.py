@@ -37,7 +37,7 @@ def standardized(family: str, dtype: torch.dtype = torch.float32) -> Standardize
 @pytest.mark.parametrize("family", TOLD)
 def test_equals_the_twin(family: str) -> None:
     twin = plain(family)
-    result = direct_logit_attribution(standardized(family), PROMPTS, TARGETS, batch_size=2)
+    result = direct_logit_attribution(standardized(family), PROMPTS, TARGETS, batch_tokens=20)
     assert result.along("site")[0] == "embed" and len(result.along("site")) == 9
     for example, (ids, targets) in enumerate(zip(PROMPTS, TARGETS, strict=True)):
         values, logits = twin.run(ids)
@@ -57,7 +57,9 @@ def test_equals_the_twin(family: str) -> None:
 
 @pytest.mark.parametrize("family", [*TOLD, *FURTHER])
 def test_contributions_add_up_to_the_logits_of_the_plain_model(family: str) -> None:
-    result = direct_logit_attribution(standardized(family), PROMPTS, TARGETS, positions=["first", "last"], batch_size=2)
+    result = direct_logit_attribution(
+        standardized(family), PROMPTS, TARGETS, positions=["first", "last"], batch_tokens=20
+    )
     total = result.contribution.sum(2) + result.constant[:, None]
     softcap = standardized(family).tail.softcap
     model = build(family)

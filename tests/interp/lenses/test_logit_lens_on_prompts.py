@@ -49,7 +49,7 @@ def twin_examples(twin: PlainModel, sites: list[str], inverted: bool) -> list[di
 def test_equals_the_twin(family: str, inverted: bool) -> None:
     model, twin = standardized(family), plain(family)
     result = logit_lens_on_prompts(
-        model, PROMPTS, sites=SITES, targets=TARGETS, top_k=3, batch_size=2, inverted=inverted
+        model, PROMPTS, sites=SITES, targets=TARGETS, top_k=3, batch_tokens=20, inverted=inverted
     )
     assert result.axes == ("example", "site") and set(result.along("site")) == set(SITES)
     wanted = twin_examples(twin, [str(site) for site in result.along("site")], inverted)
@@ -116,8 +116,8 @@ def test_padding_and_batches_change_nothing(family: str) -> None:
     for side in ("left", "right"):
         model.tokenizer.padding_side = side
         results += [
-            logit_lens_on_prompts(model, PROMPTS, targets=TARGETS, positions=["first", "last"], batch_size=size)
-            for size in (1, 2, 100)
+            logit_lens_on_prompts(model, PROMPTS, targets=TARGETS, positions=["first", "last"], batch_tokens=size)
+            for size in (1, 20, 100)
         ]
     model.tokenizer.padding_side = "left"
     for name, whole in results[0].arrays().items():
@@ -137,14 +137,14 @@ def everything() -> LensResult:
 @given(
     sites=st.lists(st.sampled_from(MANY_SITES), min_size=1, unique=True),
     position=st.integers(-2, 1),
-    batch_size=st.integers(1, 4),
+    batch_tokens=st.integers(1, 60),
     rows=st.lists(st.integers(0, 2), min_size=1, max_size=4),
 )
-def test_a_part_is_that_part_of_the_whole(sites: list[str], position: int, batch_size: int, rows: list[int]) -> None:
+def test_a_part_is_that_part_of_the_whole(sites: list[str], position: int, batch_tokens: int, rows: list[int]) -> None:
     """Any sites, any position, any prompts in any order, some twice: as when everything is read at once."""
     part = logit_lens_on_prompts(
         standardized("qwen2"), [PROMPTS[row] for row in rows], sites=sites, positions=position,
-        targets=[TARGETS[row] for row in rows], batch_size=batch_size,
+        targets=[TARGETS[row] for row in rows], batch_tokens=batch_tokens,
     )  # fmt: skip
     kinds = {site.partition(".")[0] for site in sites}
     axis = "layer" if len(kinds) == 1 else "site"
@@ -217,7 +217,7 @@ def test_texts_prompts_and_words() -> None:
         ({"prompts": [[1, 400]]}, "expected token ids from 0 to 399"),
         ({"targets": [{"a": [1]}]}, "targets: expected names with words for all prompts"),
         ({"targets": {"a": [400]}}, "token id 400 is outside the vocabulary"),
-        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"batch_tokens": 0}, "batch_tokens: expected at least 1"),
         ({"top_k": 0}, "top_k"),
     ],
 )
