@@ -203,7 +203,7 @@ def test_same_languages_collapse_groups(lexicon: str, tokenizer: PreTrainedToken
 def test_the_language_of_the_prompt_costs_prompts_only_where_it_is_measured(
     lexicon: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """`sun` begins alike in French and Italian: to measure both drops it, to measure Italian and English does not."""
+    """`milk` begins alike in French and Italian: to measure both drops it, to measure Italian and English does not."""
     changes: dict[str, Any] = {"source_languages": ["fr"], "patch_into": None}
     with_it = make(config(lexicon, **changes), tokenizer, None)
     without = make(config(lexicon, **changes, measure_source_language=False), tokenizer, None)
