@@ -43,7 +43,8 @@ def lens_line(name: str, numbers: dict[str, Any]) -> str:
     """
     said = _knocked_out(numbers.get("relative_probability", {}))
     said = said or _highest(numbers.get("probability", {}), "P({})")
-    said = said or _highest(numbers.get("generation_accuracy", {}), "{} in the text")
+    written = numbers.get("generation_accuracy", {})
+    said = said or _highest(written, "{} in the text") or (["no text holds an answer"] if written else [])
     agreement = numbers.get("precision_at_1", {})
     if not said and "peak" in agreement:
         said = _highest({"": agreement}, "precision at 1")

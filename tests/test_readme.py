@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from interp.architectures import known_model_types
+from pipeline.demo.lexicon import load_lexicon
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,6 +27,12 @@ def test_the_notebook_example_runs() -> None:
 def test_the_number_of_models_is_that_of_the_table() -> None:
     (number,) = re.findall(r"(\d+) model types have a record", README)
     assert int(number) == len(known_model_types())
+
+
+def test_the_lexicon_is_one(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```json\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "words.json").write_text(text, encoding="utf-8")
+    assert load_lexicon(tmp_path / "words.json").concept("sun").words["zh"] == ("太阳", "日")
 
 
 def test_targets_choices_and_files_exist() -> None:

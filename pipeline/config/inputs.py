@@ -4,84 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import string
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.base import ConfigError, nearest
-from pipeline.config.model import ModelConfig
-from pipeline.config.paths import HUB_DATASET, HUB_MODEL, PROMPT_FILES, located
+from pipeline.config.model_size import HUB_ID
+from pipeline.config.paths import HUB_DATASET, PROMPT_FILES, located
 from pipeline.config.task import AttributeExtractionConfig, ClozeConfig, NextTokenConfig, TaskConfig, TranslationConfig
 from pipeline.demo.lexicon import load_lexicon
-
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-
-
-def model_depth(model: ModelConfig) -> int | None:
-    """Check where the model comes from.
-
-    Arguments:
-        model: section `model`, localized.
-
-    Returns:
-        The number of its layers, where the config or a local folder tells.
-
-    Raises:
-        ConfigError: a local folder that is missing or is no model, or that has another depth than the config says.
-    """
-    if model.depends_on == HUB_MODEL:
-        if not HUB_ID.fullmatch(model.source):
-            raise ConfigError(
-                f"model.source: expected a hub id such as 'openai-community/gpt2' or a folder, got {model.source!r}."
-            )
-        return model.num_layers
-    folder = located(model.source)
-    if not folder.is_dir():
-        remedy = "Give a folder with config.json, weights and a tokenizer, or a hub id."
-        if model.source == "pipeline/demo/model":
-            remedy = f"It belongs to the repository: `git restore {model.source}`."
-        raise ConfigError(f"model.source: expected a model folder at {folder}, found none. {remedy}")
-    config = read_json(
-        folder / "config.json", "model.source", "a model folder holds config.json; `save_pretrained` writes it"
-    )
-    if not any(folder.glob("*.safetensors")):
-        raise ConfigError(
-            f"model.source: expected weights (*.safetensors) in {folder}, found none. Convert others with "
-            "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(FOLDER)`."
-        )
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise ConfigError(
-            f"model.source: expected a tokenizer (tokenizer.json) in {folder}, found none. Save it there with "
-            "`tokenizer.save_pretrained(FOLDER)`."
-        )
-    text = config.get("text_config")  # of a model for images and text
-    layers = text if isinstance(text, dict) else config
-    depth = next((layers[key] for key in DEPTH_KEYS if isinstance(layers.get(key), int)), None)
-    if model.num_layers is not None and depth is not None and model.num_layers != depth:
-        raise ConfigError(
-            f"model.num_layers: {model.num_layers}, but {folder / 'config.json'} says {depth}. Set "
-            "model.num_layers=null, and it is read from there."
-        )
-    return depth if model.num_layers is None else model.num_layers
-
-
-def read_json(path: Path, where: str, remedy: str) -> dict[str, Any]:
-    """A JSON file's mapping.
-
-    Raises:
-        ConfigError: there is no such file, or it holds something else.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{where}: expected a file {path}, found none; {remedy}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{where}: expected JSON in {path}, got a syntax error: {error}.") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where}: expected a JSON object in {path}, got {type(content).__name__}.")
-    return content
 
 
 def check_task(task: TaskConfig) -> None:
@@ -141,7 +72,7 @@ def _check_translation(task: TranslationConfig) -> None:
                 f"task.latent_languages: {code!r} is already measured as a target language, so every prompt would "
                 "collide with itself. Leave it out."
             )
-    if set(task.source_languages) <= set(task.latent_languages):
+    if task.measure_source_language and set(task.source_languages) <= set(task.latent_languages):
         raise ConfigError(
             f"task.latent_languages: {', '.join(task.latent_languages)} covers every source language, whose words are "
             "measured already, so every prompt would collide with itself. Leave one out."

@@ -31,6 +31,8 @@ class TranslationConfig:
         source_languages: languages in which the prompts give the word; with several, a patchscope can take their mean.
         target_language: language in which the prompts ask for the word.
         latent_languages: further languages whose words are measured (English in the papers).
+        measure_source_language: also measure the words of the language that a prompt gives; a prompt is dropped where
+            two of its groups share a token, so each group costs prompts. Wendler et al. measure the answer and English.
         patch_into: the prompts that a patchscope patches into; null: none.
         shots: solved lines before the question.
         template: one line; `{source_name}`, `{source_word}`, `{target_name}`, `{target_word}` are filled in. The
@@ -48,6 +50,7 @@ class TranslationConfig:
     source_languages: list[str] = field(default_factory=lambda: ["de"])
     target_language: str = MISSING
     latent_languages: list[str] = field(default_factory=list)
+    measure_source_language: bool = True
     patch_into: PatchIntoConfig | None = None
     shots: int = 5
     template: str = '{source_name}: "{source_word}" - {target_name}: "{target_word}"'

@@ -10,6 +10,7 @@ collected, and patches into what the task has), and all against the input files 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,9 +25,10 @@ from interp.sites import check_collectable, check_sites
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.collect import CollectConfig, collect_from
 from pipeline.config.evaluate import EvaluateConfig, evaluate_from
-from pipeline.config.inputs import check_task, model_depth
+from pipeline.config.inputs import check_task
 from pipeline.config.lens import MAPPINGS, LensConfig, lenses_from
 from pipeline.config.model import ModelConfig, model_from
+from pipeline.config.model_size import ModelSize, model_size
 from pipeline.config.report import ReportConfig, report_from
 from pipeline.config.store import StoreConfig, store_from
 from pipeline.config.task import TaskConfig, task_from
@@ -178,11 +180,13 @@ def validate(values: Mapping[str, Any]) -> Config:
         typed[section] = read(values[section])
     config = Config(**typed)
     _check_values(config)
-    num_layers = model_depth(config.model)
+    size = model_size(config.model)
+    num_layers = size.num_layers
     check_task(config.task)
     _check_collect(config, num_layers)
     for name, lens in config.lens.items():
         check_lens(f"lens.{name}", lens, config.collect, config.task, SPANS[config.task.kind], num_layers)
+    _check_sizes(config, size)
     check_tune(config.tune, config.lens, num_layers)
     return config
 
@@ -193,6 +197,8 @@ def _check_values(config: Config) -> None:
         if value not in allowed:
             raise ConfigError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}.{close(value, allowed)}")
     for where, minimum, value in _listed(config, MINIMA):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}: expected a finite number, got {value}.")
         if value is not None and value < minimum:
             raise ConfigError(f"{where}: expected {minimum} or more, got {value}.")
     if not 0 < config.evaluate.confidence < 1:
@@ -222,6 +228,17 @@ def _listed(config: Config, rules: Mapping[str, Rule]) -> Iterable[tuple[str, Ru
         for path, owner in owners.items():
             if hasattr(owner, key):
                 yield f"{path}.{key}", rule, getattr(owner, key)
+
+
+def _check_sizes(config: Config, size: ModelSize) -> None:
+    """What the model's vocabulary and context bound, where they are known."""
+    limits = {
+        "lens.*.top_k": (size.vocab_size, "tokens of the vocabulary"),
+        "lens.*.max_new_tokens": (size.context_length, "tokens that the model reads at most, its prompt among them"),
+    }
+    for where, (most, what), value in _listed(config, limits):
+        if most is not None and value > most:
+            raise ConfigError(f"{where}: expected at most {most}, the {what}, got {value}.")
 
 
 def _check_collect(config: Config, num_layers: int | None) -> None:

@@ -135,7 +135,7 @@ def _check_reads(where: str, reads: Reads, collect: CollectConfig, num_layers: i
     if reads.site not in collected:
         raise ConfigError(
             f"{option}: {reads.site!r} is not among collect.sites ({', '.join(collect.sites)}). Add it "
-            f"there, e.g. 'collect.sites=[{reads.site}.*]'"
+            f"there: 'collect.sites=[{','.join([*collect.sites, f'{reads.site}.*'])}]'"
         )
     layers = _layers(f"{where}.{reads.layers_option}", reads.layers, num_layers)
     if layers is not None and num_layers is not None:

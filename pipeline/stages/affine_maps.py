@@ -16,8 +16,8 @@ import torch
 
 from interp.errors import InterpError
 from interp.lenses.maps import AffineFit, AffineMap, AffinePairs
+from interp.lenses.tuned.sequences import TokenSequence
 from interp.lenses.tuned.states import batches_of_tokens, token_states
-from interp.lenses.tuned.text import TokenSequence
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

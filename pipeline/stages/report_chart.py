@@ -21,6 +21,7 @@ __all__ = [
     "Frame",
     "draw",
     "layer_ticks",
+    "name_places",
     "spread",
     "value_axis",
     "wrapped",
@@ -209,9 +210,32 @@ def _line(series: Series, x: Axis, y: Axis) -> Line:
 def _rules(panel: Panel, y: Axis) -> list[Rule]:
     heights = [y.at(baseline.value) for baseline in panel.baselines]
     return [
-        Rule(style_of(baseline.group), at, baseline.label, at + 13 if below else at - 5)
-        for baseline, at, below in zip(panel.baselines, heights, named_below(heights, 20), strict=True)
+        Rule(style_of(baseline.group), at, baseline.label, round(anchor + 13 if below else anchor - 5, 2))
+        for baseline, at, (anchor, below) in zip(
+            panel.baselines, heights, name_places(heights, 20, y.start), strict=True
+        )
     ]
+
+
+def name_places(heights: Sequence[float], room: float, bottom: float) -> list[tuple[float, bool]]:
+    """Where the names of lines go: (the height that a name keeps to, whether it goes below that height, not above).
+
+    A name that would have to go below its line, but would lie on the axis there, takes the place above the line that
+    is in its way, whose own name moves up a row.
+
+    Arguments:
+        heights: of the lines, from the top down.
+        room: that a name needs.
+        bottom: the height of the axis.
+    """
+    places = list(zip(heights, named_below(heights, room), strict=True))
+    for index, (at, below) in enumerate(places):
+        if below and bottom - at < room:
+            above = [other for other in range(len(heights)) if other != index and 0 <= at - heights[other] < room]
+            upper = min(above, key=lambda other: heights[other])
+            places[index] = (heights[upper], False)
+            places[upper] = (heights[upper] - 0.7 * room, False)
+    return places
 
 
 def named_below(heights: Sequence[float], room: float) -> list[bool]:

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from pipeline.stages.report_chart import layer_ticks, named_below, spread, value_axis, wrapped
+from pipeline.stages.report_chart import layer_ticks, name_places, spread, value_axis, wrapped
 from pipeline.stages.report_content.parts import Comparison, HeatMap, LensSection, Panel, Series
 from pipeline.stages.report_heat import layer_places
 
@@ -180,14 +180,14 @@ def _draw(axes: Axes, panel: Panel, points: float) -> None:
         axes.fill_between(series.layers, series.low, series.high, color=look["color"], alpha=0.18, linewidth=0)
         name = series.group.label if series.group else None
         axes.plot(series.layers, series.mean, linewidth=1.4, marker="o", markersize=2.2, label=name, **look)
-    below = named_below([-baseline.value / high * points for baseline in panel.baselines], 10)
-    for baseline, under in zip(panel.baselines, below, strict=True):
+    places = name_places([-baseline.value / high * points for baseline in panel.baselines], 10, 0)
+    for baseline, (anchor, under) in zip(panel.baselines, places, strict=True):
         color = COLORS[baseline.group.color % len(COLORS)] if baseline.group else INK
         axes.axhline(baseline.value, color=color, linewidth=0.8, dashes=(4, 3))
         axes.annotate(
-            baseline.label, (0.005, baseline.value), (0, -2 if under else 2), xycoords=("axes fraction", "data"),
-            textcoords="offset points", color=color, fontsize=6.5, va="top" if under else "bottom",
-            path_effects=[withStroke(linewidth=2, foreground="white")],
+            baseline.label, (0.005, -anchor * high / points), (0, -2 if under else 2),
+            xycoords=("axes fraction", "data"), textcoords="offset points", color=color, fontsize=6.5,
+            va="top" if under else "bottom", path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from interp.prompts.identity import IDENTITY_PROMPTS
 from interp.text import readable
 from pipeline.config.lens import (
     AttentionObjectConfig,
@@ -101,7 +102,8 @@ def describe(config: LensConfig, num_sources: int) -> str:
     site, into, at, then = _patched(config)
     mean = config.sources == "mean" and num_sources > 1
     source = f"the mean over {num_sources} source prompts" if mean else "a source prompt"
-    prompt = "a target prompt" if config.target == "task" else "a prompt that asks to repeat a token"
+    repeats = config.target == "identity" and config.target_prompt in IDENTITY_PROMPTS
+    prompt = "a prompt that asks to repeat a token" if repeats else "a target prompt"
     return (
         f"{site}, taken at {spelled_position(config.source_position)} of {source}, replaces {into} at "
         f"{spelled_position(config.target_position)} of {prompt}, {at}. The model then runs on, and {then}."

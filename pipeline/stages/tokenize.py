@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from interp.errors import InterpError
 from pipeline.config.model import ModelConfig, load_model_config
+from pipeline.config.model_size import CONTEXT_KEYS
 from pipeline.config.task import load_task_config
 from pipeline.stages.common import digest_of, log, publish, scratch, stage_main, write_json
 from pipeline.stages.tokens import FORMAT, prompts_digest
@@ -43,9 +44,6 @@ ROWS = pa.schema(
     ]
 )
 PAIRS = pa.schema([("sources", pa.list_(pa.int32())), ("target", pa.int32()), ("labels", LABELS), ("answers", ANSWERS)])
-
-# What the families call the longest text that they read.
-CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 
 
 def tokenize() -> dict[str, float]:
@@ -101,7 +99,7 @@ def load_tokenizer(model: ModelConfig) -> tuple[PreTrainedTokenizerBase, Pretrai
 def context_length(config: PretrainedConfig) -> int | None:
     """How many tokens a model reads at most; None where its config names no limit."""
     text = config.get_text_config()
-    for name in CONTEXT_FIELDS:
+    for name in CONTEXT_KEYS:
         length = getattr(text, name, None)
         if isinstance(length, int) and length > 0:
             return length

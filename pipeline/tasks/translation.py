@@ -107,10 +107,12 @@ class _Translation:
         """The concepts that are asked about, and what was dropped."""
         config, into = self.config, self.config.patch_into
         asked = [(source, config.target_language) for source in config.source_languages]
-        measured = [*config.source_languages, config.target_language, *config.latent_languages]
+        measured = [config.target_language, *config.latent_languages]
         if into is not None:
             asked.append((into.source_language, into.target_language))
-            measured += [into.source_language, into.target_language]
+            measured.append(into.target_language)
+        if config.measure_source_language:
+            measured += [source for source, _ in asked]
         kept: list[Concept] = []
         wordless = split = over = 0
         for concept in self.lexicon.concepts:
@@ -181,7 +183,7 @@ class _Translation:
         """The groups of a prompt beside its answer -> their languages."""
         # Where all prompts repeat the word in its own language, its input is its answer.
         repetition = self.config.source_languages == [self.config.target_language]
-        given = {} if repetition else {"source_language": source}
+        given = {"source_language": source} if self.config.measure_source_language and not repetition else {}
         return given | {f"latent_{language}": language for language in self.config.latent_languages}
 
     def _pairs(self, concepts: Sequence[Concept], counts: dict[str, int]) -> list[tuple[int, int, dict[str, Answer]]]:

@@ -166,7 +166,7 @@ def read_run(folder: Path) -> Payload:
     kind, prompts = params["task"]["kind"], outputs.get("tokens/prompts")
     finished = run["status"] == "FINISHED"  # what a failed run left of an older attempt is not its result
     return Payload(
-        name=name or f"{params['model']['name']} {kind} {folder.name}",
+        name=name or f"{params['model']['name']} {_experiment(run) or kind} {folder.name}",
         # A driver that was killed without a word never got to say that the run is over.
         status="KILLED" if run["status"] == "RUNNING" else run["status"],
         started=milliseconds(run["started"]),
@@ -179,3 +179,9 @@ def read_run(folder: Path) -> Payload:
         dataset=(f"{kind} prompts", str(folder.resolve() / "tokens/prompts"), prompts) if prompts else None,
         sweep=sweep.get("name"),
     )
+
+
+def _experiment(run: dict[str, Any]) -> str:
+    """The choice of the group `experiment` that a run was started with; empty: none."""
+    chosen = [text.removeprefix("experiment=") for text in run.get("overrides") or [] if text.startswith("experiment=")]
+    return chosen[-1] if chosen and chosen[-1] != "null" else ""

@@ -213,6 +213,8 @@ def test_summary(tmp_path: Path) -> None:
     agreement = {"n": 3, "probability": {}, "precision_at_1": {"peak": 0.5, "peak_layer": 2}}
     assert lens_line("x", agreement) == "x (3 examples): precision at 1 up to 0.500 at layer 2"
     assert lens_line("x", {}) == "x (0 examples): see metrics.json"
+    silent = {"n": 3, "generation_accuracy": {"answer": {"peak": 0.0, "peak_layer": 0}}}
+    assert lens_line("x", silent) == "x (3 examples): no text holds an answer"
     (tmp_path / "params.yaml").write_text("tracking: {enabled: false}\n")
     (tmp_path / "metrics.json").write_text(json.dumps({f"lens{number}": {} for number in range(7)}))
     lines = summary_lines(tmp_path)

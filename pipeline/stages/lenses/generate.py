@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from interp.errors import InterpError
 from interp.lenses import GenerationResult, Patch, patchscope_generate
 from pipeline.config.lens import PatchscopeGenerateConfig
 from pipeline.stages.lenses.base import Arrays, Lens
-from pipeline.stages.lenses.examples import patched_examples
+from pipeline.stages.lenses.examples import Examples, patched_examples
 from pipeline.stages.lenses.inputs import Inputs, evenly, latents_of, layers_of, needed_layers
 from pipeline.stages.lenses.mapping import find_mapping
 from pipeline.store import StoreWriter
@@ -30,7 +31,8 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
     whether each text holds a word of each group; the texts are an attribute.
 
     Raises:
-        InterpError: see `patched_examples`, `find_latents` and `find_mapping`; or the model has no such layers.
+        InterpError: see `patched_examples`, `find_latents` and `find_mapping`; the model has no such layers, or does
+            not read texts that long.
     """
 
     token_arrays = ("token_ids",)
@@ -47,6 +49,7 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
             targets = evenly(layers_of(name, "target_layers", config.target_layers, num_layers), config.max_layers)
             axes = {"source_layer": needed, "target_layer": targets}
         examples = patched_examples(name, config, inputs.tokens, inputs.model.tokenizer)
+        _check_room(name, config, examples, inputs.model.spec.max_positions)
         super().__init__(name, config, inputs, examples, axes)
         self.latents = latents_of(name, config, inputs, examples, needed)
         self.mapping = find_mapping(name, config, inputs.model, needed, targets)
@@ -164,3 +167,23 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
             return {"texts": texts}
         each = len(self.axes["source_layer"])
         return {"texts": [texts[start : start + each] for start in range(0, len(texts), each)]}
+
+
+def _check_room(name: str, config: PatchscopeGenerateConfig, examples: Examples, most: int | None) -> None:
+    """Raise where a text would be longer than the model reads.
+
+    Arguments:
+        name: of the lens, for messages.
+        config: its config.
+        examples: what it is run on.
+        most: tokens that the model reads; None: no limit is known.
+
+    Raises:
+        InterpError: it would.
+    """
+    longest = max(map(len, examples.target_ids))
+    if most is not None and longest + config.max_new_tokens > most:
+        raise InterpError(
+            f"lens.{name}.max_new_tokens: {config.max_new_tokens} tokens behind a target prompt of {longest} are more "
+            f"than the {most} that the model reads. Set it to at most {most - longest}."
+        )

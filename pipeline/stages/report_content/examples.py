@@ -66,7 +66,7 @@ def grid_examples(source: Source) -> list[Example]:
             for at in kept_sources
         ]  # fmt: skip
         columns = [f"into {targets[to]}" for to in kept_targets]
-        shown.append(Example(**shared, corner="Source", columns=columns, rows=rows[::-1]))
+        shown.append(Example(**shared, corner="from", columns=columns, rows=rows[::-1]))
     return shown
 
 

@@ -32,7 +32,7 @@ def generation_section(source: Source) -> LensSection:
     rows = []
     for group in drawn:
         points, peak = curves[group.key], best[group.key]
-        at = "—" if peak is None else str(peak.layer)
+        at = str(peak.layer) if peak and peak.mean else "—"  # an answer that no text holds peaks nowhere
         numbers = [number(points[0].mean), number(peak.mean if peak else None), at, number(points[-1].mean)]
         rows.append((group, [str(max(row.n for row in points)), *numbers]))
     return LensSection(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pipeline.stages.report_content.examples import grid_examples
 from pipeline.stages.report_content.parts import Group, HeatMap, LensSection, Table
 from pipeline.stages.report_content.readings import BASELINES, baseline_means
-from pipeline.stages.report_content.source import SINGLE_PANELS, Source, or_nan, sample_text
+from pipeline.stages.report_content.source import SINGLE_PANELS, Source, metric_note, or_nan, sample_text
 from pipeline.stages.report_text import baseline_label, number, rank
 from pipeline.stages.statistics import LEAD_FLOOR
 from pipeline.stages.tables import GridRow
@@ -28,7 +28,7 @@ def grid_section(source: Source) -> LensSection:
     ]
     for metric in SINGLE:
         title, unit, note = SINGLE_PANELS[metric]
-        found = heat_map(source, metric, title, unit, note, None)
+        found = heat_map(source, metric, title, unit, metric_note(source, metric, note), None)
         maps += [found] if found else []
     best = {
         group.key: cell for group in source.groups if (cell := best_cell(cells_of(source, "probability", group.key)))

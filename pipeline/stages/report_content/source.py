@@ -9,22 +9,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.text import readable
-from pipeline.config.lens import AttentionObjectConfig, LensConfig
+from pipeline.config.lens import AttentionObjectConfig, IntoTarget, LensConfig
 from pipeline.stages.report_content.parts import Group, Panel, Series
 from pipeline.stages.report_text import PAPERS, describe, describe_mapping
 from pipeline.stages.tables import CurveRow, GridRow
 from pipeline.stages.tokens import Tokens
 from pipeline.store import Store
 
-__all__ = ["Source", "axis_top", "chosen", "layer_label", "or_nan", "sample_text", "single_panels"]
+__all__ = ["Source", "axis_top", "chosen", "layer_label", "metric_note", "or_nan", "sample_text", "single_panels"]
 
 SINGLE_PANELS = {
     "entropy_bits": ("Entropy", "bits", "of the distribution over the vocabulary"),
     "entropy_nats": ("Entropy", "nats", "of the distribution over the vocabulary"),
-    "kl_nats": ("KL divergence", "nats", "from the last layer’s distribution to this layer’s"),
+    "kl_nats": ("KL divergence", "nats", "from the distribution at layer {last} to this layer’s"),
     "precision_at_1": ("Precision@1", "", "share of examples whose top token is the model’s own"),
     "surprisal_nats": ("Surprisal", "nats", "−ln of the model’s own probability of the top token"),
     "generated_tokens": ("Generated tokens", "", "until the model ended its text, or the limit"),
+}
+# What the model says, and where a patch is, at which token.
+OF_A_PATCH = {
+    "precision_at_1": "share of examples whose top token is what the model itself says after the source token",
+    "surprisal_nats": "−ln of the model’s own probability, after the source token, of the top token",
 }
 UNPATCHED = "from the unpatched target prompt’s distribution to this one"
 
@@ -133,7 +138,7 @@ def single_panels(source: Source) -> list[Panel]:
             metric=metric,
             title=title,
             unit=unit,
-            note=UNPATCHED if metric == "kl_nats" and isinstance(source.config, AttentionObjectConfig) else note,
+            note=metric_note(source, metric, note),
             top=1.0 if metric == "precision_at_1" else None,
             series=[source.series(rows, None)],
             layer_label=layer_label(source),
@@ -141,6 +146,21 @@ def single_panels(source: Source) -> list[Panel]:
         for metric, (title, unit, note) in SINGLE_PANELS.items()
         if (rows := source.curve(metric))
     ]
+
+
+def metric_note(source: Source, metric: str, note: str) -> str:
+    """What a metric is, in the words of `SINGLE_PANELS` where the lens has no others.
+
+    Arguments:
+        source: the lens.
+        metric: as in the tables.
+        note: of the metric; `{last}` stands for the last layer that was read.
+    """
+    if metric == "kl_nats" and isinstance(source.config, AttentionObjectConfig):
+        return UNPATCHED
+    if isinstance(source.config, IntoTarget):
+        note = OF_A_PATCH.get(metric, note)
+    return note.format(last=source.store.attributes["layers"][-1]) if "{last}" in note else note
 
 
 def axis_top(rows: Sequence[CurveRow]) -> float:

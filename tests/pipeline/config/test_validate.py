@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.config.base import ConfigError
-from pipeline.config.inputs import model_depth
+from pipeline.config.model_size import ModelSize, model_size
 from pipeline.config.validate import plain, validate
 from tests.pipeline.config.test_conf import composed, valid
 from tests.tiny import NUM_LAYERS
@@ -21,7 +21,7 @@ from tests.tiny import NUM_LAYERS
 def test_depth_of_a_local_model(model_folder: Callable[[str], Path]) -> None:
     for family in ("llama", "gpt2"):  # the two names of the depth in config.json
         config = valid(f"model.source={model_folder(family)}")
-        assert model_depth(config.model) == NUM_LAYERS
+        assert model_size(config.model).num_layers == NUM_LAYERS
     with pytest.raises(ConfigError, match=r"layer 4 is out of range. The model has 4 layers"):
         valid(f"model.source={model_folder('gpt2')}", "collect.sites=[resid_post.4]")
 
@@ -30,7 +30,7 @@ def test_depth_of_a_text_part(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 7}}))
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "tokenizer.json").touch()
-    assert model_depth(valid(f"model.source={tmp_path}").model) == 7
+    assert model_size(valid(f"model.source={tmp_path}").model) == ModelSize(num_layers=7)
 
 
 def test_unknown_depth_checks_the_spelling_alone() -> None:

@@ -18,7 +18,8 @@ from tests.pipeline.stages.killed import run_stage
 from tests.pipeline.store.example import tree
 
 OVERRIDES = [
-    "lens=[logit_lens,patchscope,patchscope_grid,patchscope_generate,knockout]", "lens.patchscope.layers='1,3'",
+    "lens=[logit_lens,tuned_lens,patchscope,patchscope_grid,patchscope_generate,attention_object,knockout]",
+    "lens.patchscope.layers='1,3'", "lens.attention_object.layers='2,5'",
     "lens.patchscope_grid.source_layers='0,4'", "lens.patchscope_grid.target_layers='1-2'",
     "lens.patchscope_generate.layers='6'", "lens.knockout.layers='2,4'", "task.source_languages=[de]",
     "task.max_concepts=6", "task.pairs=4", "task.shots=2", "collect.block_size=2", "evaluate.bootstrap_samples=20",
@@ -50,9 +51,11 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[tuple[str, int], ...]]] = {
     "lens": (
         ("lens.zarr",),
         (
+            (r"^open .*/scratch/lens-.*/tuned_lens/log_prob/c/", 0),
             (r"^open .*/scratch/lens-.*/patchscope/log_prob/c/", 0),
             (r"^open .*/scratch/lens-.*/patchscope_grid/log_prob/c/", 0),
             (r"^open .*/scratch/lens-.*/patchscope_generate/token_ids/c/", 0),
+            (r"^open .*/scratch/lens-.*/attention_object/log_prob/c/", 0),
             (r"^open .*/scratch/lens-.*/knockout/kl/c/", 0),
             (r"^rename .* timings/lens\.json$", 0),
             (r"^remove zarr\.json$", 3),

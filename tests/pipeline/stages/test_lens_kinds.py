@@ -308,3 +308,9 @@ def test_errors(name, changes, message, enter):
     with pytest.raises(InterpError, match=message):
         lens.run()
     assert not Path("lens.zarr").exists()
+
+
+def test_generation_stays_within_what_the_model_reads(enter: Callable[..., Path]) -> None:
+    enter({"generate": {**GENERATE, "max_new_tokens": 10_000}})
+    with pytest.raises(InterpError, match=r"10000 tokens behind a target prompt of \d+ are more than the \d+ that the"):
+        lens.run()

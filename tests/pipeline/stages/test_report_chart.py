@@ -17,6 +17,7 @@ from pipeline.stages.report_chart import (
     Frame,
     draw,
     layer_ticks,
+    name_places,
     named_below,
     spread,
     value_axis,
@@ -104,6 +105,18 @@ def test_names_of_lines_go_above_where_there_is_room() -> None:
     assert named_below([110, 100], 20) == [True, False]
     assert named_below([100, 100], 20) == [False, True]
     assert named_below([], 20) == []
+
+
+def test_names_of_lines_near_the_axis_are_both_above() -> None:
+    assert name_places([100, 110], 20, 300) == [(100, False), (110, True)]
+    assert name_places([290, 299], 20, 300) == [(276, False), (290, False)]
+    assert name_places([299, 290], 20, 300) == [(290, False), (276, False)]
+    assert name_places([150, 299], 20, 300) == [(150, False), (299, False)]
+    lines = (Baseline("one", GROUP, 0.0), Baseline("other", GROUP, 0.02))
+    chart = draw(panel(series([0.0, 1.0]), baselines=lines), WIDE)
+    one, other = chart.rules
+    axis = WIDE.height - WIDE.bottom
+    assert other.label_y < one.label_y < axis - 5, "no name on the layers' numbers"
 
 
 def test_an_axis_that_ends_below_one() -> None:

@@ -96,7 +96,7 @@ def test_examples_of_a_grid_show_the_top_token_of_each_cell(run: Path, page: Ele
     ids = open_store(run / "lens.zarr/grid").read("top_ids", example=0, top=0)
     table = lens(page, "grid").all("table", "heat")[0]
     heads = [th.text for th in table.all("thead")[0].all("th")]
-    assert heads == ["Source", *(f"into {layer}" for layer in TARGETS)]
+    assert heads == ["from", *(f"into {layer}" for layer in TARGETS)]
     for row, at in zip(table.all("tbody")[0].all("tr"), reversed(range(len(SOURCES))), strict=True):
         assert row.all("th")[0].text == str(SOURCES[at])
         for cell, token, target in zip(row.all("td"), ids[at], TARGETS, strict=True):
@@ -232,3 +232,12 @@ def luminance(color: list[int]) -> float:
     parts = [part / 255 for part in color[:3]]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_notes_say_what_a_metric_compares_with(run: Path, page: Element) -> None:
+    logit, grid = lens(page, "logit_lens").text, lens(page, "grid").text
+    last = open_store(run / "lens.zarr/logit_lens").attributes["layers"][-1]
+    assert f"from the distribution at layer {last} to this layer’s" in logit
+    assert "share of examples whose top token is the model’s own" in logit
+    assert "share of examples whose top token is what the model itself says after the source token" in grid
+    assert "of the model’s own probability, after the source token, of the top token" in grid

@@ -32,6 +32,8 @@ def test_methods_in_words() -> None:
     assert "“query” of the mean over 3 source prompts" in mean
     assert "at layer j, and those of all later layers likewise." in mean
     assert "a prompt that asks to repeat a token" in describe(PatchscopeConfig(target="identity"), 1)
+    own = describe(PatchscopeConfig(target="identity", target_prompt="The currency of x"), 1)
+    assert "repeat" not in own and "of a target prompt, at layer j" in own
     assert "(mlp_post)" in describe(LogitLensConfig(site="mlp_post"), 1)
 
 

@@ -200,6 +200,33 @@ def test_same_languages_collapse_groups(lexicon: str, tokenizer: PreTrainedToken
     assert list(repetition.prompts[0].answers) == ["answer", "latent_en"]
 
 
+def test_the_language_of_the_prompt_costs_prompts_only_where_it_is_measured(
+    lexicon: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """`milk` begins alike in French and Italian: to measure both drops it, to measure Italian and English does not."""
+    changes: dict[str, Any] = {"source_languages": ["fr"], "patch_into": None}
+    with_it = make(config(lexicon, **changes), tokenizer, None)
+    without = make(config(lexicon, **changes, measure_source_language=False), tokenizer, None)
+    assert list(with_it.prompts[0].answers) == ["answer", "source_language", "latent_en"]
+    assert list(without.prompts[0].answers) == list(without.groups) == ["answer", "latent_en"]
+    assert [row.prompt for row in with_it.prompts] == [row.prompt for row in without.prompts]
+
+    def colliding(data: TaskData, languages: list[str]) -> set[str]:
+        found = {row.labels["concept"] for row in data.prompts if row.labels["collides"] == "yes"}
+        plain = {
+            concept
+            for concept, words in WORDS.items()
+            if any(
+                first_tokens(tokenizer, words[one]) & first_tokens(tokenizer, words[other])
+                for one, other in itertools.combinations(languages, 2)
+            )
+        }
+        assert found == plain
+        return found
+
+    assert colliding(without, ["it", "en"]) < colliding(with_it, ["it", "en", "fr"])
+
+
 def test_without_patch_into_there_are_prompts_alone(lexicon: str, tokenizer: PreTrainedTokenizerFast) -> None:
     data = make(config(lexicon, patch_into=None, latent_languages=[]), tokenizer, None)
     assert (len(data.prompts), data.targets, data.pairs) == (16, (), ())

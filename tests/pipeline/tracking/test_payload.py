@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,18 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
     assert payload.tags["git.dirty"] == "True" and payload.tags["sweep.lens"] == "patchscope"
     assert payload.tags["store.activations.zarr.digest"] == "b" * 32 + ".dir"
     assert not any("zarr" in artifact.name for artifact in payload.artifacts)
+
+
+def test_a_run_is_named_by_its_experiment(tmp_path: Path) -> None:
+    folder = make_run_folder(tmp_path / "12-00-00", "sqlite:///x")
+    run = json.loads((folder / "run.json").read_text())
+    for overrides, name in (
+        (["lens=patchscope"], "tiny translation 12-00-00"),
+        (["experiment=dumas_e1", "task.shots=3"], "tiny dumas_e1 12-00-00"),
+        (["experiment=dumas_e1", "experiment=null"], "tiny translation 12-00-00"),
+    ):
+        (folder / "run.json").write_text(json.dumps(run | {"overrides": overrides, "sweep": None}))
+        assert read_run(folder).name == name
 
 
 def test_a_failed_run_tells_no_results(tmp_path: Path) -> None:
