@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
@@ -75,13 +74,11 @@ def by_onednn() -> bool:
     return asked != "torch" and _has_onednn() and (asked == "onednn" or _gains())
 
 
-@cache
 def _has_onednn() -> bool:
     available = torch.backends.mkldnn.is_available()
     return available and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-@cache
 def _gains() -> bool:
     look = getattr(torch.cpu, "get_capabilities", None)  # not in older versions of torch
     found: dict[str, Any] = {} if look is None else look()

@@ -57,9 +57,8 @@ class Packed:
         """(prompt, heads, position, size), a row for each prompt, of (1, heads, token, size)."""
         if states.shape[0] != 1 or states.shape[2] != self.tokens:
             raise NotImplementedError(f"attention is given {tuple(states.shape)} for a row of {self.tokens} tokens")
-        rows = (
-            states[0].transpose(0, 1).index_select(0, self.filled.to(states.device))
-        )  # (prompt x position, heads, size)
+        by_token = states[0].transpose(0, 1)  # (token, heads, size)
+        rows = by_token.index_select(0, self.filled.to(states.device))
         return rows.unflatten(0, (len(self.lengths), self.lengths[0])).transpose(1, 2)
 
     def mask(self, mask: Tensor | None) -> Tensor | None:

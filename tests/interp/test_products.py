@@ -170,11 +170,9 @@ def test_which_processors_gain(processor: str, vectors: bool, expected: bool, mo
     capabilities = {"cpu_name": processor, "avx512_f": vectors}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     monkeypatch.setenv("INTERP_PRODUCTS", "auto")
-    products._gains.cache_clear()
     assert by_onednn() is expected
     monkeypatch.setenv("INTERP_PRODUCTS", "torch")
     assert not by_onednn()
-    products._gains.cache_clear()
 
 
 def test_a_setting_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

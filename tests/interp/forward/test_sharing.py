@@ -45,8 +45,8 @@ def test_a_shared_prefix_gives_what_copies_give(name: str, prompts: int, start: 
     for layer in range(model.num_layers):
         rows = run.hidden(layer - 1).repeat(4, 1, 1)
         rows = rows + rows.std() * torch.randn(rows.shape, generator=generator)
-        blocked = torch.zeros(4 * prompts, 12 - start, 12, dtype=torch.bool)
-        blocked[1, -1, 2:5] = True
+        blocked = torch.zeros(4 * prompts, 1, 12 - start, 12, dtype=torch.bool)
+        blocked[1, :, -1, 2:5] = True
         for hidden in (None, blocked):
             shared = run.through(layer, rows, hidden)
             model.shares_prefix = False

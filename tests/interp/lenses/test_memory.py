@@ -107,13 +107,13 @@ def test_generation_holds_the_logits_of_a_few_runs(standardized: Standardized, m
 def test_what_is_made_does_not_grow_with_the_prompts(
     lens: str, standardized: Standardized, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """8 times the prompts, in batches of the same size: no larger tensor (results of these few are smaller)."""
+    """Four times the prompts, in batches of the same size: no larger tensor (results of these few are smaller)."""
     monkeypatch.setattr("interp.lenses.patchscope_prompts._AT_ONCE", 8)
-    monkeypatch.setattr("interp.readout.plan.CPU_ELEMENTS", 1 << 14)
+    monkeypatch.setattr("interp.readout.plan.CPU_ELEMENTS", 1 << 15)
     model, other = standardized("gemma2"), standardized("llama")
     run(lens, model, other, 8)
     largest = []
-    for count in (32, 256):
+    for count in (64, 256):
         with TensorsMade() as made:
             run(lens, model, other, count)
         largest.append(made.largest)
