@@ -123,5 +123,20 @@ def _fits(rows: Tensor, weight: Tensor, bias: Tensor | None, inner: int = 1) -> 
 
 
 def _multiply(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return found
+    flat = rows.reshape(-1, rows.shape[-1])
+    count, fed = len(flat), _rounded(len(flat))
+    if fed > count:
+        filled = flat.new_zeros(fed, flat.shape[1])
+        filled[:count] = flat
+        flat = filled
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
+    return found[:count].view(*rows.shape[:-1], weight.shape[0])
+
+
+def _rounded(rows: int) -> int:
+    """A number of rows up to a sixteenth larger: one of those that have five binary digits, then zeros.
+
+    For each number of rows oneDNN compiles a kernel, half a megabyte that it keeps, and batches have any number.
+    """
+    step = 1 << max(0, rows.bit_length() - 5)
+    return -(-rows // step) * step

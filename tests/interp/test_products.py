@@ -71,6 +71,23 @@ def test_a_linear_layer(shape: tuple[int, ...], bias: bool, calls: list[torch.Si
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rows", [97, 131, 1000])
+def test_any_number_of_rows(rows: int, calls: list[torch.Size]) -> None:
+    layer, given = _linear(), _drawn(rows, INNER)
+    with faster_products():
+        found = layer(given)
+    assert calls == [torch.Size((rows, INNER))]
+    assert found.shape == (rows, COLUMNS) and found.is_contiguous()
+    _near(found, given.double() @ layer.weight.double().T + layer.bias.double())
+
+
+def test_few_numbers_of_rows_are_fed() -> None:
+    fed = [products._rounded(rows) for rows in range(1, 5000)]
+    assert all(rows <= one <= rows * 17 / 16 for rows, one in enumerate(fed, start=1))
+    assert len(set(fed)) < 160
+
+
+@torch.no_grad()
 def test_rows_that_do_not_lie_side_by_side(calls: list[torch.Size]) -> None:
     layer, rows = _linear(), _drawn(INNER, ROWS).T
     with faster_products():
