@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
 
 __all__ = ["by_onednn", "faster_products", "product"]
 
@@ -29,7 +32,7 @@ AT_ONCE = 1 << 20
 _linear, _addmm = functional.linear, torch.addmm  # what `nn.Linear` and transformers' `Conv1D` call
 
 
-def faster_products(tokens: int | None = None, hidden_size: int = 0) -> AbstractContextManager[Any]:
+def faster_products(model: StandardizedTransformer | None = None, tokens: int = 0) -> AbstractContextManager[Any]:
     """Within this, large float32 products of linear layers on a CPU are oneDNN's, where that is the faster library.
 
     For the calling thread alone. Whatever needs gradients, autocast or another tensor type is left to torch. Which
@@ -37,12 +40,15 @@ def faster_products(tokens: int | None = None, hidden_size: int = 0) -> Abstract
     environment variable `INTERP_PRODUCTS` overrides it: `torch` never, `onednn` wherever torch has it.
 
     Arguments:
-        tokens, hidden_size: of the pass that comes, if it is known: a pass too small to gain is left alone.
+        model, tokens: of the pass that comes, if it is known: one that is too small to gain, elsewhere than on a CPU or
+            in another dtype is left alone, since looking at each call of torch costs a little.
 
     Raises:
         InterpError: `INTERP_PRODUCTS` is something else.
     """
-    if tokens is not None and tokens * hidden_size**2 < WORTH:
+    if model is not None and (
+        tokens * model.hidden_size**2 < WORTH or model.dtype is not torch.float32 or model.device.type != "cpu"
+    ):
         return nullcontext()
     return _OneDNN() if by_onednn() else nullcontext()
 

@@ -247,6 +247,6 @@ class _Collector:
     def _read(self, block: Block, feed: Feed, entries: Entries) -> None:
         """One forward pass, and a copy of what it gives at some tokens."""
         rows, columns = sent(entries.rows, self.model.device), sent(entries.columns, self.model.device)
-        with faster_products(feed.inputs["input_ids"].numel(), self.model.hidden_size):
+        with faster_products(self.model, feed.inputs["input_ids"].numel()):
             gathered = read_tokens(self.model, feed, self.sites, rows, columns)
         self.copies.start(gathered, lambda values: block.keep(self.sites, entries, values))

@@ -133,7 +133,7 @@ def run_blocked(
     seen: list[Tensor] = []
     final: Tensor
     fed = inputs["input_ids"].numel()
-    with faster_products(fed, model.hidden_size), model.trace(**inputs, use_cache=False) as tracer:
+    with faster_products(model, fed), model.trace(**inputs, use_cache=False) as tracer:
         for layer in layers:
             scores = model.read(Site("scores", layer))
             lowest = torch.finfo(scores.dtype).min  # what the models' own masks write

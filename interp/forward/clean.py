@@ -75,11 +75,8 @@ class CleanRun:
             if "attention_mask" not in keywords:
                 raise NotImplementedError("layers of this family are not given an attention mask")
             keywords = keywords | {"attention_mask": self._without(keywords["attention_mask"], blocked, hidden.dtype)}
-        tokens = hidden.shape[0] * hidden.shape[1]
-        with (
-            sharing() if self.model.shares_prefix else nullcontext(),
-            faster_products(tokens, self.model.hidden_size),
-        ):
+        products = faster_products(self.model, hidden.shape[0] * hidden.shape[1])
+        with sharing() if self.model.shares_prefix else nullcontext(), products:
             output: Any = self.model.layer(layer)._module(hidden, **keywords)
         return output if isinstance(output, Tensor) else output[0]
 

@@ -101,7 +101,7 @@ def generate_walked(
 def _chosen(model: StandardizedTransformer, hidden: Tensor, runs: Tensor, step: int, choose: Choose) -> Tensor:
     """(run,) the next token of each run, on the CPU; some runs' logits at a time."""
     size = how_many(model.vocab_size, hidden.device)
-    with faster_products(len(hidden), model.hidden_size):
+    with faster_products(model, len(hidden)):
         chosen = [
             choose(model.readout(hidden[at : at + size]), runs[at : at + size], step)
             for at in range(0, len(hidden), size)
@@ -163,10 +163,7 @@ def _next(model: StandardizedTransformer, states: Continuations, histories: Hist
         return hidden[rows.to(hidden.device)]
 
     fed = histories.fed(tokens)[:, None].to(model.device)
-    with (
-        sharing() if model.shares_prefix else nullcontext(),
-        faster_products(len(tokens), model.hidden_size),
-    ):
+    with sharing() if model.shares_prefix else nullcontext(), faster_products(model, len(tokens)):
         hidden = run_rows(model, fed, states.cache, states.length, entering)
     states.advance(1)
     return entering(model.num_layers, hidden)[:, -1]

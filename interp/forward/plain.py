@@ -52,7 +52,7 @@ def run_patched(
     last = Site("resid_post", model.num_layers - 1)
     final: Tensor
     fed = inputs["input_ids"].numel()
-    with faster_products(fed, model.hidden_size), model.trace(**inputs, use_cache=False) as tracer:
+    with faster_products(model, fed), model.trace(**inputs, use_cache=False) as tracer:
         for site, latent in writes:
             patched = model.read(site).clone()  # others may hold the tensor that the model made
             patched[rows.to(patched.device), columns.to(patched.device)] = latent.to(patched)

@@ -36,7 +36,7 @@ def run_layers(model: StandardizedTransformer, input_ids: Tensor, cache: Dynamic
     Returns:
         (row, position, hidden), the residual stream after the last layer.
     """
-    with faster_products(input_ids.numel(), model.hidden_size), _up_to_the_last_layer(model) as final:
+    with faster_products(model, input_ids.numel()), _up_to_the_last_layer(model) as final:
         _forward(model, input_ids, cache, start)
     return final[0]
 

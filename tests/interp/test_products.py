@@ -173,10 +173,19 @@ def test_neither_another_thread_nor_what_comes_after_is_changed(calls: list[torc
 
 
 @torch.no_grad()
-def test_a_pass_too_small_to_gain_is_left_alone(calls: list[torch.Size]) -> None:
-    with faster_products(tokens=4, hidden_size=64):
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "expected"),
+    [(ROWS, torch.float32, 1), (4, torch.float32, 0), (ROWS, torch.bfloat16, 0)],
+    ids=["large", "small", "bfloat16"],
+)
+def test_a_pass_that_does_not_gain_is_left_alone(
+    tokens: int, dtype: torch.dtype, expected: int, calls: list[torch.Size]
+) -> None:
+    weights = tiny_model("llama", hidden_size=256, intermediate_size=512).to(dtype)
+    model = StandardizedTransformer(weights, tokenizer=tiny_tokenizer())
+    with faster_products(model, tokens):
         _linear()(_drawn(ROWS, INNER))
-    assert not calls
+    assert len(calls) == expected
 
 
 @pytest.mark.parametrize(

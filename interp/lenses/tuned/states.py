@@ -100,7 +100,7 @@ def token_states(
     mask = inputs["attention_mask"].bool()
     last = model.num_layers - 1
     held: dict[int, Tensor] = {}
-    with faster_products(mask.numel(), model.hidden_size), model.trace(**inputs, use_cache=False) as tracer:
+    with faster_products(model, mask.numel()), model.trace(**inputs, use_cache=False) as tracer:
         for layer in sorted({*layers, last}):
             held[layer] = _unpadded(model.read(f"resid_post.{layer}"), mask)
         tracer.stop()
