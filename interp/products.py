@@ -7,6 +7,7 @@ the same product takes less than half the time. Rounding differs as it does betw
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from interp.errors import InterpError
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["by_onednn", "faster_products", "product"]
+__all__ = ["by_onednn", "faster_products", "give_back", "product"]
 
 SETTING = "INTERP_PRODUCTS"  # the environment variable: auto, torch or onednn
 WORTH = 1 << 22  # multiplications; setting a smaller product up takes oneDNN longer than MKL needs for it
@@ -70,6 +71,18 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> N
         torch.mm(rows, weight.T, out=out)
     else:
         torch.addmm(bias, rows, weight.T, out=out)
+
+
+def give_back() -> None:
+    """Give memory that is free back to the system, where oneDNN multiplies; called between one batch and the next.
+
+    oneDNN allocates room of many sizes for each product. What is freed of it between results that stay is often too
+    small for the next, so that glibc's heap would grow with the number of batches.
+    """
+    if by_onednn():
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, other systems do not need it
+        if trim is not None:
+            trim(0)
 
 
 def by_onednn() -> bool:

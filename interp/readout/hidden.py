@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.products import give_back
 from interp.readout.groups import Groups, TokenGroups
 from interp.readout.logits import GivenLogits, check_masses, check_top_k, groups_of, in_blocks
 from interp.readout.members import Places
@@ -74,6 +75,7 @@ def reduce_hidden(
         reduced = _whole(model, layered, groups, top_k, kl_reference, kl_log_probs, masses, inverted)
     else:
         reduced = _chunked(parts, layered, groups, top_k, kl_reference, kl_log_probs, masses)
+    give_back()
     return reduced.swapped() if hidden.dim() == 3 else reduced[:, 0]
 
 
