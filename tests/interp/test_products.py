@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from interp import StandardizedTransformer, products
 from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses import logit_lens_on_prompts, patchscope_lens
-from interp.products import by_onednn, faster_products, product
+from interp.products import by_onednn, faster_products, give_back, product
 from interp.sites import Site
 from tests.made import TensorsMade
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, tiny_model, tiny_tokenizer
@@ -186,6 +187,19 @@ def test_a_pass_that_does_not_gain_is_left_alone(
     with faster_products(model, tokens):
         _linear()(_drawn(ROWS, INNER))
     assert len(calls) == expected
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("onednn", [0]), ("torch", [])])
+def test_memory_goes_back_where_onednn_multiplies(
+    setting: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(products.ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=asked.append))
+    monkeypatch.setenv("INTERP_PRODUCTS", setting)
+    give_back()
+    assert asked == expected
+    monkeypatch.setattr(products.ctypes, "CDLL", lambda _: SimpleNamespace())  # a system without it
+    give_back()
 
 
 @pytest.mark.parametrize(
