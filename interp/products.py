@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +80,8 @@ def give_back() -> None:
     oneDNN allocates room of many sizes for each product. What is freed of it between results that stay is often too
     small for the next, so that glibc's heap would grow with the number of batches.
     """
-    if by_onednn():
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, other systems do not need it
+    if by_onednn() and sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, other libraries do not need it
         if trim is not None:
             trim(0)
 
