@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -180,8 +179,7 @@ class _Turns:
 _turns = _Turns()
 
 
-@contextmanager
-def turn(module: nn.Module) -> Iterator[None]:
+class turn:
     """Within this, no other thread's trace or lens runs a model: this one waits until no other does.
 
     Arguments:
@@ -190,11 +188,15 @@ def turn(module: nn.Module) -> Iterator[None]:
     Raises:
         InterpError: this would wait for a thread that waits for this one.
     """
-    _turns.take(module)
-    try:
-        yield
-    finally:
-        _turns.give(module)
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __enter__(self) -> None:
+        _turns.take(self._module)
+
+    def __exit__(self, *_: object) -> None:
+        _turns.give(self._module)
 
 
 def in_turn(function: Callable[Given, Result]) -> Callable[Given, Result]:

@@ -51,10 +51,9 @@ class _Here(threading.local):
 
 
 class _Installed:
-    """How much is switched on, in all threads; what transformers had before.
+    """How much is switched on, in all threads; what transformers had before, while ours is there.
 
-    Another library may put a function of its own over ours while ours is there, and take it away whenever it likes.
-    Then ours stays below it and lets everything through, and whether it is still there is found out by a call.
+    Sent to a server, it is another: so nothing that it is made of names it.
     """
 
     def __init__(self) -> None:
@@ -64,30 +63,6 @@ class _Installed:
 
     def __reduce__(self) -> tuple[type[_Installed], tuple[()]]:
         return _Installed, ()
-
-    def add(self) -> None:
-        with self.lock:
-            self.count += 1
-            if not self._is_reached():
-                self.before = AttentionInterface.get_interface
-                AttentionInterface.get_interface = _get_interface
-
-    def remove(self) -> None:
-        with self.lock:
-            self.count -= 1
-            if not self.count and AttentionInterface.get_interface is _get_interface:
-                AttentionInterface.get_interface, self.before = self.before, None
-
-    def _is_reached(self) -> bool:
-        if self.before is None:
-            return False
-        _here.asked = False
-        ALL_ATTENTION_FUNCTIONS.get_interface("eager", _nothing)
-        return _here.asked
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
 
 
 _here = _Here()
@@ -102,7 +77,11 @@ def switch_on(modules: Container[nn.Module], handler: Handler) -> Switched:
         handler: given the function and what it is called with.
     """
     switched = Switched(modules, handler)
-    _installed.add()
+    with _installed.lock:
+        _installed.count += 1
+        if not _is_reached():
+            _installed.before = AttentionInterface.get_interface
+            AttentionInterface.get_interface = _get_interface
     _here.switched.append(switched)
     return switched
 
@@ -110,7 +89,27 @@ def switch_on(modules: Container[nn.Module], handler: Handler) -> Switched:
 def switch_off(switched: Switched) -> None:
     """Undo `switch_on`, in the same thread; once."""
     _here.switched.remove(switched)
-    _installed.remove()
+    with _installed.lock:
+        _installed.count -= 1
+        if not _installed.count and AttentionInterface.get_interface is _get_interface:
+            AttentionInterface.get_interface, _installed.before = _installed.before, None
+
+
+def _is_reached() -> bool:
+    """Whether transformers asks ours.
+
+    Another library may put a function of its own over ours while ours is there, and take it away whenever it likes.
+    Then ours stays below it and lets everything through, and whether it is still there is found out by a call.
+    """
+    if _installed.before is None:
+        return False
+    _here.asked = False
+    ALL_ATTENTION_FUNCTIONS.get_interface("eager", _nothing)
+    return _here.asked
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
 
 
 def _get_interface(self: AttentionInterface, attn_implementation: str, default: Attention) -> Attention:
