@@ -122,7 +122,7 @@ def batches_of_tokens(sequences: Iterable[TokenSequence], batch_tokens: int) -> 
     """
     batch: list[TokenSequence] = []
     longest = 0
-    for sequence in sequences if isinstance(sequences, Iterable) else [sequences]:
+    for sequence in sequences:
         if not isinstance(sequence, TokenSequence):
             raise InterpError(
                 "sequences: expected `TokenSequence`s, of `GivenSequences.of(tokenizer, input_ids)` or a `PackedText`, "
