@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import torch
+from nnsight.intervention import backward
 from nnsight.intervention.interleaver import Interleaver
 from nnsight.intervention.source import STATE
 from torch import nn
@@ -209,3 +211,37 @@ def in_turn(function: Callable[Given, Result]) -> Callable[Given, Result]:
             return function(*args, **kwargs)
 
     return run
+
+
+# Gradients ------------------------------------------------------------------------------------------------------------
+
+_backward = nn.Identity()  # what a block of gradients takes a turn of
+_plain_grad: Any = torch.Tensor.grad
+
+
+class _BackwardInTurn(backward.BackwardTracer):
+    """nnsight's `with loss.backward():`, for whose time it puts a property of its own over `torch.Tensor.grad`.
+
+    Two at once would leave that of the one in place for the other, so they take turns; see `_grad_here`.
+    """
+
+    def execute(self, code: Any) -> None:
+        with turn(_backward):
+            super().execute(code)
+
+
+def _grad_here(*given: Any) -> property:
+    """nnsight's property for the thread that the block runs in; what other threads read is torch's own."""
+    served, thread = _grad_property(*given), threading.get_ident()
+
+    def read(tensor: torch.Tensor) -> Any:
+        return (served if threading.get_ident() == thread else _plain_grad).__get__(tensor)
+
+    def write(tensor: torch.Tensor, value: Any) -> None:
+        (served if threading.get_ident() == thread else _plain_grad).__set__(tensor, value)
+
+    return property(read, write, _plain_grad.__delete__)
+
+
+_grad_property = backward._grad_property
+backward._grad_property, backward.BackwardTracer = _grad_here, _BackwardInTurn

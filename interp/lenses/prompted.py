@@ -93,7 +93,8 @@ def encode_prompts(
     several = listed(prompts, name)
     if not several or is_ids(several):
         raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, at least one; e.g. [[1, 17, 33]].")
-    encoded = [_encoded(model, prompt, f"{name}[{index}]") for index, prompt in enumerate(several)]
+    encoded = [_encoded(model, prompt, name) for prompt in several]
+    check_fed(model, [one.input_ids for one in encoded], name)
     parsed = check_positions([str(each) for each in ([positions] if isinstance(positions, str | int) else positions)])
     slots, labels = _slots(parsed, encoded)
     named = _targets(model, several, targets, policy)
@@ -116,8 +117,7 @@ def _encoded(model: StandardizedTransformer, prompt: LensPrompt, name: str) -> E
     elif is_ids(prompt):
         encoded = Encoded([int(token) for token in prompt], {})
     else:
-        raise InterpError(f"{name}: expected a text, a Prompt or a list of token ids, got {prompt!r:.80}.")
-    check_fed(model, [encoded.input_ids], name)
+        raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, got {prompt!r:.80} among them.")
     return encoded
 
 

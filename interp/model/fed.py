@@ -31,15 +31,17 @@ def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]
     """
     limit = model.position_limit
     for index, ids in enumerate(input_ids):
-        one = f"{name}[{index}]" if len(input_ids) > 1 else name
-        if not len(ids) or min(ids) < 0 or max(ids) >= model.vocab_size:
+        one = f"{name}: example {index} has"
+        if not len(ids):
+            raise InterpError(f"{one} 0 tokens, expected at least one.")
+        if min(ids) < 0 or max(ids) >= model.vocab_size:
             raise InterpError(
-                f"{one}: expected token ids from 0 to {model.vocab_size - 1}, at least one, got "
-                f"{f'{min(ids)} to {max(ids)}' if len(ids) else 'none'}. Were they made with another model's tokenizer?"
+                f"{one} ids {min(ids)} to {max(ids)}, expected token ids from 0 to {model.vocab_size - 1}. Were they "
+                "made with another model's tokenizer?"
             )
         if limit is not None and len(ids) + more > limit:
             behind = f", and {more} more are written behind them" if more else ""
-            raise InterpError(f"{one}: {_beyond(model, len(ids), limit)}{behind}. Shorten it, e.g. to its last tokens.")
+            raise InterpError(f"{one} {_beyond(model, len(ids), limit)}{behind}. Shorten it, e.g. to its last tokens.")
 
 
 def position_limit(module: nn.Module) -> int | None:
@@ -60,7 +62,7 @@ def position_limit(module: nn.Module) -> int | None:
 
 
 def _beyond(model: StandardizedTransformer, tokens: int, limit: int) -> str:
-    return f"got {tokens} tokens, {type(model._module).__name__} has {limit} positions"
+    return f"{tokens} tokens, {type(model._module).__name__} has {limit} positions"
 
 
 class Fed(threading.local):
@@ -126,7 +128,7 @@ def _check_positions(model: StandardizedTransformer, tokens: int, kwargs: dict[s
         if _is_fake(positions) or int(positions.max()) < limit:
             return
         tokens = int(positions.max()) + 1 - before
-    raise InterpError(f"{_beyond(model, before + tokens, limit)}. Shorten the prompt, or generate fewer tokens.")
+    raise InterpError(f"got {_beyond(model, before + tokens, limit)}. Shorten the prompt, or generate fewer tokens.")
 
 
 def _is_fake(tensor: Tensor) -> bool:

@@ -368,3 +368,40 @@ def test_a_hook_that_is_removed_in_the_middle_of_another_threads_pass(threads: T
         running.result(LONG), torch.nn.functional.linear(torch.ones(1, 2), layer.weight, layer.bias)
     )
     assert not seen
+
+
+def gradient(model: StandardizedTransformer, stop: Callable[[], Any] = lambda: None) -> list[Any]:
+    found: list[Any] = []
+    with model.trace(torch.tensor([PROMPTS[0]])):
+        hidden = model.read("resid_post.1")
+        loss = model.logits.sum()
+        with loss.backward():
+            found.append(hidden.grad.clone())
+            stop()
+    return found
+
+
+def test_gradients_that_a_trace_reads_are_one_threads(threads: ThreadPoolExecutor) -> None:
+    """nnsight puts a property over `torch.Tensor.grad`; a training elsewhere reads torch's, another block waits."""
+    plain_grad = torch.Tensor.grad
+    models = model_of("llama"), model_of("qwen3")
+    wanted = [gradient(model) for model in models]
+    stop = Stop()
+    running = threads.submit(gradient, models[0], stop)
+    assert stop.reached.wait(LONG)
+    weight = torch.nn.Parameter(torch.tensor([2.0, 3.0]))
+
+    def train() -> torch.Tensor | None:
+        (weight**2).sum().backward()
+        grad = weight.grad
+        torch.optim.SGD([weight], lr=0.5).step()
+        return grad
+
+    torch.testing.assert_close(threads.submit(train).result(LONG), torch.tensor([4.0, 6.0]))
+    torch.testing.assert_close(weight.detach(), torch.zeros(2))
+    waiting = threads.submit(gradient, models[1])
+    wait_for_turn()
+    stop.go_on.set()
+    assert_same(running.result(LONG), wanted[0])
+    assert_same(waiting.result(LONG), wanted[1])
+    assert torch.Tensor.grad is plain_grad

@@ -98,7 +98,7 @@ TOO_LONG: dict[str, Callable[[StandardizedTransformer, list[int]], Any]] = {
 @pytest.mark.parametrize("way", TOO_LONG)
 def test_a_prompt_beyond_the_table_of_positions(way: str) -> None:
     model = short("gpt2")
-    with pytest.raises(InterpError, match=f"got {LIMIT + 1} tokens, GPT2LMHeadModel has {LIMIT} positions"):
+    with pytest.raises(InterpError, match=f"has {LIMIT + 1} tokens, GPT2LMHeadModel has {LIMIT} positions"):
         TOO_LONG[way](model, [1] * (LIMIT + 1))
     TOO_LONG[way](model, [1] * LIMIT)
     TOO_LONG[way](short("llama"), [1] * (LIMIT + 1))  # positions that are computed know no end
