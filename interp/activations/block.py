@@ -157,4 +157,4 @@ def checked_block(
         table[row, : len(indices)] = torch.as_tensor(indices, dtype=torch.long)
     if not (table >= 0).any():
         raise InterpError("expected at least one position in one prompt, got none.")
-    return Block([torch.as_tensor(ids).tolist() for ids in input_ids], table, rows_of_kind)
+    return Block([list(ids) for ids in input_ids], table, rows_of_kind)

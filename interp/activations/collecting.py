@@ -22,7 +22,10 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.ready import check_ready
 from interp.forward.rotary import forget_lengths, rotary_limit
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
+from interp.model.fed import check_fed
+from interp.passes import turn
 from interp.products import faster_products
+from interp.prompts.given import token_ids
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -52,7 +55,8 @@ def collect(
 
     Arguments:
         model: the model.
-        input_ids: token ids of each prompt exactly as they are fed, unpadded.
+        input_ids: token ids of each prompt exactly as they are fed, unpadded; or what a tokenizer returned, whose
+            padding is left away.
         sites: what is read, each once; any kind without a head axis, and `head_out` of one head.
         positions: for each prompt, indices into its own tokens, from 0; -1 stands for none. Prompts may have different
             numbers of them.
@@ -72,6 +76,7 @@ def collect(
         InterpError: no prompt, no site, a site twice or with heads, an empty prompt, a position outside its prompt, or
             layers whose MLPs differ in width, for `mlp_post`.
     """
+    input_ids = token_ids(input_ids)
     if not input_ids or not sites:
         raise InterpError(f"expected prompts and sites, got {len(input_ids)} prompts and {len(sites)} sites.")
     given = dict(batch_tokens=batch_tokens, share_prefixes=share_prefixes, progress=progress)
@@ -114,8 +119,15 @@ def collect_blocks(
     )
     waiting: Block | None = None  # its last copy is under way
     for input_ids, positions in blocks:
-        block = checked_block(input_ids, positions, rows_of_kind)
-        for done in collector.run(block):
+        block = checked_block(token_ids(input_ids), positions, rows_of_kind)
+        check_fed(model, block.input_ids, "input_ids")
+        batches = collector.run(block)
+        while True:
+            with turn(model._module):
+                forget_lengths(model)
+                done = next(batches, None)
+            if done is None:
+                break
             if progress is not None:
                 progress(done)
             if waiting is not None:
@@ -152,14 +164,12 @@ class _Collector:
 
     def run(self, block: Block) -> Iterator[int]:
         """Read a block; after each batch, give the number of prompts that are done."""
-        forget_lengths(self.model)
         limit = rotary_limit(self.model)
         long = {row for row in block.rows if limit is not None and len(block.input_ids[row]) > limit}
         if block.is_even or is_causal(self.model):
             block = block.cut(keep=long)
         done = len(block.input_ids) - len(block.rows)  # of those without a position nothing is read
         groups = self._groups(block, [row for row in block.rows if row not in long])
-        # `dynamic` rotation remembers the longest prompt that it has seen.
         groups += [SharedPrefix(0, [row]) for row in sorted(long, key=lambda row: len(block.input_ids[row]))]
         for shared in groups:
             prefix = self._prefix(block, shared)
@@ -239,7 +249,7 @@ class _Collector:
             return Feed.of(self.model, torch.tensor([[token for ids in tokens for token in ids]]), prefix, packed)
         if block.causal:
             return Feed.of(self.model, right_padded(tokens), prefix)
-        padded = left_padded(tokens, self.model.tokenizer.pad_token_id or 0, self.model.device)
+        padded = left_padded(tokens, 0, self.model.device)  # 0 is in every vocabulary, a pad token may not be
         if not self.model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
             del padded["position_ids"]
         return Feed({**padded, "use_cache": False})

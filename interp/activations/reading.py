@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from interp import passes
 from interp.forward.causal import is_causal
 from interp.forward.feeding import Feed
 from interp.forward.last_layer import LastLayer, last_layer_fits
@@ -114,7 +115,7 @@ def _read_short(
     """The same, with the last layer at these tokens alone."""
     assert sites[-1].layer is not None
     last = LastLayer(model, sites[-1].layer)
-    hook = model.layer(last.layer)._module.register_forward_pre_hook(last.take, with_kwargs=True)
+    hook = passes.before(model.layer(last.layer)._module, last.take)
     try:
         entering = Site("resid_pre", last.layer)
         read = _read(model, feed, [*(site for site in sites[:-1] if site != entering), entering], rows, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,10 @@ from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 from transformers import Cache
 
-from interp.attention.interface import IMPLEMENTATIONS, attends_twice, routing_module, unwatch, watch
+from interp.attention.interface import IMPLEMENTATIONS, attends_twice, routing_module, watch
 from interp.attention.operations import OperationPoint, operations_of
 from interp.attention.points import KINDS, Points, calls
+from interp.attention.switch import Switched, switch_off
 from interp.errors import InterpError, nearest
 
 __all__ = ["AttentionAccess"]
@@ -55,8 +57,7 @@ class AttentionAccess:
         self._model_type = model_type
         self._pattern_source = pattern_source
         self._routes: dict[int, str | None] = {}
-        self._watched: set[nn.Module] = set()
-        self._cached: dict[str, bool] = {}
+        self._trace = _Trace()
 
     def available(self, kind: str, layer: int) -> str | None:
         """Why a point cannot be had; None where it can.
@@ -119,11 +120,10 @@ class AttentionAccess:
         self._point(kind, layer).write(value)
 
     def release(self) -> None:
-        """Switch off what was asked for; to be called when a trace ends, however it ends."""
-        for module in self._watched:
-            unwatch(module)
-        self._watched.clear()
-        self._cached.clear()
+        """Switch off what was asked for; to be called when a trace ends, however it ends, in its thread."""
+        while self._trace.watched:
+            switch_off(self._trace.watched.popitem()[1])
+        self._trace.cached.clear()
 
     def _point(self, kind: str, layer: int) -> _InterfacePoint | OperationPoint | _SourcePoint:
         reason = self.available(kind, layer)
@@ -144,8 +144,8 @@ class AttentionAccess:
         routing = envoy.get(route) if route else envoy
         points = Points(routing.interleaver, routing.path)
         Mediator.current(points.location(kind))  # outside a trace: nnsight's error, before anything is switched on
-        watch(routing._module, points)
-        self._watched.add(routing._module)
+        if routing._module not in self._trace.watched:
+            self._trace.watched[routing._module] = watch(routing._module, points)
         return _InterfacePoint(points, kind)
 
     def _route(self, layer: int, envoy: Any) -> str | None:
@@ -159,13 +159,13 @@ class AttentionAccess:
         begun, ended = (calls(mediator, envoy.interleaver, f"{envoy.path}.{side}") for side in ("input", "output"))
         if begun == ended:
             args, kwargs = envoy.inputs
-            self._cached[envoy.path] = any(isinstance(given, Cache) for given in (*args, *kwargs.values()))
-        if envoy.path not in self._cached:
+            self._trace.cached[envoy.path] = any(isinstance(given, Cache) for given in (*args, *kwargs.values()))
+        if envoy.path not in self._trace.cached:
             raise InterpError(
                 f"{envoy.path}: its forward pass has begun. Ask for its q, k, v, scores and pattern before anything "
                 "else inside it."
             )
-        return self._cached[envoy.path]
+        return self._trace.cached[envoy.path]
 
 
 def _why_not(module: Any, kind: str) -> str | None:
@@ -183,6 +183,22 @@ def _why_not(module: Any, kind: str) -> str | None:
     if kind == "v" and attends_twice(module):
         return f"{type(module).__name__} attends twice with the same pattern, to values of their own."
     return None
+
+
+class _Trace(threading.local):
+    """What the trace of this thread has asked for.
+
+    Arguments:
+        watched: module -> what was switched on for it.
+        cached: path of a module -> whether its forward pass is given a cache.
+    """
+
+    def __init__(self) -> None:
+        self.watched: dict[nn.Module, Switched] = {}
+        self.cached: dict[str, bool] = {}
+
+    def __reduce__(self) -> tuple[type[_Trace], tuple[()]]:  # sent to a server with the model
+        return _Trace, ()
 
 
 @dataclass(frozen=True)

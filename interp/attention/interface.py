@@ -1,7 +1,7 @@
 """Standing between a model and its attention function, for the time of a trace that asks.
 
-A family's attention looks its function up with `AttentionInterface.get_interface`. While a module is watched, what it
-is given there is a function that serves the points and goes on to the one it asked for. The name of the
+While a module is watched, what its attention is given in place of its function (`interp.attention.switch`) serves the
+points and goes on to the one that it asked for. The name of the
 implementation in the config stays what it was: masks are made by it, and several families (DeepSeek V3.2, GLM with
 sparse attention, MiniMax M3) choose by it whether to attend sparsely.
 """
@@ -9,47 +9,25 @@ sparse attention, MiniMax M3) choose by it whether to attend sparsely.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Lock
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from interp.attention.points import Points
 from interp.attention.softmax import SoftmaxPoints
+from interp.attention.switch import Attention, Switched, switch_on
 from interp.errors import InterpError
 
-__all__ = ["IMPLEMENTATIONS", "attends_twice", "routing_module", "unwatch", "watch"]
+__all__ = ["IMPLEMENTATIONS", "attends_twice", "routing_module", "watch"]
 
 # Those that can be followed: the others never form the pattern, nor a mask from which it could be had.
 IMPLEMENTATIONS = ("sdpa", "eager")
 
 # Those that call the function twice in a forward pass, with the same queries and keys and with values of their own.
 _ATTENDS_TWICE = ("DiffLlamaAttention",)
-
-_get_interface = AttentionInterface.get_interface
-
-
-class _SendableLock:
-    """A lock that can be sent to a server, which makes one of its own: functions are sent with what they name."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def __reduce__(self) -> tuple[type[_SendableLock], tuple[()]]:
-        return _SendableLock, ()
-
-
-_lock = _SendableLock()
 
 
 @dataclass
@@ -65,9 +43,6 @@ class _Watched:
     points: Points
     forward: int = -1
     first: dict[str, Tensor] = field(default_factory=dict)
-
-
-_watched: dict[nn.Module, _Watched] = {}
 
 
 def routing_module(attention: nn.Module) -> str | None:
@@ -95,40 +70,30 @@ def attends_twice(module: nn.Module) -> bool:
     return type(module).__name__ in _ATTENDS_TWICE
 
 
-def watch(module: nn.Module, points: Points) -> None:
-    """Serve the points of a module from its next call of its attention function on."""
-    with _lock:
-        if module not in _watched:
-            _watched[module] = _Watched(points)
-        AttentionInterface.get_interface = _get_interface_watched
+def watch(module: nn.Module, points: Points) -> Switched:
+    """Serve the points of a module from its next call of its attention function on, in this thread.
 
+    Arguments:
+        module: the module that calls it.
+        points: where its values are served.
 
-def unwatch(module: nn.Module) -> None:
-    """Let a module be. When the last one goes, transformers is as it was."""
-    with _lock:
-        _watched.pop(module, None)
-        if not _watched:
-            AttentionInterface.get_interface = _get_interface
+    Returns:
+        What is to be given to `interp.attention.switch.switch_off`.
+    """
+    watched = _Watched(points)
 
-
-def _get_interface_watched(
-    self: AttentionInterface, attn_implementation: str, default: Callable[..., Any]
-) -> Callable[..., Any]:
-    base = _get_interface(self, attn_implementation, default)
-
-    def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        watched = _watched.get(module)
-        if watched is None or not watched.points.open():
+    def attend(base: Attention, eager: Attention, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not points.open():
             return base(module, *args, **kwargs)
-        return _attend(watched, base, default, module, *args, **kwargs)
+        return _attend(watched, base, eager, module, *args, **kwargs)
 
-    return attend
+    return switch_on((module,), attend)
 
 
 def _attend(
     watched: _Watched,
-    base: Callable[..., Any],
-    eager: Callable[..., Any],
+    base: Attention,
+    eager: Attention,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -160,14 +125,20 @@ def _attend(
             output, weights = eager(module, query, key, value, attention_mask, **kwargs)
         if missing := {"scores", "pattern"} - softmax.values.keys():
             raise InterpError(
-                f"{points.path}: {' and '.join(sorted(missing))} cannot be had: {eager.__module__}."
-                f"{eager.__qualname__} does not take a softmax over the keys and multiply the values by it."
+                f"{points.path}: {' and '.join(sorted(missing))} cannot be had: {_called(eager)} "
+                "does not take a softmax over the keys and multiply the values by it."
             )
         final |= softmax.values
         weights = weights if base is eager else None
     if not known and attends_twice(module):
         watched.first = final
     return output, weights
+
+
+def _called(function: Attention) -> str:
+    while isinstance(function, partial):  # another handler stands before it
+        function = function.args[0]
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 def _additive(mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor, is_causal: bool | None) -> Tensor:

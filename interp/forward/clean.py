@@ -75,9 +75,10 @@ class CleanRun:
             if "attention_mask" not in keywords:
                 raise NotImplementedError("layers of this family are not given an attention mask")
             keywords = keywords | {"attention_mask": self._without(keywords["attention_mask"], blocked, hidden.dtype)}
-        products = faster_products(self.model, hidden.shape[0] * hidden.shape[1])
-        with sharing() if self.model.shares_prefix else nullcontext(), products:
-            output: Any = self.model.layer(layer)._module(hidden, **keywords)
+        model, part = self.model, self.model.layer(layer)._module
+        products = faster_products(model, hidden.shape[0] * hidden.shape[1])
+        with sharing(model._module, part=part) if model.shares_prefix else nullcontext(), products:
+            output: Any = part(hidden, **keywords)
         return output if isinstance(output, Tensor) else output[0]
 
     def _without(self, mask: Tensor | None, blocked: Tensor, dtype: torch.dtype) -> Tensor:

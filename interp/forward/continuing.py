@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from interp.forward.cascade import Shared
-from interp.forward.prefix import FrozenPrefix, repeated
+from interp.forward.prefix import FrozenLayer, FrozenPrefix, repeated
 from interp.forward.sharing import hold
 
 __all__ = ["Continuations"]
@@ -24,8 +24,9 @@ class _OwnLayer(DynamicLayer):
     `length` says so; until then another one writes over it. Fewer rows than there are are the first ones.
     """
 
-    def __init__(self, prefix: DynamicLayer) -> None:
+    def __init__(self, prefix: FrozenLayer) -> None:
         super().__init__()
+        self.module = prefix.module
         self.prefix = Shared(prefix.keys, prefix.values) if prefix.is_initialized else None
         self.own: Shared | None = None  # (row, key heads, room, head size)
         self.length = 0
@@ -37,7 +38,7 @@ class _OwnLayer(DynamicLayer):
         keys, values = self.own.keys[:rows, :, :end], self.own.values[:rows, :, :end]
         keys[:, :, self.length :] = key_states
         values[:, :, self.length :] = value_states
-        if self.prefix is None or hold(self.prefix):
+        if self.prefix is None or hold(self.module, self.prefix):
             return keys, values
         return (
             torch.cat([repeated(self.prefix.keys, rows), keys], dim=-2),
@@ -62,7 +63,7 @@ class Continuations:
 
     def __init__(self, prefix: FrozenPrefix) -> None:
         self.cache = DynamicCache()
-        self._layers = [_OwnLayer(layer) for layer in prefix.cache.layers]
+        self._layers = [_OwnLayer(layer) for layer in prefix.layers]
         self.cache.layers = list(self._layers)
         self._before = prefix.length
 

@@ -86,11 +86,12 @@ class Feed:
 
     def reading(self, model: StandardizedTransformer) -> AbstractContextManager[None]:
         """What its forward pass runs in."""
-        return sharing(self.packed) if self.packed is not None else self.sharing(model)
+        return sharing(model._module, self.packed) if self.packed is not None else self.sharing(model)
 
     def sharing(self, model: StandardizedTransformer) -> AbstractContextManager[None]:
         """Where the family shares, all rows read the one prefix in this; elsewhere each has a copy."""
-        return sharing() if self.prefix is not None and model.verdicts.get(READS_ONE_PREFIX) else nullcontext()
+        shares = self.prefix is not None and model.verdicts.get(READS_ONE_PREFIX)
+        return sharing(model._module) if shares else nullcontext()
 
 
 @torch.no_grad()

@@ -163,7 +163,7 @@ def _next(model: StandardizedTransformer, states: Continuations, histories: Hist
         return hidden[rows.to(hidden.device)]
 
     fed = histories.fed(tokens)[:, None].to(model.device)
-    with sharing() if model.shares_prefix else nullcontext(), faster_products(model, len(tokens)):
+    with sharing(model._module) if model.shares_prefix else nullcontext(), faster_products(model, len(tokens)):
         hidden = run_rows(model, fed, states.cache, states.length, entering)
     states.advance(1)
     return entering(model.num_layers, hidden)[:, -1]

@@ -44,13 +44,13 @@ class _Keep(DynamicCache):
 class _Give(DynamicCache):
     """Gives a layer keys and values that were made before, its own among them, and those of a prefix before them."""
 
-    def __init__(self, keys: Tensor, values: Tensor, prefix: Shared | None) -> None:
+    def __init__(self, module: nn.Module, keys: Tensor, values: Tensor, prefix: Shared | None) -> None:
         super().__init__()
-        self.given, self.prefix = (keys, values), prefix
+        self.module, self.given, self.prefix = module, (keys, values), prefix
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         keys, values = self.given
-        if self.prefix is None or hold(self.prefix):
+        if self.prefix is None or hold(self.module, self.prefix):
             return keys, values
         return (
             torch.cat([repeated(self.prefix.keys, len(keys)), keys], dim=-2),
@@ -119,7 +119,7 @@ class LastLayer:
         if keywords.get("attention_mask") is None:
             seen = torch.arange(start + keys.shape[-2], device=hidden.device) <= start + columns[:, None]
             short["attention_mask"] = seen[:, None, None]
-        short[self.cache] = _Give(keys[rows], values[rows], prefix)
+        short[self.cache] = _Give(self.model._module, keys[rows], values[rows], prefix)
         with feed.sharing(self.model):
             output = module(**{name: hidden[places][:, None]}, **short)
         return (output if isinstance(output, Tensor) else output[0])[:, 0]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from interp import passes
 from interp.forward.cascade import Shared
 from interp.forward.running import by_name, run_layers
 from interp.forward.sharing import hold
@@ -17,21 +18,23 @@ from interp.forward.sharing import hold
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Call", "FrozenPrefix", "calls_of", "repeated"]
+__all__ = ["Call", "FrozenLayer", "FrozenPrefix", "calls_of", "repeated"]
 
 
-class _FrozenLayer(DynamicLayer):
+class FrozenLayer(DynamicLayer):
     """One layer's keys and values of a prefix: read by a continuation, never written.
 
     The prefix's rows are repeated for a continuation with a multiple of them: row i of the continuation goes on from
     row i modulo the prefix's.
     """
 
+    module: nn.Module  # the model that it is of
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         rows = key_states.shape[0]
         if not self.is_initialized:  # an empty prefix
             return key_states, value_states
-        if hold(Shared(self.keys, self.values)):
+        if hold(self.module, Shared(self.keys, self.values)):
             return key_states, value_states
         return (
             torch.cat([repeated(self.keys, rows), key_states], dim=-2),
@@ -72,10 +75,17 @@ class FrozenPrefix:
         if input_ids.shape[1]:
             run_layers(model, input_ids, cache, 0)
             for layer in cache.layers:
-                layer.__class__ = _FrozenLayer
+                layer.__class__ = FrozenLayer
         else:
-            cache.layers = [_FrozenLayer() for _ in range(model.num_layers)]
+            cache.layers = [FrozenLayer() for _ in range(model.num_layers)]
+        for frozen in cache.layers:
+            frozen.module = model._module
         return cls(cache, input_ids.shape[1])
+
+    @property
+    def layers(self) -> list[FrozenLayer]:
+        """What the cache holds of each layer."""
+        return [layer for layer in self.cache.layers if isinstance(layer, FrozenLayer)]
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,8 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
         outputs.append(output if isinstance(output, Tensor) else output[0])
 
     layers = [model.layer(index)._module for index in range(model.num_layers)]
-    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-    hooks += [layer.register_forward_hook(after) for layer in layers]
+    hooks = [passes.before(layer, before) for layer in layers]
+    hooks += [passes.after(layer, after) for layer in layers]
     try:
         run_layers(model, input_ids, prefix.cache, prefix.length)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from interp.errors import InterpError
+from interp.passes import check_not_open
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -26,8 +27,4 @@ def check_ready(model: StandardizedTransformer) -> None:
             f"{type(model._module).__name__} is in training mode, where dropout draws at random. It was in eval mode "
             "when it was loaded: call `.eval()` on it first, and `.train()` afterwards."
         )
-    if model.interleaver.interleaving:
-        raise InterpError(
-            f"a trace of {type(model._module).__name__} is open, and what is called in it runs the model by itself. "
-            "Call it before or after the trace."
-        )
+    check_not_open(model)

@@ -10,6 +10,7 @@ import nnsight
 import torch
 from torch import Tensor, nn
 
+from interp import passes
 from interp.errors import InterpError
 from interp.forward.check import fits
 from interp.forward.clean import CleanRun
@@ -79,7 +80,7 @@ def _receives(
         args = tuple(patched if given is live else given for given in args)
         return args, {name: patched if given is live else given for name, given in kwargs.items()}
 
-    hook = model.layer(layer).get(sublayer.module)._module.register_forward_pre_hook(replace, with_kwargs=True)
+    hook = passes.before(model.layer(layer).get(sublayer.module)._module, replace)
     try:
         yield
     finally:

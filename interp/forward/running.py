@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from interp import passes
 from interp.products import faster_products
 
 if TYPE_CHECKING:
@@ -69,10 +70,7 @@ def run_rows(
 
         return replace
 
-    hooks = [
-        model.layer(index)._module.register_forward_pre_hook(replacing(index), with_kwargs=True)
-        for index in range(model.num_layers)
-    ]
+    hooks = [passes.before(model.layer(index)._module, replacing(index)) for index in range(model.num_layers)]
     try:
         with _up_to_the_last_layer(model) as final:
             _forward(model, input_ids[:1], cache, start)  # what layers are given for one row serves any number
@@ -97,7 +95,7 @@ def _embedded(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicC
         found.append(next(iter(by_name(layer, args, kwargs).values())))
         raise _Done
 
-    hook = model.layer(0)._module.register_forward_pre_hook(stop, with_kwargs=True)
+    hook = passes.before(model.layer(0)._module, stop)
     try:
         _forward(model, input_ids, cache, start)
     except _Done:
@@ -116,7 +114,7 @@ def _up_to_the_last_layer(model: StandardizedTransformer) -> Iterator[list[Tenso
         final.append(output if isinstance(output, Tensor) else output[0])
         raise _Done
 
-    hook = model.layer(model.num_layers - 1)._module.register_forward_hook(stop)
+    hook = passes.after(model.layer(model.num_layers - 1)._module, stop)
     try:
         yield final
     except _Done:

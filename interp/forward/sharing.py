@@ -1,8 +1,9 @@
 """Attention functions that look at a prefix which many rows share, or at prompts that stand in one row.
 
 Families that look their attention function up with transformers' `AttentionInterface` are handed ours while rows walk
-or go on from a prefix (`interp.forward.cascade`), or where prompts are packed (`interp.forward.packing`). Other
-families are given the keys of the prefix repeated (`interp.forward.prefix`), and prompts side by side.
+or go on from a prefix (`interp.forward.cascade`), or where prompts are packed (`interp.forward.packing`): in the passes
+of one model, in one thread (`interp.attention.switch`). Other families are given the keys of the prefix repeated
+(`interp.forward.prefix`), and prompts side by side.
 """
 
 from __future__ import annotations
@@ -10,78 +11,92 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
+from interp.attention.switch import switch_off, switch_on
 from interp.forward.cascade import Shared, attend_to
 from interp.forward.packing import Packed
 
 __all__ = ["hold", "sharing"]
 
 
-class _Walking(threading.local):
-    """What the attention of this thread looks at: nothing, unless rows walk."""
+@dataclass(eq=False)
+class _Sharing:
+    """What the attention of a model looks at in the passes at hand.
 
-    depth = 0
+    Arguments:
+        module: the model.
+        packed: how prompts stand in the one row that goes through it; None: each is a row.
+        held: the prefix that the next attention function looks at.
+    """
+
+    module: nn.Module
+    packed: Packed | None
     held: Shared | None = None
-    packed: Packed | None = None
+
+    def attend(
+        self,
+        base: Callable[..., Any],
+        _: Callable[..., Any],
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        held, self.held = self.held, None
+        function = base if held is None else partial(attend_to, held)
+        if self.packed is None:
+            return function(module, query, key, value, *args, **kwargs)
+        return self.packed.through(function, module, query, key, value, *args, **kwargs)
 
 
-_walking = _Walking()
-_lock = threading.Lock()
-_installed = 0
-_original: Callable[..., Any] = AttentionInterface.get_interface
+class _Here(threading.local):
+    """What is shared in this thread, the innermost last: what a pass calls may run another model."""
+
+    def __init__(self) -> None:
+        self.sharing: list[_Sharing] = []
+
+
+_here = _Here()
 
 
 @contextmanager
-def sharing(packed: Packed | None = None) -> Iterator[None]:
-    """Within this, attention functions of this thread also look at what is held for them.
+def sharing(module: nn.Module, packed: Packed | None = None, part: nn.Module | None = None) -> Iterator[None]:
+    """Within this, attention functions of a model, in this thread, also look at what is held for them.
 
     Arguments:
-        packed: how prompts stand in the one row that goes through the model; None: each is a row.
+        module: the model.
+        packed: how prompts stand in the one row that goes through it; None: each is a row.
+        part: the one module of it that is run; None: all of it.
     """
-    global _installed, _original
-    with _lock:
-        if not _installed:
-            _original = AttentionInterface.get_interface
-            AttentionInterface.get_interface = _get_interface
-        _installed += 1
-    _walking.depth += 1
-    before, _walking.packed = _walking.packed, packed
+    shared = _Sharing(module, packed)
+    switched = switch_on(frozenset((part or module).modules()), shared.attend)
+    _here.sharing.append(shared)
     try:
         yield
     finally:
-        _walking.depth -= 1
-        _walking.held, _walking.packed = None, before
-        with _lock:
-            _installed -= 1
-            if not _installed:
-                AttentionInterface.get_interface = _original
+        _here.sharing.remove(shared)
+        switch_off(switched)
 
 
-def hold(prefix: Shared) -> bool:
-    """Hold a prefix for the next attention function that is called.
+def hold(module: nn.Module, prefix: Shared) -> bool:
+    """Hold a prefix for the attention function of a model that is called next.
+
+    Arguments:
+        module: the model.
+        prefix: what it is to look at, beside its own keys.
 
     Returns:
         Whether anybody will look: False outside of `sharing`.
     """
-    if not _walking.depth:
-        return False
-    _walking.held = prefix
-    return True
-
-
-def _get_interface(self: AttentionInterface, attn_implementation: str, default: Callable[..., Any]) -> Any:
-    base = _original(self, attn_implementation, default)
-
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        held, _walking.held = _walking.held, None
-        function = base if held is None else partial(attend_to, held)
-        if _walking.packed is None:
-            return function(module, query, key, value, *args, **kwargs)
-        return _walking.packed.through(function, module, query, key, value, *args, **kwargs)
-
-    return attend
+    for shared in reversed(_here.sharing):
+        if shared.module is module:
+            shared.held = prefix
+            return True
+    return False

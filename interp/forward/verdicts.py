@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.passes import turn
+
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
@@ -45,12 +47,13 @@ def verdict(model: StandardizedTransformer, name: str, reason: Callable[[], str 
             _log.warning("%s: prompts are run as a whole (slow): a fast way would leave out the model's edits.", family)
             model.verdicts["edits"] = False
         return False
-    if name not in model.verdicts:
-        found = reason()
-        model.verdicts[name] = found is None
-        if found is not None:
-            _log.warning("%s: %s %s.", type(model._module).__name__, consequence, found)
-    return model.verdicts[name]
+    with turn(model._module):  # a trial switches ways that every run of the model would take
+        if name not in model.verdicts:
+            found = reason()
+            model.verdicts[name] = found is None
+            if found is not None:
+                _log.warning("%s: %s %s.", type(model._module).__name__, consequence, found)
+        return model.verdicts[name]
 
 
 def misfit(model: StandardizedTransformer, fast: Callable[[], Tensor], slow: Tensor) -> str | None:

@@ -30,6 +30,7 @@ from interp.lenses.patchscope import check_lens_inputs, run_unpatched
 from interp.lenses.reading import check_lens_layers, read_layers
 from interp.lenses.result import LensResult
 from interp.model.layout import sublayer_of
+from interp.passes import in_turn
 from interp.readout import Groups, TokenGroups
 from interp.sites import Site
 
@@ -81,6 +82,7 @@ class AttentionWindows:
         return cls(windows, tuple(layer for layer in attending if layer in inside))
 
 
+@in_turn
 @torch.no_grad()
 def attention_object_lens(
     model: StandardizedTransformer,

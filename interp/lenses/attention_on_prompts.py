@@ -13,8 +13,9 @@ from interp.errors import InterpError
 from interp.lenses.attention_object import AttentionWindows, attention_object_lens
 from interp.lenses.knockout import attention_knockout
 from interp.lenses.knockout_plan import Heads
-from interp.lenses.prompted import LensPrompt, LensPrompts, Targets, encode_prompts, listed
+from interp.lenses.prompted import LensPrompt, LensPrompts, Targets, encode_prompts
 from interp.lenses.result import LensResult
+from interp.prompts.given import listed
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def attention_object_lens_on_prompts(
         InterpError: what `attention_object_lens` refuses, numbers of prompts or of positions that do not fit, or a
             position that a prompt does not have.
     """
-    several = [listed(source_prompts), listed(target_prompts)]
+    several = [listed(source_prompts, "source_prompts"), listed(target_prompts, "target_prompts")]
     examples = max(map(len, several))
     if any(len(given) not in (1, examples) for given in several):
         raise InterpError(
@@ -140,9 +141,14 @@ def attention_object_lens_on_prompts(
             f"{len(several[0])} source prompts and {len(several[1])} target prompts."
         )
     into = encode_prompts(
-        model, several[1] * (examples if len(several[1]) < examples else 1), position, targets, policy
+        model,
+        several[1] * (examples if len(several[1]) < examples else 1),
+        position,
+        targets,
+        policy,
+        name="target_prompts",
     )
-    sources = encode_prompts(model, several[0], source_position)
+    sources = encode_prompts(model, several[0], source_position, name="source_prompts")
     _check_alike(sources, into)
     named = into if into.group_names else sources
     groups = list(named.groups) * (examples if len(named.groups) < examples else 1)

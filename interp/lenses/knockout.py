@@ -32,6 +32,8 @@ from interp.lenses.knockout_plan import Blocks, Heads, KnockoutPlan, attends, ch
 from interp.lenses.layer_windows import windows_of
 from interp.lenses.reading import read_layers
 from interp.lenses.result import LensResult
+from interp.passes import in_turn
+from interp.prompts.given import token_ids
 from interp.readout import Groups, TokenGroups, reduce_hidden
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["attention_knockout"]
 
 
+@in_turn
 @torch.no_grad()
 def attention_knockout(
     model: StandardizedTransformer,
@@ -92,6 +95,7 @@ def attention_knockout(
             a model whose scores cannot be had.
     """
     check_ready(model)
+    input_ids = token_ids(input_ids)
     windows = windows_of(layers, window, model.num_layers, centred=centred)
     check_attention(model, windows)
     if batch_size < 1:

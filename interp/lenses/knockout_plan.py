@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from interp.errors import InterpError
 from interp.forward import Cut, CutHeads, heads_in
+from interp.model.fed import check_fed
 from interp.model.layout import sublayer_of, why_missing
 from interp.sites import Site
 
@@ -133,14 +134,10 @@ def cuts_of(
     for name, given in (("blocks", blocks), ("query_positions", query_positions)):
         if given is not None and len(given) != len(input_ids):
             raise InterpError(f"{name}: expected one entry for each of {len(input_ids)} examples, got {len(given)}.")
+    check_fed(model, input_ids, "input_ids")
     names = list(blocks[0]) if blocks else []
     cuts = []
     for example, (ids, positions) in enumerate(zip(input_ids, blocks, strict=True)):
-        if not ids or min(ids) < 0 or max(ids) >= model.vocab_size:
-            raise InterpError(
-                f"input_ids: example {example} has {len(ids)} tokens, {f'ids {min(ids)} to {max(ids)}' if ids else ''} "
-                f"expected at least one, of the vocabulary 0 to {model.vocab_size - 1}."
-            )
         if set(positions) != set(names) or not names:
             raise InterpError(
                 f"blocks: expected blocks {names or 'with names'} in each example, got {list(positions)} in example "

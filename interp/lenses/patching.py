@@ -13,6 +13,8 @@ from interp.errors import InterpError, nearest
 from interp.forward import check_ready
 from interp.lenses.maps import LatentMap
 from interp.lenses.reading import check_lens_layers
+from interp.model.fed import check_fed
+from interp.prompts.given import token_ids
 from interp.sites import HIDDEN_KINDS, Site
 
 if TYPE_CHECKING:
@@ -135,6 +137,7 @@ class PatchedPrompts:
             InterpError: shapes that do not fit, a position outside its target prompt, ids outside the vocabulary.
         """
         check_ready(model)
+        target_ids = token_ids(target_ids, "target_ids")
         several = any(isinstance(each, Iterable) for each in target_positions) or latents.dim() == 4
         positions = [tuple(map(int, each)) if isinstance(each, Iterable) else (int(each),) for each in target_positions]
         counts = sorted(set(map(len, positions))) or list(latents.shape[2:3])
@@ -219,8 +222,4 @@ def _check_prompts(
         if outside or len(set(own)) < len(own):
             given = f"{outside[0]}, expected a token" if outside else f"{list(own)}, expected different tokens"
             raise InterpError(f"{name}: example {example} has {given} of its target prompt, 0 to {len(ids) - 1}.")
-        if min(ids) < 0 or max(ids) >= model.vocab_size:
-            raise InterpError(
-                f"target_ids: example {example} has ids {min(ids)} to {max(ids)}, the model's vocabulary is "
-                f"0 to {model.vocab_size - 1}. Were they made with another model's tokenizer?"
-            )
+    check_fed(model, target_ids, "target_ids")

@@ -22,6 +22,7 @@ from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.lenses.reading import read_layers
 from interp.lenses.result import Floats, LensResult
+from interp.passes import in_turn
 from interp.readout import Groups, TokenGroups, reduce_hidden
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["patchscope_lens"]
 
 
+@in_turn
 @torch.no_grad()
 def patchscope_lens(
     model: StandardizedTransformer,

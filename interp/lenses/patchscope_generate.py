@@ -30,6 +30,8 @@ from interp.forward.batches import WALKING_TOKENS
 from interp.lenses.generation import GenerationResult
 from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
+from interp.model.fed import check_fed
+from interp.passes import in_turn
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -40,6 +42,7 @@ __all__ = ["patchscope_generate", "stop_tokens"]
 CACHE_BYTES = 1 << 31
 
 
+@in_turn
 @torch.no_grad()
 def patchscope_generate(
     model: StandardizedTransformer,
@@ -110,12 +113,13 @@ def patchscope_generate(
     prompts = PatchedPrompts.of(
         model, latents, plan.latent_layers, target_ids, target_positions, mapped=mapping is not None
     )
+    check_fed(model, prompts.input_ids, "target_ids", more=max_new_tokens - 1)  # the last is not fed any more
     numbers = range(len(prompts)) if example_numbers is None else example_numbers
     check_number("example_numbers", numbers, len(prompts))
     stops = stop_tokens(model) if stop_ids is None else stop_ids
-    ids: list[list[list[int]]] = [[[] for _ in asked] for _ in target_ids]  # [example][layer]
+    ids: list[list[list[int]]] = [[[] for _ in asked] for _ in prompts.input_ids]  # [example][layer]
     fast = len(prompts) > 0 and plan.kind == "resid_post" and generation_fits(model)
-    fast = fast and stays_within(model, [len(ids) for ids in target_ids], max_new_tokens)
+    fast = fast and stays_within(model, [len(ids) for ids in prompts.input_ids], max_new_tokens)
     for chosen in _batches(prompts, plan, max_new_tokens, batch_size, fast=fast):
         choose = _chooser(sampling, plan.layers, [numbers[example] for example in chosen], max_new_tokens)
         generate = _walked if fast else _plain

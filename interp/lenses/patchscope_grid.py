@@ -23,6 +23,7 @@ from interp.lenses.patching import Patch, PatchedPrompts, TargetPositions, check
 from interp.lenses.patchscope import check_lens_inputs, read_baseline, run_unpatched
 from interp.lenses.reading import check_lens_layers, read_layers
 from interp.lenses.result import LensResult
+from interp.passes import in_turn
 from interp.readout import Groups, TokenGroups
 from interp.sites import HIDDEN_KINDS, Site
 
@@ -34,6 +35,7 @@ __all__ = ["patchscope_grid"]
 _ROWS_AT_ONCE = 256  # runs whose logits are held together
 
 
+@in_turn
 @torch.no_grad()
 def patchscope_grid(
     model: StandardizedTransformer,

@@ -99,7 +99,7 @@ def patchscope_lens_on_prompts(
     _check_depth(held, reader)
     sources = Sources.of(reader, source_prompts, source_positions)
     into = written_into(model, target_prompts, target_positions, sources)
-    groups, names = groups_of(model, targets, policy, target_prompts, sources)
+    groups, names = groups_of(model, targets, policy, into, sources)
     parts = []
     for writing in sources.read(site, held):
         part = patchscope_lens(
@@ -160,7 +160,7 @@ def patchscope_grid_on_prompts(
     _check_depth(held, reader)
     sources = Sources.of(reader, source_prompts, source_positions)
     into = written_into(model, target_prompts, target_positions, sources)
-    groups, names = groups_of(model, targets, policy, target_prompts, sources)
+    groups, names = groups_of(model, targets, policy, into, sources)
     parts = []
     for writing in sources.read(site, held):
         part = patchscope_grid(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interp.activations import collect
 from interp.errors import InterpError
-from interp.lenses.prompted import LensPrompt, Targets, check_policy_unused, encode_prompts, is_ids, listed
+from interp.lenses.prompted import LensPrompt, Targets, check_policy_unused, encode_prompts
+from interp.model.fed import check_fed
+from interp.positions import Position
 from interp.prompts import Prompt
+from interp.prompts.given import is_ids, listed
 from interp.prompts.named_targets import as_target_prompt
 from interp.prompts.target_prompt import TargetPrompt
 from interp.readout import Groups
@@ -25,7 +28,7 @@ __all__ = ["Positions", "SourcePrompts", "Sources", "TargetPrompts", "Writing", 
 
 SourcePrompts = LensPrompt | Sequence[LensPrompt | Sequence[LensPrompt]]
 """A source prompt; or one an example; or, for an example, several, whose mean is written."""
-TargetPrompts = str | Prompt | TargetPrompt | Sequence[str | Prompt | TargetPrompt]
+TargetPrompts = LensPrompt | TargetPrompt | Sequence[LensPrompt | TargetPrompt]
 """A target prompt for all examples, or one each; names of `interp.prompts.TARGET_NAMES` too."""
 Positions = str | int | Sequence[str | int]
 """One of the vocabulary of `interp.positions`, or several."""
@@ -79,7 +82,8 @@ class Sources:
         examples = [_several(example) for example in _examples(prompts)]
         if not examples or not all(examples):
             raise InterpError("source_prompts: expected at least one example, and at least one prompt in each.")
-        encoded = encode_prompts(model, [prompt for example in examples for prompt in example], positions)
+        several = [prompt for example in examples for prompt in example]
+        encoded = encode_prompts(model, several, positions, name="source_prompts")
         for prompt, own in enumerate(encoded.positions):
             if -1 in own:
                 raise InterpError(
@@ -132,10 +136,12 @@ class Written:
     Arguments:
         input_ids: per example: token ids, unpadded.
         positions: per example: the token that is written over, or the tokens.
+        given: the prompts as the user gave them, read once: one for all examples, or one each.
     """
 
     input_ids: list[list[int]]
     positions: list[int] | list[list[int]]
+    given: list[Any]
 
 
 def written_into(
@@ -152,7 +158,7 @@ def written_into(
     Raises:
         InterpError: other numbers of prompts, or of positions, than the sources have.
     """
-    each = [prompts] if isinstance(prompts, str | Prompt | TargetPrompt) else list(prompts)
+    each = _targets(prompts)
     if len(each) not in (1, len(sources)):
         raise InterpError(f"target_prompts: expected one, or one for each of {len(sources)} examples, got {len(each)}.")
     several: list[str | int | None] = (
@@ -163,21 +169,20 @@ def written_into(
             f"target_positions: expected {len(sources.positions[0])}, as many as tokens of a source are read, got "
             f"{len(several)}: {several}."
         )
-    resolved = [
-        [as_target_prompt(given, model.tokenizer, at).resolve(model.tokenizer) for at in several] for given in each
-    ]
+    resolved = [[_resolved(model, given, at, index) for at in several] for index, given in enumerate(each)]
+    check_fed(model, [found[0][0] for found in resolved], "target_prompts")
     repeated = resolved * (len(sources) if len(resolved) < len(sources) else 1)
     ids = [found[0][0] for found in repeated]
     if sources.single:
-        return Written(ids, [found[0][1] for found in repeated])
-    return Written(ids, [[at for _, at in found] for found in repeated])
+        return Written(ids, [found[0][1] for found in repeated], each)
+    return Written(ids, [[at for _, at in found] for found in repeated], each)
 
 
 def groups_of(
     model: StandardizedTransformer,
     targets: Targets | Sequence[Targets] | None,
     policy: str,
-    prompts: TargetPrompts,
+    into: Written,
     sources: Sources,
 ) -> tuple[Groups, tuple[str, ...]]:
     """The tokens whose probability is read, by example and group, and the names of the groups.
@@ -196,8 +201,7 @@ def groups_of(
         found = encode_prompts(model, [[0]] * count, "last", targets, policy)
         return found.groups, found.group_names
     check_policy_unused(policy)
-    each = [prompts] if isinstance(prompts, str | Prompt | TargetPrompt) else list(prompts)
-    own = [given.prompt if isinstance(given, TargetPrompt) else given for given in each]
+    own = [given.prompt if isinstance(given, TargetPrompt) else given for given in into.given]
     asked: list[Prompt] = [given if isinstance(given, Prompt) else Prompt("") for given in own]
     if not any(prompt.targets for prompt in asked):
         asked = [given if isinstance(given, Prompt) else Prompt("") for given in sources.firsts]
@@ -219,11 +223,32 @@ def _check_one_vocabulary(model: StandardizedTransformer, sources: Sources, prom
 
 def _examples(prompts: SourcePrompts) -> list[LensPrompt | Sequence[LensPrompt]]:
     """The examples: token ids by themselves are one, as a text and a prompt are."""
-    examples = listed(prompts)  # type: ignore[arg-type]
-    return [examples] if is_ids(examples) else [*examples]
+    examples = listed(prompts, "source_prompts")
+    return [examples] if is_ids(examples) else examples
 
 
 def _several(example: LensPrompt | Sequence[LensPrompt]) -> list[LensPrompt]:
     """The source prompts of an example: a text, a prompt and token ids are one."""
-    given = listed(example)
-    return [given] if is_ids(given) else given  # type: ignore[list-item]
+    given = listed(example, "source_prompts")
+    return [given] if is_ids(given) else given
+
+
+def _targets(prompts: TargetPrompts) -> list[Any]:
+    """The target prompts: token ids by themselves are one."""
+    given = [prompts] if isinstance(prompts, TargetPrompt) else listed(prompts, "target_prompts")
+    return [given] if is_ids(given) else given
+
+
+def _resolved(
+    model: StandardizedTransformer, given: Any, position: str | int | None, index: int
+) -> tuple[list[int], int]:
+    """The token ids of a target prompt, and which of them is written over."""
+    if not is_ids(given):
+        return as_target_prompt(given, model.tokenizer, position).resolve(model.tokenizer)
+    ids = [int(token) for token in given]
+    found = Position.parse("last" if position is None else position).resolve(len(ids), {})
+    if len(found) != 1:
+        raise InterpError(
+            f"target_positions: {position!r} is {len(found)} tokens of target prompt {index}, expected one."
+        )
+    return ids, found[0]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +14,12 @@ from torch import Tensor
 from interp.activations import collect_blocks
 from interp.errors import InterpError
 from interp.lenses.axes import Coordinate
+from interp.model.fed import check_fed
 from interp.model.layout import place_of
 from interp.model.places import HeadOutPlace
 from interp.positions import Position, check_positions
 from interp.prompts import AnswerTokens, Encoded, Prompt, encode
+from interp.prompts.given import is_ids, listed
 from interp.prompts.prompt import Accepted
 from interp.readout import Groups
 from interp.readout.plan import how_many
@@ -34,15 +35,13 @@ __all__ = [
     "arranged",
     "check_policy_unused",
     "encode_prompts",
-    "is_ids",
     "lens_sites",
-    "listed",
     "states_of_prompts",
 ]
 
 _POLICY = "first_token"  # the default of all lenses
-LensPrompt = str | Prompt | Sequence[int]
-"""A text, a prompt with targets and spans, or token ids exactly as the model is fed."""
+LensPrompt = str | Prompt | Sequence[int] | Mapping[str, Any]
+"""A text, a prompt with targets and spans, token ids exactly as the model is fed, or what a tokenizer returned."""
 Targets = Mapping[str, Accepted]
 """Name of a group -> the words, or token ids, that count as it."""
 
@@ -74,23 +73,28 @@ def encode_prompts(
     positions: str | int | Sequence[str | int],
     targets: Targets | Sequence[Targets] | None = None,
     policy: str = _POLICY,
+    *,
+    name: str = "prompts",
 ) -> LensPrompts:
     """Tokenize prompts, resolve positions in each, and find the tokens of its targets.
 
     Arguments:
         model: the model, whose tokenizer is used.
-        prompts: one text or prompt, or several, or lists of token ids.
+        prompts: one text or prompt, or several, or lists of token ids, or an encoding (`interp.prompts.given`).
         positions: one or several of the vocabulary in `interp.positions`.
         targets: for all prompts, or for each its own; None: those of prompts that are `Prompt`s.
         policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
+        name: what the caller calls the prompts, for messages.
 
     Raises:
-        InterpError: no prompt, a position that one does not have, targets that do not fit.
+        InterpError: no prompt, a position that one does not have, targets that do not fit, a prompt that is longer than
+            the model's learned positions.
     """
-    several = listed(prompts)
+    several = listed(prompts, name)
     if not several or is_ids(several):
-        raise InterpError("prompts: expected texts, Prompts or lists of token ids, at least one; e.g. [[1, 17, 33]].")
-    encoded = [_encoded(model, prompt) for prompt in several]
+        raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, at least one; e.g. [[1, 17, 33]].")
+    encoded = [_encoded(model, prompt, name) for prompt in several]
+    check_fed(model, [one.input_ids for one in encoded], name)
     parsed = check_positions([str(each) for each in ([positions] if isinstance(positions, str | int) else positions)])
     slots, labels = _slots(parsed, encoded)
     named = _targets(model, several, targets, policy)
@@ -105,36 +109,16 @@ def encode_prompts(
     )
 
 
-def listed(prompts: LensPrompt | Sequence[LensPrompt]) -> list[LensPrompt]:
-    """One prompt or several as a list; arrays and tensors of token ids as lists of them."""
-    if isinstance(prompts, str | Prompt):
-        return [prompts]
-    several = _plain(prompts)
-    if not isinstance(several, Iterable):
-        raise InterpError(f"prompts: expected texts, Prompts or lists of token ids, got {several!r:.80}.")
-    return [_plain(each) for each in several]
-
-
-def _plain(given: Any) -> Any:
-    return given.tolist() if isinstance(given, Tensor | np.ndarray) else given
-
-
-def is_ids(given: Sequence[Any]) -> bool:
-    """Whether these are the token ids of one prompt."""
-    return bool(given) and all(isinstance(token, Integral) for token in given)
-
-
-def _encoded(model: StandardizedTransformer, prompt: LensPrompt) -> Encoded:
+def _encoded(model: StandardizedTransformer, prompt: LensPrompt, name: str) -> Encoded:
     if isinstance(prompt, Prompt):
-        return prompt.encode(model.tokenizer)
-    if isinstance(prompt, str):
-        return encode(model.tokenizer, prompt)
-    if not isinstance(prompt, Sequence) or not all(isinstance(token, Integral) for token in prompt):
-        raise InterpError(f"prompts: expected texts, Prompts or lists of token ids, got {prompt!r:.80} among them.")
-    ids = [int(token) for token in prompt]
-    if not ids or min(ids) < 0 or max(ids) >= model.vocab_size:
-        raise InterpError(f"prompts: expected token ids from 0 to {model.vocab_size - 1}, at least one, got {ids}.")
-    return Encoded(ids, {})
+        encoded = prompt.encode(model.tokenizer)
+    elif isinstance(prompt, str):
+        encoded = encode(model.tokenizer, prompt)
+    elif is_ids(prompt):
+        encoded = Encoded([int(token) for token in prompt], {})
+    else:
+        raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, got {prompt!r:.80} among them.")
+    return encoded
 
 
 def _slots(positions: Sequence[Position], encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[str]]:

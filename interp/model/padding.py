@@ -6,6 +6,7 @@ told of no mask: a left-padded prompt would read its padding as text, and give o
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,11 +38,14 @@ def guard_padding(architecture: Architecture, module: nn.Module) -> None:
         part.register_forward_hook(seen.clear)
 
 
-class _Mask:
-    """The attention mask of the forward pass that runs."""
+class _Mask(threading.local):
+    """The attention mask of the forward pass that runs in this thread."""
 
     def __init__(self) -> None:
         self.mask: Tensor | None = None
+
+    def __reduce__(self) -> tuple[type[_Mask], tuple[()]]:  # of a copied model
+        return _Mask, ()
 
     def take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")

@@ -6,13 +6,14 @@ module flattened, (batch x position, hidden); it is given back its three axes he
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from nnsight.intervention.interleaver import Mediator
-from torch import Tensor, nn
+from torch import Tensor
 
 from interp.errors import InterpError
 from interp.order import check_not_passed
@@ -20,12 +21,12 @@ from interp.order import check_not_passed
 __all__ = [
     "AddedPlace",
     "AttentionPlace",
-    "Fed",
     "HeadOutPlace",
     "HeadPlace",
     "LogitsPlace",
     "ModulePlace",
     "Place",
+    "TraceMemory",
     "ZPlace",
     "fitted",
 ]
@@ -50,19 +51,6 @@ def fitted(value: Tensor, live: Tensor, name: str) -> Tensor:
             "whole, change the part, and write the whole."
         )
     return value.to(device=live.device, dtype=live.dtype)
-
-
-class Fed:
-    """Rows and positions of what the model is fed, taken by a hook that stands while a trace runs."""
-
-    def __init__(self) -> None:
-        self.shape = (0, 0)
-
-    def take(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        given = args[0] if args else kwargs.get("input_ids", None)
-        if given is None:
-            given = kwargs["inputs_embeds"]
-        self.shape = (int(given.shape[0]), int(given.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -144,6 +132,16 @@ def _is_same(given: Any, live: Tensor) -> bool:
     return isinstance(given, Tensor) and given.data_ptr() == live.data_ptr() and given.shape == live.shape
 
 
+class TraceMemory(threading.local):
+    """What the trace of this thread keeps."""
+
+    def __init__(self) -> None:
+        self.values: dict[Any, Tensor] = {}
+
+    def __reduce__(self) -> tuple[type[TraceMemory], tuple[()]]:  # sent to a server with the model
+        return TraceMemory, ()
+
+
 @dataclass(frozen=True)
 class AddedPlace:
     """What a sublayer adds to the residual stream: the sum of what modules give, times a scale.
@@ -158,7 +156,7 @@ class AddedPlace:
     places: Sequence[ModulePlace]
     scale: float | Tensor | None
     name: str
-    memory: dict[Any, Tensor]
+    memory: TraceMemory
 
     def read(self) -> Tensor:
         value = self._first_terms()
@@ -180,10 +178,11 @@ class AddedPlace:
         last = self.places[-1].envoy
         mediator = Mediator.current(self.name)
         visit = (id(mediator), last.path, mediator.occurrence(f"{last.path}.output"))
-        if visit not in self.memory:
+        known = self.memory.values
+        if visit not in known:
             terms = [place.read() for place in self.places[:-1]]
-            self.memory[visit] = torch.stack(terms).sum(0) if len(terms) > 1 else terms[0].clone()
-        return self.memory[visit]
+            known[visit] = torch.stack(terms).sum(0) if len(terms) > 1 else terms[0].clone()
+        return known[visit]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from weakref import ref
 
 import nnsight
 import torch
+from nnsight.modeling.tp import TPFragments
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -21,17 +22,19 @@ from interp.interventions.skipping import skip_layers
 from interp.interventions.steering import steer
 from interp.model.aliases import aliases, merged
 from interp.model.digest import model_digest
+from interp.model.fed import Fed, position_limit
 from interp.model.keywords import check_keywords
 from interp.model.layout import place_of, projection_width, sublayer_of, why_missing
 from interp.model.loading import check_options, execution_device, load_model, load_skeleton, load_tokenizer
 from interp.model.named import NamedValues
 from interp.model.padding import guard_padding
-from interp.model.places import Fed
+from interp.model.places import TraceMemory
 from interp.model.proof import failures, prove
 from interp.model.readout_parts import ReadoutParts, plain_head
 from interp.model.spec import ModelSpec
 from interp.model.tail import Tail
 from interp.model.tokens import bare_tokenizer, closest_tokens
+from interp.passes import ThreadInterleaver, before, check_not_open, turn
 from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
 
 __all__ = ["StandardizedTransformer"]
@@ -66,7 +69,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     parallel: bool
     attention_access: AttentionAccess
     fed: Fed
-    trace_memory: dict[Any, Tensor]
+    position_limit: int | None  # positions that it has a table for; None: it computes them
+    trace_memory: TraceMemory
     shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
     verdicts: dict[str, bool]  # what was found out of the family by small cases (`interp.forward.verdicts`)
     num_layers: int
@@ -165,12 +169,15 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         # Without a device, the pipeline that nnsight builds would move a model on the CPU to the first GPU.
         placed = {} if hasattr(module, "hf_device_map") else {"device": module.device}
         names = merged(aliases(found.records[0], module), rename, reserved=StandardizedTransformer.__annotations__)
-        super().__init__(module.eval(), tokenizer=tokenizer, rename=names, envoys=envoys, **placed)
+        interleaver = ThreadInterleaver.new(TPFragments())
+        super().__init__(
+            module.eval(), tokenizer=tokenizer, rename=names, envoys=envoys, interleaver=interleaver, **placed
+        )
         if isinstance(model, str | Path):
             self.repo_id, self.revision = str(model), revision
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
-        self.fed, self.trace_memory, self.shares_prefix, self.verdicts = Fed(), {}, False, {}
+        self.fed, self.trace_memory, self.shares_prefix, self.verdicts = Fed(), TraceMemory(), False, {}
         self._choose(found, config, rename_config, verify=verify)
 
     def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:
@@ -213,6 +220,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         self._take_sizes(config.get_text_config(), rename_config)
         self.parallel = record.parallel
         self.num_layers = len(self.get(record.layers))
+        self.position_limit = position_limit(self._module)
         self.tail = Tail.of(record, config.get_text_config(), self._module)
         source = None if rename_config is None else rename_config.attn_prob_source
         self.attention_access = AttentionAccess(
@@ -242,16 +250,29 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         return self.get(self.architecture.layers)[layer]
 
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        """nnsight's driver of a trace; what the trace switched on in attention is switched off, whatever happens."""
+        """nnsight's driver of a trace; what the trace switched on is switched off, whatever happens.
+
+        Another thread's trace of the model waits until this one is over.
+        """
         check_keywords(self, fn, kwargs)
-        watch = self._module.register_forward_pre_hook(self.fed.take, with_kwargs=True)
-        try:
-            # Not super(): on a server this method is rebuilt from its source, where super() finds no class.
-            return TransformersModel.interleave(self, fn, *args, **kwargs)
-        finally:
-            watch.remove()
-            self.attention_access.release()
-            self.trace_memory.clear()
+        with turn(self._module):
+            watch = before(self._module, lambda _, given, named: self.fed.take(self, given, named))
+            try:
+                # Not super(): on a server this method is rebuilt from its source, where super() finds no class.
+                return TransformersModel.interleave(self, fn, *args, **kwargs)
+            finally:
+                watch.remove()
+                self.attention_access.release()
+                self.trace_memory.values.clear()
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """nnsight's `trace`, but for one inside a trace of the same model, which nnsight cannot run.
+
+        Raises:
+            InterpError: a trace of this model is open in this thread.
+        """
+        check_not_open(self)
+        return TransformersModel.trace(self, *args, **kwargs)
 
     def _remote_backend(self, *args: Any, **kwargs: Any) -> Any:
         # A server has no `interp`: its source travels with the request. Not before there is one: what is pickled by

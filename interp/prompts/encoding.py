@@ -120,7 +120,9 @@ def _is_added_space(tokenizer: PreTrainedTokenizerBase, token_id: int, character
 
 
 def check_unicode(text: str) -> None:
-    """Raise `InterpError` for a text with half of a surrogate pair, which no tokenizer can read."""
+    """Raise `InterpError` for what is no text, or has half of a surrogate pair, which no tokenizer can read."""
+    if not isinstance(text, str):
+        raise InterpError(f"expected a text, got {text!r:.80}.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from interp.errors import InterpError
 from interp.positions import Position
+from interp.prompts.given import listed
 from interp.prompts.prompt import Prompt
 
 if TYPE_CHECKING:  # transformers imports torch, which this module does without
@@ -50,13 +51,15 @@ class TargetPrompt:
         position: any spelling of `interp.positions` that names one token.
 
     Raises:
-        InterpError: the position cannot be read.
+        InterpError: neither a text nor a `Prompt`, or a position that cannot be read.
     """
 
     prompt: Prompt
     position: Position
 
     def __init__(self, prompt: Prompt | str, position: str | int | Position = "last") -> None:
+        if not isinstance(prompt, str | Prompt):
+            raise InterpError(f"target prompt: expected a text or a Prompt, got {prompt!r:.80}.")
         object.__setattr__(self, "prompt", Prompt(prompt) if isinstance(prompt, str) else prompt)
         parsed = position if isinstance(position, Position) else Position.parse(position)
         object.__setattr__(self, "position", parsed)
@@ -112,6 +115,7 @@ class TargetPromptBatch:
             raise InterpError(
                 f"expected several prompts, got one text, {prompts!r}. Put it in a list, or use `repeated`."
             )
+        prompts = listed(prompts)
         each = [positions] * len(prompts) if isinstance(positions, str | int) else list(positions)
         if len(each) != len(prompts):
             raise InterpError(f"expected one position, or one for each of {len(prompts)} prompts, got {len(each)}.")

@@ -14,6 +14,7 @@ from interp.forward import receiving_fits
 from interp.lenses.attention_object import AttentionWindows, final_states
 from interp.lenses.patching import PatchedPrompts
 from interp.model import StandardizedTransformer
+from interp.passes import in_turn
 
 __all__ = ["attended_probs", "can_attend"]
 
@@ -29,15 +30,16 @@ def can_attend(nn_model: Any) -> bool:
     )
 
 
+@in_turn
 @torch.no_grad()
 def attended_probs(
-    nn_model: StandardizedTransformer, targets: Sequence[str], index: int, received: Tensor, num_layers: int
+    nn_model: StandardizedTransformer, targets: Sequence[str | list[int]], index: int, received: Tensor, num_layers: int
 ) -> Tensor:
     """Probabilities after target prompts while attention receives other vectors at one token, in layers from each on.
 
     Arguments:
         nn_model: the model.
-        targets: the target prompts.
+        targets: the target prompts, texts or token ids.
         index: the token, counted in each prompt's own tokens; from the end where negative.
         received: (layer, 1 or target prompt, hidden), what attention of each layer receives.
         num_layers: in how many layers.
@@ -48,7 +50,9 @@ def attended_probs(
     Raises:
         InterpError: a token that a target prompt does not have.
     """
-    ids: list[list[int]] = [nn_model.tokenizer(prompt)["input_ids"] for prompt in targets]
+    ids: list[list[int]] = [
+        nn_model.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in targets
+    ]
     for row, own in enumerate(ids):
         if not -len(own) <= index < len(own):
             raise InterpError(f"prompt {row} has {len(own)} tokens, none of them is token {index}.")

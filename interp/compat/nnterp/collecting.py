@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import nnsight
@@ -16,6 +16,7 @@ from interp.compat.nnterp.modules import (
     layer_number,
 )
 from interp.errors import InterpError
+from interp.prompts.given import is_ids, listed
 
 __all__ = [
     "collect_last_token_activations_session",
@@ -25,6 +26,33 @@ __all__ = [
 ]
 
 Prompts = Any  # whatever nnsight traces: texts, token ids, encodings
+
+
+def traced(prompts: Prompts) -> Any:
+    """Prompts as a trace takes them; columns and arrays of texts as lists.
+
+    Raises:
+        InterpError: what is no list of prompts, such as a mapping without token ids, a table or a set.
+    """
+    if isinstance(prompts, Mapping) and {"input_ids", "inputs_embeds"} & prompts.keys():
+        return prompts
+    return prompts if isinstance(prompts, str | Tensor) else listed(prompts)
+
+
+def several(prompts: Prompts, name: str = "prompts") -> list[Any]:
+    """Prompts as a list of texts and lists of token ids, for batches of them.
+
+    Raises:
+        InterpError: something else, or none.
+    """
+    given = listed(prompts, name)
+    given = [given] if is_ids(given) else given
+    wrong = [each for each in given if not isinstance(each, str) and not is_ids(each)]
+    if wrong or not given:
+        raise InterpError(
+            f"{name}: expected texts or lists of token ids, at least one, got {wrong[0] if wrong else given!r:.80}."
+        )
+    return given
 
 
 def token_columns(nn_model: Any, index: int | Tensor) -> int | Tensor:
@@ -110,7 +138,8 @@ def get_token_activations(
     if prompts is None:
         raise InterpError("expected prompts, or tracer=, the trace that is open.")
     activations: Tensor
-    with torch.no_grad(), nn_model.trace(prompts, remote=remote) as tracer:
+    given = traced(prompts)
+    with torch.no_grad(), nn_model.trace(given, remote=remote) as tracer:
         activations = nnsight.save(_read(nn_model, layers, get_activations, idx).cpu())
         tracer.stop()
     return activations
@@ -148,7 +177,7 @@ def collect_last_token_activations_session(
     Returns:
         (layer, prompt, hidden), on the CPU.
     """
-    _check_batches(prompts, batch_size)
+    prompts = _checked_batches(prompts, batch_size)
     activations: Tensor
     with torch.no_grad(), nn_model.session(remote=remote):
         parts = []
@@ -182,7 +211,7 @@ def collect_token_activations_batched(
     Returns:
         (layer, prompt, hidden), on the CPU.
     """
-    _check_batches(prompts, batch_size)
+    prompts = _checked_batches(prompts, batch_size)
     if use_session and remote:
         return collect_last_token_activations_session(
             nn_model, prompts, batch_size, layers, get_activations, remote, idx
@@ -195,11 +224,12 @@ def collect_token_activations_batched(
     return torch.cat(parts, dim=1)
 
 
-def _check_batches(prompts: Prompts, batch_size: int) -> None:
-    if isinstance(prompts, str) or not len(prompts):
+def _checked_batches(prompts: Prompts, batch_size: int) -> list[Any]:
+    if isinstance(prompts, str):
         raise InterpError(f"prompts: expected a list of at least one, got {prompts!r}.")
     if batch_size < 1:
         raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
+    return several(prompts)
 
 
 def compute_next_token_probs(nn_model: Any, prompt: Prompts, remote: bool | str = False) -> Tensor:
@@ -214,7 +244,8 @@ def compute_next_token_probs(nn_model: Any, prompt: Prompts, remote: bool | str 
         (prompt, vocabulary), float32, on the CPU, without gradients.
     """
     probs: Tensor
-    with torch.no_grad(), nn_model.trace(prompt, remote=remote):
+    given = traced(prompt)
+    with torch.no_grad(), nn_model.trace(given, remote=remote):
         columns = token_columns(nn_model, -1)
         probs = nnsight.save(at_columns(nn_model.output.logits, columns).float().softmax(-1).cpu())
     return probs

@@ -11,7 +11,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from interp.compat.nnterp.attending import attended_probs, can_attend
-from interp.compat.nnterp.collecting import at_columns, get_token_activations, layer_numbers, token_columns
+from interp.compat.nnterp.collecting import (
+    at_columns,
+    get_token_activations,
+    layer_numbers,
+    several,
+    token_columns,
+)
 from interp.compat.nnterp.lenses import logit_lens, patchscope_lens
 from interp.compat.nnterp.modules import (
     GetModuleOutput,
@@ -67,7 +73,7 @@ def patchscope_generate(
     Raises:
         InterpError: no such layer, or an index that the target prompt does not have.
     """
-    sources = [prompts] if isinstance(prompts, str) else list(prompts)
+    sources = several(prompts)
     target = TargetPromptBatch.auto(target_patch_prompt, 1)
     asked = range(get_num_layers(nn_model)) if layers is None else [layers] if isinstance(layers, int) else list(layers)
     numbers = layer_numbers(nn_model, asked)
@@ -163,8 +169,7 @@ def patch_object_attn_lens(
     Raises:
         InterpError: numbers of prompts that do not fit, or a token that a target prompt does not have.
     """
-    sources = [source_prompts] if isinstance(source_prompts, str) else list(source_prompts)
-    targets = [target_prompts] if isinstance(target_prompts, str) else list(target_prompts)
+    sources, targets = several(source_prompts, "source_prompts"), several(target_prompts, "target_prompts")
     if len(sources) not in (1, len(targets)):
         raise InterpError(f"expected one source, or one for each of {len(targets)} targets, got {len(sources)}.")
     if num_patches < 1:
@@ -182,7 +187,7 @@ def patch_object_attn_lens(
     return torch.stack(probs, dim=1)
 
 
-def _attending(nn_model: Any, targets: Sequence[str], index: int, written: dict[int, Tensor]) -> Tensor:
+def _attending(nn_model: Any, targets: Sequence[Any], index: int, written: dict[int, Tensor]) -> Tensor:
     """(target prompt, vocabulary), predicted while attention of some layers receives other vectors at one token."""
     probs: Tensor
     with nn_model.trace(list(targets)):

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm as progress_bar
 from interp.compat.nnterp.collecting import Prompts, compute_next_token_probs
 from interp.errors import InterpError
 from interp.prompts.answers import AnswerTokens
+from interp.prompts.given import listed
 
 __all__ = ["Prompt", "TokenizationError", "get_first_tokens", "next_token_probs_unsqueeze", "run_prompts"]
 
@@ -157,8 +158,11 @@ def run_prompts(
     Raises:
         InterpError: prompts with different targets.
     """
+    prompts = listed(prompts)
     if not prompts:
         return {}
+    if not all(isinstance(prompt, Prompt) for prompt in prompts):
+        raise InterpError(f"prompts: expected `Prompt`s, got {prompts!r:.80}.")
     targets = list(prompts[0].target_tokens)
     for prompt in prompts:
         if set(prompt.target_tokens) != set(targets):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from nnsight import NNsight
 
+from interp import passes
 from interp.architectures import Architecture, candidates
 from interp.architectures import RenameConfig as _RenameConfig
 from interp.compat.nnterp.utils import dummy_inputs
@@ -270,8 +271,8 @@ def mlp_returns_tuple(model: Any, rename_config: RenameConfig | None = None) -> 
     if not paths:
         return False
     seen: list[bool] = []
-    handle = model.get_submodule(paths[0]).register_forward_hook(
-        lambda _module, _inputs, output: seen.append(isinstance(output, tuple))
+    handle = passes.after(
+        model.get_submodule(paths[0]), lambda _module, _inputs, output: seen.append(isinstance(output, tuple))
     )
     try:
         with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import Tensor
 from interp import prompts
 from interp.errors import InterpError
 from interp.prompts.chat import Message
+from interp.prompts.given import listed
 from interp.prompts.repeat import REPEATED_WORDS
 from interp.prompts.repeat_chat import INSTRUCTION, repeat_chat_prompt
 
@@ -50,6 +51,9 @@ class TargetPromptBatch:
     @classmethod
     def from_target_prompts(cls, prompts_: Sequence[TargetPrompt]) -> TargetPromptBatch:
         """A batch of given target prompts."""
+        for given in prompts_:
+            if not isinstance(given, TargetPrompt):
+                raise InterpError(f"target prompts: expected texts or TargetPrompts, got {given!r:.80} among them.")
         return cls([p.prompt for p in prompts_], torch.tensor([int(p.index_to_patch) for p in prompts_]))
 
     @classmethod
@@ -62,7 +66,9 @@ class TargetPromptBatch:
         cls, prompts: str | Sequence[str], index_to_patch: int | Sequence[int] | Tensor
     ) -> TargetPromptBatch:
         """A batch from texts and one index for all, or one each."""
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = listed(prompts)
+        if not all(isinstance(text, str) for text in texts):
+            raise InterpError(f"prompts: expected texts, got {prompts!r:.80}.")
         if isinstance(index_to_patch, int):
             indices = torch.tensor([index_to_patch] * len(texts))
         elif isinstance(index_to_patch, Tensor):

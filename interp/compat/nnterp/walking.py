@@ -14,6 +14,7 @@ from interp.errors import InterpError
 from interp.forward import batches_alike, generation_fits, walk, walk_fits
 from interp.lenses import patchscope_generate
 from interp.model import StandardizedTransformer
+from interp.passes import in_turn
 
 __all__ = ["can_generate", "can_walk", "end_ids", "generated_ids", "walked_probs"]
 
@@ -97,6 +98,7 @@ def generated_ids(
     ]
 
 
+@in_turn
 @torch.no_grad()
 def walked_probs(
     nn_model: StandardizedTransformer, targets: TargetPromptBatch, latents: Mapping[int, Tensor]

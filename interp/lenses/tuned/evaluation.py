@@ -131,7 +131,7 @@ def evaluate_tuned_lens(
 
 def _limited(sequences: Iterable[TokenSequence], max_tokens: int | None) -> Iterable[TokenSequence]:
     tokens = 0
-    for sequence in sequences:
+    for sequence in sequences if isinstance(sequences, Iterable) else [sequences]:
         yield sequence
         tokens += len(sequence.ids)
         if max_tokens is not None and tokens >= max_tokens:

@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from interp.errors import InterpError
+from interp.prompts.given import token_ids
 
 __all__ = ["GivenSequences", "TokenSequence", "TokenStream", "token_bytes"]
 
@@ -69,10 +70,19 @@ class GivenSequences:
     def of(
         cls, tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[Sequence[int]], *, repeat: bool = False
     ) -> GivenSequences:
-        """Prompts as they are fed; a prompt's bytes are spread evenly over its tokens, special ones left out."""
+        """Prompts as they are fed; a prompt's bytes are spread evenly over its tokens, special ones left out.
+
+        Arguments:
+            tokenizer: the model's.
+            input_ids: token ids of each prompt, unpadded; or what a tokenizer returned, whose padding is left away.
+            repeat: as above.
+
+        Raises:
+            InterpError: texts, or something else that is no token ids.
+        """
         special = set(tokenizer.all_special_ids)
         sequences = []
-        for ids in input_ids:
+        for ids in token_ids(input_ids):
             size = len(str(tokenizer.decode(list(ids), skip_special_tokens=True)).encode())
             sequences.append(TokenSequence(tuple(ids), _spread(size, [i not in special for i in ids])))
         return cls(sequences, repeat=repeat)

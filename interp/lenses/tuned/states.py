@@ -14,6 +14,8 @@ from interp.activations import left_padded
 from interp.errors import InterpError
 from interp.forward import check_ready
 from interp.lenses.tuned.sequences import TokenSequence
+from interp.model.fed import check_fed
+from interp.passes import in_turn
 from interp.products import faster_products
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class TextSize:
         return nats_per_token * self.tokens / self.num_bytes / math.log(2)
 
 
+@in_turn
 @torch.no_grad()
 def token_states(
     model: StandardizedTransformer, sequences: Sequence[TokenSequence], layers: Sequence[int]
@@ -94,6 +97,7 @@ def token_states(
             f"token id {bad[0]} is outside the vocabulary of the model (0 to {model.vocab_size - 1}). Were the "
             "sequences made with another model's tokenizer?"
         )
+    check_fed(model, ids, "sequences")
     inputs = left_padded(ids, 0, model.device)
     if not model.takes_position_ids:
         del inputs["position_ids"]
@@ -112,10 +116,18 @@ def batches_of_tokens(sequences: Iterable[TokenSequence], batch_tokens: int) -> 
     """Put sequences together, in order, as long as they have `batch_tokens` tokens at most, padding counted.
 
     A sequence that is longer than that goes alone.
+
+    Raises:
+        InterpError: something else than sequences.
     """
     batch: list[TokenSequence] = []
     longest = 0
     for sequence in sequences:
+        if not isinstance(sequence, TokenSequence):
+            raise InterpError(
+                "sequences: expected `TokenSequence`s, of `GivenSequences.of(tokenizer, input_ids)` or a `PackedText`, "
+                f"got {sequence!r:.80}."
+            )
         longest = max(longest, len(sequence.ids))
         if batch and longest * (len(batch) + 1) > batch_tokens:
             yield batch

@@ -18,6 +18,7 @@ from interp.attention import AttentionAccess
 from interp.attention.interface import routing_module
 from interp.attention.points import Points
 from interp.attention.softmax import SoftmaxPoints
+from interp.attention.switch import switch_off, switch_on
 from interp.errors import InterpError
 from tests.families import build
 from tests.interp.attention.models import IDS, MASK, Traced, attention_paths, feed, plain_patterns, switched, traced
@@ -260,6 +261,32 @@ def test_a_pattern_that_the_user_points_to() -> None:
             got["z"] = model.attention(1).get("dense" if name == "falcon_alibi" else "o_proj").input.clone()
         assert torch.equal(got["pattern"], patterns[model.paths[1]])
         assert not got["z"].any()
+
+
+@torch.no_grad()
+def test_another_library_that_patches_the_interface_too(model: Traced) -> None:
+    """It puts a function over ours while ours is there, and takes both away: ours is found gone, and put back."""
+    patterns, _ = plain_patterns(eager := switched(build("llama"), "eager"), **feed(eager))
+
+    def read() -> Tensor:
+        got = []
+        with model.trace(**feed(model._module)):
+            got.append(model.access.read("pattern", 1).clone())
+        return got[0]
+
+    outer = switch_on((), lambda base, _, *args, **kwargs: base(*args, **kwargs))
+    ours = AttentionInterface.get_interface
+    AttentionInterface.get_interface = lambda self, *args: ours(self, *args)
+    try:
+        found = [read()]
+        AttentionInterface.get_interface = PLAIN_GET_INTERFACE
+        found.append(read())
+    finally:
+        switch_off(outer)
+    for pattern in found:
+        real = MASK[:, None, :, None].bool()
+        expected = patterns[model.paths[1]]
+        torch.testing.assert_close(pattern.where(real, 0.0), expected.where(real, 0.0), atol=1e-6, rtol=1e-5)
 
 
 class CallsTwice(modeling_llama.LlamaAttention):

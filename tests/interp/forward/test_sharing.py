@@ -91,11 +91,13 @@ def test_attention_is_a_softmax_over_the_prefix_and_the_rows_own_tokens(data: st
 
 def test_transformers_is_as_it_was_afterwards_and_nothing_is_held_outside() -> None:
     before = AttentionInterface.get_interface
-    with pytest.raises(ZeroDivisionError), sharing(), sharing():
+    module, nothing = torch.nn.Identity(), Shared(torch.zeros(1), torch.zeros(1))
+    with pytest.raises(ZeroDivisionError), sharing(module), sharing(module):
         assert AttentionInterface.get_interface is not before
+        assert hold(module, nothing) and not hold(torch.nn.Identity(), nothing)
         raise ZeroDivisionError
     assert AttentionInterface.get_interface is before
-    assert not hold(Shared(torch.zeros(1), torch.zeros(1)))
+    assert not hold(module, nothing)
 
 
 @pytest.mark.parametrize("name", ["mpt", "falcon_alibi", "llama"])

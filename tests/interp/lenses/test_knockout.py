@@ -388,7 +388,7 @@ def test_models_that_cannot_be_cut_say_why() -> None:
         ({"query_positions": [[1], [3]]}, r"query_positions example 1 has \[3\]"),
         ({"groups": [[]]}, "groups: expected one entry for each of 2 examples, got 1"),
         ({"groups": [[[400]], [[1]]]}, "token id 400 is outside the vocabulary"),
-        ({"input_ids": [[1, 400], [1, 2, 3]]}, "example 0 has .* ids 1 to 400"),
+        ({"input_ids": [[1, 400], [1, 2, 3]]}, "example 0 has ids 1 to 400"),
         ({"input_ids": [[], [1, 2, 3]]}, "example 0 has 0 tokens"),
         ({"top_k": 0}, "top_k"),
         ({"heads": [4]}, "heads: layer 0: expected query heads 0 to 3, at least one, got head 4"),

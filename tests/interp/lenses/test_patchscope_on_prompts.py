@@ -198,7 +198,7 @@ def test_generation_from_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"layers": [4]}, "the source model has layers 0 to 3"),
         ({"layers": []}, "layers: expected at least one"),
         ({"target_positions": "query.last"}, "query"),
-        ({"target_prompts": [[1, 2, 3]]}, r"expected a target prompt, a text, a Prompt or a TargetPrompt, got \[1, 2"),
+        ({"target_prompts": [["a", "b"]]}, r"expected a target prompt, a text, a Prompt or a TargetPrompt, got \['a"),
         ({"targets": "dog"}, "targets: expected names with words"),
         ({"policy": "exact"}, "policy: 'exact' says which tokens count as a word of `targets`, and none are given"),
     ],

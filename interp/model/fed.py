@@ -1,0 +1,135 @@
+"""What a model is fed: ids and positions that it has rows for, in every forward pass."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    from interp.model.transformer import StandardizedTransformer
+
+__all__ = ["Fed", "check_fed", "position_limit"]
+
+
+def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], name: str, more: int = 0) -> None:
+    """Refuse prompts that the model cannot be fed.
+
+    Arguments:
+        model: the model.
+        input_ids: token ids of each prompt, unpadded.
+        name: what the caller calls the prompts, for messages.
+        more: tokens that are written behind each.
+
+    Raises:
+        InterpError: an id outside the vocabulary, a prompt without tokens, or one beyond its table of positions.
+    """
+    limit = model.position_limit
+    for index, ids in enumerate(input_ids):
+        one = f"{name}: example {index} has"
+        if not len(ids):
+            raise InterpError(f"{one} 0 tokens, expected at least one.")
+        if min(ids) < 0 or max(ids) >= model.vocab_size:
+            raise InterpError(
+                f"{one} ids {min(ids)} to {max(ids)}, expected token ids from 0 to {model.vocab_size - 1}. Were they "
+                "made with another model's tokenizer?"
+            )
+        if limit is not None and len(ids) + more > limit:
+            behind = f", and {more} more are written behind them" if more else ""
+            raise InterpError(f"{one} {_beyond(model, len(ids), limit)}{behind}. Shorten it, e.g. to its last tokens.")
+
+
+def position_limit(module: nn.Module) -> int | None:
+    """How many positions a model has a table for, learned or fixed; None: it computes them, or needs none.
+
+    Arguments:
+        module: the model.
+    """
+    for name, part in module.named_modules():
+        leaf = name.rpartition(".")[2]
+        if isinstance(part, nn.Embedding) and (leaf == "wpe" or "pos" in leaf):
+            return part.num_embeddings - int(getattr(part, "offset", 0))
+        for table in ("pos_encoding", "embed_positions"):  # CTRL; GPT-J, CodeGen
+            held = getattr(part, table, None)
+            if isinstance(held, Tensor) and held.dim() == 2:
+                return held.shape[0]
+    return None
+
+
+def _beyond(model: StandardizedTransformer, tokens: int, limit: int) -> str:
+    return f"{tokens} tokens, {type(model._module).__name__} has {limit} positions"
+
+
+class Fed(threading.local):
+    """Rows and positions of what the model is fed in a trace of this thread; what it cannot be fed is refused."""
+
+    def __init__(self) -> None:
+        self.shape = (0, 0)
+
+    def __reduce__(self) -> tuple[type[Fed], tuple[()]]:  # sent to a server with the model
+        return Fed, ()
+
+    def take(self, model: StandardizedTransformer, args: Any, kwargs: dict[str, Any]) -> None:
+        """Look at the arguments of a forward pass.
+
+        Raises:
+            InterpError: ids without a row in the embedding, or positions beyond the table.
+        """
+        ids = args[0] if args else kwargs.get("input_ids")
+        given = kwargs["inputs_embeds"] if ids is None else ids
+        self.shape = (int(given.shape[0]), int(given.shape[1]))
+        if given.is_meta:
+            return
+        if ids is not None:
+            _check_rows(model, ids)
+        _check_positions(model, self.shape[1], kwargs)
+
+
+def _check_rows(model: StandardizedTransformer, ids: Tensor) -> None:
+    """Refuse ids that the token embedding has no row for. On an accelerator looking costs a wait: padding alone is."""
+    weight = getattr(model.get(model.architecture.embedding)._module, "weight", None)
+    pad = model.tokenizer.pad_token_id
+    if not isinstance(weight, Tensor) or weight.dim() != 2:  # quantized, or adapted
+        return
+    rows = weight.shape[0]
+    if not ids.numel() or not (ids.device.type == "cpu" or (pad is not None and pad >= rows)) or _is_fake(ids):
+        return
+    most = int(ids.max())
+    if most < rows and int(ids.min()) >= 0:
+        return
+    if most == pad:
+        raise InterpError(
+            f"the tokenizer's pad token {model.tokenizer.pad_token!r} has the id {pad}, {type(model._module).__name__} "
+            f"has embeddings for 0 to {rows - 1}, so texts of unequal length cannot be padded. Pad with a token that "
+            "the model has, `model.tokenizer.pad_token = model.tokenizer.eos_token` (a mask hides it), or resize the "
+            "embedding before the model is wrapped (`resize_token_embeddings(len(tokenizer))`)."
+        )
+    wrong = most if most >= rows else int(ids.min())
+    raise InterpError(
+        f"expected token ids from 0 to {rows - 1}, got {wrong}. Were they made with another model's tokenizer?"
+    )
+
+
+def _check_positions(model: StandardizedTransformer, tokens: int, kwargs: dict[str, Any]) -> None:
+    limit = model.position_limit
+    if limit is None:
+        return
+    cache: Any = kwargs.get("past_key_values")
+    before = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+    if before + tokens <= limit:
+        return
+    positions = kwargs.get("position_ids")  # of a padded or packed batch, prompts' own
+    if isinstance(positions, Tensor):
+        if _is_fake(positions) or int(positions.max()) < limit:
+            return
+        tokens = int(positions.max()) + 1 - before
+    raise InterpError(f"got {_beyond(model, before + tokens, limit)}. Shorten the prompt, or generate fewer tokens.")
+
+
+def _is_fake(tensor: Tensor) -> bool:
+    return type(tensor) not in (Tensor, nn.Parameter) or isinstance(tensor, torch._subclasses.FakeTensor)
