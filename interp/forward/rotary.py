@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.activations.batches import batches_by_length
+from interp.model.padding import pads
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -70,7 +71,10 @@ def stays_within(model: StandardizedTransformer, lengths: Sequence[int], more: i
 def whole_batches(
     model: StandardizedTransformer, lengths: Sequence[int], batch_size: int, more: int = 0
 ) -> list[list[int]]:
-    """Batches for forward passes of whole prompts: of similar length; of one length where the rotation depends on it.
+    """Batches for forward passes of whole prompts: of similar length, or of one length.
+
+    Of one length where the rotation depends on it, where padding on the left changes the model's numbers, and where
+    something of the user's counts tokens (`interp.model.verdicts.is_changed`).
 
     Arguments:
         model: the model.
@@ -81,8 +85,9 @@ def whole_batches(
     Returns:
         Row numbers by batch, shortest prompts first.
     """
-    limit = rotary_limit(model)
-    if limit is None or max(lengths, default=0) + more <= limit:
+    limit, longest = rotary_limit(model), max(lengths, default=0) + more
+    by_length = limit is not None and longest > limit
+    if not by_length and (len(set(lengths)) < 2 or pads(model, longest)):
         return batches_by_length(lengths, batch_size)
     batches = []
     for length in sorted(set(lengths)):

@@ -1,4 +1,8 @@
-"""Padding that a family lets its recurrent layers read, kept out of them.
+"""What padding on the left does to a model, found out by trial; and padding kept out of recurrent layers.
+
+A model that counts positions from the first column, or reads no attention mask, takes padding for text. Which prompts
+may stand beside longer ones is asked here by everything that pads: lenses, collecting, generation, traces of several
+texts.
 
 transformers hands the attention mask to Mamba layers, which zero what comes from padding. Some recurrent blocks are
 told of no mask: a left-padded prompt would read its padding as text, and give other logits in a batch than alone.
@@ -6,15 +10,117 @@ told of no mask: a left-padded prompt would read its padding as text, and give o
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from interp.architectures import Architecture, submodule
+from interp.errors import InterpError
+from interp.model.hooks import hooks_aside
+from interp.model.verdicts import holds, is_changed, misfit, sample_ids
 
-__all__ = ["guard_padding"]
+if TYPE_CHECKING:
+    from interp.model.transformer import StandardizedTransformer
+
+__all__ = ["PaddingWatch", "guard_padding", "pads"]
 
 _MARK = "_interp_padding"
+_NAME = "padding on the left"
+
+
+def pads(model: StandardizedTransformer, longest: int) -> bool:
+    """Whether prompts padded on the left, under a mask, give what each gives alone; never where the user changed them.
+
+    Found out once by three prompts of different lengths; the verdict is kept by the model.
+
+    Arguments:
+        model: the model.
+        longest: tokens of the longest prompt.
+    """
+    return not is_changed(model) and _stands_padding(model, longest)
+
+
+def _stands_padding(model: StandardizedTransformer, longest: int) -> bool:
+    consequence = "prompts run with those of their own length alone (slower): padding on the left"
+    return holds(model, _NAME, lambda length: _misfit(model, length), consequence, longest=longest)
+
+
+@torch.no_grad()
+def _misfit(model: StandardizedTransformer, length: int) -> str | None:
+    """Why padding does not fit, by prompts up to a length; not by lengths alike that blocks of keys may hide."""
+    lengths = (length, length - 3, 6)
+    ids = sample_ids(model, 3, length)
+    padding = length - torch.tensor(lengths, device=model.device)
+    mask = (torch.arange(length, device=model.device) >= padding[:, None]).long()
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if model.takes_position_ids:
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    interleaving = model.interleaver.interleaving
+    model.interleaver.interleaving = False  # a trace may be about to run, which these passes are no part of
+    try:
+        with hooks_aside(model._module):
+            alone = [_final(model, input_ids=row[None, -own:]) for row, own in zip(ids, lengths, strict=True)]
+            return misfit(model, lambda: _final(model, **inputs)[mask.bool()], torch.cat([each[0] for each in alone]))
+    finally:
+        model.interleaver.interleaving = interleaving
+
+
+class _Final(Exception):
+    """What comes after the last layer is not computed."""
+
+
+def _final(model: StandardizedTransformer, **inputs: Tensor) -> Tensor:
+    """(row, position, hidden), after the last layer."""
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, args: Any, output: Any) -> None:
+        found.append(output if isinstance(output, Tensor) else output[0])
+        raise _Final
+
+    hook = model.layer(model.num_layers - 1)._module.register_forward_hook(stop)
+    try:
+        model._module(**inputs, use_cache=False)
+    except _Final:
+        pass
+    finally:
+        hook.remove()
+    return found[0].reshape(*inputs["input_ids"].shape, -1)
+
+
+class PaddingWatch:
+    """A hook before a model's forward pass, which refuses padding that would change the numbers.
+
+    Arguments:
+        model: the model.
+    """
+
+    def __init__(self, model: StandardizedTransformer) -> None:
+        self.model = model
+        self.trying = False
+
+    def take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Look at what a pass is given.
+
+        Raises:
+            InterpError: prompts are padded on the left, and this model gives other numbers then.
+        """
+        mask, ids = kwargs.get("attention_mask"), args[0] if args else kwargs.get("input_ids")
+        if self.trying or not isinstance(mask, Tensor) or not isinstance(ids, Tensor) or mask.shape != ids.shape:
+            return
+        if mask.dim() != 2 or bool((mask[:, 0] != 0).all()):
+            return
+        self.trying = True
+        try:
+            fits = _stands_padding(self.model, mask.shape[1])
+        finally:
+            self.trying = False
+        if not fits:
+            raise InterpError(
+                f"{type(module).__name__} gives other numbers for prompts that are padded on the left than for each "
+                "alone: it reads no attention mask, or counts positions from the first column. Trace prompts of one "
+                "length together, or one at a time; lenses and `collect` do so by themselves."
+            )
 
 
 def guard_padding(architecture: Architecture, module: nn.Module) -> None:

@@ -25,7 +25,7 @@ from interp.model.keywords import check_keywords
 from interp.model.layout import place_of, projection_width, sublayer_of, why_missing
 from interp.model.loading import check_options, execution_device, load_model, load_skeleton, load_tokenizer
 from interp.model.named import NamedValues
-from interp.model.padding import guard_padding
+from interp.model.padding import PaddingWatch, guard_padding
 from interp.model.places import Fed
 from interp.model.proof import failures, prove
 from interp.model.readout_parts import ReadoutParts, plain_head
@@ -68,7 +68,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     fed: Fed
     trace_memory: dict[Any, Tensor]
     shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
-    verdicts: dict[str, bool]  # what was found out of the family by small cases (`interp.forward.verdicts`)
+    verdicts: dict[str, bool]  # what was found out of the family by small cases (`interp.model.verdicts`)
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -244,12 +244,17 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """nnsight's driver of a trace; what the trace switched on in attention is switched off, whatever happens."""
         check_keywords(self, fn, kwargs)
-        watch = self._module.register_forward_pre_hook(self.fed.take, with_kwargs=True)
+        hooks = [
+            self._module.register_forward_pre_hook(self.fed.take, with_kwargs=True),
+            # First of all: it may run the model, and others keep what the model was given last.
+            self._module.register_forward_pre_hook(PaddingWatch(self).take, with_kwargs=True, prepend=True),
+        ]
         try:
             # Not super(): on a server this method is rebuilt from its source, where super() finds no class.
             return TransformersModel.interleave(self, fn, *args, **kwargs)
         finally:
-            watch.remove()
+            for hook in hooks:
+                hook.remove()
             self.attention_access.release()
             self.trace_memory.clear()
 
