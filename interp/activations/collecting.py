@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.activations.batches import batches_by_tokens, batches_in_one_row, right_padded
+from interp.activations.batches import batches_by_tokens, batches_in_one_row, right_padded, whole_inputs
 from interp.activations.block import Block, Entries, checked_block, checked_sites
 from interp.activations.copies import Copies
 from interp.activations.memory import Budget, is_out_of_memory
@@ -18,7 +18,6 @@ from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.feeding import Feed, packing_fits
 from interp.forward.packing import Packed, sent
-from interp.forward.plain import whole_inputs
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.ready import check_ready
 from interp.forward.rotary import forget_lengths, rotary_limit

@@ -10,10 +10,10 @@ import nnsight
 import torch
 from torch import Tensor
 
+from interp.activations import whole_inputs
 from interp.errors import InterpError
 from interp.forward.check import fits
 from interp.forward.clean import CleanRun
-from interp.forward.plain import whole_inputs
 from interp.forward.rotary import first_changed, forget_lengths
 from interp.forward.windows import walk_windows
 from interp.model.verdicts import sample_ids

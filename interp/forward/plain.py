@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.activations.batches import left_padded
+from interp.activations import whole_inputs
 from interp.forward.rotary import forget_lengths
 from interp.products import faster_products
 from interp.sites import Site
@@ -18,27 +17,7 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["run_patched", "whole_inputs"]
-
-
-def whole_inputs(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """What a forward pass of whole prompts is given; of one length, unless padding leaves the model's numbers alone.
-
-    Arguments:
-        model: the model.
-        input_ids: token ids of each prompt, unpadded.
-
-    Returns:
-        `input_ids`, and `attention_mask` and `position_ids` where the model takes them, each (row, position).
-    """
-    inputs = left_padded(input_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
-    parameters = inspect.signature(type(model._module).forward).parameters.values()
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    if not takes_any and "attention_mask" not in {parameter.name for parameter in parameters}:
-        del inputs["attention_mask"]
-    if not model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
-        del inputs["position_ids"]
-    return inputs
+__all__ = ["run_patched"]
 
 
 @torch.no_grad()

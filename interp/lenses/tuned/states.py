@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.activations import whole_inputs
 from interp.errors import InterpError
 from interp.forward import check_ready, whole_batches
-from interp.forward.plain import whole_inputs
 from interp.lenses.tuned.sequences import TokenSequence
 from interp.products import faster_products
 
