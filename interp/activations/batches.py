@@ -143,9 +143,7 @@ def whole_inputs(model: StandardizedTransformer, input_ids: Sequence[Sequence[in
         `input_ids`, and `attention_mask` and `position_ids` where the model takes them, each (row, position).
     """
     inputs = left_padded(input_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
-    parameters = inspect.signature(type(model._module).forward).parameters.values()
-    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    if not takes_any and "attention_mask" not in {parameter.name for parameter in parameters}:
+    if "attention_mask" not in inspect.signature(type(model._module).forward).parameters:
         del inputs["attention_mask"]
     if not model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
         del inputs["position_ids"]

@@ -6,6 +6,7 @@ whole and without padding behind them: not packed into one row, not cut off, not
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-__all__ = ["hooks_aside", "users_hook"]
+__all__ = ["changes_output", "hooks_aside", "users_hook"]
 
 # Packages whose hooks change weights, devices and records, or know of the layout (our own), not tokens by their place.
 _KNOWN = {"accelerate", "interp", "kernels", "nnsight", "peft", "torch", "transformers"}
@@ -37,6 +38,11 @@ def users_hook(module: nn.Module) -> str | None:
         if not _known(_forward(part)):
             return f"a forward pass of its own on {path or 'the model'}"
     return None
+
+
+def changes_output(part: nn.Module) -> bool:
+    """Whether hooks of the user's run after a module's forward pass, and may give something else than it gave."""
+    return any(not _known(hook) for hooks in (part._forward_hooks, _global_hooks()[1]) for hook in hooks.values())
 
 
 @contextmanager
@@ -71,8 +77,10 @@ def _global_hooks() -> tuple[MutableMapping[int, Any], ...]:
 def _forward(part: nn.Module) -> Any:
     """What a module runs: its class's forward pass, or what was put in its place on this one module."""
     forward = part.__dict__.get("forward")
-    if forward is not None and type(forward).__module__.startswith("nnsight."):  # with the module's own behind it
-        forward = forward.state.original
+    if forward is not None and type(forward).__module__.startswith("nnsight."):
+        forward = forward.state.original  # what nnsight has put itself before
+        if getattr(forward, "__closure__", None):  # a function of nnsight's, around one that is no method
+            forward = inspect.getclosurevars(forward).nonlocals.get("forward", forward)
     is_its_class_s = forward is None or getattr(forward, "__func__", forward) is type(part).forward
     return None if is_its_class_s else forward
 
