@@ -118,8 +118,8 @@ class PaddingWatch:
         if not fits:
             raise InterpError(
                 f"{type(module).__name__} gives other numbers for prompts that are padded on the left than for each "
-                "alone: it reads no attention mask, or counts positions from the first column. Trace prompts of one "
-                "length together, or one at a time; lenses and `collect` do so by themselves."
+                "alone: it reads no attention mask, or counts positions or blocks of keys from the first column. Trace "
+                "prompts of one length together, or one at a time; lenses and `collect` do so by themselves."
             )
 
 
