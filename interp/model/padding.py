@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from interp.architectures import Architecture, submodule
 from interp.errors import InterpError
@@ -89,7 +90,7 @@ def _final(model: StandardizedTransformer, **inputs: Tensor) -> Tensor:
 
 
 class PaddingWatch:
-    """A hook before a model's forward pass, which refuses padding that would change the numbers.
+    """Refuses padding that would change a model's numbers, by a hook before its forward pass.
 
     Arguments:
         model: the model.
@@ -99,7 +100,11 @@ class PaddingWatch:
         self.model = model
         self.trying = False
 
-    def take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def watch(self) -> RemovableHandle:
+        """Stand before the model's other hooks, which keep what it was given last: a trial here runs the model."""
+        return self.model._module.register_forward_pre_hook(self._take, with_kwargs=True, prepend=True)
+
+    def _take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Look at what a pass is given.
 
         Raises:
@@ -149,7 +154,11 @@ class _Mask:
     def __init__(self) -> None:
         self.mask: Tensor | None = None
 
-    def take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def watch(self) -> RemovableHandle:
+        """Stand before the model's other hooks, which keep what it was given last: a trial here runs the model."""
+        return self.model._module.register_forward_pre_hook(self._take, with_kwargs=True, prepend=True)
+
+    def _take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all()) else None
 

@@ -244,17 +244,13 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """nnsight's driver of a trace; what the trace switched on in attention is switched off, whatever happens."""
         check_keywords(self, fn, kwargs)
-        hooks = [
-            self._module.register_forward_pre_hook(self.fed.take, with_kwargs=True),
-            # First of all: it may run the model, and others keep what the model was given last.
-            self._module.register_forward_pre_hook(PaddingWatch(self).take, with_kwargs=True, prepend=True),
-        ]
+        watching = PaddingWatch(self).watch(), self._module.register_forward_pre_hook(self.fed.take, with_kwargs=True)
         try:
             # Not super(): on a server this method is rebuilt from its source, where super() finds no class.
             return TransformersModel.interleave(self, fn, *args, **kwargs)
         finally:
-            for hook in hooks:
-                hook.remove()
+            for watch in watching:
+                watch.remove()
             self.attention_access.release()
             self.trace_memory.clear()
 
