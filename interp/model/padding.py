@@ -154,11 +154,7 @@ class _Mask:
     def __init__(self) -> None:
         self.mask: Tensor | None = None
 
-    def watch(self) -> RemovableHandle:
-        """Stand before the model's other hooks, which keep what it was given last: a trial here runs the model."""
-        return self.model._module.register_forward_pre_hook(self._take, with_kwargs=True, prepend=True)
-
-    def _take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")
         self.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask.all()) else None
 
