@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as torch_module
 
-__all__ = ["changes_output", "hooks_aside", "users_hook"]
+__all__ = ["changes_output", "hooks_aside", "is_hooked", "users_hook"]
 
 # Packages whose hooks change weights, devices and records, or know of the layout (our own), not tokens by their place.
 _KNOWN = {"accelerate", "interp", "kernels", "nnsight", "peft", "torch", "transformers"}
@@ -33,11 +33,16 @@ def users_hook(module: nn.Module) -> str | None:
     if any(not _known(hook) for hooks in _global_hooks() for hook in hooks.values()):
         return "a forward hook on all modules"
     for path, part in module.named_modules():
-        if any(not _known(hook) for hooks in _hooks(part) for hook in hooks.values()):
+        if is_hooked(part):
             return f"a forward hook on {path or 'the model'}"
         if not _known(_forward(part)):
             return f"a forward pass of its own on {path or 'the model'}"
     return None
+
+
+def is_hooked(part: nn.Module) -> bool:
+    """Whether a module itself carries a hook of the user's."""
+    return any(not _known(hook) for hooks in _hooks(part) for hook in hooks.values())
 
 
 def changes_output(part: nn.Module) -> bool:

@@ -43,6 +43,12 @@ def steer_last(_: nn.Module, __: Any, output: Any) -> None:
     hidden[:, -1] += VECTOR
 
 
+def steer_logits(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    output = output.clone()
+    output[:, -1, 3] += 2.0
+    return output
+
+
 def steer_third(_: nn.Module, __: Any, output: Tensor) -> Tensor:
     output = output.clone()
     output[:, 2] += VECTOR
@@ -76,6 +82,8 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "the last token after a layer": hooked("model.layers.1", steer_last),
     "the third token after a layer": hooked("model.layers.1", steer_third),
     "the last token after the last layer": hooked("model.layers.3", steer_last),
+    "the last token after the final norm": hooked("model.norm", steer_last),
+    "the last token of the logits": hooked("lm_head", steer_logits),
     "the last token after attention": hooked("model.layers.2.self_attn", steer_last),
     "the last token before a layer": lambda module: (
         module.get_submodule("model.layers.2").register_forward_pre_hook(before_last, with_kwargs=True) and None
