@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["SMALL", "regime_of", "regimes"]
+__all__ = ["SMALL", "regime_of", "regimes", "rotations_by_length"]
 
 SMALL = 9
 """Tokens of a small case. It is tried beyond a limit with as many tokens more than that."""
@@ -44,9 +44,16 @@ def regimes(model: StandardizedTransformer, longest: int) -> list[int]:
     """
     if longest <= SMALL - _BEYOND:
         return [0]
-    by_length = model.spec.rope_scaling in ("longrope", "dynamic")
-    found = set(_limits(model._module.config.get_text_config(), by_length=by_length))
+    config = model._module.config.get_text_config()
+    found = set(_limits(config, by_length=bool(rotations_by_length(config))))
     return [0, *sorted(limit for limit in found if SMALL - _BEYOND < limit < longest)]
+
+
+def rotations_by_length(config: Any) -> list[Mapping[str, Any]]:
+    """What a text model's config says of rotations whose frequencies depend on the longest prompt of a pass."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    entries = [rope] if "rope_type" in rope else [entry for entry in rope.values() if isinstance(entry, Mapping)]
+    return [entry for entry in entries if entry.get("rope_type") in ("longrope", "dynamic")]
 
 
 def regime_of(model: StandardizedTransformer, tokens: int) -> int:

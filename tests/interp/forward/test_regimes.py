@@ -235,5 +235,4 @@ def wrapped_with(family: str, config: dict[str, Any]) -> Any:
     given = {**known.config, **CASES.get(family, {}), **config}
     built = CONFIG_MAPPING[known.model_type](**given)
 
-    module = SimpleNamespace(config=built)
-    return SimpleNamespace(_module=module, spec=SimpleNamespace(rope_scaling=None))
+    return SimpleNamespace(_module=SimpleNamespace(config=built))
