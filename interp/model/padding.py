@@ -61,8 +61,9 @@ def _misfit(model: StandardizedTransformer, length: int) -> str | None:
     model.interleaver.interleaving = False  # a trace may be about to run, which these passes are no part of
     try:
         with hooks_aside(model._module):
-            alone = [_final(model, input_ids=row[None, -own:]) for row, own in zip(ids, lengths, strict=True)]
-            return misfit(model, lambda: _final(model, **inputs)[mask.bool()], torch.cat([each[0] for each in alone]))
+            padded = list(zip(ids, lengths, strict=True))[1:]  # the longest is not
+            alone = torch.cat([_final(model, input_ids=row[None, -own:])[0] for row, own in padded])
+            return misfit(model, lambda: _final(model, **inputs)[1:][mask[1:].bool().to(alone.device)], alone)
     finally:
         model.interleaver.interleaving = interleaving
 
@@ -110,9 +111,10 @@ class PaddingWatch:
         Raises:
             InterpError: prompts are padded on the left, and this model gives other numbers then.
         """
-        mask, ids = kwargs.get("attention_mask"), args[0] if args else kwargs.get("input_ids")
-        if self.trying or not isinstance(mask, Tensor) or not isinstance(ids, Tensor) or mask.shape != ids.shape:
-            return
+        mask = kwargs.get("attention_mask")
+        fed = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        if self.trying or not isinstance(mask, Tensor) or not isinstance(fed, Tensor) or mask.shape != fed.shape[:2]:
+            return  # among others, what goes on from a cache
         if mask.dim() != 2 or bool((mask[:, 0] != 0).all()):
             return
         self.trying = True

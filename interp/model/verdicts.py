@@ -19,7 +19,7 @@ from interp.model.regimes import SMALL, regimes
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["is_changed", "misfit", "off_by", "sample_ids", "verdict"]
+__all__ = ["holds", "is_changed", "misfit", "off_by", "sample_ids", "verdict"]
 
 # What a family that a fast way does not fit raises: caches and masks of other forms, arguments that do not broadcast.
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
@@ -35,7 +35,7 @@ def sample_ids(model: StandardizedTransformer, rows: int = 2, length: int = SMAL
     """
     usable = min(model.vocab_size, len(model.tokenizer))
     ids = torch.randint(usable, (rows, length), generator=torch.Generator().manual_seed(0))
-    if length > 2 * SMALL:
+    if length > SMALL + 3:
         half = length // 2
         ids[:, half : 2 * half] = ids[:, :half]
     return ids.to(model.device)
@@ -107,7 +107,12 @@ def holds(
     for limit in passed[-1:] if at_hand else passed:
         beyond = f" beyond {limit} tokens" if limit else ""
         if name + beyond not in model.verdicts:
-            found = reason(limit + SMALL)
+            try:
+                found = reason(limit + SMALL)
+            except (torch.OutOfMemoryError, MemoryError):
+                if at_hand or not limit:
+                    raise
+                found = "cannot be tried, for want of memory"  # though what is asked for may have room
             model.verdicts[name + beyond] = found is None
             if found is not None:
                 _log.log(level, "%s%s: %s %s.", type(model._module).__name__, beyond, consequence, found)

@@ -20,7 +20,8 @@ from interp.activations import collect
 from interp.architectures import submodule
 from interp.errors import InterpError
 from interp.lenses import attention_knockout, attention_object_lens, patchscope_generate, patchscope_lens
-from interp.model.regimes import regimes
+from interp.model.regimes import SMALL, regimes
+from interp.model.verdicts import verdict
 from interp.sites import Site
 from tests.families import FAMILIES
 from tests.families.cases import Family, initialized
@@ -202,6 +203,24 @@ def test_a_trace_of_padded_prompts_is_refused_where_padding_tells(
     assert tuple(shape) == (2, max(len(PROMPTS[row]) for row in traced))
     for row, own in enumerate(traced):
         torch.testing.assert_close(logits[row], plain_run(name, PROMPTS[own], {})[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_case_that_memory_has_no_room_for_decides_for_the_plain_way() -> None:
+    model, tried = wrapped("mistral"), []
+
+    def reason(length: int) -> None:
+        tried.append(length)
+        if length > SMALL:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def holds(longest: int) -> bool:
+        return verdict(model, "something", reason, "the fast way", longest=longest)
+
+    assert holds(LIMIT)
+    assert not holds(LIMIT + 1)
+    assert not holds(10 * LIMIT)
+    assert holds(LIMIT)
+    assert tried == [SMALL, LIMIT + SMALL]
 
 
 @pytest.mark.parametrize(
