@@ -25,7 +25,7 @@ _BEYOND = 4  # so many tokens past a limit show what is behind it
 # linear attention, room for tokens in an expert, and the tokens from which rotation or the scale of attention changes
 # (Llama 4, Ministral 3, Inkling).
 _FIELDS = re.compile(
-    r"window|chunk|topk_blocks|index_topk|block_size|local_attention|kpool|capacity|num_hash|bucket|max_distance"
+    r"window|chunk|index_topk$|block_size|kpool|capacity|num_hash|bucket|max_distance"
     r"|original_max_position|floor_scale|n_floor"
 )
 _NO_TOKENS = re.compile(r"layers|pattern|ind(ices|exes)|feed_forward|freq|factor")  # counts of something else
