@@ -96,12 +96,15 @@ def check_not_open(model: Any) -> None:
 _registering = SendableLock()  # torch numbers hooks by a counter that two threads may read at once
 
 
-def before(module: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]) -> RemovableHandle:
+def before(
+    module: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any], *, prepend: bool = False
+) -> RemovableHandle:
     """Call a hook before a module's forward pass, with keywords, in this thread alone.
 
     Arguments:
         module: the module.
         hook: (module, args, kwargs) -> None, or the new args and kwargs.
+        prepend: whether it is called before the hooks that the module has.
     """
     thread = threading.get_ident()
 
@@ -110,7 +113,7 @@ def before(module: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...], dict[s
         return hook(module, args, kwargs or {}) if threading.get_ident() == thread else None
 
     with _registering:
-        return module.register_forward_pre_hook(here, with_kwargs=True)
+        return module.register_forward_pre_hook(here, with_kwargs=True, prepend=prepend)
 
 
 def after(module: nn.Module, hook: Callable[[nn.Module, Any, Any], Any]) -> RemovableHandle:

@@ -1,7 +1,8 @@
-"""Which tensors a piece of code makes: a measure of its memory without a clock or a process to watch."""
+"""Which tensors a piece of code makes, a measure of its memory without a clock; and hooks that watch a model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,3 +39,17 @@ class TensorsMade(TorchDispatchMode):
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def watching(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that counts or fails, and passes for one of the library's own: those of others make it run prompts whole.
+
+    Arguments:
+        hook: what is to be called.
+    """
+
+    def watch(*args: Any) -> Any:
+        return hook(*args)
+
+    watch.__module__ = "interp"
+    return watch

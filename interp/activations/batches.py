@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-__all__ = ["batches_by_length", "batches_by_tokens", "batches_in_one_row", "left_padded", "right_padded"]
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = [
+    "batches_by_length",
+    "batches_by_tokens",
+    "batches_in_one_row",
+    "left_padded",
+    "right_padded",
+    "whole_inputs",
+]
 
 
 def batches_by_tokens(lengths: Sequence[int], batch_tokens: int, batch_cost: float) -> list[list[int]]:
@@ -118,3 +130,21 @@ def left_padded(input_ids: Sequence[Sequence[int]], pad_id: int, device: torch.d
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def whole_inputs(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+    """What a forward pass of whole prompts is given; of one length, unless padding leaves the model's numbers alone.
+
+    Arguments:
+        model: the model.
+        input_ids: token ids of each prompt, unpadded.
+
+    Returns:
+        `input_ids`, and `attention_mask` and `position_ids` where the model takes them, each (row, position).
+    """
+    inputs = left_padded(input_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
+    if "attention_mask" not in inspect.signature(type(model._module).forward).parameters:
+        del inputs["attention_mask"]
+    if not model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
+        del inputs["position_ids"]
+    return inputs

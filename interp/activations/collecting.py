@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.activations.batches import batches_by_tokens, batches_in_one_row, left_padded, right_padded
+from interp.activations.batches import batches_by_tokens, batches_in_one_row, right_padded, whole_inputs
 from interp.activations.block import Block, Entries, checked_block, checked_sites
 from interp.activations.copies import Copies
 from interp.activations.memory import Budget, is_out_of_memory
@@ -23,6 +23,7 @@ from interp.forward.ready import check_ready
 from interp.forward.rotary import forget_lengths, rotary_limit
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.model.fed import check_fed
+from interp.model.padding import pads
 from interp.passes import turn
 from interp.products import faster_products
 from interp.prompts.given import token_ids
@@ -166,7 +167,8 @@ class _Collector:
         """Read a block; after each batch, give the number of prompts that are done."""
         limit = rotary_limit(self.model)
         long = {row for row in block.rows if limit is not None and len(block.input_ids[row]) > limit}
-        if block.is_even or is_causal(self.model):
+        longest = max((len(block.input_ids[row]) for row in block.rows if row not in long), default=0)
+        if block.is_even or is_causal(self.model, longest):
             block = block.cut(keep=long)
         done = len(block.input_ids) - len(block.rows)  # of those without a position nothing is read
         groups = self._groups(block, [row for row in block.rows if row not in long])
@@ -204,33 +206,45 @@ class _Collector:
 
     def _batches(self, block: Block, shared: SharedPrefix, prefix: FrozenPrefix | None) -> Iterator[list[int]]:
         """Run prompts from a prefix on, batch by batch."""
-        waiting = self._planned(block, shared.rows, shared.length)
+        packed = self._in_one_row(block, shared)
+        waiting = self._planned(block, shared.rows, shared.length, packed=packed)
         while waiting:
-            if self._ran(block, waiting[0], shared.length, prefix):
+            if self._ran(block, waiting[0], shared.length, prefix, packed=packed):
                 yield waiting.pop(0)
             else:
-                waiting = self._planned(block, [row for batch in waiting for row in batch], shared.length)
+                rows = [row for batch in waiting for row in batch]
+                waiting = self._planned(block, rows, shared.length, packed=packed)
 
-    def _planned(self, block: Block, rows: list[int], start: int) -> list[list[int]]:
-        lengths = [len(block.input_ids[row]) - start for row in rows]
-        if self._in_one_row(block, lengths, start):
-            planned = batches_in_one_row(lengths, self.budget.tokens)
-        else:
-            planned = batches_by_tokens(lengths, self.budget.tokens, self.budget.batch_cost)
-        return [[rows[index] for index in batch] for batch in planned]
+    def _planned(self, block: Block, rows: list[int], start: int, *, packed: bool) -> list[list[int]]:
+        lengths = {row: len(block.input_ids[row]) - start for row in rows}
+        if packed:
+            planned = batches_in_one_row(list(lengths.values()), self.budget.tokens)
+            return [[rows[index] for index in batch] for batch in planned]
+        together = [rows]
+        if not block.causal and len(set(lengths.values())) > 1 and not pads(self.model, max(lengths.values())):
+            together = [[row for row in rows if lengths[row] == length] for length in sorted(set(lengths.values()))]
+        return [
+            [group[index] for index in batch]
+            for group in together
+            for batch in batches_by_tokens([lengths[row] for row in group], self.budget.tokens, self.budget.batch_cost)
+        ]
 
-    def _in_one_row(self, block: Block, lengths: list[int], start: int) -> bool:
-        """Whether prompts of some lengths, those behind a prefix of `start` tokens, go one behind the other."""
-        return block.causal and len(set(lengths)) > 1 and packing_fits(self.model, behind_prefix=start > 0)
+    def _in_one_row(self, block: Block, shared: SharedPrefix) -> bool:
+        """Whether the prompts of a group, of several lengths, go one behind the other."""
+        lengths = [len(block.input_ids[row]) - shared.length for row in shared.rows]
+        if not block.causal or len(set(lengths)) < 2:
+            return False
+        row = max(*lengths, min(sum(lengths), self.budget.tokens))
+        return packing_fits(self.model, shared.length + row, behind_prefix=shared.length > 0)
 
-    def _ran(self, block: Block, batch: list[int], start: int, prefix: FrozenPrefix | None) -> bool:
+    def _ran(self, block: Block, batch: list[int], start: int, prefix: FrozenPrefix | None, *, packed: bool) -> bool:
         """Run one batch; False where memory ran out, and the budget is smaller now."""
         tokens = [block.input_ids[row][start:] for row in batch]
         entries = block.entries(batch, start)
         if not block.causal:
             longest = max(len(ids) for ids in tokens)
             entries = entries.moved([longest - len(ids) for ids in tokens])
-        feed = self._feed(block, tokens, start, prefix)
+        feed = self._feed(block, tokens, prefix, packed=packed)
         try:
             self._read(block, feed, entries)
             return True
@@ -241,18 +255,15 @@ class _Collector:
         self.budget.halve(feed.inputs["input_ids"].numel())
         return False
 
-    def _feed(self, block: Block, tokens: Prompts, start: int, prefix: FrozenPrefix | None) -> Feed:
+    def _feed(self, block: Block, tokens: Prompts, prefix: FrozenPrefix | None, *, packed: bool) -> Feed:
         """A batch as it goes through the model."""
         lengths = [len(ids) for ids in tokens]
-        if self._in_one_row(block, lengths, start):
-            packed = Packed.of(lengths, self.model.device)
-            return Feed.of(self.model, torch.tensor([[token for ids in tokens for token in ids]]), prefix, packed)
+        if packed and len(set(lengths)) > 1:
+            row = torch.tensor([[token for ids in tokens for token in ids]])
+            return Feed.of(self.model, row, prefix, Packed.of(lengths, self.model.device))
         if block.causal:
             return Feed.of(self.model, right_padded(tokens), prefix)
-        padded = left_padded(tokens, 0, self.model.device)  # 0 is in every vocabulary, a pad token may not be
-        if not self.model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
-            del padded["position_ids"]
-        return Feed({**padded, "use_cache": False})
+        return Feed({**whole_inputs(self.model, tokens), "use_cache": False})
 
     def _read(self, block: Block, feed: Feed, entries: Entries) -> None:
         """One forward pass, and a copy of what it gives at some tokens."""

@@ -43,7 +43,7 @@ def read_tokens(
     Returns:
         (entry, hidden) of each site.
     """
-    layer = _cut_short(model, sites, feed.inputs["input_ids"].numel() - len(rows))
+    layer = _cut_short(model, sites, feed, feed.inputs["input_ids"].numel() - len(rows))
     if layer is None:
         return _read(model, feed, sites, rows, columns)
 
@@ -57,19 +57,22 @@ def read_tokens(
     return short(rows, columns) if fits else whole(rows, columns)
 
 
-def _cut_short(model: StandardizedTransformer, sites: Sequence[Site], saved: int) -> int | None:
+def _cut_short(model: StandardizedTransformer, sites: Sequence[Site], feed: Feed, saved: int) -> int | None:
     """The last layer that is needed, where it can be run at a few tokens alone, and that pays.
 
     Arguments:
         model: the model.
         sites: in the order of the forward pass.
+        feed: the batch.
         saved: tokens that it then need not run at.
     """
     last = sites[-1]
     if last.kind != "resid_post" or saved < WORTH or model.config._attn_implementation not in ("sdpa", "eager"):
         return None
     entering = model.in_order([*sites[:-1], Site("resid_pre", last.layer)])[-1]
-    if entering != Site("resid_pre", last.layer) or not is_causal(model):  # something else of this layer is read
+    if entering != Site("resid_pre", last.layer) or not is_causal(
+        model, feed.keys
+    ):  # something else of this layer is read
         return None
     return last.layer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,13 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.activations import left_padded
+from interp.activations import whole_inputs
 from interp.errors import InterpError
 from interp.forward.check import fits
 from interp.forward.clean import CleanRun
-from interp.forward.rotary import forget_lengths
-from interp.forward.verdicts import sample_ids
+from interp.forward.rotary import first_changed, forget_lengths
 from interp.forward.windows import walk_windows
+from interp.model.verdicts import sample_ids
 from interp.products import faster_products
 from interp.sites import Site
 
@@ -123,12 +123,10 @@ def run_blocked(
         InterpError: a layer's scores cannot be had, or a position has nothing left to look at.
     """
     forget_lengths(model)
-    inputs = left_padded(input_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
+    inputs = whole_inputs(model, input_ids)
     longest = inputs["input_ids"].shape[1]
     masks = [cut.mask(len(ids), padding=longest - len(ids)) for ids, cut in zip(input_ids, cuts, strict=True)]
     blocked = torch.stack(masks).to(model.device)
-    if not model.takes_position_ids:
-        del inputs["position_ids"]
     last = Site("resid_post", model.num_layers - 1)
     seen: list[Tensor] = []
     final: Tensor
@@ -229,20 +227,31 @@ def seen_keys(clean: CleanRun, layer: int) -> Tensor:
     return seen.any(1)
 
 
-def blocking_fits(model: StandardizedTransformer, *, heads: bool = False) -> bool:
+def blocking_fits(model: StandardizedTransformer, longest: int, *, heads: bool = False) -> bool:
     """Whether `walk_blocked` gives what `run_blocked` gives; one line of the log says where not.
 
     Arguments:
         model: the model, whose attention gives its scores.
+        longest: tokens of the longest prompt.
         heads: in some heads only.
     """
-    ids = sample_ids(model)
-    rows, length = ids.shape
+    chooses = "indexed" in (model.spec.attention_types or ())
+    reason = "would let attention choose other keys in place of those that are cut" if chooses else None
+    name = _NAME_OF_HEADS if heads else _NAME
+    return fits(model, name, lambda length: _case(model, length, heads=heads), longest=longest, known=reason)
+
+
+def _case(
+    model: StandardizedTransformer, length: int, *, heads: bool
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Two prompts of a length, and what they end with, each way."""
+    ids = sample_ids(model, length=length)
+    rows = len(ids)
     attending = [layer for layer in range(model.num_layers) if model.has(Site("scores", layer))]
     first, middle = attending[0], attending[len(attending) // 2]
     windows = [range(first, middle + 1), range(middle, middle + 1)]
     cuts = [Cut((length - 1,), (0, 2, length - 2)), Cut((length // 2, length - 1), (1, length // 2 - 1))]
-    start = min(cuts[1].queries)
+    start = first_changed(model, length, min(cuts[1].queries))
     # The first head alone, and all but the first: in both, heads of one group of keys differ.
     some = {layer: range(1, heads_in(model, layer)) if index % 2 else [0] for index, layer in enumerate(attending)}
     chosen = some if heads else None
@@ -262,6 +271,4 @@ def blocking_fits(model: StandardizedTransformer, *, heads: bool = False) -> boo
             ]
         )
 
-    chooses = "indexed" in (model.spec.attention_types or ())
-    reason = "would let attention choose other keys in place of those that are cut" if chooses else None
-    return fits(model, _NAME_OF_HEADS if heads else _NAME, fast, slow, known=reason)
+    return fast, slow

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from interp.forward.plain import run_patched
-from interp.forward.verdicts import misfit, sample_ids, verdict
 from interp.forward.walk import walk
+from interp.model.regimes import SMALL
+from interp.model.verdicts import is_changed, misfit, sample_ids, verdict
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ __all__ = ["Case", "cases", "fits", "walk_fits"]
 
 
 @torch.no_grad()
-def walk_fits(model: StandardizedTransformer) -> bool:
+def walk_fits(model: StandardizedTransformer, longest: int) -> bool:
     """Whether `walk` gives what plain forward passes give.
 
     Recurrent layers, keys shared between layers and the like do not fit; then one line of the log says so. The verdict
@@ -30,18 +31,19 @@ def walk_fits(model: StandardizedTransformer) -> bool:
 
     Arguments:
         model: the model.
+        longest: tokens of the longest prompt.
     """
     consequence = "target prompts are run as a whole, layer by layer (slow): the fast way"
-    return verdict(model, "walk", lambda: _misfit(model), consequence)
+    return verdict(model, "walk", lambda length: _misfit(model, length), consequence, longest=longest)
 
 
 @torch.no_grad()
 def fits(
     model: StandardizedTransformer,
     name: str,
-    fast: Callable[[], Tensor],
-    slow: Callable[[], Tensor],
+    case: Callable[[int], tuple[Callable[[], Tensor], Callable[[], Tensor]]],
     *,
+    longest: int,
     known: str | None = None,
 ) -> bool:
     """Whether another fast way that walks gives what the slow one gives; where not, one line of the log says so.
@@ -51,15 +53,23 @@ def fits(
     Arguments:
         model: keeps the verdict.
         name: what is done, as the log calls it.
-        fast, slow: a small case, each way.
+        case: from a number of tokens to a case of prompts that long, the fast way and the slow one.
+        longest: tokens of the longest prompt.
         known: a reason why not that is known without trying.
     """
-    if not walk_fits(model):
-        if not model._edits:  # which say nothing of the model without them
+    if not walk_fits(model, longest):
+        if not is_changed(model) and not walk_fits(model, SMALL):
             model.verdicts[name] = False
         return False
     consequence = f"for {name}, prompts are run as a whole (slow): the fast way"
-    return verdict(model, name, lambda: known or misfit(model, fast, slow()), consequence)
+
+    def reason(length: int) -> str | None:
+        if known is not None:
+            return known
+        fast, slow = case(length)
+        return misfit(model, fast, slow())
+
+    return verdict(model, name, reason, consequence, longest=longest)
 
 
 @dataclass(frozen=True)
@@ -104,10 +114,10 @@ class Case:
         return torch.stack(found)
 
 
-def cases(model: StandardizedTransformer) -> list[Case]:
-    """Small ones: several tokens from a layer on; the last token at one layer."""
-    ids = sample_ids(model).cpu()
-    rows, length = ids.shape
+def cases(model: StandardizedTransformer, length: int = SMALL) -> list[Case]:
+    """Two of so many tokens: several tokens from a layer on; the last token at one layer."""
+    ids = sample_ids(model, length=length).cpu()
+    rows = len(ids)
     generator = torch.Generator().manual_seed(1)
     size = _typical_size(model, ids)
     latents = {
@@ -119,12 +129,13 @@ def cases(model: StandardizedTransformer) -> list[Case]:
     return [Case(model, ids, [middle, middle + 2], latents, True), Case(model, ids, [length - 1], first, False)]
 
 
-def _misfit(model: StandardizedTransformer) -> str | None:
-    """Why it does not fit; None where it does. Leaves the model with the faster way that fits."""
-    small = cases(model)
+def _misfit(model: StandardizedTransformer, length: int) -> str | None:
+    """Why it does not fit; None where it does. Leaves the model with the faster way that fits few tokens."""
+    small = cases(model, length)
     slow = [case.plain() for case in small]
     reason = None
-    for model.shares_prefix in (True, False):
+    ways = (True, False) if length == SMALL else (model.shares_prefix,)
+    for model.shares_prefix in ways:
         reasons = (misfit(model, case.walked, plain) for case, plain in zip(small, slow, strict=True))
         reason = next((reason for reason in reasons if reason is not None), None)
         if reason is None:

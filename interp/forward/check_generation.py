@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.forward.check import Case, cases, fits
 from interp.forward.generate import generate_walked
+from interp.model.regimes import SMALL
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -20,26 +21,34 @@ _STEPS = 3
 
 
 @torch.no_grad()
-def generation_fits(model: StandardizedTransformer) -> bool:
+def generation_fits(model: StandardizedTransformer, longest: int) -> bool:
     """Whether `generate_walked` predicts what plain forward passes predict, token by token.
 
     Where it does not, one line of the log says so. The verdict is kept by the model.
 
     Arguments:
         model: the model.
+        longest: tokens of the longest prompt, new ones included.
     """
     return fits(
         model,
         "patchscope generation",
-        lambda: torch.stack([_walked(case) for case in _cases(model)]),
-        lambda: torch.stack([_plain(case) for case in _cases(model)]),
+        lambda length: (
+            lambda: torch.stack([_walked(case) for case in _cases(model, length)]),
+            lambda: torch.stack([_plain(case) for case in _cases(model, length)]),
+        ),
+        longest=longest,
     )
 
 
-def _cases(model: StandardizedTransformer) -> list[Case]:
-    """Two prompts; and one, whose runs are one row as long as they say the same."""
-    several, one = cases(model)
-    return [several, replace(one, ids=one.ids[:1].expand_as(one.ids))]
+def _cases(model: StandardizedTransformer, length: int) -> list[Case]:
+    """Two prompts; and one, whose runs are one row as long as they say the same. It passes a limit as it goes on."""
+    several, one = cases(model, length)
+    first = replace(one, ids=one.ids[:1].expand_as(one.ids))
+    if length > SMALL:
+        limit = length - SMALL
+        first = replace(first, ids=first.ids[:, : limit - 1], positions=[limit - 2])
+    return [several, first]
 
 
 def _following(case: Case) -> Tensor:

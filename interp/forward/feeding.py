@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.sharing import sharing
-from interp.forward.verdicts import misfit, sample_ids
+from interp.model.verdicts import misfit, sample_ids, verdict
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["READS_ONE_PREFIX", "Feed", "last_states", "packing_fits"]
 
 READS_ONE_PREFIX = "rows read one prefix"  # the verdict on it, found out by `prefixes_fit`
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,11 @@ class Feed:
         return cls(inputs, prefix, packed)
 
     @property
+    def keys(self) -> int:
+        """Tokens of a row, with those before it: what decides on the model's path (`interp.model.regimes`)."""
+        return int(self.inputs["input_ids"].shape[1]) + (0 if self.prefix is None else self.prefix.length)
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens of each prompt, with what fills it up."""
         if self.packed is not None:
@@ -95,7 +99,7 @@ class Feed:
 
 
 @torch.no_grad()
-def packing_fits(model: StandardizedTransformer, *, behind_prefix: bool) -> bool:
+def packing_fits(model: StandardizedTransformer, longest: int, *, behind_prefix: bool) -> bool:
     """Whether prompts in one row give what each gives alone, where they are whole, or go on from a prefix.
 
     Found out once by a small case done both ways; layers that carry a state along the row do not fit, nor does
@@ -103,19 +107,20 @@ def packing_fits(model: StandardizedTransformer, *, behind_prefix: bool) -> bool
 
     Arguments:
         model: the model, which is causal.
+        longest: tokens of the longest row, those of the prefix included.
         behind_prefix: whether they go on from a prefix, in a family that `prefixes_fit`.
     """
     name = "prompts in one row" + " behind a prefix" * behind_prefix
-    if name not in model.verdicts:
-        reason = _misfit(model, 3 if behind_prefix else 0)
-        model.verdicts[name] = reason is None
-        if reason is not None:  # the slow way costs little: no warning
-            _log.info("%s is given prompts side by side: %s it %s.", type(model._module).__name__, name, reason)
-    return model.verdicts[name]
+    start = 3 if behind_prefix else 0
+    consequence = f"is given prompts side by side: {name} it"
+    # The slow way costs little: no warning.
+    return verdict(
+        model, name, lambda length: _misfit(model, start, length), consequence, longest=longest, level=logging.INFO
+    )
 
 
-def _misfit(model: StandardizedTransformer, start: int) -> str | None:
-    """Why it does not fit, with a prefix of so many tokens; None where it does."""
+def _misfit(model: StandardizedTransformer, start: int, longest: int) -> str | None:
+    """Why it does not fit, with a prefix of so many tokens before the longest; None where it does."""
     config: Any = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"attends by {config._attn_implementation!r}"
@@ -123,9 +128,9 @@ def _misfit(model: StandardizedTransformer, start: int) -> str | None:
         return "counts the tokens of a row"
     if start and not model.verdicts.get(READS_ONE_PREFIX, False):
         return "is given copies of the prefix"
-    ids = sample_ids(model, 3, start + 9)
+    ids = sample_ids(model, 3, start + longest)
     ids[:, :start] = ids[0, :start]
-    lengths = [9, 4, 7]
+    lengths = [longest, 4, longest - 2]
     ends = [row[: start + length] for row, length in zip(ids, lengths, strict=True)]
     plain = [last_states(model, Feed.of(model, end[None]))[0, start:] for end in ends]
 

@@ -16,14 +16,12 @@ from interp.forward.cascade import Shared
 from interp.forward.feeding import Feed
 from interp.forward.prefix import repeated
 from interp.forward.sharing import hold
-from interp.forward.verdicts import misfit
+from interp.model.verdicts import misfit, verdict
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
 __all__ = ["LastLayer", "last_layer_fits"]
-
-_log = logging.getLogger(__name__)
 
 
 class _Kept(Exception):
@@ -151,8 +149,8 @@ At = Callable[[Tensor, Tensor], Tensor]
 def last_layer_fits(model: StandardizedTransformer, layer: int, feed: Feed, short: At, whole: At) -> bool:
     """Whether a layer at a few tokens gives what it gives there when it runs at all of them.
 
-    Found out once for each layer by the batch at hand, done both ways at the middle and the end of each row; the
-    verdict is kept by the model.
+    Found out once for each layer, form of batch and regime by the batch at hand, done both ways at the middle and the
+    end of each row; the verdict is kept by the model.
 
     Arguments:
         model: the model.
@@ -160,16 +158,15 @@ def last_layer_fits(model: StandardizedTransformer, layer: int, feed: Feed, shor
         feed: the batch.
         short, whole: (row, column) of tokens -> (token, hidden), what the layer gives, each way.
     """
-    if model._edits:
-        return False
-    name = f"layer {layer} at a few tokens"
-    if name not in model.verdicts:
+
+    def reason(_: int) -> str | None:
         lengths = torch.tensor(feed.lengths, device=model.device)
         rows = torch.arange(len(lengths), device=model.device).repeat(2)
         columns = torch.cat([lengths // 2, lengths - 1])
-        reason = misfit(model, lambda: short(rows, columns), whole(rows, columns))
-        model.verdicts[name] = reason is None
-        if reason is not None:  # the slow way costs little: no warning
-            family = type(model._module).__name__
-            _log.info("%s runs layer %d at all tokens: at a few it %s.", family, layer, reason)
-    return model.verdicts[name]
+        return misfit(model, lambda: short(rows, columns), whole(rows, columns))
+
+    name = f"layer {layer} at a few tokens" + " of packed prompts" * (feed.packed is not None)
+    name += " behind a prefix" * (feed.prefix is not None)
+    consequence = f"runs layer {layer} at all tokens: at a few it"
+    # The slow way costs little: no warning.
+    return verdict(model, name, reason, consequence, longest=feed.keys, at_hand=True, level=logging.INFO)

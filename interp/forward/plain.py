@@ -1,4 +1,4 @@
-"""The plain way to patch: one traced forward pass of the whole prompts."""
+"""The plain way: one traced forward pass of whole prompts, padded on the left where their lengths differ."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.activations import left_padded
+from interp.activations import whole_inputs
 from interp.forward.rotary import forget_lengths
 from interp.products import faster_products
 from interp.sites import Site
@@ -40,9 +40,7 @@ def run_patched(
         (row, hidden_size), the residual stream after the last layer at each prompt's last token.
     """
     forget_lengths(model)
-    inputs = left_padded(target_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
-    if not model.takes_position_ids:
-        del inputs["position_ids"]
+    inputs = whole_inputs(model, target_ids)
     longest = inputs["input_ids"].shape[1]
     columns, rows = torch.tensor(positions), torch.arange(len(target_ids))  # (row,) or (row, position); (row,)
     padding = torch.tensor([longest - len(ids) for ids in target_ids])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,9 @@ from interp.errors import InterpError
 from interp.forward.check import fits
 from interp.forward.clean import CleanRun
 from interp.forward.plain import run_patched
-from interp.forward.verdicts import sample_ids
 from interp.forward.windows import walk_windows
 from interp.model.layout import sublayer_of
+from interp.model.verdicts import sample_ids
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -89,14 +89,19 @@ def _receives(
         raise InterpError(f"layer {layer} of {type(model._module).__name__} ran without calling {sublayer.module}.")
 
 
-def receiving_fits(model: StandardizedTransformer) -> bool:
+def receiving_fits(model: StandardizedTransformer, longest: int) -> bool:
     """Whether `walk_receiving` gives what whole traced forward passes give; one line of the log says where not.
 
     Arguments:
         model: the model, which has attention.
+        longest: tokens of the longest prompt.
     """
-    ids = sample_ids(model)
-    rows, length = ids.shape
+    return fits(model, _NAME, lambda length: _case(model, length), longest=longest)
+
+
+def _case(model: StandardizedTransformer, length: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Two prompts of a length, and what they end with, each way."""
+    ids = sample_ids(model, length=length)
     attending = [layer for layer in range(model.num_layers) if model.has(Site("attn_in", layer))]
     first, middle = attending[0], attending[len(attending) // 2]
     windows = [range(first, middle + 1), range(middle, middle + 1)]
@@ -121,11 +126,11 @@ def receiving_fits(model: StandardizedTransformer) -> bool:
                 run_patched(
                     model,
                     ids.tolist(),
-                    [positions] * rows,
+                    [positions] * len(ids),
                     [(Site("attn_in", layer), latents[layer]) for layer in window if layer in latents],
                 )
                 for window in windows
             ]
         )
 
-    return fits(model, _NAME, fast, slow)
+    return fast, slow

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.activations.batches import batches_by_length
+from interp.model.padding import pads
+from interp.model.regimes import rotations_by_length
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -25,13 +27,12 @@ def rotary_limit(model: StandardizedTransformer) -> int | None:
     Arguments:
         model: the model.
     """
-    if model.spec.rope_scaling not in ("longrope", "dynamic"):
-        return None
     config: Any = model._module.config.get_text_config()
-    rope = config.rope_parameters
-    entries = [rope] if "rope_type" in rope else list(rope.values())
-    lengths = [entry.get("original_max_position_embeddings") for entry in entries]
-    return min([length for length in lengths if length], default=config.max_position_embeddings)
+    lengths = [
+        entry.get("original_max_position_embeddings") or config.max_position_embeddings
+        for entry in rotations_by_length(config)
+    ]
+    return min(lengths, default=None)
 
 
 def first_changed(model: StandardizedTransformer, length: int, position: int) -> int:
@@ -70,7 +71,10 @@ def stays_within(model: StandardizedTransformer, lengths: Sequence[int], more: i
 def whole_batches(
     model: StandardizedTransformer, lengths: Sequence[int], batch_size: int, more: int = 0
 ) -> list[list[int]]:
-    """Batches for forward passes of whole prompts: of similar length; of one length where the rotation depends on it.
+    """Batches for forward passes of whole prompts: of similar length, or of one length.
+
+    Of one length where the rotation depends on it, where padding on the left changes the model's numbers, and where
+    something of the user's counts tokens (`interp.model.verdicts.is_changed`).
 
     Arguments:
         model: the model.
@@ -81,8 +85,9 @@ def whole_batches(
     Returns:
         Row numbers by batch, shortest prompts first.
     """
-    limit = rotary_limit(model)
-    if limit is None or max(lengths, default=0) + more <= limit:
+    limit, longest = rotary_limit(model), max(lengths, default=0) + more
+    by_length = limit is not None and longest > limit
+    if not by_length and (len(set(lengths)) < 2 or pads(model, longest)):
         return batches_by_length(lengths, batch_size)
     batches = []
     for length in sorted(set(lengths)):
@@ -97,10 +102,16 @@ def forget_lengths(model: StandardizedTransformer) -> None:
     Arguments:
         model: the model.
     """
-    if model.spec.rope_scaling != "dynamic":
+    entries = rotations_by_length(model._module.config.get_text_config())
+    if not any(entry["rope_type"] == "dynamic" for entry in entries):
         return
     for module in model._module.modules():
-        if getattr(module, "rope_type", None) == "dynamic":
-            rotary: Any = module
-            rotary.register_buffer("inv_freq", rotary.original_inv_freq.to(rotary.inv_freq.device), persistent=False)
-            rotary.max_seq_len_cached = rotary.original_max_seq_len
+        rotary: Any = module
+        types = getattr(module, "rope_type", None)  # one, or one for each kind of layer
+        for kind, rope_type in types.items() if isinstance(types, dict) else [("", types)]:
+            if rope_type != "dynamic":
+                continue
+            prefix = f"{kind}_" if kind else ""
+            name, original = f"{prefix}inv_freq", getattr(rotary, f"{prefix}original_inv_freq")
+            rotary.register_buffer(name, original.to(getattr(rotary, name).device), persistent=False)
+            setattr(rotary, f"{prefix}max_seq_len_cached", rotary.original_max_seq_len)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from interp.forward.feeding import READS_ONE_PREFIX, Feed, last_states
 from interp.forward.prefix import FrozenPrefix
-from interp.forward.verdicts import misfit, verdict
+from interp.model.regimes import regime_of
+from interp.model.verdicts import misfit, verdict
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -107,8 +108,8 @@ def _saved(group: SharedPrefix, cost: float) -> float:
 def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], length: int) -> bool:
     """Whether going on from a frozen prefix gives what whole prompts give.
 
-    Found out once, by the shortest and the longest of the prompts at hand; recurrent layers, caches of other forms and
-    the like do not fit, and then one line of the log says so. The verdict is kept by the model.
+    Found out once a regime, by the shortest and the longest of the prompts at hand; recurrent layers, caches of other
+    forms and the like do not fit, and then one line of the log says so. The verdict is kept by the model.
 
     Arguments:
         model: the model.
@@ -118,7 +119,11 @@ def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[in
     lengths = [len(ids) for ids in input_ids]
     chosen = [input_ids[lengths.index(chosen)] for chosen in (min(lengths), max(lengths))]
     consequence = "prompts that begin alike run as a whole: a shared beginning"
-    return verdict(model, "prefixes", lambda: _misfit(model, chosen, length), consequence)
+    limit = regime_of(model, length)
+    name = "prefixes" + f" of more than {limit}" * bool(limit)
+    return verdict(
+        model, name, lambda _: _misfit(model, chosen, length), consequence, longest=max(lengths), at_hand=True
+    )
 
 
 def _misfit(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], length: int) -> str | None:
@@ -135,7 +140,8 @@ def _misfit(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], le
         return torch.cat([row[: count - length] for row, count in zip(hidden, lengths, strict=True)])
 
     reason = None
-    for model.verdicts[READS_ONE_PREFIX] in (True, False):
+    known = model.verdicts.get(READS_ONE_PREFIX)  # in another regime, whose verdict holds for this way alone
+    for model.verdicts[READS_ONE_PREFIX] in (True, False) if known is None else (known,):
         reason = misfit(model, shared, torch.cat(plain))
         if reason is None:
             break

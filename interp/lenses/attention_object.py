@@ -178,7 +178,9 @@ def final_states(
         width = prompts.model.hidden_size
         yield [], torch.empty(len(windows), 0, width), torch.empty(0, width)
         return
-    if receiving_fits(prompts.model) and stays_within(prompts.model, [len(ids) for ids in prompts.input_ids]):
+    if receiving_fits(prompts.model, prompts.longest) and stays_within(
+        prompts.model, [len(ids) for ids in prompts.input_ids]
+    ):
         batches, run = batches_alike(prompts.input_ids, prompts.positions, batch_size, len(windows)), _walked
     else:
         batches, run = whole_batches(prompts.model, [len(ids) for ids in prompts.input_ids], batch_size), _plain

@@ -130,7 +130,7 @@ def _final_states(
     entries = len(plan.windows) * plan.num_blocks
     if not entries:  # results of length 0
         yield [], torch.empty(entries, 0, model.hidden_size), torch.empty(0, model.hidden_size)
-    elif blocking_fits(model, heads=plan.heads is not None):
+    elif blocking_fits(model, max(lengths), heads=plan.heads is not None):
         for chosen in batches_alike(plan.input_ids, plan.starts(), batch_size, entries):
             yield chosen, *_walked(model, plan, chosen)
     else:

@@ -155,6 +155,11 @@ class PatchedPrompts:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest target prompt."""
+        return max(map(len, self.input_ids), default=0)
+
     def at(self, layers: Sequence[int]) -> PatchedPrompts:
         """The same with the latents of some of the layers."""
         if tuple(layers) == self.layers:

@@ -115,7 +115,7 @@ def _final_states(
         width = prompts.model.hidden_size
         yield [], torch.empty(len(plan.layers), 0, width), torch.empty(0, width)
         return
-    if plan.kind == "resid_post" and walk_fits(prompts.model):
+    if plan.kind == "resid_post" and walk_fits(prompts.model, prompts.longest):
         for chosen in batches_alike(prompts.input_ids, prompts.positions, batch_size, len(plan.layers)):
             yield chosen, *_walked(prompts, plan, chosen)
         return

@@ -118,7 +118,7 @@ def patchscope_generate(
     check_number("example_numbers", numbers, len(prompts))
     stops = stop_tokens(model) if stop_ids is None else stop_ids
     ids: list[list[list[int]]] = [[[] for _ in asked] for _ in prompts.input_ids]  # [example][layer]
-    fast = len(prompts) > 0 and plan.kind == "resid_post" and generation_fits(model)
+    fast = len(prompts) > 0 and plan.kind == "resid_post" and generation_fits(model, prompts.longest + max_new_tokens)
     fast = fast and stays_within(model, [len(ids) for ids in prompts.input_ids], max_new_tokens)
     for chosen in _batches(prompts, plan, max_new_tokens, batch_size, fast=fast):
         choose = _chooser(sampling, plan.layers, [numbers[example] for example in chosen], max_new_tokens)

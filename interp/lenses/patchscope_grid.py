@@ -89,7 +89,7 @@ def patchscope_grid(
     prompts = PatchedPrompts.of(model, latents, grid.sources, target_ids, target_positions, mapped=mapping is not None)
     check_lens_inputs(prompts, groups, reference, batch_size)
     padded = TokenGroups.pad(groups, model.vocab_size)
-    fast = site == "resid_post" and len(prompts) > 0 and walk_fits(model)
+    fast = site == "resid_post" and len(prompts) > 0 and walk_fits(model, prompts.longest)
     parts, order = [], []
     for chosen in _batches(prompts, grid, batch_size, fast=fast):
         rows = torch.tensor(chosen, dtype=torch.long)

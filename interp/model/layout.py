@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.architectures import Sublayer, submodule
 from interp.errors import InterpError
+from interp.model.hooks import changes_output
 from interp.model.places import (
     AddedPlace,
     AttentionPlace,
@@ -124,8 +125,14 @@ def _whole(model: StandardizedTransformer, site: Site) -> Place:
         return ModulePlace(model.get(str(model.architecture.final_norm)), "output", name)
     assert site.layer is not None
     layer = model.layer(site.layer)
-    if site.kind in ("resid_pre", "resid_post"):
-        return ModulePlace(layer, "input" if site.kind == "resid_pre" else "output", name)
+    if site.kind == "resid_pre":
+        return ModulePlace(layer, "input", name)
+    if site.kind == "resid_post":
+        if not changes_output(layer._module):
+            return ModulePlace(layer, "output", name)
+        # nnsight's `output` is what there is before the user's hooks: the next module is given what they made of it.
+        is_last = site.layer == model.num_layers - 1
+        return ModulePlace(model.get(model.tail.paths[0]) if is_last else model.layer(site.layer + 1), "input", name)
     if site.kind == "resid_mid":
         middle = model.architecture.of_layer(layer._module).middle
         return ModulePlace(layer.get(str(middle)), "input", name, in_place=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.architectures import Architecture, submodule
+from interp.model.hooks import is_hooked
 
 __all__ = ["Tail"]
 
@@ -53,7 +54,7 @@ class Tail:
             modules: path -> what is called.
             negate: turn the sign of what the final norm gives, or of `hidden` where there is none.
         """
-        hidden = modules(self.paths[-1])(self.before_head(hidden, modules, negate=negate))
+        hidden = _called(modules(self.paths[-1]), self.before_head(hidden, modules, negate=negate))
         if self.scale is not None:
             hidden = hidden * self.scale
         if self.divisor is not None:
@@ -67,7 +68,7 @@ class Tail:
         if negate and self.norm is None:
             hidden = -hidden
         for path in self.paths[:-1]:
-            hidden = modules(path)(hidden)
+            hidden = _called(modules(path), hidden)
             if negate and path == self.norm:
                 hidden = -hidden
         return hidden
@@ -81,6 +82,14 @@ class Tail:
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
+
+
+def _called(module: Any, hidden: Tensor) -> Tensor:
+    """A module, or its envoy, of (..., hidden). To hooks of the user's, each state is the one token of a prompt."""
+    if not is_hooked(getattr(module, "_module", module)):
+        return module(hidden)
+    given = module(hidden.reshape(-1, 1, hidden.shape[-1]))
+    return given.reshape(*hidden.shape[:-1], given.shape[-1])
 
 
 def _number(config: Any, name: str | None) -> float | None:

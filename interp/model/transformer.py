@@ -27,7 +27,7 @@ from interp.model.keywords import check_keywords
 from interp.model.layout import place_of, projection_width, sublayer_of, why_missing
 from interp.model.loading import check_options, execution_device, load_model, load_skeleton, load_tokenizer
 from interp.model.named import NamedValues
-from interp.model.padding import guard_padding
+from interp.model.padding import PaddingWatch, guard_padding
 from interp.model.places import TraceMemory
 from interp.model.proof import failures, prove
 from interp.model.readout_parts import ReadoutParts, plain_head
@@ -72,7 +72,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     position_limit: int | None  # positions that it has a table for; None: it computes them
     trace_memory: TraceMemory
     shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
-    verdicts: dict[str, bool]  # what was found out of the family by small cases (`interp.forward.verdicts`)
+    verdicts: dict[str, bool]  # what was found out of the family by small cases (`interp.model.verdicts`)
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -256,11 +256,13 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         """
         check_keywords(self, fn, kwargs)
         with turn(self._module):
+            padding = PaddingWatch(self).watch()
             watch = before(self._module, lambda _, given, named: self.fed.take(self, given, named))
             try:
                 # Not super(): on a server this method is rebuilt from its source, where super() finds no class.
                 return TransformersModel.interleave(self, fn, *args, **kwargs)
             finally:
+                padding.remove()
                 watch.remove()
                 self.attention_access.release()
                 self.trace_memory.values.clear()

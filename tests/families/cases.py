@@ -39,7 +39,11 @@ FAMILIES: dict[str, Family] = {
 
 def build(name: str) -> nn.Module:
     """A fresh tiny model of a case, in eval mode, the same at every call."""
-    family = FAMILIES[name]
+    return initialized(FAMILIES[name])
+
+
+def initialized(family: Family) -> nn.Module:
+    """The same of any config."""
     config = CONFIG_MAPPING[family.model_type](**family.config)
     with torch.random.fork_rng():
         torch.manual_seed(0)

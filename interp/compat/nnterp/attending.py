@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.compat.nnterp.probabilities import probabilities
+from interp.compat.nnterp.walking import longest
 from interp.errors import InterpError
 from interp.forward import receiving_fits
 from interp.lenses.attention_object import AttentionWindows, final_states
@@ -21,12 +22,12 @@ __all__ = ["attended_probs", "can_attend"]
 _ROWS = 64
 
 
-def can_attend(nn_model: Any) -> bool:
-    """Whether a model is one of ours, all of whose layers have attention, and of a family that the walk fits."""
+def can_attend(nn_model: Any, targets: Sequence[str]) -> bool:
+    """Whether a model is one of ours, all of whose layers have attention, and the walk fits it for these prompts."""
     return (
         isinstance(nn_model, StandardizedTransformer)
         and all(nn_model.has(f"attn_in.{layer}") for layer in range(nn_model.num_layers))
-        and receiving_fits(nn_model)
+        and receiving_fits(nn_model, longest(nn_model, targets))
     )
 
 

@@ -85,7 +85,7 @@ def patchscope_generate(
     for start in range(0, len(layers_up), at_once):
         batch = layers_up[start : start + at_once]
         held = latents[start : start + len(batch)]
-        if not remote and can_generate(nn_model):
+        if not remote and can_generate(nn_model, target[0].prompt, max_length):
             by_layer = generated_ids(nn_model, target[0], held, batch, max_length, max_batch_size)
         else:
             by_layer = _generated(nn_model, target, batch, held, max_length, remote, max_batch_size)
@@ -177,7 +177,7 @@ def patch_object_attn_lens(
     received = get_token_activations(
         nn_model, sources, get_activations=lambda model, layer: attention_input(model, layer).read()
     )
-    if can_attend(nn_model):
+    if can_attend(nn_model, targets):
         return attended_probs(nn_model, targets, attn_idx_patch, received, num_patches)
     num_layers = get_num_layers(nn_model)
     probs = []

@@ -106,7 +106,7 @@ def patchscope_lens(
             f"{len(latents)} layers with {sorted(counts)} sources."
         )
     targets = TargetPromptBatch.auto(repeat_prompt() if target_patch_prompts is None else target_patch_prompts, *counts)
-    if not remote and can_walk(nn_model, wanted):
+    if not remote and can_walk(nn_model, wanted, targets.prompts):
         return walked_probs(nn_model, targets, dict(zip(wanted, latents, strict=False)))
     probs = [_patched(nn_model, targets, layer, latent, remote) for layer, latent in zip(wanted, latents, strict=False)]
     return torch.stack(probs, dim=1)

@@ -16,7 +16,7 @@ from interp.lenses import patchscope_generate
 from interp.model import StandardizedTransformer
 from interp.passes import in_turn
 
-__all__ = ["can_generate", "can_walk", "end_ids", "generated_ids", "walked_probs"]
+__all__ = ["can_generate", "can_walk", "end_ids", "generated_ids", "longest", "walked_probs"]
 
 _ROWS = 64
 # Fields of a generation config without effect on greedy generation, and those that have none at this value.
@@ -34,13 +34,20 @@ _NEUTRAL = {
 }  # fmt: skip
 
 
-def can_walk(nn_model: Any, layers: Sequence[int]) -> bool:
-    """Whether a model is one of ours, and of a family that the walk fits; and each layer is asked for once."""
-    return isinstance(nn_model, StandardizedTransformer) and len(set(layers)) == len(layers) and walk_fits(nn_model)
+def can_walk(nn_model: Any, layers: Sequence[int], prompts: Sequence[str]) -> bool:
+    """Whether a model is one of ours, the walk fits it for these prompts, and each layer is asked for once."""
+    ours = isinstance(nn_model, StandardizedTransformer) and len(set(layers)) == len(layers)
+    return ours and walk_fits(nn_model, longest(nn_model, prompts))
 
 
-def can_generate(nn_model: Any) -> bool:
-    """Whether a model is one of ours, of a family that generation by a walk fits, and generates greedily."""
+def longest(nn_model: StandardizedTransformer, prompts: Sequence[str]) -> int:
+    """Tokens of the longest of some prompts."""
+    return max((len(nn_model.tokenizer(prompt)["input_ids"]) for prompt in prompts), default=0)
+
+
+def can_generate(nn_model: Any, prompt: str, max_new_tokens: int) -> bool:
+    """Whether a model is one of ours, generates greedily, and generation by a walk fits it for a prompt and so many
+    tokens."""
     if not isinstance(nn_model, StandardizedTransformer):
         return False
     asked = nn_model._module.generation_config.to_dict()
@@ -48,7 +55,7 @@ def can_generate(nn_model: Any) -> bool:
         value is None or name in _WITHOUT_EFFECT or (name in _NEUTRAL and value == _NEUTRAL[name])
         for name, value in asked.items()
     )
-    return plain and generation_fits(nn_model)
+    return plain and generation_fits(nn_model, longest(nn_model, [prompt]) + max_new_tokens)
 
 
 def end_ids(nn_model: Any) -> list[int]:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.activations import left_padded
+from interp.activations import whole_inputs
 from interp.errors import InterpError
-from interp.forward import check_ready
+from interp.forward import check_ready, whole_batches
 from interp.lenses.tuned.sequences import TokenSequence
 from interp.model.fed import check_fed
 from interp.passes import in_turn
@@ -98,18 +98,28 @@ def token_states(
             "sequences made with another model's tokenizer?"
         )
     check_fed(model, ids, "sequences")
-    inputs = left_padded(ids, 0, model.device)
-    if not model.takes_position_ids:
-        del inputs["position_ids"]
-    mask = inputs["attention_mask"].bool()
-    last = model.num_layers - 1
-    held: dict[int, Tensor] = {}
-    with faster_products(model, mask.numel()), model.trace(**inputs, use_cache=False) as tracer:
-        for layer in sorted({*layers, last}):
-            held[layer] = _unpadded(model.read(f"resid_post.{layer}"), mask)
-        tracer.stop()
+    kept = sorted({*layers, model.num_layers - 1})
+    rows: list[dict[int, Tensor]] = [{} for _ in ids]
+    for batch in whole_batches(model, [len(row) for row in ids], len(ids)):
+        for row, held in zip(batch, _run(model, [ids[row] for row in batch], kept), strict=True):
+            rows[row] = held
+    by_layer = {layer: torch.cat([held[layer] for held in rows]) for layer in kept}
     next_ids = torch.cat([torch.tensor([*row[1:], -1]) for row in ids]).to(model.device)
-    return TokenStates(held[last], {layer: held[layer] for layer in layers}, next_ids)
+    return TokenStates(by_layer[kept[-1]], {layer: by_layer[layer] for layer in layers}, next_ids)
+
+
+def _run(
+    model: StandardizedTransformer, ids: Sequence[Sequence[int]], layers: Sequence[int]
+) -> list[dict[int, Tensor]]:
+    """Of each row, layer -> (token, hidden) after it, by one forward pass."""
+    inputs = whole_inputs(model, ids)
+    longest = inputs["input_ids"].shape[1]
+    held: dict[int, Tensor] = {}
+    with faster_products(model, inputs["input_ids"].numel()), model.trace(**inputs, use_cache=False) as tracer:
+        for layer in layers:
+            held[layer] = model.read(f"resid_post.{layer}").detach().clone()
+        tracer.stop()
+    return [{layer: hidden[row, longest - len(own) :] for layer, hidden in held.items()} for row, own in enumerate(ids)]
 
 
 def batches_of_tokens(sequences: Iterable[TokenSequence], batch_tokens: int) -> Iterator[list[TokenSequence]]:
@@ -142,11 +152,6 @@ def token_chunks(states: TokenStates, vocab_size: int) -> Iterator[TokenStates]:
     size = max(1, CHUNK_ELEMENTS // vocab_size)
     for start in range(0, len(states), size):
         yield states.rows(slice(start, start + size))
-
-
-def _unpadded(hidden: Tensor, mask: Tensor) -> Tensor:
-    """A copy of (batch, length, hidden) where the mask is true: (token, hidden)."""
-    return hidden.detach()[mask.to(hidden.device)]
 
 
 def _on(rows: slice | Tensor, tensor: Tensor) -> slice | Tensor:

@@ -60,6 +60,7 @@ _TOKEN_MIXERS = {
     "sliding_attention": "attention",
     "chunked_attention": "attention",
     "indexed_attention": "attention",
+    "minimax_m3_sparse": "attention",
     "attention": "attention",
     "conv": "convolution",
     "moe": "none",
@@ -197,6 +198,8 @@ def _mixer(config: Any, kind: str) -> str:
 def _reach(kind: str) -> str:
     if "sliding" in kind:
         return "sliding"
+    if kind == "minimax_m3_sparse":
+        return "indexed"
     return kind.removesuffix("_attention") if kind in ("chunked_attention", "indexed_attention") else "full"
 
 

@@ -17,6 +17,7 @@ from interp.activations.copies import Copies
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from interp.sites import Site, parse_sites
+from tests.made import watching
 from tests.tiny import NUM_LAYERS, VOCABULARY_SIZE, tiny_model, tiny_tokenizer
 
 LENGTHS = [5, 9, 3, 12, 7, 5, 1]
@@ -157,7 +158,7 @@ def test_what_comes_back_is_detached_on_the_cpu_and_its_own() -> None:
 def test_it_stops_after_the_last_layer_that_is_asked_for() -> None:
     model, ran = standardized("llama"), []
     handles = [
-        model._module.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: ran.append(path))
+        model._module.get_submodule(path).register_forward_pre_hook(watching(lambda *_, path=path: ran.append(path)))
         for path in ("model.layers.1", "model.layers.2", "model.norm", "lm_head")
     ]
     ids = prompts([4])
@@ -257,7 +258,7 @@ def fed_tokens(model: StandardizedTransformer, run: Callable[[], Any]) -> list[t
     def note(_: torch.nn.Module, args: Any, kwargs: Any) -> None:
         shapes.append(tuple(kwargs["input_ids"].shape))
 
-    handle = model._module.register_forward_pre_hook(note, with_kwargs=True)
+    handle = model._module.register_forward_pre_hook(watching(note), with_kwargs=True)
     run()
     handle.remove()
     return shapes
@@ -415,7 +416,7 @@ def test_memory_that_runs_out_halves_the_budget_and_the_rest_goes_on(
     positions = [[len(ids) - 1, 1] for ids in input_ids]
     sites = parse_sites("resid_post.*", NUM_LAYERS)
     expected = collect(model, input_ids, sites, positions, batch_tokens=80)["resid_post"]
-    handle = model._module.register_forward_pre_hook(_Exhausted(25, error), with_kwargs=True)
+    handle = model._module.register_forward_pre_hook(watching(_Exhausted(25, error)), with_kwargs=True)
     done: list[int] = []
     with caplog.at_level(logging.WARNING, "interp"):
         given = collect(model, input_ids, sites, positions, batch_tokens=80, progress=done.append)["resid_post"]
@@ -429,7 +430,7 @@ def test_memory_that_runs_out_halves_the_budget_and_the_rest_goes_on(
 def test_a_prompt_that_does_not_fit_alone_and_other_faults_are_raised() -> None:
     model, input_ids = standardized("llama"), prompts([9, 8, 3])
     given = (model, input_ids, [Site("resid_post", 1)], [[len(ids) - 1] for ids in input_ids])
-    handle = model._module.register_forward_pre_hook(_Exhausted(5, _cuda), with_kwargs=True)
+    handle = model._module.register_forward_pre_hook(watching(_Exhausted(5, _cuda)), with_kwargs=True)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         collect(*given)
     handle.remove()
@@ -437,7 +438,7 @@ def test_a_prompt_that_does_not_fit_alone_and_other_faults_are_raised() -> None:
     def fault() -> None:
         raise RuntimeError("another fault")
 
-    handle = model._module.register_forward_pre_hook(_Exhausted(0, fault), with_kwargs=True)
+    handle = model._module.register_forward_pre_hook(watching(_Exhausted(0, fault)), with_kwargs=True)
     with pytest.raises(RuntimeError, match="another fault"):
         collect(*given)
     handle.remove()

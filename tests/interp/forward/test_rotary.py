@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from interp import StandardizedTransformer
+from interp.activations import collect
 from interp.lenses import (
     attention_knockout,
     attention_object_lens,
@@ -19,6 +20,7 @@ from interp.lenses import (
     patchscope_grid,
     patchscope_lens,
 )
+from interp.sites import Site
 from tests.interp.lenses.attention_twins import cut_logits, received_logits
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
@@ -132,6 +134,26 @@ def test_lenses_on_attention(rope: str, way: str) -> None:
             latents = {layer: LATENTS[layer, example] for layer in window}
             wanted = by_group(received_logits(module, attentions, ids, position, latents))
             np.testing.assert_allclose(np.exp(received.log_prob[example, index]), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
+def test_layers_that_rotate_in_two_ways(kind: str) -> None:
+    """One of them by length: which one is main does not matter, and what ran before changes nothing."""
+    default = dict(rope_type="default", rope_theta=1e3)
+    rope = {"full_attention": default, "sliding_attention": default} | {kind: _DYNAMIC}
+    config: dict[str, Any] = dict(rope_parameters=rope, max_position_embeddings=LIMIT, sliding_window=6)
+    model = StandardizedTransformer(tiny_model("gemma3_text", **config), tokenizer=tiny_tokenizer(), verify=False)
+    last = [Site("resid_post", NUM_LAYERS - 1)]
+    for _ in range(2):
+        found = collect(model, PROMPTS, last, [[len(ids) - 1] for ids in PROMPTS])["resid_post"][0, :, 0]
+        for ids, hidden in zip(PROMPTS, found, strict=True):
+            plain_model: Any = tiny_model("gemma3_text", **config)
+            seen: list[Tensor] = []
+            layer = plain_model.model.layers[NUM_LAYERS - 1]
+            layer.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output[0, -1].clone()))
+            with torch.no_grad():
+                plain_model(input_ids=torch.tensor([ids]), use_cache=False)
+            torch.testing.assert_close(hidden, seen[0], atol=1e-4, rtol=1e-4)
 
 
 def test_what_ran_before_changes_nothing() -> None:

@@ -18,6 +18,7 @@ from interp.forward import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.sites import Site
 from tests.families import FAMILIES, build
 from tests.interp.forward.alone import BUDGET, off_by, plain_values, prompts, random_ids
+from tests.made import watching
 from tests.tiny import tiny_model, tiny_tokenizer
 
 # Where prompts run as a whole: layers that carry a state, and caches of other forms.
@@ -145,7 +146,7 @@ def test_a_family_whose_continuations_give_other_numbers_is_found_out(caplog: py
     def state(_: nn.Module, args: Any, output: Tensor) -> Tensor:
         return output * (1 + torch.arange(output.shape[1])[:, None] / 8)
 
-    module.get_submodule("model.layers.2.mlp").register_forward_hook(state)
+    module.get_submodule("model.layers.2.mlp").register_forward_hook(watching(state))
     model = StandardizedTransformer(module, tokenizer=tiny_tokenizer(), verify=False)
     sites = [Site("resid_post", 1)]  # below the layer that carries a state
     last = [[len(ids) - 1] for ids in prompts()]
@@ -166,7 +167,7 @@ def test_the_verdict_is_of_the_first_prompts_and_kept(monkeypatch: pytest.Monkey
 
     fresh = StandardizedTransformer(tiny_model("qwen3"), tokenizer=tiny_tokenizer(), verify=False)
     monkeypatch.undo()
-    handle = fresh._module.register_forward_pre_hook(exhausted)
+    handle = fresh._module.register_forward_pre_hook(watching(exhausted))
     with pytest.raises(torch.OutOfMemoryError):  # says nothing about the family
         prefixes_fit(fresh, prompts()[:3], 10)
     handle.remove()

@@ -22,14 +22,14 @@ COPYING = ["gptj", "falcon_alibi", "mpt", "deepseek_v3", "diffllama"]
 @pytest.mark.parametrize("name", SHARING)
 def test_families_of_every_kind_share(name: str) -> None:
     model = wrapped(name)
-    assert walk_fits(model)
+    assert walk_fits(model, 9)
     assert model.shares_prefix
 
 
 @pytest.mark.parametrize("name", COPYING)
 def test_families_with_attention_of_their_own_are_given_copies(name: str) -> None:
     model = wrapped(name)
-    assert walk_fits(model)
+    assert walk_fits(model, 9)
     assert not model.shares_prefix
 
 
@@ -39,7 +39,7 @@ def test_families_with_attention_of_their_own_are_given_copies(name: str) -> Non
 @torch.no_grad()
 def test_a_shared_prefix_gives_what_copies_give(name: str, prompts: int, start: int) -> None:
     model = wrapped(name)
-    assert walk_fits(model)
+    assert walk_fits(model, 9)
     generator = torch.Generator().manual_seed(start)
     run = CleanRun.of(model, torch.randint(300, (prompts, 12), generator=generator), start)
     for layer in range(model.num_layers):
@@ -104,7 +104,7 @@ def test_transformers_is_as_it_was_afterwards_and_nothing_is_held_outside() -> N
 @torch.no_grad()
 def test_as_many_prompts_as_heads_are_not_taken_for_heads(name: str) -> None:
     model = wrapped(name)
-    assert walk_fits(model)
+    assert walk_fits(model, 9)
     generator = torch.Generator().manual_seed(0)
     for prompts in {model.num_heads, model.num_kv_heads}:
         ids = torch.randint(300, (prompts, 7), generator=generator)

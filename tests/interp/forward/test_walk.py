@@ -15,6 +15,7 @@ from interp import StandardizedTransformer
 from interp.architectures import submodule
 from interp.lenses import patchscope_lens
 from tests.families import FAMILIES, build
+from tests.made import watching
 from tests.tiny import tiny_tokenizer
 
 # Where it does not fit, the lens runs whole prompts: layers that carry a state, that share keys or hand things on, and
@@ -115,7 +116,7 @@ def test_a_family_whose_walk_gives_other_numbers_is_found_out(
         calls[0] += 1
         return output * (1.0 if output.shape[1] > 1 else 1.5)
 
-    module.get_submodule("model.layers.2.mlp").register_forward_hook(count)
+    module.get_submodule("model.layers.2.mlp").register_forward_hook(watching(count))
     model = StandardizedTransformer(module, tokenizer=tiny_tokenizer(), verify=False)
     latents = latents_of(model)
     ids, positions = [list(ids) for ids, _ in TARGETS], [position for _, position in TARGETS]

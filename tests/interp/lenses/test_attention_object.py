@@ -21,6 +21,7 @@ from interp.lenses import attention_object_lens
 from tests.families import build
 from tests.interp.lenses.attention_twins import attention_inputs, received_logits
 from tests.interp.lenses.twins import assert_equal, expected
+from tests.made import watching
 from tests.tiny import tiny_tokenizer
 
 FAST = [
@@ -235,7 +236,7 @@ def test_the_model_is_as_it_was_also_after_an_exception() -> None:
         if len(calls) == 3:  # the first two belong to the clean run
             raise MemoryError("in the middle")
 
-    handle = module.model.layers[2].mlp.register_forward_hook(fail)
+    handle = module.model.layers[2].mlp.register_forward_hook(watching(fail))
     with pytest.raises(MemoryError, match="in the middle"):
         attention_object_lens(model, latents[:, :1], TARGETS[:1], POSITIONS[:1], GROUPS[:1])
     handle.remove()

@@ -23,6 +23,7 @@ from interp.lenses.layer_windows import windows_of
 from tests.families import build
 from tests.interp.lenses.attention_twins import cut_logits
 from tests.interp.lenses.twins import assert_equal, expected
+from tests.made import watching
 from tests.tiny import tiny_tokenizer
 
 # Grouped queries, a sliding window alone and beside full attention, softcap, post-norm, parallel layers with one norm
@@ -340,7 +341,7 @@ def test_the_model_is_as_it_was_also_after_an_exception(way: str) -> None:
     def fail(*_: Any) -> None:
         raise MemoryError("in the middle")
 
-    handle = module.model.layers[2].mlp.register_forward_hook(fail)
+    handle = module.model.layers[2].mlp.register_forward_hook(watching(fail))
     with pytest.raises(MemoryError, match="in the middle"):
         attention_knockout(model, PROMPTS[:1], BLOCKS[:1], window=1)
     handle.remove()

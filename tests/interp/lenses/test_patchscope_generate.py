@@ -62,7 +62,7 @@ def test_greedy_texts_are_what_transformers_recomputes(name: str, caplog: pytest
             model, latents[layers], IDS, AT, layers=layers, max_new_tokens=TOKENS, stop_ids=[2], batch_size=3
         )
     assert found.layers == tuple(layers)
-    assert generation_fits(model) == (name in FAST)
+    assert generation_fits(model, 9) == (name in FAST)
     check(found, PatchedTwin(name), latents, layers, AT)
 
 
@@ -225,7 +225,7 @@ def test_no_examples() -> None:
 
 def test_hooks_are_gone_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped("llama")
-    assert generation_fits(model)
+    assert generation_fits(model, 9)
     calls = [0]
 
     def fail(self: Sampling, logits: Tensor, noise: Tensor) -> Tensor:
