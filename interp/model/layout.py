@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 
@@ -24,7 +25,7 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["head_out_place", "place_of", "projection_width", "sublayer_of", "why_missing"]
+__all__ = ["Attentions", "head_out_place", "place_of", "projection_width", "sublayer_of", "why_missing"]
 
 _ROLES = {"attn": "attention", "mixer": "mixer", "mlp": "MLP"}
 _ATTENTION_POINTS = ("q", "k", "v", "scores", "pattern")
@@ -82,8 +83,8 @@ def why_missing(model: StandardizedTransformer, site: Site) -> str | None:
     if site.kind == "head_out" and not _projects_linearly(model, site.layer, str(sublayer.projection)):
         return (
             f"the output projection of layer {site.layer} ({_class_of(submodule(layer, str(sublayer.projection)))}) is "
-            "not linear, since it quantizes what it receives: what each head adds alone does not sum to what they add "
-            "together. Use z or attn_out, or load the model without quantized activations."
+            "not linear, since it quantizes what it receives: what the heads add one by one is not what they add "
+            "together. Use z or attn_out, or a model whose weights alone are quantized."
         )
     if site.kind in _ATTENTION_POINTS:
         return model.attention_access.available(site.kind, site.layer)
@@ -197,3 +198,22 @@ def _num_heads(model: StandardizedTransformer, attention: Any) -> int:
 
 def _has(layer: Any, path: str | None) -> bool:
     return path is not None and submodule(layer, path) is not None
+
+
+class Attentions:
+    """Layer -> the envoy of its attention; None where it has none.
+
+    It does not hold the model, which holds it: weights are freed with the last reference to a model.
+    """
+
+    def __init__(self, model: StandardizedTransformer) -> None:
+        self._model = ref(model)
+
+    def __call__(self, layer: int) -> Any | None:
+        model = self._model()
+        assert model is not None  # who asks holds it
+        sublayer = sublayer_of(model, "attention", layer)
+        return None if sublayer is None else model.layer(layer).get(sublayer.module)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a trace that runs elsewhere is sent with its model
+        return Attentions, (self._model(),)

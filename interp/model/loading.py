@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -25,7 +28,16 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from interp.errors import InterpError, nearest
 
-__all__ = ["as_dtype", "check_options", "execution_device", "load_model", "load_skeleton", "load_tokenizer"]
+__all__ = [
+    "as_dtype",
+    "check_options",
+    "execution_device",
+    "load_model",
+    "load_skeleton",
+    "load_tokenizer",
+    "reject_load_options",
+    "unwrapped",
+]
 
 # What a bad folder, a hub that is down, an unknown model type or a missing package raise inside transformers.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError)
@@ -104,6 +116,17 @@ def load_model(
     return module
 
 
+def reject_load_options(**given: Any) -> None:
+    """Refuse what says how a model is loaded where it is loaded already.
+
+    Raises:
+        InterpError: something is given.
+    """
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise InterpError(f"{', '.join(named)}: of no use with a model in memory. Load it so in the first place.")
+
+
 def load_skeleton(source: str | Path, *, revision: str | None, trust_remote_code: bool) -> nn.Module:
     """The model without its weights, on the `meta` device, for traces that run elsewhere.
 
@@ -116,6 +139,84 @@ def load_skeleton(source: str | Path, *, revision: str | None, trust_remote_code
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except _LOAD_ERRORS as error:
         raise InterpError(_not_loaded(source, revision, error)) from error
+
+
+@torch.no_grad()
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model in a wrapper that computes what it computes: peft's, `torch.compile`'s, data parallel.
+
+    Adapters stay active, since peft puts them into the model itself.
+
+    Raises:
+        InterpError: the wrapper computes more than the model in it, or holds its weights in parts; or parts of the
+            model are compiled.
+    """
+    inner, adapted = model, None
+    while not isinstance(inner, PreTrainedModel):
+        kind = type(inner).__name__
+        if kind.startswith("FullyShardedDataParallel") or "DeepSpeed" in kind:
+            raise InterpError(f"{kind} holds its model's weights in parts. Load the model without it to look inside.")
+        within = _inside(inner)
+        if within is None:
+            break
+        adapted = inner if hasattr(inner, "peft_config") else adapted
+        inner = within
+    if isinstance(inner, FSDPModule):
+        raise InterpError("fully_shard holds the model's weights in parts. Load the model without it to look inside.")
+    if adapted is not None:
+        _check_peft(adapted, inner)
+    check_not_compiled(inner)
+    return inner
+
+
+def check_not_compiled(module: nn.Module) -> None:
+    """Refuse a model of which parts are compiled.
+
+    Raises:
+        InterpError: there is one.
+    """
+    for path, part in module.named_modules():
+        if isinstance(part, OptimizedModule) or part._compiled_call_impl is not None:
+            raise InterpError(
+                f"{path or type(module).__name__!r} is compiled by torch.compile: what runs in compiled code cannot be "
+                "read or written. Wrap the model as it was before; torch.compile(model) keeps it in `_orig_mod`, "
+                "and model.compile() is undone by `model._compiled_call_impl = None`."
+            )
+
+
+def _inside(wrapper: nn.Module) -> nn.Module | None:
+    """The module in a wrapper; None where it is not known for one."""
+    if isinstance(wrapper, OptimizedModule):
+        return wrapper._orig_mod
+    if isinstance(wrapper, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return wrapper.module
+    unwrap: Any = getattr(wrapper, "get_base_model", None)
+    if unwrap is not None and hasattr(wrapper, "peft_config"):
+        base: nn.Module = unwrap()
+        return base
+    return None
+
+
+def _check_peft(wrapper: nn.Module, inner: nn.Module) -> None:
+    """Refuse adapters that work around the model (prompt tuning, say) and not inside it; found out on three tokens."""
+    training = [part for part in wrapper.modules() if part.training]
+    wrapper.eval()
+    ids = torch.tensor([[0, 1, 1]], device=next(inner.parameters()).device)
+    try:
+        same = torch.equal(wrapper(input_ids=ids).logits, inner(input_ids=ids).logits)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InterpError(f"the adapter of {type(wrapper).__name__} does not run ({_first_line(error)}).") from error
+    finally:
+        for part in training:
+            part.training = True
+    if not same:
+        adapters: Any = wrapper.peft_config
+        kinds = ", ".join(sorted({str(getattr(one.peft_type, "value", one.peft_type)) for one in adapters.values()}))
+        raise InterpError(
+            f"adapters {kinds} change what {type(inner).__name__} is given or gives, not its "
+            "modules: the model inside computes something else than with them. Use one that adds to modules (LoRA and "
+            "its relatives), or get_base_model() to look at the model without its adapter."
+        )
 
 
 def check_options(options: Mapping[str, Any], config: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.interventions.skipping import skip_layers
+from interp.interventions.steering import steer
 from interp.model.accessors import LayerModules, LayerValues
 from interp.model.layout import place_of, sublayer_of
 from interp.model.places import ModulePlace
@@ -140,3 +143,24 @@ class NamedValues:
     def next_token_probs(self: Any) -> Tensor:
         """Probabilities after the last token (batch, vocabulary), float32, inside a trace of left-padded prompts."""
         return self.logits[:, -1].float().softmax(-1)
+
+    # Interventions ------------------------------------------------------------------------------------------------
+
+    def skip_layer(self: Any, layer: int, skip_with: Tensor | None = None) -> None:
+        """Skip one layer, inside a trace; see `interp.interventions.skip_layers`."""
+        skip_layers(self, layer, layer, skip_with)
+
+    def skip_layers(self: Any, start_layer: int, end_layer: int, skip_with: Tensor | None = None) -> None:
+        """Skip layers, inside a trace; see `interp.interventions.skip_layers`."""
+        skip_layers(self, start_layer, end_layer, skip_with)
+
+    def steer(
+        self: Any,
+        layers: int | Sequence[int],
+        steering_vector: Tensor,
+        factor: float = 1.0,
+        token_positions: int | Sequence[int] | Tensor | None = None,
+        batch_index: int | Sequence[int] | Tensor | None = None,
+    ) -> None:
+        """Add a vector to the residual stream after layers, inside a trace; see `interp.interventions.steer`."""
+        steer(self, layers, steering_vector, factor, token_positions=token_positions, batch_index=batch_index)

@@ -36,7 +36,7 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["Proof", "ProofTable", "failures", "prove"]
+__all__ = ["Proof", "ProofTable", "failures", "never_reached", "prove"]
 
 _TOKENS = 5
 # Sums are done again in float64, so they differ from the model's by the roundings of its own dtype.
@@ -96,6 +96,16 @@ class Proof:
 def failures(proofs: list[Proof]) -> list[Proof]:
     """The proofs that failed, those of the lowest layers first: what goes wrong there goes wrong above."""
     return sorted((proof for proof in proofs if proof.holds is False), key=lambda proof: proof.layer)
+
+
+def never_reached(model: StandardizedTransformer, error: Exception) -> str:
+    """What to tell the user where a forward pass does not come by a module that the names speak of."""
+    place = str(error).split("'")[1] if "'" in str(error) else "a place"
+    return (
+        f"{type(model._module).__name__} (family {model.architecture.family!r}): its forward pass does not come by "
+        f"{place!r}, or not in its turn. Every layer needs a module of its own, which runs: copy.deepcopy a layer that "
+        "is to stand twice, set config.num_hidden_layers to their number; or give rename_config=RenameConfig(...)."
+    )
 
 
 @torch.no_grad()
