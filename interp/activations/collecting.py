@@ -183,7 +183,7 @@ class _Collector:
         if not shared.length:
             return None
         tokens = block.input_ids[shared.rows[0]][: shared.length]
-        ids = sent(torch.tensor([tokens]), self.model.device)
+        ids = sent(torch.tensor([tokens], device="cpu"), self.model.device)
         entries = block.entries(shared.rows, 0, shared.length)
         if len(entries):
             self._read(block, Feed.of(self.model, ids), entries.in_one_row())
@@ -236,7 +236,9 @@ class _Collector:
         lengths = [len(ids) for ids in tokens]
         if self._in_one_row(block, lengths, start):
             packed = Packed.of(lengths, self.model.device)
-            return Feed.of(self.model, torch.tensor([[token for ids in tokens for token in ids]]), prefix, packed)
+            return Feed.of(
+                self.model, torch.tensor([[token for ids in tokens for token in ids]], device="cpu"), prefix, packed
+            )
         if block.causal:
             return Feed.of(self.model, right_padded(tokens), prefix)
         padded = left_padded(tokens, self.model.tokenizer.pad_token_id or 0, self.model.device)

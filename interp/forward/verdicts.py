@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 def sample_ids(model: StandardizedTransformer, rows: int = 2, length: int = 9) -> Tensor:
     """(row, position), token ids for a small case, the same at every call."""
     usable = min(model.vocab_size, len(model.tokenizer))
-    ids = torch.randint(usable, (rows, length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(usable, (rows, length), generator=torch.Generator().manual_seed(0), device="cpu")
     return ids.to(model.device)
 
 

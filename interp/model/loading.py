@@ -5,9 +5,13 @@ nnsight can load by name too, but its lazy load fails under transformers 5.23 ("
 
 from __future__ import annotations
 
+import ast
 import copy
+import inspect
+import textwrap
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +47,9 @@ __all__ = [
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError)
 # Names of the plain tokenizer that does what its tokenizer.json says.
 _PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
-# Keyword arguments of `PreTrainedModel.from_pretrained`, by what they concern: the files, and the model.
+# Keyword arguments of `from_pretrained` that say where the files are, so that they hold for the config too.
 _HUB_OPTIONS = (
     "cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "subfolder", "token",
-)  # fmt: skip
-_OPTIONS = (
-    "adapter_kwargs", "adapter_name", "allow_all_kernels", "attn_implementation", "config", "device_map",
-    "device_mesh", "disable_mmap", "distributed_config", "experts_implementation", "fusion_config",
-    "generation_config", "gguf_file", "ignore_mismatched_sizes", "kernel_config", "key_mapping", "max_memory",
-    "offload_buffers", "offload_folder", "quantization_config", "revision", "state_dict", "tp_plan", "tp_size",
-    "tqdm_class", "trust_remote_code", "use_kernels", "use_safetensors", "variant", "weights_only",
 )  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -226,7 +223,7 @@ def check_options(options: Mapping[str, Any], config: Any) -> None:
         InterpError: there is one, with the nearest known names.
     """
     fields = [] if config is None else [name for name in config.to_dict() if not name.startswith("_")]
-    known = {*_OPTIONS, *_HUB_OPTIONS, *fields}
+    known = {*_loading_options(), *fields}
     for name in options:
         if name not in known:
             near = get_close_matches(name, known, n=3, cutoff=0.6)
@@ -237,9 +234,32 @@ def check_options(options: Mapping[str, Any], config: Any) -> None:
             )
 
 
+@cache
+def _loading_options() -> frozenset[str]:
+    """The keyword arguments that this version of transformers' `from_pretrained` takes, read from its source.
+
+    It names few of them in its signature; the others it takes out of its `kwargs`, some to do nothing with them.
+    """
+    found: set[Any] = set()
+    for method in (PreTrainedModel.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+        arguments = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)).args
+        found |= {argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("kwargs.pop", "kwargs.get"):
+                found |= {name.value for name in node.args[:1] if isinstance(name, ast.Constant)}
+            elif isinstance(node, ast.Compare) and "kwargs" in (ast.unparse(other) for other in node.comparators):
+                found |= {node.left.value} if isinstance(node.left, ast.Constant) else set()
+            elif isinstance(node, ast.List) and all(isinstance(name, ast.Constant) for name in node.elts):
+                found |= {name.value for name in node.elts if isinstance(name, ast.Constant)}  # names in a loop
+    ours = {"cls", "pretrained_model_name_or_path", "output_loading_info", "_from_auto", "_from_pipeline"}
+    return frozenset(name for name in found - ours if isinstance(name, str))
+
+
 def _changed(config: Any, loading: dict[str, Any]) -> Any:
     """The config with those options put into it that are fields of it; they are taken out of the options."""
-    changes = {name: loading.pop(name) for name in list(loading) if name not in _OPTIONS and hasattr(config, name)}
+    options = _loading_options()
+    changes = {name: loading.pop(name) for name in list(loading) if name not in options and hasattr(config, name)}
     changed = copy.deepcopy(config)
     for name, value in changes.items():
         setattr(changed, name, value)

@@ -30,7 +30,7 @@ from torch import Tensor
 from interp.architectures import Sublayer
 from interp.model.layout import head_out_place, place_of
 from interp.model.places import HeadOutPlace
-from interp.model.proof_of_writes import prove_writes
+from interp.model.proof_of_writes import part_of, prove_writes
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ def prove(model: StandardizedTransformer, *, attention: bool = False) -> list[Pr
         [model.readout(values[f"resid_post.{last}"])],
         values["logits"],
     )
-    if any(model.has(Site("resid_mid", layer)) for layer in range(model.num_layers)):
+    has_middle = any(model.has(Site("resid_mid", layer)) for layer in range(model.num_layers))
+    if has_middle and "mlp" not in unchecked(model):
         for layer, (written, added, after) in _write_middles(model, input_ids).items():
             _stage(
                 model,
@@ -145,16 +146,25 @@ def prove(model: StandardizedTransformer, *, attention: bool = False) -> list[Pr
                 added,
                 after,
             )
-    _prove_parallel(model, input_ids, values, table)
+    if not unchecked(model):
+        _prove_parallel(model, input_ids, values, table)
     if failures(table.proofs()):
         return table.proofs()  # where the names are wrong, what writing does says nothing
-    if attention:
+    if attention and "attention" not in unchecked(model):
         _prove_patterns(model, input_ids, table)
-    prove_writes(model, input_ids, table, attention=attention)
+    prove_writes(model, input_ids, table, attention=attention, without=unchecked(model))
     return table.proofs()
 
 
 _ADDED = {"attention": "attn_out", "mixer": "mixer_out", "mlp": "mlp_out"}
+
+
+def unchecked(model: StandardizedTransformer) -> set[str]:
+    """The parts of layers that the user said not to check: `attention`, `mlp`."""
+    given = model._given.rename_config
+    if given is None:
+        return set()
+    return {part for part, ignored in (("attention", given.ignore_attn), ("mlp", given.ignore_mlp)) if ignored}
 
 
 def _prove_layer(model: StandardizedTransformer, layer: int, values: dict[str, Tensor], table: ProofTable) -> None:
@@ -167,14 +177,19 @@ def _prove_layer(model: StandardizedTransformer, layer: int, values: dict[str, T
     added = {role: values[f"{kind}.{layer}"] for role, kind in _ADDED.items() if f"{kind}.{layer}" in values}
     mixing: list[str] = [role for role in ("attention", "mixer") if role in added]
     middle = values.get(f"resid_mid.{layer}")
+    skipped = unchecked(model) & {role for role, _ in model.architecture.sublayers(model.layer(layer)._module)}
+    if middle is None and skipped:
+        return  # the part that is not checked is a term of the one sum
     if middle is None:
         sum_of = " + ".join(_ADDED[role] for role in added)
         about = "attention" if mixing else "mlp"
         _stage(model, table, layer, f"resid_post == resid_pre + {sum_of}", about, before, list(added), added, after)
     else:
-        sum_of = " + ".join(_ADDED[role] for role in mixing)
-        _stage(model, table, layer, f"resid_mid == resid_pre + {sum_of}", "attention", before, mixing, added, middle)
-        _stage(model, table, layer, "resid_post == resid_mid + mlp_out", "mlp", middle, ["mlp"], added, after)
+        if "attention" not in skipped:
+            name = "resid_mid == resid_pre + " + " + ".join(_ADDED[role] for role in mixing)
+            _stage(model, table, layer, name, "attention", before, mixing, added, middle)
+        if "mlp" not in skipped:
+            _stage(model, table, layer, "resid_post == resid_mid + mlp_out", "mlp", middle, ["mlp"], added, after)
     if f"head_out.{layer}" in values:
         bias = values[f"bias.{layer}"]
         terms = [values[f"head_out.{layer}"].double().sum(dim=2), bias.double()]
@@ -216,7 +231,8 @@ def _stage(
 
 def _read_everything(model: StandardizedTransformer, input_ids: Tensor) -> dict[str, Tensor]:
     kinds = ("resid_pre", "z", "head_out", "attn_out", "mixer_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
-    layered = [Site(kind, layer) for layer in range(model.num_layers) for kind in kinds]
+    left = [kind for kind in kinds if part_of(kind) not in unchecked(model)]
+    layered = [Site(kind, layer) for layer in range(model.num_layers) for kind in left]
     sites = [Site("embed"), *layered, Site("logits")]
     values: dict[str, Tensor] = {}
     with model.trace(input_ids=input_ids, use_cache=False):

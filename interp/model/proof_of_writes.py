@@ -9,7 +9,7 @@ sublayer that gives the same when the residual stream before it is another one h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp.model.proof import ProofTable
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["prove_writes"]
+__all__ = ["part_of", "prove_writes"]
 
 _ATTENTION_KINDS = ("q", "k", "v", "scores", "pattern")
 # Kinds inside a sublayer -> what the sublayer adds.
@@ -34,7 +34,19 @@ _INSIDE = {
 _BEFORE_PATTERN = ("q", "k", "scores")
 
 
-def prove_writes(model: StandardizedTransformer, input_ids: Tensor, table: ProofTable, *, attention: bool) -> None:
+def part_of(kind: str) -> str | None:
+    """The part of a layer that a kind of site belongs to: `attention`, `mixer`, `mlp`; None: the residual stream."""
+    return {"attn_out": "attention", "mixer_out": "mixer", "mlp_out": "mlp"}.get(_INSIDE.get(kind, kind))
+
+
+def prove_writes(
+    model: StandardizedTransformer,
+    input_ids: Tensor,
+    table: ProofTable,
+    *,
+    attention: bool,
+    without: Collection[str] = (),
+) -> None:
     """Put what an edit at each kind of site does to the logits into a table of proofs.
 
     Arguments:
@@ -42,6 +54,7 @@ def prove_writes(model: StandardizedTransformer, input_ids: Tensor, table: Proof
         input_ids: (1, position), a prompt.
         table: where the proofs go.
         attention: also q, k, v, scores and pattern.
+        without: parts of layers that are not to be checked.
     """
     kinds = [
         "embed",
@@ -49,7 +62,7 @@ def prove_writes(model: StandardizedTransformer, input_ids: Tensor, table: Proof
         "final_norm",
         "logits",
     ]
-    left = {kind: sites for kind in kinds if (sites := _sites(model, kind))}
+    left = {kind: sites for kind in kinds if part_of(kind) not in without and (sites := _sites(model, kind))}
     first = True
     while left:
         tried = [sites.pop(0) for sites in left.values()]

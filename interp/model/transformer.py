@@ -20,7 +20,7 @@ from interp.errors import InterpError
 from interp.model.aliases import aliases, merged
 from interp.model.digest import model_digest
 from interp.model.following import RESERVED, Given, ModuleTree, follow
-from interp.model.keywords import check_keywords
+from interp.model.keywords import check_inputs, check_keywords
 from interp.model.layout import Attentions, place_of, projection_width, why_missing
 from interp.model.loading import (
     check_options,
@@ -183,9 +183,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         self._choose(found, config)
 
     def follow(self) -> None:
-        """Take up modules that were put in the place of others since the model was wrapped (`interp.model.following`).
-
-        Every trace, and whatever asks for sites, sizes or the device, begins with this.
+        """Take up modules put in the place of others since the model was wrapped; every trace begins with this.
 
         Raises:
             InterpError: the names do not fit the model any more, and what to do.
@@ -290,6 +288,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """nnsight's driver of a trace; what the trace switched on in attention is switched off, whatever happens."""
+        check_inputs(args, kwargs)
         check_keywords(self, fn, kwargs)
         watch = self._module.register_forward_pre_hook(self.fed.take, with_kwargs=True)
         try:

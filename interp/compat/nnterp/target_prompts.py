@@ -50,7 +50,7 @@ class TargetPromptBatch:
     @classmethod
     def from_target_prompts(cls, prompts_: Sequence[TargetPrompt]) -> TargetPromptBatch:
         """A batch of given target prompts."""
-        return cls([p.prompt for p in prompts_], torch.tensor([int(p.index_to_patch) for p in prompts_]))
+        return cls([p.prompt for p in prompts_], torch.tensor([int(p.index_to_patch) for p in prompts_], device="cpu"))
 
     @classmethod
     def from_target_prompt(cls, prompt: TargetPrompt, batch_size: int) -> TargetPromptBatch:
@@ -64,11 +64,11 @@ class TargetPromptBatch:
         """A batch from texts and one index for all, or one each."""
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if isinstance(index_to_patch, int):
-            indices = torch.tensor([index_to_patch] * len(texts))
+            indices = torch.tensor([index_to_patch] * len(texts), device="cpu")
         elif isinstance(index_to_patch, Tensor):
             indices = index_to_patch
         elif isinstance(index_to_patch, list | tuple):
-            indices = torch.tensor(index_to_patch)
+            indices = torch.tensor(index_to_patch, device="cpu")
         else:
             raise InterpError(f"index_to_patch: expected an int, ints or a tensor, got {type(index_to_patch).__name__}")
         if len(indices) != len(texts):

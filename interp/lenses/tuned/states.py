@@ -104,7 +104,7 @@ def token_states(
         for layer in sorted({*layers, last}):
             held[layer] = _unpadded(model.read(f"resid_post.{layer}"), mask)
         tracer.stop()
-    next_ids = torch.cat([torch.tensor([*row[1:], -1]) for row in ids]).to(model.device)
+    next_ids = torch.cat([torch.tensor([*row[1:], -1], device="cpu") for row in ids]).to(model.device)
     return TokenStates(held[last], {layer: held[layer] for layer in layers}, next_ids)
 
 
