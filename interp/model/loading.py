@@ -11,7 +11,6 @@ import inspect
 import textwrap
 from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +221,8 @@ def check_options(options: Mapping[str, Any], config: Any) -> None:
     Raises:
         InterpError: there is one, with the nearest known names.
     """
+    if not options:
+        return
     fields = [] if config is None else [name for name in config.to_dict() if not name.startswith("_")]
     known = {*_loading_options(), *fields}
     for name in options:
@@ -234,11 +235,11 @@ def check_options(options: Mapping[str, Any], config: Any) -> None:
             )
 
 
-@cache
-def _loading_options() -> frozenset[str]:
+def _loading_options() -> set[str]:
     """The keyword arguments that this version of transformers' `from_pretrained` takes, read from its source.
 
-    It names few of them in its signature; the others it takes out of its `kwargs`, some to do nothing with them.
+    It names few of them in its signature; the others it takes out of its `kwargs`, some to do nothing with them. Not
+    `functools.cache`, whose functions cannot be sent to a server by what they say.
     """
     found: set[Any] = set()
     for method in (PreTrainedModel.from_pretrained, AutoModelForCausalLM.from_pretrained):
@@ -253,13 +254,13 @@ def _loading_options() -> frozenset[str]:
             elif isinstance(node, ast.List) and all(isinstance(name, ast.Constant) for name in node.elts):
                 found |= {name.value for name in node.elts if isinstance(name, ast.Constant)}  # names in a loop
     ours = {"cls", "pretrained_model_name_or_path", "output_loading_info", "_from_auto", "_from_pipeline"}
-    return frozenset(name for name in found - ours if isinstance(name, str))
+    return {name for name in found - ours if isinstance(name, str)}
 
 
 def _changed(config: Any, loading: dict[str, Any]) -> Any:
     """The config with those options put into it that are fields of it; they are taken out of the options."""
-    options = _loading_options()
-    changes = {name: loading.pop(name) for name in list(loading) if name not in options and hasattr(config, name)}
+    fields = {name for name in loading if hasattr(config, name)}
+    changes = {name: loading.pop(name) for name in fields - _loading_options()} if fields else {}
     changed = copy.deepcopy(config)
     for name, value in changes.items():
         setattr(changed, name, value)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from interp.errors import InterpError
 from interp.interventions.skipping import skip_layers
@@ -14,6 +15,7 @@ from interp.interventions.steering import steer
 from interp.model.accessors import LayerModules, LayerValues
 from interp.model.layout import place_of, sublayer_of
 from interp.model.places import ModulePlace
+from interp.model.tokens import bare_tokenizer, closest_tokens
 from interp.order import check_not_passed
 from interp.sites import Site
 
@@ -164,3 +166,16 @@ class NamedValues:
     ) -> None:
         """Add a vector to the residual stream after layers, inside a trace; see `interp.interventions.steer`."""
         steer(self, layers, steering_vector, factor, token_positions=token_positions, batch_index=batch_index)
+
+    def project_on_vocab(self: Any, hidden: Tensor) -> Tensor:
+        """nnterp's name of `readout`."""
+        return self.readout(hidden)
+
+    def get_topk_closest_tokens(self: Any, hidden: Tensor, k: int = 5) -> dict[str, float] | list[dict[str, float]]:
+        """The most probable tokens of a hidden state, read out; see `interp.model.tokens.closest_tokens`."""
+        return closest_tokens(self, hidden, k)
+
+    @property
+    def add_prefix_false_tokenizer(self: Any) -> PreTrainedTokenizerBase:
+        """A copy of the tokenizer that puts no space before a text; see `interp.model.tokens.bare_tokenizer`."""
+        return bare_tokenizer(self.tokenizer)

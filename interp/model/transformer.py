@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ from interp.model.proof import failures, never_reached, prove
 from interp.model.readout_parts import ReadoutParts, plain_head
 from interp.model.spec import ModelSpec
 from interp.model.tail import Tail
-from interp.model.tokens import bare_tokenizer, closest_tokens
 from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
 
 __all__ = ["StandardizedTransformer"]
@@ -299,6 +299,11 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             self.attention_access.release()
             self.trace_memory.clear()
 
+    def _batch(self, invokes: list[Any], fn: Any) -> Any:
+        # nnsight makes masks and positions on torch's default device, which need not be where the prompts are.
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            return TransformersModel._batch(self, invokes, fn)
+
     def _remote_backend(self, *args: Any, **kwargs: Any) -> Any:
         # A server has no `interp`: its source travels with the request. Not before there is one: what is pickled by
         # value loses its class in other processes (an InterpError from a worker would be no InterpError any more).
@@ -430,19 +435,6 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
         first = self._module.get_submodule(self.tail.paths[0])
         return hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
-
-    def project_on_vocab(self, hidden: Tensor) -> Tensor:
-        """nnterp's name of `readout`."""
-        return self.readout(hidden)
-
-    def get_topk_closest_tokens(self, hidden: Tensor, k: int = 5) -> dict[str, float] | list[dict[str, float]]:
-        """The most probable tokens of a hidden state, read out; see `interp.model.tokens.closest_tokens`."""
-        return closest_tokens(self, hidden, k)
-
-    @property
-    def add_prefix_false_tokenizer(self) -> PreTrainedTokenizerBase:
-        """A copy of the tokenizer that puts no space before a text; see `interp.model.tokens.bare_tokenizer`."""
-        return bare_tokenizer(self.tokenizer)
 
     def digest(self) -> str:
         """SHA-256 of config and weights, 64 hexadecimal digits; the same on every device and from every folder."""

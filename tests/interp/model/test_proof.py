@@ -12,9 +12,10 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 import interp.architectures.find
 from interp import StandardizedTransformer
-from interp.architectures import ARCHITECTURES, Sublayer
+from interp.architectures import ARCHITECTURES, RenameConfig, Sublayer
 from interp.errors import InterpError
 from interp.model.proof import prove
+from tests.families.classic import CLASSIC
 from tests.interp.reference import CASES, IDS, build, read_all
 from tests.tiny import _LLAMA_LIKE, tiny_tokenizer
 
@@ -222,6 +223,42 @@ def test_rows_of_padding_may_give_minus_infinity(dtype: torch.dtype, monkeypatch
     monkeypatch.setattr(interp.architectures.find, "ARCHITECTURES", records)
     with pytest.raises(InterpError, match=r"readout\(resid_post\) == logits does not hold"):
         StandardizedTransformer(padded(), tokenizer=tiny_tokenizer())
+
+
+@pytest.mark.parametrize("case", ["opt", "llama", "gpt_neox"])
+@torch.no_grad()
+def test_a_part_that_is_to_be_ignored_is_not_checked(case: str) -> None:
+    """Its sites stay what the record says; what is wrong with it fails no proof; the rest is proved."""
+    module = build(case) if case != "opt" else _opt()
+    plain = module(input_ids=IDS).logits
+    for ignored, parts in ((RenameConfig(ignore_mlp=True), "mlp"), (RenameConfig(ignore_attn=True), "attn")):
+        model = StandardizedTransformer(module, tokenizer=tiny_tokenizer(), rename_config=ignored)
+        values = read_all(model, [f"{parts}_out.1", "resid_post.1", "logits"], input_ids=IDS)
+        whole = StandardizedTransformer(module, tokenizer=tiny_tokenizer())
+        for site, value in read_all(whole, list(values), input_ids=IDS).items():
+            assert torch.equal(value, values[site])
+        assert torch.equal(values["logits"], plain)
+        identities = [proof.identity for proof in prove(model, attention=True)]
+        assert "readout(resid_post) == logits" in identities
+        assert not any(f"{parts}_out" in identity for identity in identities)
+
+
+def test_a_part_that_is_wrong_passes_only_where_it_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = tuple(replace(r, mlp=MLP) if "gemma2" in r.model_types else r for r in ARCHITECTURES)
+    monkeypatch.setattr(interp.architectures.find, "ARCHITECTURES", records)
+    with pytest.raises(InterpError, match=r"resid_post == resid_mid \+ mlp_out"):
+        StandardizedTransformer(build("gemma2"), tokenizer=tiny_tokenizer())
+    ignored = RenameConfig(ignore_mlp=True)
+    StandardizedTransformer(build("gemma2"), tokenizer=tiny_tokenizer(), rename_config=ignored)
+    with pytest.raises(InterpError, match=r"readout\(resid_post\) == logits"):
+        record = tuple(replace(r, softcap=None) for r in records)
+        monkeypatch.setattr(interp.architectures.find, "ARCHITECTURES", record)
+        StandardizedTransformer(build("gemma2"), tokenizer=tiny_tokenizer(), rename_config=ignored)
+
+
+def _opt() -> torch.nn.Module:
+    model_type, values = CLASSIC["opt"]
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**values)).eval()
 
 
 def _unknown(model_type: str) -> torch.nn.Module:
