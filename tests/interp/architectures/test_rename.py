@@ -109,12 +109,12 @@ def test_parallel_and_ignored_sublayers_leave_one_stage() -> None:
     # What the layers have stays, unchecked; what no layer has is none.
     for ignored in (RenameConfig(ignore_mlp=True), RenameConfig(ignore_attn=True)):
         assert renamed(LLAMA_LAYOUT, module, ignored) == LLAMA_LAYOUT
-    bare = tree(model=tree(layers=[tree(self_attn=tree(o_proj=None)), tree(mlp=tree(down_proj=None))]))
     for kept, gone, ignored in (
         ("attention", "mlp", RenameConfig(ignore_mlp=True)),
         ("mlp", "attention", RenameConfig(ignore_attn=True)),
     ):
-        module = tree(model=tree(layers=[bare.model.layers[0 if kept == "attention" else 1]]))
+        only = tree(self_attn=tree(o_proj=None)) if kept == "attention" else tree(mlp=tree(down_proj=None))
+        module = tree(model=tree(layers=nn.ModuleList([only])))
         without = renamed(LLAMA_LAYOUT, module, ignored)
         assert (getattr(without, gone), without.middle, getattr(without, kept)) == (
             None, None, getattr(LLAMA_LAYOUT, kept),
