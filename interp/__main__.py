@@ -14,6 +14,8 @@ from interp.errors import InterpError
 
 __all__ = ["main"]
 
+_VERDICTS = {True: "ok  ", False: "FAIL", None: "?   "}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, or 1 where a model could not be loaded or fails a proof."""
@@ -76,7 +78,7 @@ def _report(name: str, given: argparse.Namespace) -> dict[str, Any]:
         "family": model.architecture.family,
         "dtype": str(model.dtype).removeprefix("torch."),
         "num_layers": model.num_layers,
-        "holds": all(proof.holds for proof in proofs),
+        "holds": all(proof.holds is not False for proof in proofs),
         "loading_seconds": round(loaded - start, 2),
         "proof_seconds": round(time.perf_counter() - loaded, 2),
         "proofs": [vars(proof) for proof in proofs],
@@ -92,15 +94,18 @@ def _text(report: dict[str, Any]) -> str:
     )
     width = max(len(proof["identity"]) for proof in report["proofs"])
     rows = [
-        f"  {'ok  ' if proof['holds'] else 'FAIL'}  {proof['identity']:<{width}}  {proof['layers']:>3} layers  "
-        f"{_numbers(proof)}"
+        f"  {_VERDICTS[proof['holds']]}  {proof['identity']:<{width}}  {proof['layers']:>3} layers  {_numbers(proof)}"
         for proof in report["proofs"]
     ]
-    verdict = "all hold" if report["holds"] else "the names do not mean what they say; give a RenameConfig"
+    undecided = sum(proof["holds"] is None for proof in report["proofs"])
+    holding = f"all others hold, {undecided} undecided" if undecided else "all hold"
+    verdict = holding if report["holds"] else "the names do not mean what they say; give a RenameConfig"
     return "\n".join([head, *rows, f"  {verdict}", ""])
 
 
 def _numbers(proof: dict[str, Any]) -> str:
+    if proof["holds"] is None:
+        return f"undecided: {proof['why']}"
     if proof["about"] == "write" and proof["identity"].startswith("an edit"):
         return f"moved by {proof['difference']:.2g}, rounding {proof['allowed']:.2g} (layer {proof['layer']})"
     return f"difference {proof['difference']:.2g}, allowed {proof['allowed']:.2g} (worst: layer {proof['layer']})"

@@ -106,7 +106,7 @@ def right_padded(input_ids: Sequence[Sequence[int]]) -> torch.Tensor:
         (prompt, position) on the CPU.
     """
     longest = max(len(ids) for ids in input_ids)
-    return torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in input_ids])
+    return torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in input_ids], device="cpu")
 
 
 def left_padded(input_ids: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -122,10 +122,10 @@ def left_padded(input_ids: Sequence[Sequence[int]], pad_id: int, device: torch.d
         first token; without them a model with learned positions (GPT-2) would count the padding.
     """
     longest = max(len(ids) for ids in input_ids)
-    ids = torch.full((len(input_ids), longest), pad_id, dtype=torch.long)
+    ids = torch.full((len(input_ids), longest), pad_id, dtype=torch.long, device="cpu")
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(input_ids):
-        ids[row, longest - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
+        ids[row, longest - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long, device="cpu")
         mask[row, longest - len(prompt) :] = 1
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}

@@ -37,7 +37,7 @@ class Entries:
 
     def moved(self, by: Sequence[int]) -> Entries:
         """The same of a batch whose rows are moved to the right, each by a number of columns."""
-        return replace(self, columns=self.columns + torch.tensor(by)[self.rows])
+        return replace(self, columns=self.columns + torch.tensor(by, device="cpu")[self.rows])
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Block:
         table = self.table[batch]
         wanted = table >= start if stop is None else (table >= start) & (table < stop)
         rows, places = wanted.nonzero(as_tuple=True)
-        return Entries(rows, table[rows, places] - start, torch.tensor(batch)[rows], places)
+        return Entries(rows, table[rows, places] - start, torch.tensor(batch, device="cpu")[rows], places)
 
     def keep(self, sites: Sequence[Site], entries: Entries, values: Sequence[Tensor]) -> None:
         """Put what was read in its place.
@@ -100,7 +100,7 @@ class Block:
             layers = self.rows_of_kind[site.kind]
             if site.kind not in self._values:
                 shape = (len(layers), *self.table.shape, read.shape[-1])
-                self._values[site.kind] = torch.full(shape, float("nan"), dtype=read.dtype)
+                self._values[site.kind] = torch.full(shape, float("nan"), dtype=read.dtype, device="cpu")
             kept = self._values[site.kind]
             if read.shape[-1] != kept.shape[-1]:
                 raise InterpError(
@@ -144,7 +144,7 @@ def checked_block(
         raise InterpError("expected prompts and sites, got 0 prompts.")
     if len(positions) != len(input_ids):
         raise InterpError(f"expected positions for {len(input_ids)} prompts, got {len(positions)}.")
-    table = torch.full((len(positions), max(len(row) for row in positions)), -1, dtype=torch.long)
+    table = torch.full((len(positions), max(len(row) for row in positions)), -1, dtype=torch.long, device="cpu")
     for row, (ids, indices) in enumerate(zip(input_ids, positions, strict=True)):
         if not len(ids):
             raise InterpError(f"prompt {row} has no tokens.")
@@ -154,7 +154,7 @@ def checked_block(
                 f"prompt {row} has {len(ids)} tokens, position {bad[0]} is none of them. Expected 0..{len(ids) - 1}, "
                 "or -1 for none; `interp.positions` resolves positions that count from the end."
             )
-        table[row, : len(indices)] = torch.as_tensor(indices, dtype=torch.long)
+        table[row, : len(indices)] = torch.as_tensor(indices, dtype=torch.long, device="cpu")
     if not (table >= 0).any():
         raise InterpError("expected at least one position in one prompt, got none.")
     return Block([list(ids) for ids in input_ids], table, rows_of_kind)

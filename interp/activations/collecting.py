@@ -195,7 +195,7 @@ class _Collector:
         if not shared.length:
             return None
         tokens = block.input_ids[shared.rows[0]][: shared.length]
-        ids = sent(torch.tensor([tokens]), self.model.device)
+        ids = sent(torch.tensor([tokens], device="cpu"), self.model.device)
         entries = block.entries(shared.rows, 0, shared.length)
         if len(entries):
             self._read(block, Feed.of(self.model, ids), entries.in_one_row())
@@ -259,7 +259,7 @@ class _Collector:
         """A batch as it goes through the model."""
         lengths = [len(ids) for ids in tokens]
         if packed and len(set(lengths)) > 1:
-            row = torch.tensor([[token for ids in tokens for token in ids]])
+            row = torch.tensor([[token for ids in tokens for token in ids]], device="cpu")
             return Feed.of(self.model, row, prefix, Packed.of(lengths, self.model.device))
         if block.causal:
             return Feed.of(self.model, right_padded(tokens), prefix)

@@ -98,6 +98,6 @@ class Copies:
         self._buffers.reverse()
         held = self._buffers[0]
         if held is None or held.numel() < flat.numel() or held.dtype != flat.dtype:
-            held = torch.empty(flat.numel(), dtype=flat.dtype, pin_memory=True)
+            held = torch.empty(flat.numel(), dtype=flat.dtype, pin_memory=True, device="cpu")
             self._buffers[0] = held
         return held[: flat.numel()]

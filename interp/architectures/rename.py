@@ -36,7 +36,8 @@ class RenameConfig:
         attn_projection_name: in a layer, the last linear map of attention.
         mlp_projection_name: in a layer, the last linear map of the MLP.
         parallel: attention and MLP both read the residual stream at the layer's start.
-        ignore_attn, ignore_mlp: the layers have none.
+        ignore_attn, ignore_mlp: do not check that part: what is known of it stays, and is not proved; where no layer
+            has its modules, the layers have none.
         attn_head_config_key, hidden_size_config_key, vocab_size_config_key: the config's field, several to try, or the
             number itself.
         attn_prob_source: a function of an attention envoy that gives the nnsight operation whose output is the
@@ -109,7 +110,9 @@ def renamed(architecture: Architecture, module: Any, rename_config: RenameConfig
     mlp = _sublayer(record.mlp, inside["mlp_name"], inside["mlp_added_name"], inside["mlp_projection_name"])
     parallel = record.parallel if given.parallel is None else given.parallel
     middle = inside["middle_name"] or record.middle
-    if parallel or ((given.ignore_attn or given.ignore_mlp) and inside["middle_name"] is None):
+    no_attention = bool(given.ignore_attn) and not _is_there(layers, attention)
+    no_mlp = bool(given.ignore_mlp) and not _is_there(layers, mlp)
+    if parallel or ((no_attention or no_mlp) and inside["middle_name"] is None):
         middle = None  # one stage
     elif record.parallel and middle is None:
         raise InterpError(
@@ -118,8 +121,8 @@ def renamed(architecture: Architecture, module: Any, rename_config: RenameConfig
         )
     return replace(
         record,
-        attention=None if given.ignore_attn else attention,
-        mlp=None if given.ignore_mlp else mlp,
+        attention=None if no_attention else attention,
+        mlp=None if no_mlp else mlp,
         middle=middle,
         parallel=parallel,
     )
@@ -141,6 +144,14 @@ def config_value(config: Any, key: Names | int | None, argument: str) -> int | N
         if isinstance(value, int):
             return value
     raise InterpError(f"rename_config: {argument}={key!r}, but {type(config).__name__} has no such number.")
+
+
+def _is_there(layers: Any, part: Sublayer | None) -> bool:
+    """Whether some layer has the modules of a sublayer."""
+    return part is not None and any(
+        submodule(layer, part.module) is not None and any(submodule(layer, path) is not None for path in part.sources)
+        for layer in layers
+    )
 
 
 def _sublayer(own: Sublayer | None, module: str | None, added: str | None, projection: str | None) -> Sublayer | None:

@@ -60,9 +60,9 @@ class Cut:
             start: the first position of the axis `position`; keys are counted from the beginning.
             padding: columns before the prompt's first token, on both axes.
         """
-        mask = torch.zeros(padding + length - start, padding + length, dtype=torch.bool)
-        queries = torch.tensor(self.queries) - start + padding
-        mask[queries[:, None], torch.tensor(self.keys)[None] + padding] = True
+        mask = torch.zeros(padding + length - start, padding + length, dtype=torch.bool, device="cpu")
+        queries = torch.tensor(self.queries, device="cpu") - start + padding
+        mask[queries[:, None], torch.tensor(self.keys, device="cpu")[None] + padding] = True
         return mask
 
 
@@ -171,7 +171,7 @@ def _counted(model: StandardizedTransformer, layer: int, scores: Tensor) -> int:
 
 def _among(count: int, chosen: Sequence[int], device: torch.device) -> Tensor:
     """(head, 1, 1) bool, True for the heads that are chosen."""
-    mask = torch.zeros(count, 1, 1, dtype=torch.bool)
+    mask = torch.zeros(count, 1, 1, dtype=torch.bool, device="cpu")
     mask[list(chosen)] = True
     return mask.to(device)
 

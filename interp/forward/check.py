@@ -121,7 +121,9 @@ def cases(model: StandardizedTransformer, length: int = SMALL) -> list[Case]:
     generator = torch.Generator().manual_seed(1)
     size = _typical_size(model, ids)
     latents = {
-        layer: (size * torch.randn(rows, 2, model.hidden_size, generator=generator)).to(model.device, model.dtype)
+        layer: (
+            size * torch.randn(rows, 2, model.hidden_size, generator=generator, dtype=torch.float32, device="cpu")
+        ).to(model.device, model.dtype)
         for layer in range(model.num_layers)
     }
     first = {layer: latent[:, :1] for layer, latent in latents.items()}

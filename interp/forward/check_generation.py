@@ -54,7 +54,9 @@ def _cases(model: StandardizedTransformer, length: int) -> list[Case]:
 def _following(case: Case) -> Tensor:
     """(layer, row, token), tokens that are given: were they chosen, roundings could change them. They are those of the
     row, but for the last layer's, which are others from the second on."""
-    tokens = torch.arange(_STEPS) + _STEPS * torch.arange(len(case.ids))[:, None] + 3  # (row, token)
+    tokens = (
+        torch.arange(_STEPS, device="cpu") + _STEPS * torch.arange(len(case.ids), device="cpu")[:, None] + 3
+    )  # (row, token)
     by_layer = tokens.repeat(len(case.layers), 1, 1)
     by_layer[-1, :, 1:] += 2
     return by_layer
@@ -66,7 +68,7 @@ def _walked(case: Case) -> Tensor:
     model, layers = case.model, case.layers
     ids = case.ids[:1] if bool((case.ids == case.ids[0]).all()) else case.ids
     tokens = _following(case).flatten(0, 1)  # (run, token)
-    seen = torch.zeros(*tokens.shape, model.vocab_size)
+    seen = torch.zeros(*tokens.shape, model.vocab_size, dtype=torch.float32, device="cpu")
 
     def choose(logits: Tensor, runs: Tensor, step: int) -> Tensor:
         seen[runs, step] = logits.float().cpu()

@@ -100,7 +100,9 @@ class Continuations:
             first, held = rows(index), layer.length
 
             def arranged(states: Tensor, first: Tensor = first, held: int = held) -> Tensor:
-                same = int((first == torch.arange(len(first))).long().cumprod(0).sum())  # these can stay where they are
+                same = int(
+                    (first == torch.arange(len(first), device="cpu")).long().cumprod(0).sum()
+                )  # these can stay where they are
                 if runs == len(states) and same == len(first):
                     return states
                 moved = states[first[same:].to(states.device), :, :held]

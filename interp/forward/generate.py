@@ -72,12 +72,12 @@ def generate_walked(
     """
     states, walked = _patched(model, target_ids, positions, latents, layers, later, room=max_new_tokens - 1)
     hidden, prompts = walked[:, -1], len(target_ids)  # (run, hidden)
-    stops = torch.tensor(sorted(stop_ids), dtype=torch.long)
-    tokens = torch.full((len(hidden), max_new_tokens), -1, dtype=torch.long)  # (run, step)
-    runs = torch.arange(len(hidden))  # those that go on; the ended among them are carried along
-    ended = torch.zeros(len(runs), dtype=torch.bool)
+    stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device="cpu")
+    tokens = torch.full((len(hidden), max_new_tokens), -1, dtype=torch.long, device="cpu")  # (run, step)
+    runs = torch.arange(len(hidden), device="cpu")  # those that go on; the ended among them are carried along
+    ended = torch.zeros(len(runs), dtype=torch.bool, device="cpu")
     # Rows of several prompts have to stand in the order of the prompts, so each run is a row by itself.
-    joins = torch.tensor(layers).repeat_interleave(len(hidden) // len(layers))
+    joins = torch.tensor(layers, device="cpu").repeat_interleave(len(hidden) // len(layers))
     histories = Histories.of(joins if prompts == 1 else torch.full_like(joins, -1))
     for step in range(max_new_tokens):
         chosen = _chosen(model, hidden, runs, step, choose)
@@ -87,7 +87,7 @@ def generate_walked(
             break
         previous = histories
         histories, before = previous.written(chosen)  # (history,), the one that each goes on from
-        kept = torch.arange(len(runs))
+        kept = torch.arange(len(runs), device="cpu")
         if int(ended.sum()) * _LEAVING >= len(ended):
             kept, of_prompts = _kept(ended, prompts)
             histories, same = histories.kept(kept)
@@ -158,7 +158,7 @@ def _next(model: StandardizedTransformer, states: Continuations, histories: Hist
 
     def entering(layer: int, hidden: Tensor) -> Tensor:
         rows = histories.entering(layer)
-        if torch.equal(rows, torch.arange(len(hidden))):
+        if torch.equal(rows, torch.arange(len(hidden), device="cpu")):
             return hidden
         return hidden[rows.to(hidden.device)]
 
@@ -172,7 +172,7 @@ def _next(model: StandardizedTransformer, states: Continuations, histories: Hist
 def _kept(ended: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
     """Which runs and prompts go on: where there are several prompts, one leaves when all its runs have ended."""
     if prompts == 1:
-        return (~ended).nonzero()[:, 0], torch.arange(1)
+        return (~ended).nonzero()[:, 0], torch.arange(1, device="cpu")
     ongoing = (~ended).view(-1, prompts).any(0)  # (prompt,)
     return ongoing.repeat(len(ended) // prompts).nonzero()[:, 0], ongoing.nonzero()[:, 0]
 
@@ -210,7 +210,7 @@ def generate_plainly(
             ids = [[*target_ids[row], *tokens[run]] for row, run in zip(going, runs, strict=True)]
             latents = [(site, latent[going]) for site, latent in of_layer]
             hidden = run_patched(model, ids, [positions[row] for row in going], latents)
-            chosen = _chosen(model, hidden, torch.tensor(runs), step, choose)
+            chosen = _chosen(model, hidden, torch.tensor(runs, device="cpu"), step, choose)
             for run, token in zip(runs, chosen.tolist(), strict=True):
                 tokens[run].append(token)
             going = [row for row, run in zip(going, runs, strict=True) if tokens[run][-1] not in stops]

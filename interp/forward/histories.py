@@ -56,7 +56,7 @@ class Histories:
     @staticmethod
     def _grouped(joins: Tensor, before: Tensor, tokens: Tensor) -> tuple[Histories, Tensor]:
         distinct, group = torch.unique(torch.stack([before, tokens]), dim=1, return_inverse=True)
-        tops = torch.full((distinct.shape[1],), -1).scatter_reduce(0, group, joins, "amax")
+        tops = torch.full((distinct.shape[1],), -1, device="cpu").scatter_reduce(0, group, joins, "amax")
         tops, order = tops.sort(descending=True, stable=True)
         return Histories(joins, order.argsort()[group], tops), distinct[0, order]
 
@@ -72,7 +72,7 @@ class Histories:
     def _members(self) -> Tensor:
         """(history,), a run of each."""
         members = torch.empty_like(self.tops)
-        members[self.of_run] = torch.arange(len(self.of_run))
+        members[self.of_run] = torch.arange(len(self.of_run), device="cpu")
         return members
 
     def fed(self, tokens: Tensor) -> Tensor:
@@ -84,5 +84,9 @@ class Histories:
         where every run is by itself."""
         before, now = self.alone(layer - 1), self.alone(layer)
         return torch.cat(
-            [torch.arange(before), before + self.of_run[before:now], before + torch.arange(self.shared(layer))]
+            [
+                torch.arange(before, device="cpu"),
+                before + self.of_run[before:now],
+                before + torch.arange(self.shared(layer), device="cpu"),
+            ]
         )

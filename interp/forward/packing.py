@@ -40,9 +40,9 @@ class Packed:
     def of(cls, lengths: Sequence[int], device: torch.device) -> Packed:
         """Prompts of some lengths, the longest of them first."""
         assert lengths[0] == max(lengths)
-        counts = torch.tensor(lengths)
+        counts = torch.tensor(lengths, device="cpu")
         starts = counts.cumsum(0) - counts
-        places = torch.arange(lengths[0]).expand(len(lengths), -1)
+        places = torch.arange(lengths[0], device="cpu").expand(len(lengths), -1)
         filled = (starts[:, None] + places.minimum(counts[:, None] - 1)).flatten()
         kept = (places < counts[:, None]).flatten().nonzero()[:, 0]
         columns = kept % lengths[0]

@@ -42,8 +42,11 @@ def run_patched(
     forget_lengths(model)
     inputs = whole_inputs(model, target_ids)
     longest = inputs["input_ids"].shape[1]
-    columns, rows = torch.tensor(positions), torch.arange(len(target_ids))  # (row,) or (row, position); (row,)
-    padding = torch.tensor([longest - len(ids) for ids in target_ids])
+    columns, rows = (
+        torch.tensor(positions, device="cpu"),
+        torch.arange(len(target_ids), device="cpu"),
+    )  # (row,) or (row, position); (row,)
+    padding = torch.tensor([longest - len(ids) for ids in target_ids], device="cpu")
     if columns.dim() == 2:
         rows, padding = rows[:, None], padding[:, None]
     columns += padding

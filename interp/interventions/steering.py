@@ -57,4 +57,4 @@ def steer(
 
 
 def _index(indices: Indices) -> int | Tensor:
-    return indices if isinstance(indices, int) else torch.as_tensor(indices)
+    return indices if isinstance(indices, int) else torch.as_tensor(indices, device="cpu")

@@ -143,7 +143,7 @@ def attention_object_lens(
     padded = TokenGroups.pad(groups, model.vocab_size)
     parts, order = [], []
     for chosen, hidden, clean in final_states(prompts.at(plan.attending), plan, batch_size):
-        rows = torch.tensor(chosen, dtype=torch.long)
+        rows = torch.tensor(chosen, dtype=torch.long, device="cpu")
         order += chosen
         parts.append(
             read_layers(
@@ -176,7 +176,11 @@ def final_states(
     windows = list(plan.windows.values())
     if not len(prompts):  # results of length 0
         width = prompts.model.hidden_size
-        yield [], torch.empty(len(windows), 0, width), torch.empty(0, width)
+        yield (
+            [],
+            torch.empty(len(windows), 0, width, dtype=torch.float32, device="cpu"),
+            torch.empty(0, width, dtype=torch.float32, device="cpu"),
+        )
         return
     if receiving_fits(prompts.model, prompts.longest) and stays_within(
         prompts.model, [len(ids) for ids in prompts.input_ids]

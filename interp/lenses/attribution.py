@@ -149,7 +149,9 @@ def direct_logit_attribution(
     last = Site("resid_post", model.num_layers - 1)
     groups = TokenGroups.pad(encoded.groups, model.vocab_size)
     found: dict[str, list[Tensor]] = {"contribution": [], "logit": [], "remainder": []}
-    constant = torch.full((len(encoded.input_ids), len(encoded.group_names)), torch.nan, dtype=torch.float32)
+    constant = torch.full(
+        (len(encoded.input_ids), len(encoded.group_names)), torch.nan, dtype=torch.float32, device="cpu"
+    )
     examples, slots = [], []
     for of_cell, slot, hidden in states_of_prompts(model, encoded, [*chosen, last], batch_tokens):
         norm, rows = _tail_at(model, hidden[-1], groups.rows(of_cell))

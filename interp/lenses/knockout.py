@@ -112,7 +112,9 @@ def attention_knockout(
             read_layers(
                 model,
                 torch.cat([hidden, clean[None]]),  # the last is what `kl` compares with
-                _own_answers(model, clean) if padded is None else padded.rows(torch.tensor(chosen, dtype=torch.long)),
+                _own_answers(model, clean)
+                if padded is None
+                else padded.rows(torch.tensor(chosen, dtype=torch.long, device="cpu")),
                 layers=tuple(range(len(hidden) + 1)),
                 top_k=top_k,
                 reference=clean,
@@ -129,7 +131,11 @@ def _final_states(
     lengths = [len(ids) for ids in plan.input_ids]
     entries = len(plan.windows) * plan.num_blocks
     if not entries:  # results of length 0
-        yield [], torch.empty(entries, 0, model.hidden_size), torch.empty(0, model.hidden_size)
+        yield (
+            [],
+            torch.empty(entries, 0, model.hidden_size, dtype=torch.float32, device="cpu"),
+            torch.empty(0, model.hidden_size, dtype=torch.float32, device="cpu"),
+        )
     elif blocking_fits(model, max(lengths), heads=plan.heads is not None):
         for chosen in batches_alike(plan.input_ids, plan.starts(), batch_size, entries):
             yield chosen, *_walked(model, plan, chosen)
@@ -176,7 +182,9 @@ def _own_answers(model: StandardizedTransformer, clean: Tensor) -> TokenGroups:
     """One group a row: the token that the model finds most probable after the unblocked prompt."""
     rows = len(clean)
     if not rows:
-        return TokenGroups(torch.zeros(0, 1, 1, dtype=torch.long), torch.zeros(0, 1, 1, dtype=torch.bool))
+        return TokenGroups(
+            torch.zeros(0, 1, 1, dtype=torch.long, device="cpu"), torch.zeros(0, 1, 1, dtype=torch.bool, device="cpu")
+        )
     top = reduce_hidden(model, clean, [[]] * rows, 1).top_ids.cpu().long()  # (row, 1)
     return TokenGroups(top[:, None], torch.ones_like(top[:, None], dtype=torch.bool))
 

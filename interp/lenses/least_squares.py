@@ -112,8 +112,10 @@ class AffineFit:
                 f"{self.num_rows} rows cannot fix an affine map of {self.source_size} numbers: expected more rows than "
                 f"that. Add rows, or give ridge a positive value."
             )
-        weight = torch.empty(self._layers, self._targets, self.target_size, self.source_size)
-        bias = torch.empty(self._layers, self._targets, self.target_size)
+        weight = torch.empty(
+            self._layers, self._targets, self.target_size, self.source_size, dtype=torch.float32, device="cpu"
+        )
+        bias = torch.empty(self._layers, self._targets, self.target_size, dtype=torch.float32, device="cpu")
         for layer in range(self._layers):
             mean = self._source_sum[layer] / self.num_rows  # (source,), relative to the offset
             gram = self._gram[layer] - self.num_rows * torch.outer(mean, mean)

@@ -145,7 +145,7 @@ def logit_lens_on_prompts(
     # The final norm of the last residual stream is what the head reads: both are one reading.
     read = [last if site.kind == "final_norm" else site for site in chosen]
     asked = list(dict.fromkeys([*read, last]))
-    where = torch.tensor([asked.index(site) for site in [*read, *([] if read[-1] == last else [last])]])
+    where = torch.tensor([asked.index(site) for site in [*read, *([] if read[-1] == last else [last])]], device="cpu")
     groups = TokenGroups.pad(encoded.groups, model.vocab_size)
     parts, examples, slots = [], [], []
     for of_cell, slot, hidden in states_of_prompts(model, encoded, asked, batch_tokens):

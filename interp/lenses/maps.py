@@ -158,7 +158,9 @@ class AffineMap:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the same map gives the same bytes."""
-        write_tensors(path, {"layers": torch.tensor(self.layers), "weight": self.weight, "bias": self.bias})
+        write_tensors(
+            path, {"layers": torch.tensor(self.layers, device="cpu"), "weight": self.weight, "bias": self.bias}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> AffineMap:
@@ -217,7 +219,10 @@ class AffinePairs:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the same maps give the same bytes."""
-        layers = {"layers": torch.tensor(self.layers), "target_layers": torch.tensor(self.target_layers)}
+        layers = {
+            "layers": torch.tensor(self.layers, device="cpu"),
+            "target_layers": torch.tensor(self.target_layers, device="cpu"),
+        }
         write_tensors(path, {**layers, "weight": self.weight, "bias": self.bias})
 
     @classmethod

@@ -90,7 +90,7 @@ def patchscope_lens(
     padded_groups = TokenGroups.pad(groups, model.vocab_size)
     parts, order = [], []
     for chosen, hidden, clean in _final_states(prompts, plan, batch_size):
-        rows = torch.tensor(chosen, dtype=torch.long)
+        rows = torch.tensor(chosen, dtype=torch.long, device="cpu")
         order += chosen
         batch_groups = padded_groups.rows(rows)
         parts.append(
@@ -113,7 +113,11 @@ def _final_states(
     """By batch: the examples; (layer, row, hidden), what patched prompts end with; (row, hidden), unpatched ones."""
     if not len(prompts):  # results of length 0
         width = prompts.model.hidden_size
-        yield [], torch.empty(len(plan.layers), 0, width), torch.empty(0, width)
+        yield (
+            [],
+            torch.empty(len(plan.layers), 0, width, dtype=torch.float32, device="cpu"),
+            torch.empty(0, width, dtype=torch.float32, device="cpu"),
+        )
         return
     if plan.kind == "resid_post" and walk_fits(prompts.model, prompts.longest):
         for chosen in batches_alike(prompts.input_ids, prompts.positions, batch_size, len(plan.layers)):

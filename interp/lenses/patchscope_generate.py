@@ -154,7 +154,7 @@ def _batches(
 
 def _chooser(sampling: Sampling, layers: Sequence[int], examples: Sequence[int], tokens: int) -> Choose:
     """The choice of tokens for a batch, whose runs stand as (layer, example)."""
-    noise = torch.zeros(len(layers) * len(examples), tokens, dtype=torch.float64)
+    noise = torch.zeros(len(layers) * len(examples), tokens, dtype=torch.float64, device="cpu")
     if sampling.temperature:
         rows = [sampling.noise(example, layer, tokens) for layer in layers for example in examples]
         noise = torch.stack([torch.from_numpy(row) for row in rows])

@@ -92,7 +92,7 @@ def patchscope_grid(
     fast = site == "resid_post" and len(prompts) > 0 and walk_fits(model, prompts.longest)
     parts, order = [], []
     for chosen in _batches(prompts, grid, batch_size, fast=fast):
-        rows = torch.tensor(chosen, dtype=torch.long)
+        rows = torch.tensor(chosen, dtype=torch.long, device="cpu")
         order += chosen
         known = None if reference is None else reference[rows.to(reference.device)]
         parts.append(_read(model, _chunks(prompts, grid, chosen, fast=fast), padded.rows(rows), known, grid, top_k))
@@ -164,12 +164,15 @@ def _chunks(
     patched and unpatched target prompts end with."""
     if not chosen:
         width = prompts.model.hidden_size
-        yield torch.empty(len(grid.targets), len(grid.sources), 0, width), torch.empty(0, width)
+        yield (
+            torch.empty(len(grid.targets), len(grid.sources), 0, width, dtype=torch.float32, device="cpu"),
+            torch.empty(0, width, dtype=torch.float32, device="cpu"),
+        )
         return
     written, later = grid.written(prompts, chosen)
     ids = [prompts.input_ids[example] for example in chosen]
     positions = [prompts.positions[example] for example in chosen]
-    clean = torch.empty(0) if fast else run_unpatched(prompts.model, ids)
+    clean = torch.empty(0, dtype=torch.float32, device="cpu") if fast else run_unpatched(prompts.model, ids)
     at_once = max(1, WALKING_TOKENS // (len(grid.targets) * sum(map(len, ids)))) if fast else 1
     for stop in range(len(grid.sources), 0, -at_once):
         variants = {layer: latents[max(0, stop - at_once) : stop] for layer, latents in written.items()}
@@ -207,7 +210,7 @@ def _read(
         sources = hidden.shape[1]
         # Behind the target layers stands what `kl` compares with.
         states = torch.cat([hidden.flatten(1, 2), last.repeat(sources, 1)[None]])  # (target layer and 1, run, hidden)
-        of_run = torch.arange(rows).repeat(sources)
+        of_run = torch.arange(rows, device="cpu").repeat(sources)
         read = [
             read_layers(
                 model,

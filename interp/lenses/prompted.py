@@ -237,7 +237,7 @@ def states_of_prompts(
     size = how_many(len(sites) * len(prompts.labels) * model.hidden_size, model.device)
     step = how_many(4 * len(sites) * model.hidden_size, model.device)
     starts = range(0, len(prompts.input_ids), size)
-    tables = [torch.tensor(prompts.positions[start : start + size]) for start in starts]
+    tables = [torch.tensor(prompts.positions[start : start + size], device="cpu") for start in starts]
     blocks = [(prompts.input_ids[start : start + size], prompts.positions[start : start + size]) for start in starts]
     collected = collect_blocks(model, blocks, sites, batch_tokens=batch_tokens)
     for start, table, values in zip(starts, tables, collected, strict=True):

@@ -72,7 +72,10 @@ def read_layers(
     read = reduced[: last + 1]
     assert read.kl is not None
     if reference is None:
-        surprisal, model_top_id = torch.full((len(layers), rows), torch.nan), torch.full((rows,), -1, dtype=torch.int32)
+        surprisal, model_top_id = (
+            torch.full((len(layers), rows), torch.nan, dtype=torch.float32, device="cpu"),
+            torch.full((rows,), -1, dtype=torch.int32, device="cpu"),
+        )
     else:
         source = reduce_hidden(model, reference, groups, 1) if inverted else reduced[last if known else last + 1]
         model_top_id = source.top_ids[:, 0]

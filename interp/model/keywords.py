@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,12 @@ from interp.errors import InterpError
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["check_keywords"]
+__all__ = ["check_inputs", "check_keywords"]
 
 # What a forward pass reads beyond its signature, in most families.
 _SHARED = {*TransformersKwargs.__annotations__, "cache_position", "return_dict", "logits_to_keep", "use_cache"}
+
+_INPUTS = {"input_ids", "inputs_embeds", "inputs", "text", "text_inputs", "messages"}
 
 
 def check_keywords(model: StandardizedTransformer, fn: Any, given: Mapping[str, Any]) -> None:
@@ -52,3 +54,19 @@ def _taken(function: Any) -> set[str]:
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {parameter.name for parameter in parameters if parameter.kind in named} - {"self"}
+
+
+def check_inputs(given: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+    """Refuse a pass without a trace that is given nothing to run on.
+
+    Arguments:
+        given, keywords: what nnsight is about to run.
+
+    Raises:
+        InterpError: there is no input, and no invoke that could bring one.
+    """
+    if keywords.get("batcher") is None and not given and not _INPUTS & keywords.keys():
+        raise InterpError(
+            "there is nothing to run the model on: give it a text, token ids or input_ids=..., e.g. "
+            "model.trace('The Eiffel Tower is in', trace=False)."
+        )

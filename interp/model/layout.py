@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import torch
 
 from interp.architectures import Sublayer, submodule
 from interp.errors import InterpError
@@ -17,12 +20,13 @@ from interp.model.places import (
     Place,
     ZPlace,
 )
+from interp.model.spec.linear import is_linear, widths
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["place_of", "projection_width", "sublayer_of", "why_missing"]
+__all__ = ["Attentions", "head_out_place", "place_of", "projection_width", "sublayer_of", "why_missing"]
 
 _ROLES = {"attn": "attention", "mixer": "mixer", "mlp": "MLP"}
 _ATTENTION_POINTS = ("q", "k", "v", "scores", "pattern")
@@ -77,9 +81,30 @@ def why_missing(model: StandardizedTransformer, site: Site) -> str | None:
         return _there(model, site.layer, "no attention" if role == "attention" else "no mixer but attention")
     if site.kind in ("z", "head_out") and not _has(layer, sublayer.projection):
         return f"the record of family {record.family!r} names no output projection. Give attn_projection_name."
+    if site.kind == "head_out" and not _projects_linearly(model, site.layer, str(sublayer.projection)):
+        return (
+            f"the output projection of layer {site.layer} ({_class_of(submodule(layer, str(sublayer.projection)))}) is "
+            "not linear, since it quantizes what it receives: what the heads add one by one is not what they add "
+            "together. Use z or attn_out, or a model whose weights alone are quantized."
+        )
     if site.kind in _ATTENTION_POINTS:
         return model.attention_access.available(site.kind, site.layer)
     return None
+
+
+def _projects_linearly(model: StandardizedTransformer, layer: int, path: str) -> bool:
+    """Whether the heads of a layer can be projected one by one; tried once."""
+    name = f"linear projection of layer {layer}"
+    if name not in model.verdicts:
+        envoy = model.layer(layer).get(path)
+        model.verdicts[name] = is_linear(envoy._module, envoy, model.dtype, model.device)
+    return model.verdicts[name]
+
+
+def _class_of(module: Any) -> str:
+    weight = getattr(module, "weight", None)
+    kind = type(weight).__name__ if isinstance(weight, torch.Tensor) else "packed"
+    return type(module).__name__ if kind == "Parameter" else f"{type(module).__name__}, weights: {kind}"
 
 
 def projection_width(model: StandardizedTransformer, site: Site) -> int:
@@ -90,9 +115,10 @@ def projection_width(model: StandardizedTransformer, site: Site) -> int:
     """
     place = place_of(model, site)
     assert isinstance(place, ModulePlace)
-    weight = place.envoy._module.weight
-    transposed = type(place.envoy._module).__name__ == "Conv1D"  # GPT-2 keeps (in, out)
-    return int(weight.shape[0 if transposed else 1])
+    found = next((sizes for inner in place.envoy._module.modules() if (sizes := widths(inner)) is not None), None)
+    if found is None:
+        raise InterpError(f"width of {site}: {type(place.envoy._module).__name__} does not say how wide its input is.")
+    return found[0]
 
 
 def sublayer_of(model: StandardizedTransformer, role: str, layer: int) -> Sublayer | None:
@@ -145,13 +171,18 @@ def _whole(model: StandardizedTransformer, site: Site) -> Place:
         return ModulePlace(layer.get(sublayer.module), "input", name)
     if site.kind in ("attn_out", "mixer_out", "mlp_out"):
         return _added(model, layer, sublayer, name)
-    projection = ModulePlace(layer.get(str(sublayer.projection)), "input", name)
     if site.kind == "mlp_post":
-        return projection
-    z = ZPlace(projection, _num_heads(model, layer.get(sublayer.module)._module))
-    if site.kind == "z":
-        return z
-    return HeadOutPlace(z, projection.envoy, _norm_behind(layer, sublayer), _added(model, layer, sublayer, name))
+        return ModulePlace(layer.get(str(sublayer.projection)), "input", name)
+    return head_out_place(model, site.layer, name).z if site.kind == "z" else head_out_place(model, site.layer, name)
+
+
+def head_out_place(model: StandardizedTransformer, layer: int, name: str) -> HeadOutPlace:
+    """Where the heads of a layer, which has attention with a projection, are; also where that is not linear."""
+    envoy, sublayer = model.layer(layer), sublayer_of(model, "attention", layer)
+    assert sublayer is not None
+    projection = ModulePlace(envoy.get(str(sublayer.projection)), "input", name)
+    z = ZPlace(projection, _num_heads(model, envoy.get(sublayer.module)._module))
+    return HeadOutPlace(z, projection.envoy, _norm_behind(envoy, sublayer), _added(model, envoy, sublayer, name))
 
 
 def _added(model: StandardizedTransformer, layer: Any, sublayer: Sublayer, name: str) -> AddedPlace:
@@ -174,3 +205,22 @@ def _num_heads(model: StandardizedTransformer, attention: Any) -> int:
 
 def _has(layer: Any, path: str | None) -> bool:
     return path is not None and submodule(layer, path) is not None
+
+
+class Attentions:
+    """Layer -> the envoy of its attention; None where it has none.
+
+    It does not hold the model, which holds it: weights are freed with the last reference to a model.
+    """
+
+    def __init__(self, model: StandardizedTransformer) -> None:
+        self._model = ref(model)
+
+    def __call__(self, layer: int) -> Any | None:
+        model = self._model()
+        assert model is not None  # who asks holds it
+        sublayer = sublayer_of(model, "attention", layer)
+        return None if sublayer is None else model.layer(layer).get(sublayer.module)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a trace that runs elsewhere is sent with its model
+        return Attentions, (self._model(),)

@@ -5,7 +5,10 @@ nnsight can load by name too, but its lazy load fails under transformers 5.23 ("
 
 from __future__ import annotations
 
+import ast
 import copy
+import inspect
+import textwrap
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,10 +17,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -25,22 +31,24 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from interp.errors import InterpError, nearest
 
-__all__ = ["as_dtype", "check_options", "execution_device", "load_model", "load_skeleton", "load_tokenizer"]
+__all__ = [
+    "as_dtype",
+    "check_options",
+    "execution_device",
+    "load_model",
+    "load_skeleton",
+    "load_tokenizer",
+    "reject_load_options",
+    "unwrapped",
+]
 
 # What a bad folder, a hub that is down, an unknown model type or a missing package raise inside transformers.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError)
 # Names of the plain tokenizer that does what its tokenizer.json says.
 _PLAIN_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend")
-# Keyword arguments of `PreTrainedModel.from_pretrained`, by what they concern: the files, and the model.
+# Keyword arguments of `from_pretrained` that say where the files are, so that they hold for the config too.
 _HUB_OPTIONS = (
     "cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "subfolder", "token",
-)  # fmt: skip
-_OPTIONS = (
-    "adapter_kwargs", "adapter_name", "allow_all_kernels", "attn_implementation", "config", "device_map",
-    "device_mesh", "disable_mmap", "distributed_config", "experts_implementation", "fusion_config",
-    "generation_config", "gguf_file", "ignore_mismatched_sizes", "kernel_config", "key_mapping", "max_memory",
-    "offload_buffers", "offload_folder", "quantization_config", "revision", "state_dict", "tp_plan", "tp_size",
-    "tqdm_class", "trust_remote_code", "use_kernels", "use_safetensors", "variant", "weights_only",
 )  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -104,6 +112,17 @@ def load_model(
     return module
 
 
+def reject_load_options(**given: Any) -> None:
+    """Refuse what says how a model is loaded where it is loaded already.
+
+    Raises:
+        InterpError: something is given.
+    """
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise InterpError(f"{', '.join(named)}: of no use with a model in memory. Load it so in the first place.")
+
+
 def load_skeleton(source: str | Path, *, revision: str | None, trust_remote_code: bool) -> nn.Module:
     """The model without its weights, on the `meta` device, for traces that run elsewhere.
 
@@ -118,14 +137,94 @@ def load_skeleton(source: str | Path, *, revision: str | None, trust_remote_code
         raise InterpError(_not_loaded(source, revision, error)) from error
 
 
+@torch.no_grad()
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model in a wrapper that computes what it computes: peft's, `torch.compile`'s, data parallel.
+
+    Adapters stay active, since peft puts them into the model itself.
+
+    Raises:
+        InterpError: the wrapper computes more than the model in it, or holds its weights in parts; or parts of the
+            model are compiled.
+    """
+    inner, adapted = model, None
+    while not isinstance(inner, PreTrainedModel):
+        kind = type(inner).__name__
+        if kind.startswith("FullyShardedDataParallel") or "DeepSpeed" in kind:
+            raise InterpError(f"{kind} holds its model's weights in parts. Load the model without it to look inside.")
+        within = _inside(inner)
+        if within is None:
+            break
+        adapted = inner if hasattr(inner, "peft_config") else adapted
+        inner = within
+    if isinstance(inner, FSDPModule):
+        raise InterpError("fully_shard holds the model's weights in parts. Load the model without it to look inside.")
+    if adapted is not None:
+        _check_peft(adapted, inner)
+    check_not_compiled(inner)
+    return inner
+
+
+def check_not_compiled(module: nn.Module) -> None:
+    """Refuse a model of which parts are compiled.
+
+    Raises:
+        InterpError: there is one.
+    """
+    for path, part in module.named_modules():
+        if isinstance(part, OptimizedModule) or part._compiled_call_impl is not None:
+            raise InterpError(
+                f"{path or type(module).__name__!r} is compiled by torch.compile: what runs in compiled code cannot be "
+                "read or written. Wrap the model as it was before; torch.compile(model) keeps it in `_orig_mod`, "
+                "and model.compile() is undone by `model._compiled_call_impl = None`."
+            )
+
+
+def _inside(wrapper: nn.Module) -> nn.Module | None:
+    """The module in a wrapper; None where it is not known for one."""
+    if isinstance(wrapper, OptimizedModule):
+        return wrapper._orig_mod
+    if isinstance(wrapper, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return wrapper.module
+    unwrap: Any = getattr(wrapper, "get_base_model", None)
+    if unwrap is not None and hasattr(wrapper, "peft_config"):
+        base: nn.Module = unwrap()
+        return base
+    return None
+
+
+def _check_peft(wrapper: nn.Module, inner: nn.Module) -> None:
+    """Refuse adapters that work around the model (prompt tuning, say) and not inside it; found out on three tokens."""
+    training = [part for part in wrapper.modules() if part.training]
+    wrapper.eval()
+    ids = torch.tensor([[0, 1, 1]], device=next(inner.parameters()).device)
+    try:
+        same = torch.equal(wrapper(input_ids=ids).logits, inner(input_ids=ids).logits)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InterpError(f"the adapter of {type(wrapper).__name__} does not run ({_first_line(error)}).") from error
+    finally:
+        for part in training:
+            part.training = True
+    if not same:
+        adapters: Any = wrapper.peft_config
+        kinds = ", ".join(sorted({str(getattr(one.peft_type, "value", one.peft_type)) for one in adapters.values()}))
+        raise InterpError(
+            f"adapters {kinds} change what {type(inner).__name__} is given or gives, not its "
+            "modules: the model inside computes something else than with them. Use one that adds to modules (LoRA and "
+            "its relatives), or get_base_model() to look at the model without its adapter."
+        )
+
+
 def check_options(options: Mapping[str, Any], config: Any) -> None:
     """Reject keyword arguments that neither `from_pretrained` nor the config knows.
 
     Raises:
         InterpError: there is one, with the nearest known names.
     """
+    if not options:
+        return
     fields = [] if config is None else [name for name in config.to_dict() if not name.startswith("_")]
-    known = {*_OPTIONS, *_HUB_OPTIONS, *fields}
+    known = {*_loading_options(), *fields}
     for name in options:
         if name not in known:
             near = get_close_matches(name, known, n=3, cutoff=0.6)
@@ -136,9 +235,32 @@ def check_options(options: Mapping[str, Any], config: Any) -> None:
             )
 
 
+def _loading_options() -> set[str]:
+    """The keyword arguments that this version of transformers' `from_pretrained` takes, read from its source.
+
+    It names few of them in its signature; the others it takes out of its `kwargs`, some to do nothing with them. Not
+    `functools.cache`, whose functions cannot be sent to a server by what they say.
+    """
+    found: set[Any] = set()
+    for method in (PreTrainedModel.from_pretrained, AutoModelForCausalLM.from_pretrained):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(method)))
+        arguments = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)).args
+        found |= {argument.arg for argument in (*arguments.args, *arguments.kwonlyargs)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("kwargs.pop", "kwargs.get"):
+                found |= {name.value for name in node.args[:1] if isinstance(name, ast.Constant)}
+            elif isinstance(node, ast.Compare) and "kwargs" in (ast.unparse(other) for other in node.comparators):
+                found |= {node.left.value} if isinstance(node.left, ast.Constant) else set()
+            elif isinstance(node, ast.List) and all(isinstance(name, ast.Constant) for name in node.elts):
+                found |= {name.value for name in node.elts if isinstance(name, ast.Constant)}  # names in a loop
+    ours = {"cls", "pretrained_model_name_or_path", "output_loading_info", "_from_auto", "_from_pipeline"}
+    return {name for name in found - ours if isinstance(name, str)}
+
+
 def _changed(config: Any, loading: dict[str, Any]) -> Any:
     """The config with those options put into it that are fields of it; they are taken out of the options."""
-    changes = {name: loading.pop(name) for name in list(loading) if name not in _OPTIONS and hasattr(config, name)}
+    fields = {name for name in loading if hasattr(config, name)}
+    changes = {name: loading.pop(name) for name in fields - _loading_options()} if fields else {}
     changed = copy.deepcopy(config)
     for name, value in changes.items():
         setattr(changed, name, value)

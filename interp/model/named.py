@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from interp.errors import InterpError
+from interp.interventions.skipping import skip_layers
+from interp.interventions.steering import steer
 from interp.model.accessors import LayerModules, LayerValues
 from interp.model.layout import place_of, sublayer_of
 from interp.model.places import ModulePlace
+from interp.model.tokens import bare_tokenizer, closest_tokens
 from interp.order import check_not_passed
 from interp.sites import Site
 
@@ -140,3 +145,37 @@ class NamedValues:
     def next_token_probs(self: Any) -> Tensor:
         """Probabilities after the last token (batch, vocabulary), float32, inside a trace of left-padded prompts."""
         return self.logits[:, -1].float().softmax(-1)
+
+    # Interventions ------------------------------------------------------------------------------------------------
+
+    def skip_layer(self: Any, layer: int, skip_with: Tensor | None = None) -> None:
+        """Skip one layer, inside a trace; see `interp.interventions.skip_layers`."""
+        skip_layers(self, layer, layer, skip_with)
+
+    def skip_layers(self: Any, start_layer: int, end_layer: int, skip_with: Tensor | None = None) -> None:
+        """Skip layers, inside a trace; see `interp.interventions.skip_layers`."""
+        skip_layers(self, start_layer, end_layer, skip_with)
+
+    def steer(
+        self: Any,
+        layers: int | Sequence[int],
+        steering_vector: Tensor,
+        factor: float = 1.0,
+        token_positions: int | Sequence[int] | Tensor | None = None,
+        batch_index: int | Sequence[int] | Tensor | None = None,
+    ) -> None:
+        """Add a vector to the residual stream after layers, inside a trace; see `interp.interventions.steer`."""
+        steer(self, layers, steering_vector, factor, token_positions=token_positions, batch_index=batch_index)
+
+    def project_on_vocab(self: Any, hidden: Tensor) -> Tensor:
+        """nnterp's name of `readout`."""
+        return self.readout(hidden)
+
+    def get_topk_closest_tokens(self: Any, hidden: Tensor, k: int = 5) -> dict[str, float] | list[dict[str, float]]:
+        """The most probable tokens of a hidden state, read out; see `interp.model.tokens.closest_tokens`."""
+        return closest_tokens(self, hidden, k)
+
+    @property
+    def add_prefix_false_tokenizer(self: Any) -> PreTrainedTokenizerBase:
+        """A copy of the tokenizer that puts no space before a text; see `interp.model.tokens.bare_tokenizer`."""
+        return bare_tokenizer(self.tokenizer)

@@ -137,19 +137,24 @@ def guard_padding(architecture: Architecture, module: nn.Module) -> None:
 
     Arguments:
         architecture: the record of the model.
-        module: the model; it is given forward hooks, once. A pass without padding is left alone.
+        module: the model; it and these modules are given forward hooks, each once, so that a module that was put in the
+            place of another is found too. A pass without padding is left alone.
     """
     layers = submodule(module, architecture.layers) or ()
     paths = [(layer, path) for layer in layers for path in architecture.unpadded]
     inner = [part for layer, path in paths if (part := submodule(layer, path)) is not None]
-    if not inner or hasattr(module, _MARK):
+    if not inner:
         return
-    seen = _Mask()
-    setattr(module, _MARK, seen)
-    module.register_forward_pre_hook(seen.take, with_kwargs=True)
-    module.register_forward_hook(seen.drop, always_call=True)
+    known = getattr(module, _MARK, None)
+    seen = known if isinstance(known, _Mask) else _Mask()
+    if seen is not known:
+        setattr(module, _MARK, seen)
+        module.register_forward_pre_hook(seen.take, with_kwargs=True)
+        module.register_forward_hook(seen.drop, always_call=True)
     for part in inner:
-        part.register_forward_hook(seen.clear)
+        if getattr(part, _MARK, None) is not seen:  # a copy's hook belongs to the model that it was copied in
+            setattr(part, _MARK, seen)
+            part.register_forward_hook(seen.clear)
 
 
 class _Mask(threading.local):

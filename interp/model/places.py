@@ -225,6 +225,11 @@ class HeadOutPlace:
         z = self.z.read().flatten(-2)
         return self._on_its_way(self.projection(torch.zeros_like(z)), z)
 
+    def read_projected(self) -> Tensor:
+        """What attention adds, computed from its heads together: `attn_out` once more."""
+        z = self.z.read().flatten(-2)
+        return self._on_its_way(self.projection(z), z)
+
     def write(self, value: Tensor) -> None:
         heads = self.heads(self.z.read())
         new = fitted(value, heads, self.z.projection.name)
@@ -234,8 +239,9 @@ class HeadOutPlace:
         """Each head alone through the projection, minus the bias, and on to the residual stream."""
         heads, width = z.shape[-2:]
         apart = torch.eye(heads, dtype=z.dtype, device=z.device)[:, :, None] * z[:, :, None]  # b, p, head, head, width
-        bias = self.projection(z.new_zeros(heads * width))
-        return self._on_its_way(self.projection(apart.flatten(-2)) - bias, z.flatten(-2))
+        rows = apart.reshape(z.shape[0], -1, heads * width)  # as attention calls it: batch, position, width
+        bias = self.projection(z.new_zeros(1, 1, heads * width))
+        return self._on_its_way((self.projection(rows) - bias).unflatten(1, (-1, heads)), z.flatten(-2))
 
     def _on_its_way(self, projected: Tensor, z: Tensor) -> Tensor:
         """A part of what the projection gives, times what the norm behind it and the scale multiply the whole by."""
@@ -253,7 +259,8 @@ def _norm_gain(norm: Any, hidden: Tensor) -> Tensor:
     """
     weight = norm(torch.ones_like(hidden)).double()
     normed, scaled = norm(hidden).double(), weight * hidden.double()
-    factor = (normed * scaled).sum(-1, keepdim=True) / (scaled * scaled).sum(-1, keepdim=True)
+    size = (scaled * scaled).sum(-1, keepdim=True)  # zero where the weight is, or where the heads add nothing
+    factor = torch.where(size > 0, (normed * scaled).sum(-1, keepdim=True) / size, 0.0)
     return (weight * factor).to(hidden.dtype)
 
 

@@ -8,14 +8,19 @@ On a few random tokens, at every layer (the sites are those of `interp.sites`):
   place of attention, and with the scales and norms that the family's record names.)
 * `sum of head_out + bias == attn_out`;
 * readout: `readout(resid_post[-1]) == logits`;
-* a written `resid_mid` reaches `resid_post`; and an edit at each kind of site changes the logits;
+* a written `resid_mid` reaches `resid_post`; and an edit at each kind of site changes the logits
+  (`interp.model.proof_of_writes`);
 * where attention is asked for, the rows of `pattern` sum to one (with attention sinks, to at most one).
+
+A projection that quantizes what it receives is not linear: there is no `head_out`, and what is proved of `z` is that
+the projection makes `attn_out` of it. What cannot be decided on a model, because by its weights an edit has no effect,
+is called undecided and is no failure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -23,19 +28,19 @@ import torch
 from torch import Tensor
 
 from interp.architectures import Sublayer
-from interp.model.layout import place_of
+from interp.model.layout import head_out_place, place_of
 from interp.model.places import HeadOutPlace
-from interp.sites import LAYER_KINDS, Site
+from interp.model.proof_of_writes import part_of, prove_writes
+from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["Proof", "failures", "prove"]
+__all__ = ["Proof", "ProofTable", "failures", "never_reached", "prove"]
 
 _TOKENS = 5
 # Sums are done again in float64, so they differ from the model's by the roundings of its own dtype.
 _ROUNDINGS = 2
-_ATTENTION_KINDS = ("q", "k", "v", "scores", "pattern")
 
 # Identity -> what to put in a RenameConfig where it fails.
 _REMEDIES = {
@@ -61,8 +66,9 @@ class Proof:
         layer: the first layer that fails, or else the worst.
         difference: the largest difference there.
         allowed: the difference that roundings explain, at the same element.
-        holds: whether it holds everywhere.
+        holds: whether it holds everywhere; None: on this model it cannot be decided.
         expected, got: the numbers at that element.
+        why: why it cannot be decided.
     """
 
     identity: str
@@ -71,9 +77,10 @@ class Proof:
     layer: int
     difference: float
     allowed: float
-    holds: bool
+    holds: bool | None
     expected: float
     got: float
+    why: str = ""
 
     def message(self, model: StandardizedTransformer) -> str:
         """What to tell the user of a failure."""
@@ -88,7 +95,17 @@ class Proof:
 
 def failures(proofs: list[Proof]) -> list[Proof]:
     """The proofs that failed, those of the lowest layers first: what goes wrong there goes wrong above."""
-    return sorted((proof for proof in proofs if not proof.holds), key=lambda proof: proof.layer)
+    return sorted((proof for proof in proofs if proof.holds is False), key=lambda proof: proof.layer)
+
+
+def never_reached(model: StandardizedTransformer, error: Exception) -> str:
+    """What to tell the user where a forward pass does not come by a module that the names speak of."""
+    place = str(error).split("'")[1] if "'" in str(error) else "a place"
+    return (
+        f"{type(model._module).__name__} (family {model.architecture.family!r}): its forward pass does not come by "
+        f"{place!r}, or not in its turn. Every layer needs a module of its own, which runs: copy.deepcopy a layer that "
+        "is to stand twice, set config.num_hidden_layers to their number; or give rename_config=RenameConfig(...)."
+    )
 
 
 @torch.no_grad()
@@ -100,11 +117,11 @@ def prove(model: StandardizedTransformer, *, attention: bool = False) -> list[Pr
         attention: also the attention pattern and the points q, k, v, scores; one forward pass more.
 
     Returns:
-        A proof for each identity, whether it holds or not.
+        A proof for each identity, whether it holds, does not, or cannot be decided.
     """
     input_ids = _random_prompt(model)
     values = _read_everything(model, input_ids)
-    table = _Table(model)
+    table = ProofTable(model)
     for layer in range(model.num_layers):
         _prove_layer(model, layer, values, table)
     last = model.num_layers - 1
@@ -115,7 +132,8 @@ def prove(model: StandardizedTransformer, *, attention: bool = False) -> list[Pr
         [model.readout(values[f"resid_post.{last}"])],
         values["logits"],
     )
-    if any(model.has(Site("resid_mid", layer)) for layer in range(model.num_layers)):
+    has_middle = any(model.has(Site("resid_mid", layer)) for layer in range(model.num_layers))
+    if has_middle and "mlp" not in unchecked(model):
         for layer, (written, added, after) in _write_middles(model, input_ids).items():
             _stage(
                 model,
@@ -128,19 +146,28 @@ def prove(model: StandardizedTransformer, *, attention: bool = False) -> list[Pr
                 added,
                 after,
             )
-    _prove_parallel(model, input_ids, values, table)
+    if not unchecked(model):
+        _prove_parallel(model, input_ids, values, table)
     if failures(table.proofs()):
         return table.proofs()  # where the names are wrong, what writing does says nothing
-    if attention:
+    if attention and "attention" not in unchecked(model):
         _prove_patterns(model, input_ids, table)
-    _prove_writes(model, input_ids, table, attention=attention)
+    prove_writes(model, input_ids, table, attention=attention, without=unchecked(model))
     return table.proofs()
 
 
 _ADDED = {"attention": "attn_out", "mixer": "mixer_out", "mlp": "mlp_out"}
 
 
-def _prove_layer(model: StandardizedTransformer, layer: int, values: dict[str, Tensor], table: _Table) -> None:
+def unchecked(model: StandardizedTransformer) -> set[str]:
+    """The parts of layers that the user said not to check: `attention`, `mlp`."""
+    given = model._given.rename_config
+    if given is None:
+        return set()
+    return {part for part, ignored in (("attention", given.ignore_attn), ("mlp", given.ignore_mlp)) if ignored}
+
+
+def _prove_layer(model: StandardizedTransformer, layer: int, values: dict[str, Tensor], table: ProofTable) -> None:
     before, after = values[f"resid_pre.{layer}"], values[f"resid_post.{layer}"]
     if layer == 0:
         table.compare("resid_pre == embed", "chain", layer, [values["embed"]], before)
@@ -150,23 +177,31 @@ def _prove_layer(model: StandardizedTransformer, layer: int, values: dict[str, T
     added = {role: values[f"{kind}.{layer}"] for role, kind in _ADDED.items() if f"{kind}.{layer}" in values}
     mixing: list[str] = [role for role in ("attention", "mixer") if role in added]
     middle = values.get(f"resid_mid.{layer}")
+    skipped = unchecked(model) & {role for role, _ in model.architecture.sublayers(model.layer(layer)._module)}
+    if middle is None and skipped:
+        return  # the part that is not checked is a term of the one sum
     if middle is None:
         sum_of = " + ".join(_ADDED[role] for role in added)
         about = "attention" if mixing else "mlp"
         _stage(model, table, layer, f"resid_post == resid_pre + {sum_of}", about, before, list(added), added, after)
     else:
-        sum_of = " + ".join(_ADDED[role] for role in mixing)
-        _stage(model, table, layer, f"resid_mid == resid_pre + {sum_of}", "attention", before, mixing, added, middle)
-        _stage(model, table, layer, "resid_post == resid_mid + mlp_out", "mlp", middle, ["mlp"], added, after)
+        if "attention" not in skipped:
+            name = "resid_mid == resid_pre + " + " + ".join(_ADDED[role] for role in mixing)
+            _stage(model, table, layer, name, "attention", before, mixing, added, middle)
+        if "mlp" not in skipped:
+            _stage(model, table, layer, "resid_post == resid_mid + mlp_out", "mlp", middle, ["mlp"], added, after)
     if f"head_out.{layer}" in values:
         bias = values[f"bias.{layer}"]
         terms = [values[f"head_out.{layer}"].double().sum(dim=2), bias.double()]
         table.compare("sum of head_out + bias == attn_out", "heads", layer, terms, added["attention"], loose=True)
+    elif f"projected.{layer}" in values:
+        name = "projection of z == attn_out"
+        table.compare(name, "heads", layer, [values[f"projected.{layer}"]], added["attention"], loose=True)
 
 
 def _stage(
     model: StandardizedTransformer,
-    table: _Table,
+    table: ProofTable,
     layer: int,
     identity: str,
     about: str,
@@ -195,12 +230,19 @@ def _stage(
 
 
 def _read_everything(model: StandardizedTransformer, input_ids: Tensor) -> dict[str, Tensor]:
-    kinds = ("resid_pre", "head_out", "attn_out", "mixer_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
-    layered = [Site(kind, layer) for layer in range(model.num_layers) for kind in kinds]
+    kinds = ("resid_pre", "z", "head_out", "attn_out", "mixer_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
+    left = [kind for kind in kinds if part_of(kind) not in unchecked(model)]
+    layered = [Site(kind, layer) for layer in range(model.num_layers) for kind in left]
     sites = [Site("embed"), *layered, Site("logits")]
     values: dict[str, Tensor] = {}
     with model.trace(input_ids=input_ids, use_cache=False):
         for site in model.in_order([site for site in sites if model.has(site)]):
+            if site.kind == "z":
+                assert site.layer is not None
+                if not model.has(Site("head_out", site.layer)):
+                    heads = head_out_place(model, site.layer, str(site))
+                    values[f"projected.{site.layer}"] = heads.read_projected()
+                continue
             place = place_of(model, site)
             values[str(site)] = place.read().clone()
             if isinstance(place, HeadOutPlace):
@@ -224,7 +266,7 @@ def _write_middles(
 
 
 def _prove_parallel(
-    model: StandardizedTransformer, input_ids: Tensor, values: dict[str, Tensor], table: _Table
+    model: StandardizedTransformer, input_ids: Tensor, values: dict[str, Tensor], table: ProofTable
 ) -> None:
     """In parallel layers the MLP does not see what attention adds; in others it does, which `_write_middles` proves."""
     layers = [layer for layer in range(model.num_layers) if model.parallel and f"attn_out.{layer}" in values]
@@ -240,7 +282,7 @@ def _prove_parallel(
         table.compare("mlp_in does not see attn_out", "parallel", layer, [values[f"mlp_in.{layer}"]], mlp_in)
 
 
-def _prove_patterns(model: StandardizedTransformer, input_ids: Tensor, table: _Table) -> None:
+def _prove_patterns(model: StandardizedTransformer, input_ids: Tensor, table: ProofTable) -> None:
     layers = [layer for layer in range(model.num_layers) if model.has(Site("pattern", layer))]
     patterns: dict[int, Tensor] = {}
     with model.trace(input_ids=input_ids, use_cache=False):
@@ -253,70 +295,30 @@ def _prove_patterns(model: StandardizedTransformer, input_ids: Tensor, table: _T
         table.compare("rows of pattern sum to 1", "pattern", layer, [torch.ones_like(sums)], sums, loose=True)
 
 
-def _prove_writes(model: StandardizedTransformer, input_ids: Tensor, table: _Table, *, attention: bool) -> None:
-    """An edit at each kind of site changes the logits: one forward pass, each kind in a row of its own."""
-    sites = [Site("embed"), *_one_of_each_kind(model, attention=attention), Site("final_norm"), Site("logits")]
-    edited: list[Site] = [site for site in sites if model.has(site)]
-    logits: list[Tensor] = []
-    ends: list[Tensor] = []
-    last = model.num_layers - 1
-    with model.trace(use_cache=False) as tracer:
-        with tracer.invoke(input_ids=input_ids):
-            if model.architecture.final_norm is not None:
-                ends.append(model.read(f"resid_post.{last}").clone())
-                ends.append(model.read("final_norm").clone())
-            logits.append(model.logits.clone())
-        for site in edited:
-            with tracer.invoke(input_ids=input_ids):
-                live = model.read(site)
-                model.write(site, _edited(site, live))
-                logits.append(model.logits.clone())
-    if ends:
-        normed = model.get(model.tail.paths[0])._module(ends[0].to(model.dtype))
-        table.compare("final_norm == norm of resid_post", "readout", last, [normed], ends[1])
-    for site, changed in zip(edited, logits[1:], strict=True):
-        moved = float((changed - logits[0]).abs().max())
-        table.moved(f"an edit of {site.kind} changes the logits", site.layer or 0, moved, float(logits[0].abs().max()))
-
-
-def _one_of_each_kind(model: StandardizedTransformer, *, attention: bool) -> list[Site]:
-    """For each kind of a layer's sites, the one in the middle of the layers that have it."""
-    chosen = []
-    for kind in LAYER_KINDS:
-        if kind in _ATTENTION_KINDS and not attention:
-            continue
-        there = [layer for layer in range(model.num_layers) if model.has(Site(kind, layer))]
-        if there:
-            chosen.append(Site(kind, there[len(there) // 2]))
-    return chosen
-
-
-def _edited(site: Site, live: Tensor) -> Tensor:
-    """Another value of the same size: along the last axis it is turned by one, so that a norm does not undo it."""
-    if site.kind == "scores":
-        return live * 0.5  # where they are masked they are nearly infinite, and have to stay so
-    return live.roll(1, dims=-1) + live.abs().mean()
-
-
 def _random_prompt(model: StandardizedTransformer) -> Tensor:
     """One prompt (1, 5) of ordinary tokens: a special one may call for an image, or be masked."""
     special = set(model.tokenizer.all_special_ids)
     usable = min(model.vocab_size, len(model.tokenizer))
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(usable, (16 * _TOKENS,), generator=generator).tolist()
+    generator = torch.Generator("cpu").manual_seed(0)
+    drawn = torch.randint(usable, (16 * _TOKENS,), generator=generator, device="cpu").tolist()
     ordinary = [token for token in drawn if token not in special] or [0]
-    return torch.tensor([(ordinary * _TOKENS)[:_TOKENS]])
+    return torch.tensor([(ordinary * _TOKENS)[:_TOKENS]], device="cpu")
 
 
-class _Table:
+def _edit_of(kind: str) -> str:
+    return f"an edit of {kind} changes the logits"
+
+
+class ProofTable:
     """Gathers comparisons by identity and keeps of each the first layer that fails, or else the worst."""
 
     def __init__(self, model: StandardizedTransformer) -> None:
         self._eps = torch.finfo(model.dtype).eps
         self._proofs: dict[str, Proof] = {}
+        self._edits: dict[str, Proof] = {}  # by kind of site
 
     def proofs(self) -> list[Proof]:
-        return list(self._proofs.values())
+        return [*self._proofs.values(), *self._edits.values()]
 
     def compare(
         self, identity: str, about: str, layer: int, terms: list[Tensor], value: Tensor, *, loose: bool = False
@@ -327,12 +329,14 @@ class _Table:
         by the largest would let everything pass. `loose`: sums of many products, whose roundings go with the largest.
         """
         if any(term.shape[-1] != value.shape[-1] for term in terms):
-            widths = [float(terms[0].shape[-1]), float(value.shape[-1])]
-            self._keep(Proof(identity + " in width", about, 1, layer, inf, 0.0, False, *reversed(widths)))
+            expected_width, width = float(value.shape[-1]), float(terms[0].shape[-1])
+            self._keep(Proof(identity + " in width", about, 1, layer, inf, 0.0, False, expected_width, width))
             return
         wide = [term.double().cpu() for term in terms]
         expected, got = torch.stack(wide).sum(0), value.double().cpu()
         magnitude = torch.stack([term.abs() for term in wide]).sum(0)
+        # A head may give minus infinity for rows of padding: nothing but the same infinity is allowed there.
+        magnitude = magnitude.nan_to_num(nan=0.0, posinf=0.0)
         if len(terms) == 1 or loose:  # logits near zero are differences of large products
             magnitude = magnitude.max().expand_as(magnitude)
         # Norms compute in float32 whatever the model's dtype.
@@ -344,15 +348,23 @@ class _Table:
         holds = bool((difference <= allowed).all())
         self._keep(Proof(identity, about, 1, layer, pick(difference), pick(allowed), holds, pick(expected), pick(got)))
 
-    def moved(self, identity: str, layer: int, moved: float, size: float) -> None:
-        """Whether an edit moved the logits by more than their roundings."""
-        least = _ROUNDINGS * self._eps * size
-        self._keep(Proof(identity, "write", 1, layer, moved, least, moved > least, least, moved))
+    def moved(self, kind: str, layer: int, before: Tensor, after: Tensor) -> bool:
+        """Whether an edit of a site of this kind moved the logits by more than their roundings; kept where it did."""
+        before, after = before.double().cpu(), after.double().cpu()
+        difference = torch.where(before == after, 0.0, (after - before).abs())  # equal infinities are equal
+        moved, size = float(difference.nan_to_num(nan=0.0).max()), before.abs().nan_to_num(nan=0.0, posinf=0.0).max()
+        least = _ROUNDINGS * self._eps * float(size)
+        self._edits[kind] = Proof(_edit_of(kind), "write", 1, layer, moved, least, moved > least, least, moved)
+        return moved > least
+
+    def undecided(self, kind: str, why: str) -> None:
+        """The edit of a kind that was tried last had no effect, and by right."""
+        self._edits[kind] = replace(self._edits[kind], holds=None, why=why)
 
     def _keep(self, proof: Proof) -> None:
         known = self._proofs.get(proof.identity)
         if known is not None:
             worse = proof.holds and proof.difference - proof.allowed > known.difference - known.allowed
             chosen = proof if known.holds and (worse or not proof.holds) else known
-            proof = Proof(**{**vars(chosen), "layers": known.layers + 1})
+            proof = replace(chosen, layers=known.layers + 1)
         self._proofs[proof.identity] = proof

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from weakref import ref
 
 import nnsight
 import torch
+from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.modeling.tp import TPFragments
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
@@ -18,22 +19,28 @@ from transformers import PreTrainedTokenizerBase
 from interp.architectures import Architecture, Candidates, RenameConfig, candidates, config_value
 from interp.attention import AttentionAccess
 from interp.errors import InterpError
-from interp.interventions.skipping import skip_layers
-from interp.interventions.steering import steer
 from interp.model.aliases import aliases, merged
 from interp.model.digest import model_digest
 from interp.model.fed import Fed, position_limit
-from interp.model.keywords import check_keywords
-from interp.model.layout import place_of, projection_width, sublayer_of, why_missing
-from interp.model.loading import check_options, execution_device, load_model, load_skeleton, load_tokenizer
+from interp.model.following import RESERVED, Given, ModuleTree, follow
+from interp.model.keywords import check_inputs, check_keywords
+from interp.model.layout import Attentions, place_of, projection_width, why_missing
+from interp.model.loading import (
+    check_options,
+    execution_device,
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    reject_load_options,
+    unwrapped,
+)
 from interp.model.named import NamedValues
 from interp.model.padding import PaddingWatch, guard_padding
 from interp.model.places import TraceMemory
-from interp.model.proof import failures, prove
+from interp.model.proof import failures, never_reached, prove
 from interp.model.readout_parts import ReadoutParts, plain_head
 from interp.model.spec import ModelSpec
 from interp.model.tail import Tail
-from interp.model.tokens import bare_tokenizer, closest_tokens
 from interp.passes import ThreadInterleaver, before, check_not_open, turn
 from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
 
@@ -73,12 +80,14 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     trace_memory: TraceMemory
     shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
     verdicts: dict[str, bool]  # what was found out of the family by small cases (`interp.model.verdicts`)
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     hidden_size: int
-    vocab_size: int
+    _num_layers: int
+    _vocab_size: int
+    _given: Given
+    _tree: ModuleTree | None = ModuleTree()  # None: modules were replaced, and the names do not fit
 
     def __init__(
         self,
@@ -101,7 +110,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         """Load a model, or wrap one that is in memory, and prove that its names mean what they say.
 
         Arguments:
-            model: a local folder, a hub id, or a transformers model in memory (put into eval mode).
+            model: a local folder, a hub id, or a transformers model in memory (put into eval mode), also in the wrapper
+                of peft, `torch.compile` or `DataParallel`: the model inside is used, its adapters stay active.
             tokenizer: an object, or where to load it from; None: from where the model is. A model in memory needs
                 one. An object is set to pad on the left.
             tokenizer_kwargs: keyword arguments of the tokenizer's `from_pretrained`.
@@ -131,19 +141,17 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         if "torch_dtype" in options:
             dtype = options.pop("torch_dtype")
         if isinstance(model, nn.Module):
-            check_options(options, getattr(model, "config", None))
-            _reject_load_options(
-                dict(
-                    revision=revision,
-                    dtype=dtype,
-                    device_map=device_map,
-                    attn_implementation=attn_implementation,
-                    **options,
-                )
+            model = module = unwrapped(model)
+            check_options(options, getattr(module, "config", None))
+            reject_load_options(
+                revision=revision,
+                dtype=dtype,
+                device_map=device_map,
+                attn_implementation=attn_implementation,
+                **options,
             )
             if tokenizer is None:
                 raise InterpError("a model in memory needs its tokenizer: pass tokenizer=, an object or a folder.")
-            module = model
         elif remote:
             module = load_skeleton(model, revision=revision, trust_remote_code=trust_remote_code)
         else:
@@ -168,7 +176,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         found = candidates(config, module, rename_config)
         # Without a device, the pipeline that nnsight builds would move a model on the CPU to the first GPU.
         placed = {} if hasattr(module, "hf_device_map") else {"device": module.device}
-        names = merged(aliases(found.records[0], module), rename, reserved=StandardizedTransformer.__annotations__)
+        names = merged(aliases(found.records[0], module), rename, reserved=RESERVED)
         interleaver = ThreadInterleaver.new(TPFragments())
         super().__init__(
             module.eval(), tokenizer=tokenizer, rename=names, envoys=envoys, interleaver=interleaver, **placed
@@ -178,10 +186,21 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
         self.fed, self.trace_memory, self.shares_prefix, self.verdicts = Fed(), TraceMemory(), False, {}
-        self._choose(found, config, rename_config, verify=verify)
+        self._given = Given(rename_config, rename, verify)
+        self._choose(found, config)
 
-    def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:
-        given = rename_config or RenameConfig()
+    def follow(self) -> None:
+        """Take up modules put in the place of others since the model was wrapped; every trace begins with this.
+
+        Raises:
+            InterpError: the names do not fit the model any more, and what to do.
+        """
+        with turn(self._module):
+            if not self.interleaver.interleaving and (self._tree is None or not self._tree.is_current()):
+                follow(self)
+
+    def _take_sizes(self, config: Any) -> None:
+        given = self._given.rename_config or RenameConfig()
         sizes = (
             ("hidden_size", given.hidden_size_config_key, "hidden_size_config_key"),
             ("vocab_size", given.vocab_size_config_key, "vocab_size_config_key"),
@@ -189,23 +208,28 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         )
         for name, key, argument in sizes:
             value = config_value(config, key, argument)
-            setattr(self, name, getattr(self.spec, name) if value is None else value)
+            value = getattr(self.spec, name) if value is None else value
+            setattr(self, "_vocab_size" if name == "vocab_size" else name, value)
         # A model without attention has no heads.
         self.num_kv_heads = self.spec.num_kv_heads or 0
         self.head_dim = self.spec.head_dim or 0
 
-    def _choose(self, found: Candidates, config: Any, rename_config: RenameConfig | None, *, verify: bool) -> None:
+    def _choose(self, found: Candidates, config: Any) -> None:
         """Take the record, or of several guesses the first that is proved."""
+        self._tree = ModuleTree(self._module)
         nearest: tuple[int, str] | None = None  # of the records that failed, the one with the fewest failures
         for record in found.records:
-            self._take(record, config, rename_config)
-            if found.known and not verify:
+            self._take(record, config)
+            if found.known and not self._given.verify:
                 return
-            failed = failures(prove(self))
+            try:
+                failed = [proof.message(self) for proof in failures(prove(self))]
+            except OutOfOrderError as error:
+                failed = [never_reached(self, error)]
             if not failed:
                 return
             if nearest is None or len(failed) < nearest[0]:
-                nearest = len(failed), failed[0].message(self)
+                nearest = len(failed), failed[0]
         assert nearest is not None  # there is at least one record
         if found.known:
             raise InterpError(nearest[1])
@@ -214,26 +238,38 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             f"{len(found.records)} known layouts, it does not compute as they do. The nearest: {nearest[1]}"
         )
 
-    def _take(self, record: Architecture, config: Any, rename_config: RenameConfig | None) -> None:
+    def _take(self, record: Architecture, config: Any) -> None:
         self.architecture = record
         self.spec = ModelSpec.from_model(self._module, architecture=record)
-        self._take_sizes(config.get_text_config(), rename_config)
+        self._take_sizes(config.get_text_config())
         self.parallel = record.parallel
-        self.num_layers = len(self.get(record.layers))
+        self._num_layers = len(self.get(record.layers))
         self.position_limit = position_limit(self._module)
         self.tail = Tail.of(record, config.get_text_config(), self._module)
-        source = None if rename_config is None else rename_config.attn_prob_source
+        given = self._given.rename_config
+        source = None if given is None else given.attn_prob_source
         self.attention_access = AttentionAccess(
-            _Attentions(self), config.get_text_config().model_type, pattern_source=source
+            Attentions(self), config.get_text_config().model_type, pattern_source=source
         )
         guard_padding(record, self._module)
 
     @property
+    def num_layers(self) -> int:
+        """How many layers the model has now."""
+        self.follow()
+        return self._num_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """How many logits the model gives now."""
+        self.follow()
+        return self._vocab_size
+
+    @property
     def device(self) -> torch.device:
         """Where prompts go: the device on which the token embedding runs."""
-        device = execution_device(self.get(self.architecture.embedding)._module)
-        assert device is not None  # an embedding has weights
-        return device
+        device = execution_device(self._module.get_submodule(self.architecture.embedding))
+        return self._module.device if device is None else device  # quantized embeddings may have no parameters
 
     @property
     def dtype(self) -> torch.dtype:
@@ -249,11 +285,28 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         """The envoy of one layer, counted from 0."""
         return self.get(self.architecture.layers)[layer]
 
+    def trace(self, *inputs: Any, **kwargs: Any) -> Any:
+        """nnsight's trace, of the modules that the model has now.
+
+        Raises:
+            InterpError: a trace of this model is open in this thread, or its modules were changed and its names do not
+                fit any more.
+        """
+        check_not_open(self)
+        self.follow()  # before there is a tracer: the proofs are traces too
+        return TransformersModel.trace(self, *inputs, **kwargs)
+
+    def scan(self, *inputs: Any, **kwargs: Any) -> Any:
+        """nnsight's trace of shapes alone, of the modules that the model has now."""
+        self.follow()
+        return TransformersModel.scan(self, *inputs, **kwargs)
+
     def interleave(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         """nnsight's driver of a trace; what the trace switched on is switched off, whatever happens.
 
         Another thread's trace of the model waits until this one is over.
         """
+        check_inputs(args, kwargs)
         check_keywords(self, fn, kwargs)
         with turn(self._module):
             padding = PaddingWatch(self).watch()
@@ -267,14 +320,10 @@ class StandardizedTransformer(NamedValues, TransformersModel):
                 self.attention_access.release()
                 self.trace_memory.values.clear()
 
-    def trace(self, *args: Any, **kwargs: Any) -> Any:
-        """nnsight's `trace`, but for one inside a trace of the same model, which nnsight cannot run.
-
-        Raises:
-            InterpError: a trace of this model is open in this thread.
-        """
-        check_not_open(self)
-        return TransformersModel.trace(self, *args, **kwargs)
+    def _batch(self, invokes: list[Any], fn: Any) -> Any:
+        # nnsight makes masks and positions on torch's default device, which need not be where the prompts are.
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            return TransformersModel._batch(self, invokes, fn)
 
     def _remote_backend(self, *args: Any, **kwargs: Any) -> Any:
         # A server has no `interp`: its source travels with the request. Not before there is one: what is pickled by
@@ -356,27 +405,6 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         """
         place_of(self, self.site(site)).write(value)
 
-    # Interventions ------------------------------------------------------------------------------------------------
-
-    def skip_layer(self, layer: int, skip_with: Tensor | None = None) -> None:
-        """Skip one layer, inside a trace; see `interp.interventions.skip_layers`."""
-        skip_layers(self, layer, layer, skip_with)
-
-    def skip_layers(self, start_layer: int, end_layer: int, skip_with: Tensor | None = None) -> None:
-        """Skip layers, inside a trace; see `interp.interventions.skip_layers`."""
-        skip_layers(self, start_layer, end_layer, skip_with)
-
-    def steer(
-        self,
-        layers: int | Sequence[int],
-        steering_vector: Tensor,
-        factor: float = 1.0,
-        token_positions: int | Sequence[int] | Tensor | None = None,
-        batch_index: int | Sequence[int] | Tensor | None = None,
-    ) -> None:
-        """Add a vector to the residual stream after layers, inside a trace; see `interp.interventions.steer`."""
-        steer(self, layers, steering_vector, factor, token_positions=token_positions, batch_index=batch_index)
-
     # Readout ------------------------------------------------------------------------------------------------------
 
     def readout(self, hidden: Tensor, *, negate: bool = False) -> Tensor:
@@ -426,47 +454,9 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         """A hidden state on the device and in the dtype in which the tail's first module takes it."""
         if hidden.shape[-1:] != (self.hidden_size,):
             raise InterpError(f"readout: expected hidden (..., {self.hidden_size}), got shape {tuple(hidden.shape)}.")
-        first = self.get(self.tail.paths[0])._module
+        first = self._module.get_submodule(self.tail.paths[0])
         return hidden.to(device=execution_device(first) or hidden.device, dtype=self.dtype)
-
-    def project_on_vocab(self, hidden: Tensor) -> Tensor:
-        """nnterp's name of `readout`."""
-        return self.readout(hidden)
-
-    def get_topk_closest_tokens(self, hidden: Tensor, k: int = 5) -> dict[str, float] | list[dict[str, float]]:
-        """The most probable tokens of a hidden state, read out; see `interp.model.tokens.closest_tokens`."""
-        return closest_tokens(self, hidden, k)
-
-    @property
-    def add_prefix_false_tokenizer(self) -> PreTrainedTokenizerBase:
-        """A copy of the tokenizer that puts no space before a text; see `interp.model.tokens.bare_tokenizer`."""
-        return bare_tokenizer(self.tokenizer)
 
     def digest(self) -> str:
         """SHA-256 of config and weights, 64 hexadecimal digits; the same on every device and from every folder."""
         return model_digest(self._module)
-
-
-class _Attentions:
-    """Layer -> the envoy of its attention; None where it has none.
-
-    It does not hold the model, which holds it: weights are freed with the last reference to a model.
-    """
-
-    def __init__(self, model: StandardizedTransformer) -> None:
-        self._model = ref(model)
-
-    def __call__(self, layer: int) -> Any | None:
-        model = self._model()
-        assert model is not None  # who asks holds it
-        sublayer = sublayer_of(model, "attention", layer)
-        return None if sublayer is None else model.layer(layer).get(sublayer.module)
-
-    def __reduce__(self) -> tuple[Any, ...]:  # a trace that runs elsewhere is sent with its model
-        return _Attentions, (self._model(),)
-
-
-def _reject_load_options(given: Mapping[str, Any]) -> None:
-    named = [name for name, value in given.items() if value is not None]
-    if named:
-        raise InterpError(f"{', '.join(named)}: of no use with a model in memory. Load it so in the first place.")

@@ -35,7 +35,7 @@ def sample_ids(model: StandardizedTransformer, rows: int = 2, length: int = SMAL
     Of two keys that say the same, attention that chooses its keys takes either, by where they stand in a batch.
     """
     usable = min(model.vocab_size, len(model.tokenizer))
-    ids = torch.randint(usable, (rows, length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(usable, (rows, length), generator=torch.Generator().manual_seed(0), device="cpu")
     if length > SMALL + 3:
         half = length // 2
         ids[:, half : 2 * half] = ids[:, :half]

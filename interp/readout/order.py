@@ -104,7 +104,7 @@ def _better(worst: Tensor, blocks: Tensor, peaks: Tensor, start: int) -> Tensor:
     numbers = torch.bincount(row, minlength=rows)
     first = numbers.cumsum(0) - numbers
     keys = found.new_full((rows, int(numbers.max()) if rows else 0), LOWEST)
-    keys[row, torch.arange(len(row)) - first[row]] = found
+    keys[row, torch.arange(len(row), device="cpu") - first[row]] = found
     return keys
 
 
@@ -123,7 +123,7 @@ class Ranks:
         # Of equal logits, those in blocks before the token's own stand above it, those in later ones do not.
         before = ends <= self.ids[..., None]
         self._least = torch.where(before, self.values[..., None], self.above[..., None])  # (rows, groups, blocks)
-        self._found = torch.empty(self.counts.shape, device=self.ids.device)
+        self._found = torch.empty(self.counts.shape, device=self.ids.device, dtype=torch.float32)
         self._start = start
 
     def add(self, rows: slice, blocks: Tensor, scratch: Tensor) -> None:

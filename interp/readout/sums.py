@@ -18,7 +18,7 @@ from torch import Tensor
 __all__ = ["Divergence", "Masses", "Softmax", "Where"]
 
 # Bits in a nat: as float32, because that is what the logits are multiplied by, and then exactly.
-BITS = float(torch.tensor(math.log2(math.e), dtype=torch.float32))
+BITS = float(torch.tensor(math.log2(math.e), dtype=torch.float32, device="cpu"))
 _LOWEST = torch.finfo(torch.float32).min
 
 Where = tuple[int, slice]
@@ -30,7 +30,9 @@ class Softmax:
 
     def __init__(self, chunks: int, rows: int, layers: int, device: torch.device) -> None:
         # (chunks, row, layer): the largest logits in bits, the sums of 2^y, the sums of y 2^y
-        self._peaks, self._totals, self._moments = torch.zeros(3, chunks, rows, layers, device=device)
+        self._peaks, self._totals, self._moments = torch.zeros(
+            3, chunks, rows, layers, device=device, dtype=torch.float32
+        )
 
     def begin(self, chunk: int, peaks: Tensor) -> None:
         """Begin a chunk, of which `peaks` (row, layer) are the largest logits."""
@@ -102,7 +104,7 @@ class Divergence:
     """KL(reference || row) of rows of several layers to one reference row for all layers."""
 
     def __init__(self, chunks: int, rows: int, layers: int, device: torch.device) -> None:
-        self._moments = torch.zeros(chunks, rows, layers, device=device)
+        self._moments = torch.zeros(chunks, rows, layers, device=device, dtype=torch.float32)
 
     def add(self, where: Where, reference_weights: Tensor, y: Tensor, scratch: Tensor) -> None:
         """See a chunk of some rows, after `Softmax.add` has made of it what is needed here.
@@ -137,7 +139,7 @@ class Masses:
     def __init__(self, sets: Tensor, chunks: int, rows: int, layers: int) -> None:
         """Arguments: sets (sets, vocabulary) bool, on the device of the rows."""
         self.sets = sets
-        self._masses = torch.zeros(chunks, rows, layers, len(sets), device=sets.device)
+        self._masses = torch.zeros(chunks, rows, layers, len(sets), device=sets.device, dtype=torch.float32)
 
     def add(self, where: Where, weights: Tensor, start: int) -> None:
         """See a chunk of some rows: weights (row, layer, tokens), 2^y, of the tokens from `start` on."""

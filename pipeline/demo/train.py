@@ -141,7 +141,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
 
     started = time.monotonic()
-    quotes = torch.tensor(['"' in tokenizer.decode([token]) for token in range(len(tokenizer))])
+    quotes = torch.tensor(['"' in tokenizer.decode([token]) for token in range(len(tokenizer))], device="cpu")
     training, held_out = split_combinations(lexicon, recipe.seed)
     last = recipe.steps if stop_after is None else stop_after
     model.train()

@@ -71,7 +71,7 @@ def fit_affine(
     )
     for batch in batches_of_tokens(sequences, batch_tokens):
         states = token_states(model, batch, held)
-        counted = torch.tensor([place > 0 for sequence in batch for place in range(len(sequence.ids))])
+        counted = torch.tensor([place > 0 for sequence in batch for place in range(len(sequence.ids))], device="cpu")
         rows = counted.nonzero()[: max_tokens - fit.num_rows, 0]
         for some in rows.split(ROWS_AT_ONCE):
             stacked = torch.stack([states.by_layer[layer][some.to(model.device)].to(model.device) for layer in held])
@@ -87,7 +87,7 @@ def fit_affine(
     for place, layer in enumerate(held):
         own = place if pairs else 0
         if pairs or layer == last:
-            weight[place, own], bias[place, own] = torch.eye(model.hidden_size), 0.0
+            weight[place, own], bias[place, own] = torch.eye(model.hidden_size, dtype=torch.float32, device="cpu"), 0.0
     made = AffinePairs(held, held, weight, bias) if pairs else AffineMap(held, weight[:, 0], bias[:, 0])
     return made, fit.num_rows
 

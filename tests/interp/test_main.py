@@ -55,6 +55,29 @@ def test_check_as_json_of_good_and_bad_models(
     assert "expected a folder with a model" in missing["error"]
 
 
+def test_check_says_what_cannot_be_decided(
+    model_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in model_folder("gpt2").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    for name, weight in weights.items():
+        if ".attn.c_proj." in name:
+            weight.zero_()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert main(["check", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    open_ones = [line for line in lines if line.startswith("  ?     an edit of z changes the logits")]
+    assert open_ones[0].endswith(
+        "undecided: in every layer attn_out is the same whatever enters the layer (weights of zero?)"
+    )
+    assert lines[-2].strip() == "all others hold, 7 undecided"
+    assert main(["check", str(tmp_path), "--json"]) == 0
+    proofs = {proof["identity"]: proof for proof in json.loads(capsys.readouterr().out)[0]["proofs"]}
+    assert proofs["an edit of z changes the logits"]["holds"] is None
+    assert proofs["an edit of mlp_in changes the logits"]["holds"] is True
+
+
 def test_check_without_attention(model_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--no-attention", "--dtype", "bfloat16", str(model_folder("qwen3"))]) == 0
     text = capsys.readouterr().out

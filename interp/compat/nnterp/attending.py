@@ -71,5 +71,5 @@ def attended_probs(
     for rows, hidden, _ in final_states(prompts, plan, _ROWS):
         order += rows
         parts.append(hidden)
-    by_layer = torch.cat(parts, dim=1)[:, torch.tensor(order).argsort()]  # (layer, target prompt, hidden)
+    by_layer = torch.cat(parts, dim=1)[:, torch.tensor(order, device="cpu").argsort()]  # (layer, target prompt, hidden)
     return probabilities(nn_model, by_layer.transpose(0, 1))

@@ -133,9 +133,9 @@ def _generate(
     """(row, length), token ids; in row i `latents[i]` (row, hidden) is written at `layers[i]`, which ascend."""
     ids: Tensor
     with nn_model.generate(target.prompts * len(layers), max_new_tokens=max_length, remote=remote) as tracer:
-        columns = torch.as_tensor(token_columns(nn_model, target.index_to_patch)).cpu()
+        columns = torch.as_tensor(token_columns(nn_model, target.index_to_patch), device="cpu").cpu()
         for layer in sorted(set(layers)):
-            rows = torch.tensor([row for row, at in enumerate(layers) if at == layer])
+            rows = torch.tensor([row for row, at in enumerate(layers) if at == layer], device="cpu")
             patched = get_layer_output(nn_model, layer).clone()
             patched[rows, columns[rows]] = latents[rows].to(patched)
             set_layer_output(nn_model, layer, patched)
@@ -192,11 +192,13 @@ def _attending(nn_model: Any, targets: Sequence[Any], index: int, written: dict[
     probs: Tensor
     with nn_model.trace(list(targets)):
         last = token_columns(nn_model, -1)
-        columns = token_columns(nn_model, torch.tensor(index))
+        columns = token_columns(nn_model, torch.tensor(index, device="cpu"))
         for layer, latent in written.items():
             place = attention_input(nn_model, layer)
             patched = place.read().clone()  # in parallel layers the MLP holds the same tensor
-            patched[torch.arange(len(patched)), torch.as_tensor(columns).cpu()] = latent.to(patched)
+            patched[torch.arange(len(patched), device="cpu"), torch.as_tensor(columns, device="cpu").cpu()] = latent.to(
+                patched
+            )
             place.write(patched)
         probs = nnsight.save(at_columns(nn_model.output.logits, last).float().softmax(-1).cpu())
     return probs

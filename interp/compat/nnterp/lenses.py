@@ -119,7 +119,9 @@ def _patched(nn_model: Any, targets: TargetPromptBatch, layer: int, latent: Tens
         last = token_columns(nn_model, -1)
         columns = token_columns(nn_model, targets.index_to_patch)
         patched = get_layer_output(nn_model, layer).clone()  # others may hold the tensor that the model made
-        patched[torch.arange(len(patched)), torch.as_tensor(columns).cpu()] = latent.to(patched)
+        patched[torch.arange(len(patched), device="cpu"), torch.as_tensor(columns, device="cpu").cpu()] = latent.to(
+            patched
+        )
         set_layer_output(nn_model, layer, patched)
         probs = nnsight.save(_softmax(at_columns(nn_model.output.logits, last)))
     return probs

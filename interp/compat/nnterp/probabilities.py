@@ -42,7 +42,11 @@ def prompt_ids(nn_model: Any, prompts: Any) -> list[list[int]] | None:
 
 def _unpadded(fed: Mapping[str, Any]) -> list[list[int]] | None:
     """The ids of each row; None where they are not all that is given."""
-    if not fed.keys() <= _FED or "input_ids" not in fed or bool(fed.get("token_type_ids", torch.zeros(())).any()):
+    if (
+        not fed.keys() <= _FED
+        or "input_ids" not in fed
+        or bool(fed.get("token_type_ids", torch.zeros((), dtype=torch.float32, device="cpu")).any())
+    ):
         return None
     ids = fed["input_ids"]
     mask = fed.get("attention_mask", torch.ones_like(ids))
@@ -77,7 +81,7 @@ def probabilities(nn_model: StandardizedTransformer, hidden: Tensor, *, negate: 
         Probabilities (..., vocabulary), float32, on the CPU.
     """
     rows = hidden.flatten(0, -2)
-    found = torch.empty(len(rows), nn_model.readout(rows[:0]).shape[-1])
+    found = torch.empty(len(rows), nn_model.readout(rows[:0]).shape[-1], dtype=torch.float32, device="cpu")
     step = how_many(found.shape[1], nn_model.device)
     for start in range(0, len(rows), step):
         logits = nn_model.readout(rows[start : start + step], negate=negate)

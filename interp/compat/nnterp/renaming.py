@@ -242,12 +242,12 @@ def _size(model: Any, argument: str, rename_config: Any, usual: list[str], raise
 
 
 def get_ignores(model: Any, rename_config: AnyRenameConfig | None = None) -> list[IgnoreType]:
-    """What a model has no module for, `mlp` or `attention`: OPT's MLP lies on the layer itself."""
+    """What is not checked: `mlp` or `attention` that is to be ignored, or has no module (OPT's lies on the layer)."""
     record = record_of(model, rename_config)
     ignores: list[IgnoreType] = []
-    if record.mlp is None or record.mlp.is_spread:
+    if getattr(rename_config, "ignore_mlp", None) or record.mlp is None or record.mlp.is_spread:
         ignores.append("mlp")
-    if record.attention is None:
+    if getattr(rename_config, "ignore_attn", None) or record.attention is None:
         ignores.append("attention")
     return ignores
 

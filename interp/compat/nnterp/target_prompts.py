@@ -54,7 +54,7 @@ class TargetPromptBatch:
         for given in prompts_:
             if not isinstance(given, TargetPrompt):
                 raise InterpError(f"target prompts: expected texts or TargetPrompts, got {given!r:.80} among them.")
-        return cls([p.prompt for p in prompts_], torch.tensor([int(p.index_to_patch) for p in prompts_]))
+        return cls([p.prompt for p in prompts_], torch.tensor([int(p.index_to_patch) for p in prompts_], device="cpu"))
 
     @classmethod
     def from_target_prompt(cls, prompt: TargetPrompt, batch_size: int) -> TargetPromptBatch:
@@ -70,11 +70,11 @@ class TargetPromptBatch:
         if not all(isinstance(text, str) for text in texts):
             raise InterpError(f"prompts: expected texts, got {prompts!r:.80}.")
         if isinstance(index_to_patch, int):
-            indices = torch.tensor([index_to_patch] * len(texts))
+            indices = torch.tensor([index_to_patch] * len(texts), device="cpu")
         elif isinstance(index_to_patch, Tensor):
             indices = index_to_patch
         elif isinstance(index_to_patch, list | tuple):
-            indices = torch.tensor(index_to_patch)
+            indices = torch.tensor(index_to_patch, device="cpu")
         else:
             raise InterpError(f"index_to_patch: expected an int, ints or a tensor, got {type(index_to_patch).__name__}")
         if len(indices) != len(texts):

@@ -74,7 +74,7 @@ def display_source(source: str) -> None:
 
 def dummy_inputs() -> dict[str, Tensor]:
     """One prompt of three tokens, `{"input_ids": (1, 3)}`."""
-    return {"input_ids": torch.tensor([[0, 1, 1]])}
+    return {"input_ids": torch.tensor([[0, 1, 1]], device="cpu")}
 
 
 def unpack_tuple(tensor_or_tuple: Any) -> Any:

@@ -101,7 +101,8 @@ def generated_ids(
         batch_size=batch_size,
     )
     return [
-        [torch.tensor([*ids, *found.ids[source][layer]]) for source in range(sources)] for layer in range(len(layers))
+        [torch.tensor([*ids, *found.ids[source][layer]], device="cpu") for source in range(sources)]
+        for layer in range(len(layers))
     ]
 
 
@@ -129,7 +130,7 @@ def walked_probs(
     ]
     layers = sorted(latents)
     order = [layers.index(layer) for layer in latents]
-    probs: list[Tensor] = [torch.empty(0)] * len(ids)
+    probs: list[Tensor] = [torch.empty(0, dtype=torch.float32, device="cpu")] * len(ids)
     for rows in batches_alike(ids, positions, _ROWS, len(layers)):
         distinct = {tuple(ids[row]) for row in rows}
         fed = torch.tensor([ids[row] for row in rows[: 1 if len(distinct) == 1 else None]], device=nn_model.device)

@@ -101,9 +101,11 @@ def evaluate_tuned_lens(
     """
     last = model.num_layers - 1
     chosen = check_lens_layers((*lens.layers, last) if layers is None else layers, model.num_layers)
-    lens.translate(torch.zeros(len(chosen), 0, model.hidden_size), chosen)  # raises on a layer that it has not
+    lens.translate(
+        torch.zeros(len(chosen), 0, model.hidden_size, dtype=torch.float32, device="cpu"), chosen
+    )  # raises on a layer that it has not
     size = TextSize()
-    sums = torch.zeros(len(LENSES), len(chosen), len(_MEASURES), dtype=torch.float64)
+    sums = torch.zeros(len(LENSES), len(chosen), len(_MEASURES), dtype=torch.float64, device="cpu")
     stream = sequences if isinstance(sequences, GivenSequences | PackedText) else None
     place = stream.state() if stream is not None else {}
     for batch in batches_of_tokens(_limited(sequences, max_tokens), batch_tokens):

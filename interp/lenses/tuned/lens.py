@@ -73,9 +73,16 @@ class TunedLens(nn.Module):
             )
         self.hidden_size, self.num_layers, self.bias_only = hidden_size, num_layers, bias_only
         self.model_name, self.unembedding, self.training_record = model_name, unembedding, training
-        zeros = [torch.zeros(hidden_size, dtype=torch.float32) for _ in self.layers]
+        zeros = [torch.zeros(hidden_size, dtype=torch.float32, device="cpu") for _ in self.layers]
         self.biases = nn.ParameterDict({str(layer): zero for layer, zero in zip(self.layers, zeros, strict=True)})
-        squares = {} if bias_only else {str(layer): torch.zeros(hidden_size, hidden_size) for layer in self.layers}
+        squares = (
+            {}
+            if bias_only
+            else {
+                str(layer): torch.zeros(hidden_size, hidden_size, dtype=torch.float32, device="cpu")
+                for layer in self.layers
+            }
+        )
         self.weights = nn.ParameterDict(squares)
 
     @classmethod

@@ -71,7 +71,10 @@ def load_public(folder: str | Path, model: StandardizedTransformer, *, check: bo
             f"{kind}.{number - 1}": value.float()
             for number, parts in translators.items()
             if number > 0
-            for kind, value in {"bias": torch.zeros(model.hidden_size), **parts}.items()
+            for kind, value in {
+                "bias": torch.zeros(model.hidden_size, dtype=torch.float32, device="cpu"),
+                **parts,
+            }.items()
         }
     )
     return lens

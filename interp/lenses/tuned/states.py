@@ -104,7 +104,7 @@ def token_states(
         for row, held in zip(batch, _run(model, [ids[row] for row in batch], kept), strict=True):
             rows[row] = held
     by_layer = {layer: torch.cat([held[layer] for held in rows]) for layer in kept}
-    next_ids = torch.cat([torch.tensor([*row[1:], -1]) for row in ids]).to(model.device)
+    next_ids = torch.cat([torch.tensor([*row[1:], -1], device="cpu") for row in ids]).to(model.device)
     return TokenStates(by_layer[kept[-1]], {layer: by_layer[layer] for layer in layers}, next_ids)
 
 

@@ -150,7 +150,9 @@ def _adjacent_pairs(module: nn.Module, config: Any) -> bool | None:
         if used & {"view_as_complex", "rotate_every_two"}:
             return True
         if "rotate_half" in used:
-            turned = rotation.__globals__["rotate_half"](torch.arange(1.0, 5.0)).abs()
+            turned = rotation.__globals__["rotate_half"](
+                torch.arange(1.0, 5.0, dtype=torch.float32, device="cpu")
+            ).abs()
             return {(2.0, 1.0, 4.0, 3.0): True, (3.0, 4.0, 1.0, 2.0): False}.get(tuple(turned.tolist()))
         return False if "chunk" in used else None
     return None

@@ -97,7 +97,7 @@ def read_config(whole: Any, architecture: Architecture | None = None) -> dict[st
     if quantization is not None:
         facts["quantization"] = _named(quantization, "quant_method")
     if config.model_type in _ROOT_SCALED and value_of(config, "mup_enabled") is not False:
-        root = torch.tensor(config.hidden_size**0.5)  # of RecurrentGemma, rounded
+        root = torch.tensor(config.hidden_size**0.5, dtype=torch.float32, device="cpu")  # of RecurrentGemma, rounded
         facts["embedding_scale"] = float(root.bfloat16() if config.model_type == "recurrent_gemma" else root)
     facts.update(_tower(whole, config))
     facts.update(_heads(config, facts))

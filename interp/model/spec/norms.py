@@ -29,7 +29,7 @@ def read_norm(norm: nn.Module, width: int) -> dict[str, Any]:
     eps = next((getattr(norm, name) for name in _EPS if getattr(norm, name, None) is not None), None)
     if isinstance(eps, float):
         found["norm_eps"] = eps
-    vectors = torch.linspace(-1.0, 2.0, 2 * width).view(2, width) ** 2
+    vectors = torch.linspace(-1.0, 2.0, 2 * width, dtype=torch.float32, device="cpu").view(2, width) ** 2
     try:
         plain, shifted = _applied(norm, 1.0, vectors), _applied(norm, 1.0, vectors + 1.0)
         without_weight = _applied(norm, 0.0, vectors)
@@ -46,7 +46,9 @@ def _applied(norm: nn.Module, weight: float, vectors: Tensor) -> Tensor:
     """The output of a norm whose weights are all one number and whose biases are 0; no hook of it runs."""
     probe = copy.copy(norm)
     probe.__dict__["_parameters"] = {
-        name: None if own is None else nn.Parameter(torch.full(own.shape, 0.0 if name == "bias" else weight))
+        name: None
+        if own is None
+        else nn.Parameter(torch.full(own.shape, 0.0 if name == "bias" else weight, dtype=torch.float32, device="cpu"))
         for name, own in norm._parameters.items()
     }
     return type(norm).forward(probe, vectors)

@@ -106,10 +106,19 @@ def test_parallel_and_ignored_sublayers_leave_one_stage() -> None:
     module = plain.plain("llama")
     parallel = renamed(LLAMA_LAYOUT, module, RenameConfig(parallel=True))
     assert (parallel.parallel, parallel.middle) == (True, None)
-    without = renamed(LLAMA_LAYOUT, module, RenameConfig(ignore_mlp=True))
-    assert (without.mlp, without.middle, without.attention) == (None, None, LLAMA_LAYOUT.attention)
-    without = renamed(LLAMA_LAYOUT, module, RenameConfig(ignore_attn=True))
-    assert (without.attention, without.middle, without.mlp) == (None, None, LLAMA_LAYOUT.mlp)
+    # What the layers have stays, unchecked; what no layer has is none.
+    for ignored in (RenameConfig(ignore_mlp=True), RenameConfig(ignore_attn=True)):
+        assert renamed(LLAMA_LAYOUT, module, ignored) == LLAMA_LAYOUT
+    for kept, gone, ignored in (
+        ("attention", "mlp", RenameConfig(ignore_mlp=True)),
+        ("mlp", "attention", RenameConfig(ignore_attn=True)),
+    ):
+        only = tree(self_attn=tree(o_proj=None)) if kept == "attention" else tree(mlp=tree(down_proj=None))
+        module = tree(model=tree(layers=nn.ModuleList([only])))
+        without = renamed(LLAMA_LAYOUT, module, ignored)
+        assert (getattr(without, gone), without.middle, getattr(without, kept)) == (
+            None, None, getattr(LLAMA_LAYOUT, kept),
+        )  # fmt: skip
 
 
 def test_parallel_layers_become_sequential_only_with_their_middle() -> None:

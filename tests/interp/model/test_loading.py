@@ -158,6 +158,19 @@ def test_keyword_arguments_of_from_pretrained_pass_through(
     torch.testing.assert_close(read_all(model, ["logits"], input_ids=IDS)["logits"], expected, atol=1e-6, rtol=1e-6)
 
 
+@torch.no_grad()
+def test_keywords_that_transformers_takes_are_taken(model_folder: Callable[[str], Path]) -> None:
+    """Those too that it takes and does nothing with, as scripts of years give them; and none that it does not take."""
+    old = dict(low_cpu_mem_usage=True, offload_state_dict=False, mirror=None, _fast_init=True, from_tf=False)
+    model = StandardizedTransformer(model_folder("llama"), **old, use_kernels=False, disable_mmap=True, variant=None)
+    expected = tiny_model("llama")(input_ids=IDS).logits
+    assert torch.equal(read_all(model, ["logits"], input_ids=IDS)["logits"], expected)
+    AutoModelForCausalLM.from_pretrained(model_folder("llama"), **old)
+    for name in ("_from_auto", "output_loading_info", "pretrained_model_name_or_path_"):
+        with pytest.raises(InterpError, match="unknown keyword argument"):
+            StandardizedTransformer(model_folder("llama"), **{name: True})
+
+
 def test_a_config_of_one_s_own(model_folder: Callable[[str], Path]) -> None:
     folder = model_folder("qwen2")
     config = AutoConfig.from_pretrained(folder)

@@ -132,3 +132,10 @@ def test_one_call_without_a_block(family: str) -> None:
 def test_lists_of_lists_of_strings_are_refused() -> None:
     with pytest.raises(TypeError):
         wrapped("llama").trace([[PROMPT], [OTHER]], trace=False)
+
+
+def test_a_pass_without_a_trace_needs_inputs() -> None:
+    model = wrapped("llama")
+    for call in (lambda: model.trace(trace=False), lambda: model.generate(max_new_tokens=2)):
+        with pytest.raises(InterpError, match="there is nothing to run the model on: give it a text"):
+            call()
