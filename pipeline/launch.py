@@ -31,6 +31,7 @@ from pipeline.config.explain import explain
 from pipeline.config.paths import localize
 from pipeline.config.tracking import TrackingConfig
 from pipeline.config.validate import Config, plain, validate
+from pipeline.stages.common import write_json
 from pipeline.summary import summary_lines
 
 REJECTED = 2  # exit status for a config that cannot be run
@@ -179,7 +180,7 @@ class Preflight(Callback):
         folder = own_folder(config, "sweep")
         name = folder.relative_to(Path.cwd()).as_posix() if folder.is_relative_to(Path.cwd()) else str(folder)
         described = {"name": name, "overrides": list(config.hydra.overrides.task), "fixed": fixed, "jobs": jobs}
-        (folder / "sweep.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / "sweep.json", described)
 
         from pipeline.tracking.client import prepare
         from pipeline.tracking.runs import begin_sweep

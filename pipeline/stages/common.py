@@ -148,13 +148,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON with sorted keys and a final newline, by one rename."""
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file by one rename: whoever is killed meanwhile leaves the old one, whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.incoming")
-    staged.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    staged.write_text(text, encoding="utf-8")
     os.replace(staged, path)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON with sorted keys and a final newline, by one rename."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def code_digest(stage: str) -> str:

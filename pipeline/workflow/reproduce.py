@@ -9,6 +9,7 @@ driver:
 
     {"stage": "collect", "cached": false, "seconds": 3.2, ...}   a stage is done; ... is what timings/collect.json holds
     {"stage": "collect", "waiting": true}                        another run is computing it
+    {"stage": "collect", "broken": "what"}                       of what is in the cache; it is computed again
     {"stage": "collect", "failed": "why"}                        the last word; stage is null where it was none's fault
 
 The socket closes when the driver dies, however it dies; then this process and its stages end too.
@@ -21,6 +22,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -32,29 +34,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
 from dvc.stage import Stage
 from filelock import FileLock, Timeout
 
 from pipeline.stages.common import digest_of, repository_root, write_json
+from pipeline.workflow.cache import RunFolder, own_copies
 
 TAIL_BLOCKS, TAIL_LINES = 64, 20
 EXITED = re.compile(r"exited with (-?\d+)$")
-
-
-class RunFolder(Repo):
-    """The run folder as DVC sees it, with one memory of file hashes for all run folders of the repository.
-
-    DVC remembers the hash of a file that has not changed, in a folder for each project. Every run folder is a project,
-    so each would hash a large local model anew, and leave that folder behind.
-    """
-
-    @property
-    def site_cache_dir(self) -> str:
-        """The folder of the memory, beside DVC's own, which is on this machine's disk."""
-        name = digest_of("interpipe", str(repository_root()), os.getuid())[:32]
-        return str(Path(super().site_cache_dir).with_name(name))
 
 
 class Missing(DvcException):
@@ -143,10 +132,15 @@ class Stages:
 
     def __init__(self, driver: socket.socket) -> None:
         self.driver = driver
+        self.name: str | None = None  # of the stage that is being brought up to date
 
     def tell(self, **news: Any) -> None:
         """Send one line to the driver."""
         self.driver.sendall(json.dumps(news).encode("utf-8") + b"\n")
+
+    def say_broken(self, what: str) -> None:
+        """Tell that something in the cache, or in the run folder, was not what its name says."""
+        self.tell(stage=self.name, broken=what)
 
     def __call__(self, stage: Stage, **options: Any) -> Stage | None:
         """Bring one stage up to date.
@@ -167,13 +161,15 @@ class Stages:
         measured = Path("timings", f"{name}.json")
         computed: dict[str, Any] | None = None
         try:
-            changed = stage if stage.changed() else None
+            self.name = name
+            changed = stage if stage.changed() or not stage.repo.stage_cache.check(stage.outs, in_place=True) else None
             if changed is not None:
                 measured.unlink(missing_ok=True)  # afterwards there is one only if the stage has run
                 with self.held(stage), captured(tail):
                     changed = stage.reproduce(**options)
                     if changed is not None:
-                        changed.dump(update_pipeline=False)
+                        write_lock(changed)
+                        own_copies(changed)
                 computed = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else None
         except Exception as error:
             self.tell(stage=name, failed=reason(name, tail, error))
@@ -231,6 +227,42 @@ def forget_the_dead(folder: Path) -> None:
     write_json(path, {"write": writers, "read": {path: holders for path, holders in readers.items() if holders}})
 
 
+def write_lock(stage: Stage) -> None:
+    """Write a stage into `dvc.lock`, by one rename; DVC itself empties the file and takes up to seconds to fill it.
+
+    Arguments:
+        stage: one that is done.
+    """
+    path = Path(stage.wdir, LOCK_FILE)
+    staged = path.with_name(f".{path.name}.incoming")
+    staged.unlink(missing_ok=True)
+    if path.exists():
+        shutil.copyfile(path, staged)
+    Lockfile(stage.repo, str(staged)).dump_stages([stage])
+    os.replace(staged, path)
+
+
+def mend_lock(folder: RunFolder) -> str | None:
+    """Remove a `dvc.lock` that plain `dvc` was killed over, whole or in half: the run cache knows all that it said.
+
+    Arguments:
+        folder: the run folder.
+
+    Returns:
+        What to tell, if that was so.
+    """
+    path = Path(folder.root_dir, LOCK_FILE)
+    lock = Lockfile(folder, str(path))
+    try:
+        empty = path.exists() and not lock.load()
+    except DvcException:
+        empty = True
+    if not empty:
+        return None
+    path.unlink()
+    return f"{LOCK_FILE} was left in half and is thrown away"
+
+
 def follow_into_death(driver: socket.socket) -> None:
     """Kill this process and the stage that it runs as soon as the driver is gone."""
 
@@ -263,7 +295,9 @@ def main() -> int:
 
     try:
         forget_the_dead(Path.cwd())
-        with RunFolder(".") as folder:
+        with RunFolder(".", stages.say_broken) as folder:
+            if lost := mend_lock(folder):
+                stages.say_broken(lost)
             folder.reproduce(repro_fn=run)
     except KeyboardInterrupt:
         return 130

@@ -111,7 +111,7 @@ def test_a_cache_in_another_place_and_run_folders_on_another_disk(root: Path, tm
     settings.write_text(settings.read_text() + "['remote \"store\"']\n    url = /x\n")
     assert run(root, "outputs/1", params())[0] == 0
     assert 'remote "store"' in settings.read_text()
-    settings.write_text("[core\n")
+    (root / ".dvc/config").write_text("[core\n")
     assert "error: the settings of DVC in " in run(root, "outputs/1", params())[1]
 
 

@@ -1,0 +1,149 @@
+"""DVC as a run uses it: what is taken from the shared cache, or found there already, is compared with its name first.
+
+DVC believes a cached object that is read-only, and links it into the run folder, whatever its bytes have become; and it
+does not write an object anew that is there already, so that a stage which computes the right bytes again is handed the
+broken ones. Here a broken object is thrown away before either happens; DVC then misses it, and the stage is computed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dvc.output import Output
+from dvc.repo import Repo
+from dvc.stage import Stage
+from dvc.stage.cache import StageCache
+from dvc.utils.serialize import ParseError
+
+from pipeline.object_cache import Cache, remove_result, result_key, result_value
+from pipeline.stages.common import digest_of, repository_root
+
+__all__ = ["RunFolder", "own_copies"]
+
+COPIED_BYTES = 1 << 20  # a larger file in a run folder is a link to the cache's, read-only
+
+
+class RunFolder(Repo):
+    """The run folder as DVC sees it, with one memory of file hashes for all run folders of the repository.
+
+    DVC remembers the hash of a file that has not changed, in a folder for each project. Every run folder is a project,
+    so each would hash a large local model anew, and leave that folder behind.
+
+    Arguments:
+        folder: the run folder.
+        say: is told, in one line, of each artifact that was broken and is thrown away.
+    """
+
+    def __init__(self, folder: str, say: Callable[[str], None]) -> None:
+        super().__init__(folder)
+        self.stage_cache = CheckedResults(self, say)
+
+    @property
+    def site_cache_dir(self) -> str:
+        """The folder of the memory, beside DVC's own, which is on this machine's disk."""
+        name = digest_of("interpipe", str(repository_root()), os.getuid())[:32]
+        return str(Path(super().site_cache_dir).with_name(name))
+
+
+class CheckedResults(StageCache):
+    """DVC's run cache; each artifact is read once a run and compared with its name before it is taken.
+
+    Arguments:
+        repo: the run folder.
+        say: see `RunFolder`.
+    """
+
+    def __init__(self, repo: Repo, say: Callable[[str], None]) -> None:
+        super().__init__(repo)
+        self.cache = Cache(repo.cache.legacy.path)
+        self.say = say
+        self.whole: set[str] = set()
+
+    def check(self, outs: list[Output], *, in_place: bool = False) -> bool:
+        """Throw away what is broken of some artifacts; returns whether nothing was.
+
+        Arguments:
+            outs: the artifacts; one without a hash is none yet.
+            in_place: they are up to date in the run folder, so their files there count too, and are removed if broken.
+        """
+        broken = False
+        for out in outs:
+            name = out.hash_info.value
+            if not (out.use_cache and name) or name in self.whole:
+                continue
+            place = Path(out.fs_path) if in_place else None
+            faults = self.cache.faults(name, place, _listed(out))
+            if faults:
+                broken = True
+                self.cache.discard(faults, name)
+                if in_place:
+                    out.remove()
+                more = f" and {len(faults) - 1} more" if faults[1:] else ""
+                self.say(f"{out.def_path} was broken and is thrown away ({faults[0]}{more})")
+            else:
+                self.trust(out)
+        return not broken
+
+    def trust(self, out: Output) -> None:
+        """Note that an artifact is what its name says."""
+        name = out.hash_info.value
+        if out.use_cache and name:
+            self.whole.add(name)
+            self.cache.trust(name)
+
+    def _create_stage(self, cache: dict[str, Any], wdir: str | None = None) -> Stage:
+        """DVC calls this for a result that it is about to take; what is broken of it is then missing."""
+        stage = super()._create_stage(cache, wdir)
+        self.check(stage.outs)
+        return stage
+
+    def save(self, stage: Stage) -> None:
+        """DVC calls this when a stage's outputs are hashed and not yet in the cache."""
+        self.check(stage.outs)
+        super().save(stage)
+        for out in stage.outs:
+            self.trust(out)
+
+    def _load_cache(self, key: str, value: str | None) -> dict[str, Any] | None:
+        """One result; None, and its file is removed, where it is not what its name says.
+
+        Arguments:
+            key: the name of what it depended on.
+            value: its own name; DVC gives None where the key's folder is empty.
+        """
+        if value is None:
+            return None
+        try:
+            result = super()._load_cache(key, value)
+        except ParseError:
+            result = None
+        if result is None or (result_key(result), result_value(result)) != (key, value):
+            remove_result(Path(self._get_cache_path(key, value)))
+            return None
+        return result
+
+
+def _listed(out: Output) -> dict[str, str] | None:
+    """The objects of a folder by relative path, where DVC has just listed it."""
+    if out.obj is None or not out.hash_info.isdir:
+        return None
+    return {"/".join(key): hash_info.value for key, _, hash_info in out.obj}
+
+
+def own_copies(stage: Stage) -> None:
+    """Give the run folder its own copy of each small file, so that what happens to it does not happen to the cache's.
+
+    A large file stays a read-only link to the cache's, if there is no copy-on-write.
+
+    Arguments:
+        stage: whose outputs are there.
+    """
+    for out in stage.outs:
+        top = Path(out.fs_path)
+        for path in [top, *top.rglob("*")] if out.use_cache else ():
+            small = path.is_file() and path.stat().st_size <= COPIED_BYTES
+            if small and (path.is_symlink() or path.stat().st_nlink > 1):
+                out.cache.unprotect(str(path))
