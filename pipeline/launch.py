@@ -7,6 +7,7 @@ parent has to know of its jobs lies in their `run.json`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -110,9 +111,9 @@ def _run(
 def _part_of_sweep(sweep_folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """What a job says of the sweep that it belongs to: its name, and the overrides that are this job's own."""
     file = sweep_folder / "sweep.json"
-    described = (
-        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"name": str(sweep_folder), "fixed": []}
-    )
+    described = {"name": str(sweep_folder), "fixed": []}
+    with contextlib.suppress(OSError, ValueError):  # without it, or with half of it, the job itself goes on
+        described |= json.loads(file.read_text(encoding="utf-8"))
     own = [override.lstrip("+") for override in overrides if override not in described["fixed"]]
     return {"name": described["name"], "swept": dict(override.split("=", 1) for override in own if "=" in override)}
 
@@ -151,7 +152,9 @@ class Sweep:
         for number, overrides in enumerate(self.jobs):
             folder = self.folder / str(number)
             run = folder / "run.json"
-            status = json.loads(run.read_text(encoding="utf-8"))["status"] if run.is_file() else "FAILED"
+            status = "FAILED"
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                status = json.loads(run.read_text(encoding="utf-8"))["status"]
             if status != "FINISHED":
                 failed.append((" ".join(overrides), folder))
         return failed

@@ -22,7 +22,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
@@ -33,14 +32,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
-from dvc.dvcfile import LOCK_FILE, Lockfile
 from dvc.exceptions import DvcException
 from dvc.stage import Stage
 from filelock import FileLock, Timeout
 
-from pipeline.stages.common import digest_of, repository_root, write_json
+from pipeline.stages.common import digest_of, repository_root
 from pipeline.workflow.cache import RunFolder, own_copies
+from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, write_lock
 
 TAIL_BLOCKS, TAIL_LINES = 64, 20
 EXITED = re.compile(r"exited with (-?\d+)$")
@@ -198,71 +196,6 @@ class Stages:
             lock.release()
 
 
-def forget_the_dead(folder: Path) -> None:
-    """Remove what killed processes hold of a run folder in DVC's eyes.
-
-    DVC does so itself for a process that is not there; but one that was killed together with its parent may stay as a
-    zombie for as long as nobody collects it, which in a container without an init process is for ever.
-
-    Arguments:
-        folder: the run folder; the driver holds it, so that no other driver is at work there.
-    """
-    path = folder / ".dvc" / "tmp" / "rwlock"
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    except ValueError:  # killed while it wrote; DVC would refuse to go on
-        path.unlink()
-        return
-
-    def lives(holder: dict[str, Any]) -> bool:
-        try:
-            return psutil.Process(holder["pid"]).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    writers = {path: holder for path, holder in held.get("write", {}).items() if lives(holder)}
-    readers = {path: [holder for holder in holders if lives(holder)] for path, holders in held.get("read", {}).items()}
-    write_json(path, {"write": writers, "read": {path: holders for path, holders in readers.items() if holders}})
-
-
-def write_lock(stage: Stage) -> None:
-    """Write a stage into `dvc.lock`, by one rename; DVC itself empties the file and takes up to seconds to fill it.
-
-    Arguments:
-        stage: one that is done.
-    """
-    path = Path(stage.wdir, LOCK_FILE)
-    staged = path.with_name(f".{path.name}.incoming")
-    staged.unlink(missing_ok=True)
-    if path.exists():
-        shutil.copyfile(path, staged)
-    Lockfile(stage.repo, str(staged)).dump_stages([stage])
-    os.replace(staged, path)
-
-
-def mend_lock(folder: RunFolder) -> str | None:
-    """Remove a `dvc.lock` that plain `dvc` was killed over, whole or in half: the run cache knows all that it said.
-
-    Arguments:
-        folder: the run folder.
-
-    Returns:
-        What to tell, if that was so.
-    """
-    path = Path(folder.root_dir, LOCK_FILE)
-    lock = Lockfile(folder, str(path))
-    try:
-        empty = path.exists() and not lock.load()
-    except DvcException:
-        empty = True
-    if not empty:
-        return None
-    path.unlink()
-    return f"{LOCK_FILE} was left in half and is thrown away"
-
-
 def follow_into_death(driver: socket.socket) -> None:
     """Kill this process and the stage that it runs as soon as the driver is gone."""
 
@@ -295,9 +228,9 @@ def main() -> int:
 
     try:
         forget_the_dead(Path.cwd())
+        if mend_lock(Path.cwd()):
+            stages.say_broken("dvc.lock was left in half and is thrown away")
         with RunFolder(".", stages.say_broken) as folder:
-            if lost := mend_lock(folder):
-                stages.say_broken(lost)
             folder.reproduce(repro_fn=run)
     except KeyboardInterrupt:
         return 130

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pipeline.workflow.dvc_files import is_whole
 from tests.pipeline.workflow.miniature import params, ran, record, run
 from tests.pipeline.workflow.test_run import dvc
 
@@ -24,7 +26,7 @@ def die(data, stream):
     text = io.StringIO()
     dump(data, text)
     if stream.name.endswith(("dvc.lock", "dvc.lock.incoming")) and text.getvalue().count("cmd:") == 2:
-        stream.write(text.getvalue()[: len(text.getvalue()) * 3 // 4])
+        stream.write(text.getvalue()[: text.getvalue().rindex("cmd:") + 2])
         stream.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     stream.write(text.getvalue())
@@ -103,6 +105,16 @@ def test_a_run_goes_on_whatever_files_are_cut_short(finished: Path, share: float
     assert "run.json cannot be read; it is written anew" in said
     assert ran(root) == ["first", "second"]
     assert "up to date" in dvc(folder, "repro")
+
+
+def test_a_dvc_lock_cut_anywhere_is_whole_or_thrown_away(finished: Path) -> None:
+    """What is believed of a cut one are whole stages."""
+    content = (finished / "outputs/1/dvc.lock").read_bytes()
+    stages = yaml.safe_load(content)["stages"]
+    outs = {"first": ["first.txt"], "second": ["second"]}
+    believed = [size for size in range(len(content) + 1) if is_whole(content[:size], outs)]
+    assert believed == [content.index(b"  second:\n"), len(content)]
+    assert yaml.safe_load(content[: believed[0]])["stages"] == {"first": stages["first"]}
 
 
 def test_a_params_yaml_that_the_user_changed_is_left_alone(finished: Path) -> None:
