@@ -7,6 +7,7 @@ broken ones. Here a broken object is thrown away before either happens; DVC then
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import Any
 from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage import Stage
-from dvc.stage.cache import StageCache
-from dvc.utils.serialize import ParseError
+from dvc.stage.cache import StageCache, _can_hash
+from dvc.stage.serialize import to_single_stage_lockfile
+from dvc.utils.serialize import ParseError, dumps_yaml
 
 from pipeline.object_cache import Cache, remove_result, result_key, result_value
-from pipeline.stages.common import digest_of, repository_root
+from pipeline.stages.common import digest_of, repository_root, write_text
+from pipeline.stages.versions import ANY, VERSIONS_FILE
 
-__all__ = ["RunFolder", "own_copies"]
+__all__ = ["RunFolder", "own_copies", "read_json"]
 
 COPIED_BYTES = 1 << 20  # a larger file in a run folder is a link to the cache's, read-only
 
@@ -61,6 +64,7 @@ class CheckedResults(StageCache):
         self.cache = Cache(repo.cache.legacy.path)
         self.say = say
         self.whole: set[str] = set()
+        self.before: dict[str, str] | None = None  # versions that the stage saved last had been computed with before
 
     def check(self, outs: list[Output], *, in_place: bool = False) -> bool:
         """Throw away what is broken of some artifacts; returns whether nothing was.
@@ -106,6 +110,33 @@ class CheckedResults(StageCache):
         super().save(stage)
         for out in stage.outs:
             self.trust(out)
+        self._save_for_any_versions(stage)
+
+    def _save_for_any_versions(self, stage: Stage) -> None:
+        """Keep a stage's result also under the name that it has where versions of libraries do not matter.
+
+        `cache.versions=warn` and `ignore` ask for that name, and so find what has been computed before they were set.
+        """
+        result = to_single_stage_lockfile(stage)
+        sections = result.get("params", {}).get(VERSIONS_FILE)
+        if not sections or not _can_hash(stage):
+            return
+        sections.update(dict.fromkeys(sections, ANY))
+        key, value = result_key(result), result_value(result)
+        self.before = self._versions_of(key, stage)
+        path = Path(self._get_cache_path(key, value))
+        if not path.exists():
+            write_text(path, dumps_yaml(result))
+
+    def _versions_of(self, key: str, stage: Stage) -> dict[str, str] | None:
+        """The versions of libraries that the newest result of a name was computed with, None where there is none."""
+        folder = Path(self._get_cache_dir(key))
+        newest = max(folder.glob("*"), key=lambda path: path.stat().st_mtime, default=None)
+        result = self._load_cache(key, newest.name) if newest else None
+        for out in result["outs"] if result else ():
+            if out["path"] == f"versions/{stage.addressing}.json":
+                return read_json(self.cache.object_path(out["md5"]))
+        return None
 
     def _load_cache(self, key: str, value: str | None) -> dict[str, Any] | None:
         """One result; None, and its file is removed, where it is not what its name says.
@@ -131,6 +162,15 @@ def _listed(out: Output) -> dict[str, str] | None:
     if out.obj is None or not out.hash_info.isdir:
         return None
     return {"/".join(key): hash_info.value for key, _, hash_info in out.obj}
+
+
+def read_json(path: Path) -> dict[str, str] | None:
+    """A record of versions; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def own_copies(stage: Stage) -> None:

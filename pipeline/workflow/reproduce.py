@@ -7,7 +7,7 @@ has computed before, else the stage's command. What is added here: a lock, so th
 missing stage one computes and the others wait for it; and news of each stage, as JSON lines through a socket to the
 driver:
 
-    {"stage": "collect", "cached": false, "seconds": 3.2, ...}   a stage is done; ... is what timings/collect.json holds
+    {"stage": "collect", "cached": false, "seconds": 3.2, ...}   done; ...: timings/collect.json and `versions`
     {"stage": "collect", "waiting": true}                        another run is computing it
     {"stage": "collect", "broken": "what"}                       of what is in the cache; it is computed again
     {"stage": "collect", "failed": "why"}                        the last word; stage is null where it was none's fault
@@ -36,8 +36,10 @@ from dvc.exceptions import DvcException
 from dvc.stage import Stage
 from filelock import FileLock, Timeout
 
+from pipeline.config.cache import load_cache_config
 from pipeline.stages.common import digest_of, repository_root
-from pipeline.workflow.cache import RunFolder, own_copies
+from pipeline.stages.versions import VERSIONS_FILE, changes, installed
+from pipeline.workflow.cache import RunFolder, own_copies, read_json
 from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, write_lock
 
 TAIL_BLOCKS, TAIL_LINES = 64, 20
@@ -54,11 +56,15 @@ def stage_key(stage: Stage) -> str:
     Arguments:
         stage: of the run folder.
 
+    Versions of libraries are left out: in another environment it is the same stage.
+
     Raises:
         Missing: a dependency does not exist.
     """
     dependencies = []
     for dependency in stage.deps:
+        if dependency.def_path == VERSIONS_FILE:
+            continue
         if not dependency.exists:
             raise Missing(f"it depends on {dependency.def_path}, which does not exist")
         dependencies.append([dependency.def_path, dependency.get_hash().value])
@@ -156,10 +162,16 @@ class Stages:
         name = stage.addressing
         started = time.perf_counter()
         tail: deque[bytes] = deque(maxlen=TAIL_BLOCKS)
+        self.name = name
         measured = Path("timings", f"{name}.json")
         computed: dict[str, Any] | None = None
         try:
-            self.name = name
+            if stage.always_changed:  # it computes nothing, but says what there is
+                with captured(tail):
+                    stage.reproduce(**options)
+                write_lock(stage)
+                return stage
+            stage.repo.stage_cache.before = None
             changed = stage if stage.changed() or not stage.repo.stage_cache.check(stage.outs, in_place=True) else None
             if changed is not None:
                 measured.unlink(missing_ok=True)  # afterwards there is one only if the stage has run
@@ -173,8 +185,33 @@ class Stages:
             self.tell(stage=name, failed=reason(name, tail, error))
             raise
         seconds = time.perf_counter() - started
-        self.tell(**{"stage": name, "cached": computed is None, "seconds": seconds, **(computed or {})})
+        news = {"stage": name, "cached": computed is None, "seconds": seconds, **(computed or {})}
+        self.tell(**news, **self.versions(stage, computed is not None))
         return changed
+
+    def versions(self, stage: Stage, computed: bool) -> dict[str, Any]:
+        """What to tell of the versions of libraries that a stage's artifacts were computed with.
+
+        Arguments:
+            stage: one that is done.
+            computed: in this run.
+
+        Returns:
+            `versions`, whole ones by library; `upgraded`, library -> (before, now), where another minor version is why
+            the stage was computed again; `other_versions`, likewise, where it was taken in spite of that.
+        """
+        name = stage.addressing
+        recorded = read_json(Path("versions", f"{name}.json"))
+        if recorded is None:
+            return {}
+        told: dict[str, Any] = {"versions": recorded}
+        before = stage.repo.stage_cache.before
+        policy = load_cache_config().versions
+        if computed and policy == "recompute" and before and changes(before, recorded):
+            told["upgraded"] = changes(before, recorded)
+        if not computed and policy == "warn" and changes(recorded, installed(name)):
+            told["other_versions"] = changes(recorded, installed(name))
+        return told
 
     @contextlib.contextmanager
     def held(self, stage: Stage) -> Iterator[None]:

@@ -182,11 +182,26 @@ def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:
                 what = f"{name}: {news['broken']}" if name else news["broken"]
                 log.warning("%s; it is computed again, or taken whole from the cache", what)
             else:
+                upgraded, others = news.pop("upgraded", None), news.pop("other_versions", None)
                 stages[name] = news
-                log.info("%s: %s", name, "cached" if news["cached"] else f"{news['seconds']:.1f} s")
+                again = f", computed again for {_versions(upgraded, 'was')}" if upgraded else ""
+                log.info("%s: %s%s", name, "cached" if news["cached"] else f"{news['seconds']:.1f} s", again)
+                if others:
+                    log.warning("%s: taken as it is, computed with %s", name, _versions(others, "now"))
     if failure is not None:
         name, message = failure
         what = f"stage {name} failed" if name else "the stages could not be run"
         raise InterpError(
             f"{what}: {message}\nWhat is finished is kept. Go on from there with\n    {resume_command(folder)}"
         )
+
+
+def _versions(changed: dict[str, list[str]], word: str) -> str:
+    """Libraries with two versions each: `torch 2.14.0 (was 2.13.0)`, `torch 2.13.0 (now 2.14.0)`.
+
+    Arguments:
+        changed: library -> versions before and now.
+        word: `was`: the version now comes first; `now`: the one before does.
+    """
+    pairs = [(name, *(pair[::-1] if word == "was" else pair)) for name, pair in changed.items()]
+    return ", ".join(f"{name} {first} ({word} {second})" for name, first, second in pairs)
