@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline.object_cache import Cache
 from pipeline.store import open_store
+from tests.pipeline.workflow.damage import flip, locked
 from tests.pipeline.workflow.miniature import REPOSITORY
 
 FOLDERS = ("interp", "pipeline", "conf")
@@ -153,6 +155,48 @@ def test_a_killed_collect_is_resumed(copy: Path) -> None:
         open_store(copy / f"outputs/{name}/activations.zarr", verify=True) for name in ("first", "killed")
     )
     np.testing.assert_allclose(resumed.read("resid_post"), whole.read("resid_post"), rtol=1e-4, atol=1e-4)
+
+
+def test_broken_objects_of_each_kind_are_computed_again_to_the_same_bytes(copy: Path) -> None:
+    first, cache = copy / "outputs/first", Cache(copy / ".dvc/cache")
+    assert list(cache.broken_objects()) == list(cache.broken_results()) == []
+
+    def member(artifact: str, start: str) -> Path:
+        files = cache.files(locked(first, artifact))
+        return cache.object_path(next(name for file, name in files.items() if file.startswith(start)))
+
+    broken = {
+        "tokenize: tokens/targets": member("tokens/targets", "data"),
+        "collect: activations.zarr": member("activations.zarr", "resid_post/c/"),
+        "tune: tuned_lens": member("tuned_lens", ""),
+        "evaluate: curves.parquet": cache.object_path(locked(first, "curves.parquet")),
+        "evaluate: metrics.json": cache.object_path(locked(first, "metrics.json")),
+    }
+    for path in broken.values():
+        flip(path)
+    check = subprocess.run(
+        [sys.executable, "-m", "pipeline.store", "verify", "--cache"],
+        cwd=copy, env=environment(copy), capture_output=True, text=True,
+    )  # fmt: skip
+    assert check.returncode == 1
+    assert sorted(line.split(": ")[0] for line in check.stdout.splitlines()) == sorted(map(str, broken.values()))
+
+    said = pipeline(copy, "hydra.run.dir=outputs/mended", "lens=[logit_lens,patchscope]")
+    lines = [line for line in said.splitlines() if "was broken and is thrown away" in line]
+    for artifact, path in broken.items():
+        # what was computed from a broken artifact is gone before its own turn comes
+        told = [line for line in lines if f"{artifact} was broken" in line and str(path) in line]
+        assert len(told) == (0 if artifact.startswith("evaluate") else 1), artifact
+    assert record(copy / "outputs/mended")["outputs"] == record(first)["outputs"]
+    assert computed(copy / "outputs/mended") == list(STAGES)
+    assert list(cache.broken_objects()) == list(cache.broken_results()) == []
+    assert "ok" in call(copy, sys.executable, "-m", "pipeline.store", "verify", "--cache")
+
+    flip(cache.object_path(locked(first, "metrics.json")))
+    said = pipeline(copy, "hydra.run.dir=outputs/metrics", "lens=[logit_lens,patchscope]")
+    assert said.count("evaluate: metrics.json was broken and is thrown away") == 1
+    assert record(copy / "outputs/metrics")["outputs"] == record(first)["outputs"]
+    assert computed(copy / "outputs/metrics") == ["evaluate"]
 
 
 def test_a_sweep_computes_each_distinct_stage_once(copy: Path) -> None:
