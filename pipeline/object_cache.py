@@ -12,6 +12,7 @@ half of the time of MD5 on a processor that has instructions for it; the marker 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -63,7 +64,9 @@ class _Expected:
                 found = hashlib.file_digest(stream, self.algorithm).hexdigest()
         except FileNotFoundError:
             return None
-        except OSError as error:  # a bad sector
+        except OSError as error:
+            if error.errno != errno.EIO:  # a bad sector
+                raise
             return Fault(self.path, f"cannot be read ({error.strerror})")
         name = self.algorithm.upper()
         return None if found == self.digest else Fault(self.path, f"its bytes are others than its {name} says")
@@ -152,8 +155,9 @@ class Cache:
     def trust(self, name: str) -> None:
         """Note that an artifact has just been found to be what its name says."""
         stamp = self._stamp(name)
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.touch()
+        with contextlib.suppress(OSError):  # a cache that one may only read from, a full disk
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
 
     def discard(self, faults: Iterable[Fault], artifact: str | None = None) -> None:
         """Throw away what is broken, the results that lead to it, and what may have been computed from it.

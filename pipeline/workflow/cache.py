@@ -7,6 +7,7 @@ broken ones. Here a broken object is thrown away before either happens; DVC then
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -63,7 +64,7 @@ class CheckedResults(StageCache):
         super().__init__(repo)
         self.cache = Cache(repo.cache.legacy.path)
         self.say = say
-        self.whole: set[str] = set()
+        self.whole: set[tuple[str, Path | None]] = set()  # artifacts, and the places in which they are whole
         self.before: dict[str, str] | None = None  # versions that the stage saved last had been computed with before
 
     def check(self, outs: list[Output], *, in_place: bool = False) -> bool:
@@ -76,9 +77,9 @@ class CheckedResults(StageCache):
         broken = False
         for out in outs:
             name = out.hash_info.value
-            if not (out.use_cache and name) or name in self.whole:
-                continue
             place = Path(out.fs_path) if in_place else None
+            if not (out.use_cache and name) or (name, place) in self.whole:
+                continue
             faults = self.cache.faults(name, place, _listed(out))
             if faults:
                 broken = True
@@ -88,15 +89,9 @@ class CheckedResults(StageCache):
                 more = f" and {len(faults) - 1} more" if faults[1:] else ""
                 self.say(f"{out.def_path} was broken and is thrown away ({faults[0]}{more})")
             else:
-                self.trust(out)
+                self.whole |= {(name, None), (name, place)}
+                self.cache.trust(name)
         return not broken
-
-    def trust(self, out: Output) -> None:
-        """Note that an artifact is what its name says."""
-        name = out.hash_info.value
-        if out.use_cache and name:
-            self.whole.add(name)
-            self.cache.trust(name)
 
     def _create_stage(self, cache: dict[str, Any], wdir: str | None = None) -> Stage:
         """DVC calls this for a result that it is about to take; what is broken of it is then missing."""
@@ -109,7 +104,9 @@ class CheckedResults(StageCache):
         self.check(stage.outs)
         super().save(stage)
         for out in stage.outs:
-            self.trust(out)
+            if out.use_cache and out.hash_info.value:
+                self.whole.add((out.hash_info.value, None))
+                self.cache.trust(out.hash_info.value)
         self._save_for_any_versions(stage)
 
     def _save_for_any_versions(self, stage: Stage) -> None:
@@ -126,7 +123,8 @@ class CheckedResults(StageCache):
         self.before = self._versions_of(key, stage)
         path = Path(self._get_cache_path(key, value))
         if not path.exists():
-            write_text(path, dumps_yaml(result))
+            with contextlib.suppress(OSError):  # a cache that one may only read from, a full disk
+                write_text(path, dumps_yaml(result))
 
     def _versions_of(self, key: str, stage: Stage) -> dict[str, str] | None:
         """The versions of libraries that the newest result of a name was computed with, None where there is none."""
