@@ -175,15 +175,19 @@ class Cache:
         doubtful = {name: self._verified(name) for name in (lost if artifact is None else lost | {artifact})}
         for path in paths:
             _remove(path)
+        gone, made = set(), set()
         for path, result in self.read_results(doubtful):
-            if lost & set(_names(result, "outs")):
-                remove_result(path)
-            elif any(name in doubtful and _modified(path) >= doubtful[name] for name in _names(result, "deps")):
-                for made in _names(result, "outs"):
-                    _remove(self.object_path(made))
-                    self._stamp(made).unlink(missing_ok=True)
-                remove_result(path)
-        for name in lost:
+            uses = any(name in doubtful and _modified(path) >= doubtful[name] for name in _names(result, "deps"))
+            if lost & set(_names(result, "outs")) or uses:
+                gone.add(path)
+                made |= set(_names(result, "outs")) if uses else set()
+        for path, result in self.read_results(made):  # what a result without a doubt makes is right
+            made -= set(_names(result, "outs")) if path not in gone else set()
+        for name in made:
+            _remove(self.object_path(name))
+        for path in gone:
+            remove_result(path)
+        for name in lost | made:
             self._stamp(name).unlink(missing_ok=True)
 
     def _holders(self, objects: set[str]) -> set[str]:

@@ -34,8 +34,9 @@ def cache(root: Path) -> Cache:
 
 
 def result_of(cache: Cache, stage: str) -> Path:
-    """The file of the only result of a stage."""
-    (path,) = (path for path, result in cache.read_results() if result["cmd"].endswith(stage))
+    """The file of the only result of a stage, besides the one that stands for any versions of libraries."""
+    found = {path: result for path, result in cache.read_results() if result["cmd"].endswith(stage)}
+    (path,) = (path for path, result in found.items() if result["params"]["versions.json"] != {stage: "any"})
     return path
 
 
