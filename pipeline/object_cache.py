@@ -163,8 +163,9 @@ class Cache:
         """Throw away what is broken, the results that lead to it, and what may have been computed from it.
 
         A result that depends on a broken artifact, and is no older than the last time that the artifact was found
-        whole, may hold numbers of the broken bytes under the name of the right ones: its objects go too, so that
-        whoever has it computes it again. What depends on that result in turn is right for the content that it names.
+        whole, may hold numbers of the broken bytes under the name of the right ones: its objects go too, but for those
+        that a result without such a doubt makes, so that whoever has it computes it again. What depends on that result
+        in turn is right for the content that it names.
 
         Arguments:
             faults: what `faults` or `broken_objects` found.
