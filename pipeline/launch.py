@@ -7,6 +7,7 @@ parent has to know of its jobs lies in their `run.json`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ from pipeline.config.explain import explain
 from pipeline.config.paths import localize
 from pipeline.config.tracking import TrackingConfig
 from pipeline.config.validate import Config, plain, validate
+from pipeline.stages.common import write_json
 from pipeline.summary import summary_lines
 
 REJECTED = 2  # exit status for a config that cannot be run
@@ -109,9 +111,9 @@ def _run(
 def _part_of_sweep(sweep_folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """What a job says of the sweep that it belongs to: its name, and the overrides that are this job's own."""
     file = sweep_folder / "sweep.json"
-    described = (
-        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"name": str(sweep_folder), "fixed": []}
-    )
+    described = {"name": str(sweep_folder), "fixed": []}
+    with contextlib.suppress(OSError, ValueError):  # without it, or with half of it, the job itself goes on
+        described |= json.loads(file.read_text(encoding="utf-8"))
     own = [override.lstrip("+") for override in overrides if override not in described["fixed"]]
     return {"name": described["name"], "swept": dict(override.split("=", 1) for override in own if "=" in override)}
 
@@ -150,7 +152,9 @@ class Sweep:
         for number, overrides in enumerate(self.jobs):
             folder = self.folder / str(number)
             run = folder / "run.json"
-            status = json.loads(run.read_text(encoding="utf-8"))["status"] if run.is_file() else "FAILED"
+            status = "FAILED"
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                status = json.loads(run.read_text(encoding="utf-8"))["status"]
             if status != "FINISHED":
                 failed.append((" ".join(overrides), folder))
         return failed
@@ -179,7 +183,7 @@ class Preflight(Callback):
         folder = own_folder(config, "sweep")
         name = folder.relative_to(Path.cwd()).as_posix() if folder.is_relative_to(Path.cwd()) else str(folder)
         described = {"name": name, "overrides": list(config.hydra.overrides.task), "fixed": fixed, "jobs": jobs}
-        (folder / "sweep.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / "sweep.json", described)
 
         from pipeline.tracking.client import prepare
         from pipeline.tracking.runs import begin_sweep

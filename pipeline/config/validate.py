@@ -23,6 +23,7 @@ from interp.errors import InterpError
 from interp.positions import check_positions
 from interp.sites import check_collectable, check_sites
 from pipeline.config.base import ConfigError, nearest
+from pipeline.config.cache import VERSIONS, CacheConfig, cache_from
 from pipeline.config.collect import CollectConfig, collect_from
 from pipeline.config.evaluate import EvaluateConfig, evaluate_from
 from pipeline.config.inputs import check_task
@@ -54,6 +55,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "report.interval": ("normal", "bootstrap"),
     "report.figure_format": ("svg", "png"),
     "store.compression": ("none", "zstd"),
+    "cache.versions": VERSIONS,
     "lens.*.patch": ("one_layer", "from_layer"),
     "lens.*.target": ("task", "identity"),
     "lens.*.sources": ("first", "mean"),
@@ -106,7 +108,7 @@ class Config:
     """Every section of a config, typed.
 
     Arguments:
-        model, task, collect, tune, evaluate, report, store, tracking: the sections.
+        model, task, collect, tune, evaluate, report, store, cache, tracking: the sections.
         lens: lens name -> its section.
     """
 
@@ -118,6 +120,7 @@ class Config:
     evaluate: EvaluateConfig
     report: ReportConfig
     store: StoreConfig
+    cache: CacheConfig
     tracking: TrackingConfig
 
 
@@ -130,6 +133,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "evaluate": evaluate_from,
     "report": report_from,
     "store": store_from,
+    "cache": cache_from,
     "tracking": tracking_from,
 }
 

@@ -110,6 +110,9 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
     Yields:
         The folder. It may hold what an earlier process left. It is removed when the block ends without an exception.
     """
+    from pipeline.stages.versions import installed
+
+    key = digest_of(key, installed(stage))  # nor is work resumed that other versions of libraries began
     folder = repository_root() / ".interpipe" / "scratch" / f"{stage}-{key[:20]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -148,13 +151,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON with sorted keys and a final newline, by one rename."""
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file by one rename: whoever is killed meanwhile leaves the old one, whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.incoming")
-    staged.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    staged.write_text(text, encoding="utf-8")
     os.replace(staged, path)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON with sorted keys and a final newline, by one rename."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def code_digest(stage: str) -> str:
@@ -174,15 +182,19 @@ def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:
     Arguments:
         name: name of the stage.
         stage: does the work in the current folder; may return measurements (`tokens`, `model_seconds`, ...), which go
-            with `seconds` to `timings/NAME.json`. That file is not an artifact: a cached stage leaves none.
+            with `seconds` to `timings/NAME.json`. That file is not an artifact: a cached stage leaves none. One is
+            `versions/NAME.json`, with the versions of the stage's libraries.
 
     Raises:
         SystemExit: status 1 after a fault that has a message, 130 after an interrupt.
     """
+    from pipeline.stages.versions import write_record
+
     logging.basicConfig(level=logging.INFO, format=f"[{name}] %(message)s", stream=sys.stderr)
     started = time.perf_counter()
     try:
         measured = stage() or {}
+        write_record(name)
     except KeyboardInterrupt:
         print(f"[{name}] interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         raise SystemExit(130) from None

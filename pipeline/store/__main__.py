@@ -1,4 +1,10 @@
-"""`python -m pipeline.store info PATH` and `python -m pipeline.store verify PATH`."""
+"""Look at stores, and at the cache that all runs share.
+
+python -m pipeline.store info PATH                  # what a store holds
+python -m pipeline.store verify PATH                # compare every byte with the store's markers
+python -m pipeline.store verify --cache             # compare everything in the cache with its name
+python -m pipeline.store verify --cache --remove    # and remove what is broken; the next run computes it again
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
+from pipeline.config.paths import ROOT
+from pipeline.object_cache import Cache, remove_result, shared_cache
 from pipeline.store.reader import open_store
 from pipeline.store.schema import how_to_mend
 from pipeline.store.verify import stores_at, verify_root, verify_store
@@ -50,15 +58,54 @@ def as_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def verify_cache(cache: Cache, *, remove: bool, as_json: bool) -> int:
+    """Compare everything in the cache with its name, say what is broken, and remove it if asked to.
+
+    Arguments:
+        cache: the cache.
+        remove: throw away what is broken, what leads to it, and what may have been computed from it.
+        as_json: print JSON.
+
+    Returns:
+        The exit status: 1 where something is broken, and still there.
+    """
+    results, objects = list(cache.broken_results()), list(cache.broken_objects())
+    faults = [*objects, *results]
+    if remove:
+        cache.discard(objects)
+        for fault in results:
+            remove_result(fault.path)
+    if as_json:
+        print(json.dumps([{"path": str(fault.path), "why": fault.why} for fault in faults], indent=2))
+    else:
+        print("\n".join(map(str, faults)) if faults else f"{cache.folder}: ok")
+    if faults:
+        done = "removed; the next run that needs it computes it again" if remove else "remove it with --remove"
+        print(f"{len(faults)} broken: {done}", file=sys.stderr)
+    return int(bool(faults) and not remove)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (1: something is broken)."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.store", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.store", description="Look at stores and at the cache.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("info", "what a store holds"), ("verify", "compare every byte with the store's markers")):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("path", type=Path, help="a store, or a group of stores such as lens.zarr")
+        command.add_argument(
+            "path",
+            type=Path,
+            help="a store, or a group of stores such as lens.zarr",
+            nargs="?" if name == "verify" else None,
+        )
         command.add_argument("--json", action="store_true", help="print JSON")
+    whole = commands.choices["verify"]
+    whole.add_argument("--cache", action="store_true", help="the cache that all runs share, in place of a store")
+    whole.add_argument("--remove", action="store_true", help="remove what is broken of the cache")
     options = parser.parse_args(arguments)
+    if options.command == "verify" and (options.path is None) != options.cache:
+        whole.error("expected the path of a store, or --cache")
+    if options.command == "verify" and options.cache:
+        return verify_cache(Cache(shared_cache(ROOT)), remove=options.remove, as_json=options.json)
     try:
         stores = stores_at(options.path)
         if options.command == "info":

@@ -126,7 +126,13 @@ def send(folder: Path, config: TrackingConfig) -> str:
     """
     payload = read_run(folder)
     record_path = folder / "tracking.json"
-    record = read_json(record_path)
+    try:
+        record = read_json(record_path)
+    except ValueError:  # cut short by a full disk or another program; ours is written whole
+        log.warning(
+            "tracking: %s cannot be read, so that a run which it named is left, and another one begun", record_path
+        )
+        record = {}
     uri, state = tracking_uri(config), file_digest(folder / "run.json")
     if record.get("uri") == uri and record.get("sent") == state:
         return str(record["run_id"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from interp.errors import InterpError
 from pipeline.config.paths import ROOT
 from pipeline.config.tracking import tracking_from
+from pipeline.stages.common import write_text
 from pipeline.workflow import dependencies
 from pipeline.workflow.defaults import default_params
 from pipeline.workflow.run import resume
@@ -81,7 +82,7 @@ def _dependencies(write: bool) -> int:
 def _params(write: bool) -> int:
     path, text = ROOT / "params.yaml", default_params()
     if write:
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     same = path.is_file() and path.read_text(encoding="utf-8") == text
     print(
         "params.yaml is what conf/ composes"

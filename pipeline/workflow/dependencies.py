@@ -10,6 +10,7 @@ a module or another template names it. Imports that cannot be read off the text 
 from __future__ import annotations
 
 import ast
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from ruamel.yaml.comments import CommentedSeq
 
 from interp.errors import InterpError
 from pipeline.config.paths import LINKED, ROOT
+from pipeline.stages.common import write_text
 
 __all__ = ["closure", "differences", "stage_code", "write"]
 
@@ -212,5 +214,6 @@ def write(root: Path = ROOT) -> None:
     for name, stage in content["stages"].items():
         others = [dependency for dependency in stage["deps"] if not _is_code(str(dependency))]
         stage["deps"] = CommentedSeq([*others, *code[name]])
-    with (root / "dvc.yaml").open("w", encoding="utf-8") as stream:
-        yaml.dump(content, stream)
+    stream = io.StringIO()
+    yaml.dump(content, stream)
+    write_text(root / "dvc.yaml", stream.getvalue())

@@ -7,8 +7,9 @@ has computed before, else the stage's command. What is added here: a lock, so th
 missing stage one computes and the others wait for it; and news of each stage, as JSON lines through a socket to the
 driver:
 
-    {"stage": "collect", "cached": false, "seconds": 3.2, ...}   a stage is done; ... is what timings/collect.json holds
+    {"stage": "collect", "cached": false, "seconds": 3.2, ...}   done; ...: timings/collect.json and `versions`
     {"stage": "collect", "waiting": true}                        another run is computing it
+    {"stage": "collect", "broken": "what"}                       of what is in the cache; it is computed again
     {"stage": "collect", "failed": "why"}                        the last word; stage is null where it was none's fault
 
 The socket closes when the driver dies, however it dies; then this process and its stages end too.
@@ -31,30 +32,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
 from dvc.stage import Stage
 from filelock import FileLock, Timeout
 
-from pipeline.stages.common import digest_of, repository_root, write_json
+from pipeline.config.cache import load_cache_config
+from pipeline.stages.common import digest_of, repository_root
+from pipeline.stages.versions import VERSIONS_FILE, changes, installed
+from pipeline.workflow.cache import RunFolder, own_copies, read_json
+from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, write_lock
 
 TAIL_BLOCKS, TAIL_LINES = 64, 20
 EXITED = re.compile(r"exited with (-?\d+)$")
-
-
-class RunFolder(Repo):
-    """The run folder as DVC sees it, with one memory of file hashes for all run folders of the repository.
-
-    DVC remembers the hash of a file that has not changed, in a folder for each project. Every run folder is a project,
-    so each would hash a large local model anew, and leave that folder behind.
-    """
-
-    @property
-    def site_cache_dir(self) -> str:
-        """The folder of the memory, beside DVC's own, which is on this machine's disk."""
-        name = digest_of("interpipe", str(repository_root()), os.getuid())[:32]
-        return str(Path(super().site_cache_dir).with_name(name))
 
 
 class Missing(DvcException):
@@ -67,11 +56,15 @@ def stage_key(stage: Stage) -> str:
     Arguments:
         stage: of the run folder.
 
+    Versions of libraries are left out: in another environment it is the same stage.
+
     Raises:
         Missing: a dependency does not exist.
     """
     dependencies = []
     for dependency in stage.deps:
+        if dependency.def_path == VERSIONS_FILE:
+            continue
         if not dependency.exists:
             raise Missing(f"it depends on {dependency.def_path}, which does not exist")
         dependencies.append([dependency.def_path, dependency.get_hash().value])
@@ -143,10 +136,15 @@ class Stages:
 
     def __init__(self, driver: socket.socket) -> None:
         self.driver = driver
+        self.name: str | None = None  # of the stage that is being brought up to date
 
     def tell(self, **news: Any) -> None:
         """Send one line to the driver."""
         self.driver.sendall(json.dumps(news).encode("utf-8") + b"\n")
+
+    def say_broken(self, what: str) -> None:
+        """Tell that something in the cache, or in the run folder, was not what its name says."""
+        self.tell(stage=self.name, broken=what)
 
     def __call__(self, stage: Stage, **options: Any) -> Stage | None:
         """Bring one stage up to date.
@@ -164,23 +162,56 @@ class Stages:
         name = stage.addressing
         started = time.perf_counter()
         tail: deque[bytes] = deque(maxlen=TAIL_BLOCKS)
+        self.name = name
         measured = Path("timings", f"{name}.json")
         computed: dict[str, Any] | None = None
         try:
-            changed = stage if stage.changed() else None
+            if stage.always_changed:  # it computes nothing, but says what there is
+                with captured(tail):
+                    stage.reproduce(**options)
+                write_lock(stage)
+                return stage
+            stage.repo.stage_cache.before = None
+            changed = stage if stage.changed() or not stage.repo.stage_cache.check(stage.outs, in_place=True) else None
             if changed is not None:
                 measured.unlink(missing_ok=True)  # afterwards there is one only if the stage has run
                 with self.held(stage), captured(tail):
                     changed = stage.reproduce(**options)
                     if changed is not None:
-                        changed.dump(update_pipeline=False)
+                        write_lock(changed)
+                        own_copies(changed)
                 computed = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else None
         except Exception as error:
             self.tell(stage=name, failed=reason(name, tail, error))
             raise
         seconds = time.perf_counter() - started
-        self.tell(**{"stage": name, "cached": computed is None, "seconds": seconds, **(computed or {})})
+        news = {"stage": name, "cached": computed is None, "seconds": seconds, **(computed or {})}
+        self.tell(**news, **self.versions(stage, computed is not None))
         return changed
+
+    def versions(self, stage: Stage, computed: bool) -> dict[str, Any]:
+        """What to tell of the versions of libraries that a stage's artifacts were computed with.
+
+        Arguments:
+            stage: one that is done.
+            computed: in this run.
+
+        Returns:
+            `versions`, whole ones by library; `upgraded`, library -> (before, now), where another minor version is why
+            the stage was computed again; `other_versions`, likewise, where it was taken in spite of that.
+        """
+        name = stage.addressing
+        recorded = read_json(Path("versions", f"{name}.json"))
+        if recorded is None:
+            return {}
+        told: dict[str, Any] = {"versions": recorded}
+        before = stage.repo.stage_cache.before
+        policy = load_cache_config().versions
+        if computed and policy == "recompute" and before and changes(before, recorded):
+            told["upgraded"] = changes(before, recorded)
+        if not computed and policy == "warn" and changes(recorded, installed(name)):
+            told["other_versions"] = changes(recorded, installed(name))
+        return told
 
     @contextlib.contextmanager
     def held(self, stage: Stage) -> Iterator[None]:
@@ -200,35 +231,6 @@ class Stages:
             yield
         finally:
             lock.release()
-
-
-def forget_the_dead(folder: Path) -> None:
-    """Remove what killed processes hold of a run folder in DVC's eyes.
-
-    DVC does so itself for a process that is not there; but one that was killed together with its parent may stay as a
-    zombie for as long as nobody collects it, which in a container without an init process is for ever.
-
-    Arguments:
-        folder: the run folder; the driver holds it, so that no other driver is at work there.
-    """
-    path = folder / ".dvc" / "tmp" / "rwlock"
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return
-    except ValueError:  # killed while it wrote; DVC would refuse to go on
-        path.unlink()
-        return
-
-    def lives(holder: dict[str, Any]) -> bool:
-        try:
-            return psutil.Process(holder["pid"]).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    writers = {path: holder for path, holder in held.get("write", {}).items() if lives(holder)}
-    readers = {path: [holder for holder in holders if lives(holder)] for path, holders in held.get("read", {}).items()}
-    write_json(path, {"write": writers, "read": {path: holders for path, holders in readers.items() if holders}})
 
 
 def follow_into_death(driver: socket.socket) -> None:
@@ -263,7 +265,9 @@ def main() -> int:
 
     try:
         forget_the_dead(Path.cwd())
-        with RunFolder(".") as folder:
+        if mend_lock(Path.cwd()):
+            stages.say_broken("dvc.lock was left in half and is thrown away")
+        with RunFolder(".", stages.say_broken) as folder:
             folder.reproduce(repro_fn=run)
     except KeyboardInterrupt:
         return 130

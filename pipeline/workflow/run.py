@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from interp.errors import InterpError
 from pipeline.config.paths import ROOT
@@ -90,10 +92,24 @@ def resume(folder: str | Path) -> dict[str, Any]:
     Returns, Raises:
         As `run_job`.
     """
-    record = Path(folder) / "run.json"
-    earlier = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     params = read_params(folder)
+    earlier = _earlier(Path(folder))
     return run_job(params, folder, overrides=earlier.get("overrides") or [], sweep=earlier.get("sweep"))
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """The record of an earlier attempt; of one that cannot be read, what Hydra wrote down beside it."""
+    record = folder / "run.json"
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        log.warning("%s cannot be read; it is written anew, without the name of a sweep", record)
+    with contextlib.suppress(OSError, YAMLError):
+        return {"overrides": list(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))}
+    return {}
 
 
 def settle(folder: str | Path) -> bool:
@@ -109,8 +125,8 @@ def settle(folder: str | Path) -> bool:
     if not record.is_file():
         return False
     with contextlib.suppress(Occupied), _alone_in(Path(folder)):
-        run = json.loads(record.read_text(encoding="utf-8"))
-        if run["status"] == "RUNNING":
+        run = _earlier(Path(folder))
+        if run.get("status") == "RUNNING":
             message = "the process was killed; what is finished is kept"
             write_json(record, run | {"status": "KILLED", "message": message, "ended": now()})
             return True
@@ -162,12 +178,30 @@ def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:
                 failure = failure or (name, news["failed"])
             elif "waiting" in news:
                 log.info("%s: another run is computing it, waiting", name)
+            elif "broken" in news:
+                what = f"{name}: {news['broken']}" if name else news["broken"]
+                log.warning("%s; it is computed again, or taken whole from the cache", what)
             else:
+                upgraded, others = news.pop("upgraded", None), news.pop("other_versions", None)
                 stages[name] = news
-                log.info("%s: %s", name, "cached" if news["cached"] else f"{news['seconds']:.1f} s")
+                again = f", computed again for {_versions(upgraded, 'was')}" if upgraded else ""
+                log.info("%s: %s%s", name, "cached" if news["cached"] else f"{news['seconds']:.1f} s", again)
+                if others:
+                    log.warning("%s: taken as it is, computed with %s", name, _versions(others, "now"))
     if failure is not None:
         name, message = failure
         what = f"stage {name} failed" if name else "the stages could not be run"
         raise InterpError(
             f"{what}: {message}\nWhat is finished is kept. Go on from there with\n    {resume_command(folder)}"
         )
+
+
+def _versions(changed: dict[str, list[str]], word: str) -> str:
+    """Libraries with two versions each: `torch 2.14.0 (was 2.13.0)`, `torch 2.13.0 (now 2.14.0)`.
+
+    Arguments:
+        changed: library -> versions before and now.
+        word: `was`: the version now comes first; `now`: the one before does.
+    """
+    pairs = [(name, *(pair[::-1] if word == "was" else pair)) for name, pair in changed.items()]
+    return ", ".join(f"{name} {first} ({word} {second})" for name, first, second in pairs)

@@ -5,6 +5,7 @@
         dvc.yaml .dvcignore     copies of the repository's
         interp pipeline         links to the repository's code
         .dvc/config             the repository's cache; no git
+        .dvc/params.yaml        a copy of params.yaml, for when that is left in half
 
 Commands and relative paths are the same in every run folder and at the root, so DVC's run cache serves any stage that
 has been computed before. `no_scm` is what lets a run folder lie in `outputs/`, which git ignores.
@@ -12,8 +13,9 @@ has been computed before. `no_scm` is what lets a run folder lie in `outputs/`, 
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,14 @@ from omegaconf import OmegaConf
 
 from interp.errors import InterpError
 from pipeline.config.paths import LINKED, ROOT
+from pipeline.object_cache import shared_cache
+from pipeline.stages.common import write_text
 
 __all__ = ["prepare", "read_params"]
 
 COPIED = ("dvc.yaml", ".dvcignore")
+KEPT_PARAMS = Path(".dvc", "params.yaml")
+log = logging.getLogger("interpipe")
 
 
 def read_params(folder: str | Path) -> dict[str, Any]:
@@ -39,6 +45,7 @@ def read_params(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "params.yaml"
     if not path.is_file():
         raise InterpError(f"expected a run folder with params.yaml, got {folder}. `python -m pipeline` makes one.")
+    _mend_params(Path(folder))
     params = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     assert isinstance(params, dict)
     return {str(section): values for section, values in params.items()}
@@ -62,7 +69,7 @@ def prepare(folder: str | Path, params: dict[str, Any]) -> Path:
     folder = folder.resolve()
     _write_params(folder, params)
     for name in COPIED:
-        shutil.copyfile(ROOT / name, folder / name)
+        write_text(folder / name, (ROOT / name).read_text(encoding="utf-8"))
     for name in LINKED:
         _link(folder / name, Path(os.path.relpath(ROOT / name, folder)))
     _configure(folder)
@@ -80,9 +87,20 @@ def _write_params(folder: Path, params: dict[str, Any]) -> None:
                 "another folder, or go on with the run as it is: python -m pipeline.workflow resume FOLDER"
             )
         return
-    staged = folder / ".params.yaml.incoming"
-    staged.write_text(OmegaConf.to_yaml(OmegaConf.create(params)), encoding="utf-8")  # the same text as DVC's own
-    os.replace(staged, path)
+    text = OmegaConf.to_yaml(OmegaConf.create(params))  # the same text as DVC's own
+    write_text(folder / KEPT_PARAMS, text)
+    write_text(path, text)
+
+
+def _mend_params(folder: Path) -> None:
+    """Restore a `params.yaml` that some program emptied or left in half: one that its kept copy begins with."""
+    path, kept = folder / "params.yaml", folder / KEPT_PARAMS
+    if not kept.is_file():
+        return
+    text, found = kept.read_bytes(), path.read_bytes()
+    if found != text and text.startswith(found):
+        write_text(path, text.decode("utf-8"))
+        log.warning("%s held only the beginning of the run's config; it is restored", path)
 
 
 def _link(place: Path, target: Path) -> None:
@@ -90,10 +108,12 @@ def _link(place: Path, target: Path) -> None:
     if place.is_symlink():
         if Path(os.readlink(place)) == target:
             return
-        place.unlink()
     elif place.exists():
         raise InterpError(f"expected no {place.name!r} of its own in run folder {place.parent}. Choose another folder.")
-    place.symlink_to(target, target_is_directory=True)
+    staged = place.with_name(f".{place.name}.incoming")
+    staged.unlink(missing_ok=True)  # of a process that was killed
+    staged.symlink_to(target, target_is_directory=True)
+    os.replace(staged, place)
 
 
 def _configure(folder: Path) -> None:
@@ -106,11 +126,18 @@ def _configure(folder: Path) -> None:
     place = folder / ".dvc" / "config"
     place.parent.mkdir(exist_ok=True)
     try:
+        ConfigObj(str(place), encoding="utf-8", interpolation=False)
+    except ConfigObjError as error:
+        aside = place.with_name("config.unreadable")
+        os.replace(place, aside)
+        log.warning("the settings of DVC in %s cannot be read (%s); they are now in %s, new ones are written",
+                    place, error, aside.name)  # fmt: skip
+    try:
         shared = Config(str(ROOT / ".dvc"))["cache"]
+        cache = shared_cache(ROOT)
         settings = ConfigObj(str(place), encoding="utf-8", interpolation=False)
-    except (DvcException, ConfigObjError) as error:
-        raise InterpError(f"the settings of DVC in {ROOT / '.dvc'} or in {place} cannot be read: {error}") from None
-    cache = Path(shared.get("dir") or ROOT / ".dvc" / "cache").resolve()
+    except DvcException as error:
+        raise InterpError(f"the settings of DVC in {ROOT / '.dvc'} cannot be read: {error}") from None
     # Relative where both lie in the repository, so that the repository can be moved with its runs.
     inside = folder.is_relative_to(ROOT) and cache.is_relative_to(ROOT)
     for section, values in {
@@ -121,4 +148,6 @@ def _configure(folder: Path) -> None:
         },
     }.items():
         settings.setdefault(section, {}).update(values)
-    settings.write()
+    text = io.BytesIO()
+    settings.write(text)
+    write_text(place, text.getvalue().decode("utf-8"))

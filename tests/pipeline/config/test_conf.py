@@ -37,7 +37,7 @@ def test_defaults_are_complete() -> None:
     values = composed()
     assert list(values) and set(values) == set(SECTIONS), "no section is missing and nothing else is in params.yaml"
     typed = validate(values)
-    for section in ("model", "collect", "tune", "evaluate", "report", "store", "tracking"):
+    for section in ("model", "collect", "tune", "evaluate", "report", "store", "cache", "tracking"):
         assert set(values[section]) == keys(type(getattr(typed, section))), section
     assert list(typed.lens) == ["logit_lens", "patchscope", "patchscope_query", "patchscope_query_mean"]
 

@@ -105,6 +105,20 @@ def test_a_run_whose_sending_broke_off_is_found_again(
     assert run.info.status == "FINISHED" and len(run.inputs.dataset_inputs) == 1
 
 
+@pytest.mark.parametrize("left", ["", '{"key": "0a'])
+def test_a_record_cut_short_costs_a_second_run_and_a_warning(
+    root: Path, config: TrackingConfig, caplog: pytest.LogCaptureFixture, left: str
+) -> None:
+    folder = make_run_folder(root / "run", str(config.uri))
+    assert log_run(folder)
+    (folder / "tracking.json").write_text(left)
+    assert log_run(folder)
+    assert "tracking.json cannot be read" in caplog.text
+    assert [run.info.status for run in all_runs(config)] == ["FINISHED", "FINISHED"]
+    assert log_run(folder)
+    assert len(all_runs(config)) == 2
+
+
 def test_a_sweep_has_one_parent(root: Path, config: TrackingConfig) -> None:
     begin_sweep(config, "sweep 1", ["lens=a,b"])
     for lens in ("a", "b"):

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-COPIED = ("interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/stages/__init__.py")
+COPIED = (
+    "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/object_cache.py",
+    "pipeline/stages/__init__.py", "pipeline/stages/common.py", "pipeline/stages/versions.py",
+)  # fmt: skip
 WHOLE = ("pipeline/config", "pipeline/workflow")
 
 # `first` notes in ran.txt that it runs, waits for a file where it is told to, fails where it is told to.
@@ -58,16 +61,28 @@ if __name__ == "__main__":
 """
 STAGES = """
 stages:
+  versions:
+    cmd: python -m pipeline.stages.versions
+    always_changed: true
+    outs:
+      - versions.json:
+          cache: false
   first:
     cmd: python -m pipeline.stages.first
     deps: ["${first.depends_on}", pipeline/stages/first.py]
-    params: [first]
-    outs: [first.txt]
+    params:
+      - first
+      - versions.json: [first]
+    outs: [first.txt, versions/first.json]
+    meta: {libraries: [torch, zarr]}
   second:
     cmd: python -m pipeline.stages.second
     deps: [first.txt, pipeline/stages/second.py]
-    params: [second]
-    outs: [second]
+    params:
+      - second
+      - versions.json: [second]
+    outs: [second, versions/second.json]
+    meta: {libraries: [numpy]}
 """
 DRIVER = """
 import json, logging, sys
@@ -93,7 +108,15 @@ def build(root: Path) -> Path:
     """Make the miniature repository in an empty folder; returns the folder."""
     for name in WHOLE:
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in (*COPIED, "pipeline/stages/common.py", ".dvcignore", ".dvc/config", ".dvc/.gitignore", ".gitignore"):
+    for name in (
+        *COPIED,
+        "pipeline/stages/common.py",
+        "pipeline/stages/versions.py",
+        ".dvcignore",
+        ".dvc/config",
+        ".dvc/.gitignore",
+        ".gitignore",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, root / name)
     (root / "pipeline/stages/first.py").write_text(FIRST)
@@ -105,11 +128,14 @@ def build(root: Path) -> Path:
     return root
 
 
-def params(value: int = 1, title: str = "title", gate: str | None = None, fault: str | None = None) -> dict[str, Any]:
+def params(
+    value: int = 1, title: str = "title", gate: str | None = None, fault: str | None = None, versions: str = "recompute"
+) -> dict[str, Any]:
     """A config of the miniature repository."""
     return {
         "first": {"value": value, "gate": gate, "fault": fault, "depends_on": "pipeline/data.txt"},
         "second": {"title": title},
+        "cache": {"versions": versions},
         "tracking": {"enabled": False},
     }
 

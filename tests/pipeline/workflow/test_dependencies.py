@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 
 from interp.errors import InterpError
-from pipeline.workflow.dependencies import closure, differences, stage_code, write
+from pipeline.workflow.dependencies import _running, closure, differences, stage_code, write
 from tests.pipeline.workflow.miniature import REPOSITORY
 
 # For each stage: the files of this repository that importing the stage's module imports.
@@ -29,6 +31,22 @@ for stage in sys.argv[1:]:
     imported[stage] = sorted(Path(module.__file__).relative_to(root).as_posix() for module in ours)
 print(json.dumps(imported))
 """
+
+
+# Libraries that stages import and whose version changes no number: locks, progress, settings, nnsight's switching.
+IDLE = {"filelock", "greenlet", "omegaconf", "pyyaml", "tqdm"}
+DRAWS = {"jinja2", "matplotlib", "pandas", "plotly"}  # of results' own tables and figures, which no stage but one makes
+
+
+def third_party(file: Path) -> set[str]:
+    """The modules of other projects that a file imports when it runs."""
+    names: set[str] = set()
+    for node in _running(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(str(node.module))
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"interp", "pipeline"}
 
 
 def tree(root: Path, files: dict[str, str]) -> Path:
@@ -56,7 +74,13 @@ def test_what_python_imports_is_listed() -> None:
 
 def test_a_stage_depends_on_its_own_sections_and_on_nothing_else() -> None:
     stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-    assert {name: stage["params"] for name, stage in stages.items()} == {
+    versions = stages.pop("versions")
+    assert versions["always_changed"] is True
+    sections = {name: stage["params"] for name, stage in stages.items()}
+    assert {name: listed.pop() for name, listed in sections.items()} == {
+        name: {"versions.json": [name]} for name in stages
+    }
+    assert sections == {
         "tokenize": ["model", "task"],
         "collect": ["collect", "model", "store"],
         "tune": ["model", "tune"],
@@ -77,13 +101,31 @@ def test_a_stage_depends_on_its_own_sections_and_on_nothing_else() -> None:
         "report": ["curves.parquet", "grids.parquet", "lens.zarr", *tokens],
     }
     # what a stage leaves besides its outputs would not be there when the stage comes from the cache
-    assert stages["evaluate"]["outs"] == ["curves.csv", "curves.parquet", "grids.csv", "grids.parquet"]
+    assert all(f"versions/{name}.json" in stage["outs"] for name, stage in stages.items())
+    assert stages["evaluate"]["outs"][:-1] == ["curves.csv", "curves.parquet", "grids.csv", "grids.parquet"]
     assert stages["evaluate"]["metrics"] == ["metrics.json"]
     code = stage_code()
     assert set(code["report"]) >= set().union(*code.values())
     assert "interp/activations/collecting.py" not in code["tokenize"]
     assert not any(file.startswith("interp/lenses") for file in code["collect"] + code["tokenize"] + code["evaluate"])
     assert "pipeline/stages/report.html.j2" in code["report"]
+
+
+def test_a_stage_depends_on_the_libraries_that_its_numbers_come_from() -> None:
+    """Every library that a stage's code imports is listed for the stage, or named here as one that computes nothing."""
+    stages = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    distributions = packages_distributions()
+    for name, stage in stages.items():
+        code = closure(f"pipeline.stages.{name}")
+        imported = set().union(*(third_party(REPOSITORY / file) for file in code if file.endswith(".py")))
+        found = {distributions[module][0].lower() for module in imported} - IDLE
+        drawn = DRAWS if name not in ("report", "versions") else set()
+        listed = set(stage.get("meta", {}).get("libraries", []))
+        if name == "report":  # it reads what the stages before it computed, and shares code with them
+            assert listed == {"jinja2", "matplotlib", "numpy", "pyarrow", "zarr"}
+            continue
+        assert found - drawn <= listed, name
+        assert listed <= found | {"tokenizers"}, name  # transformers' tokenizers are those of `tokenizers`
 
 
 def test_the_closure_of_a_module(tmp_path: Path) -> None:

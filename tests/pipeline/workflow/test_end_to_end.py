@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline.object_cache import Cache
 from pipeline.store import open_store
+from tests.pipeline.workflow.damage import flip, locked
 from tests.pipeline.workflow.miniature import REPOSITORY
 
 FOLDERS = ("interp", "pipeline", "conf")
@@ -88,6 +90,7 @@ def test_a_run_and_another_title(copy: Path) -> None:
     assert computed(copy / "outputs/titled") == ["report"]
     titled = record(copy / "outputs/titled")["outputs"]
     assert {name for name in titled if titled[name] != first["outputs"][name]} == {"report"}
+    assert first["stages"]["collect"]["versions"]["torch"] == first["versions"]["torch"]
     assert "Another" in (copy / "outputs/titled/report/index.html").read_text(encoding="utf-8")
 
 
@@ -119,6 +122,7 @@ def test_changed_code_and_data_concern_the_stages_that_use_them(copy: Path, file
         status = json.loads(call(copy / "outputs/first", "dvc", "status", "--json").splitlines()[-1])
     finally:
         path.write_bytes(before)
+    assert status.pop("versions") == ["always changed"]
     changed = {stage: entry for stage, entries in status.items() for entry in entries}
     assert set(changed) == stages
     dependency = "pipeline/demo/model" if file.startswith("pipeline/demo/model") else file
@@ -153,6 +157,41 @@ def test_a_killed_collect_is_resumed(copy: Path) -> None:
     np.testing.assert_allclose(resumed.read("resid_post"), whole.read("resid_post"), rtol=1e-4, atol=1e-4)
 
 
+def test_broken_objects_of_each_kind_are_computed_again_to_the_same_bytes(copy: Path) -> None:
+    first, cache = copy / "outputs/first", Cache(copy / ".dvc/cache")
+    assert list(cache.broken_objects()) == list(cache.broken_results()) == []
+
+    def member(artifact: str, start: str) -> Path:
+        files = cache.files(locked(first, artifact))
+        return cache.object_path(next(name for file, name in files.items() if file.startswith(start)))
+
+    broken = {
+        "tokenize: tokens/targets": member("tokens/targets", "data"),
+        "collect: activations.zarr": member("activations.zarr", "resid_post/c/"),
+        "tune: tuned_lens": member("tuned_lens", ""),
+        "evaluate: curves.parquet": cache.object_path(locked(first, "curves.parquet")),
+        "evaluate: metrics.json": cache.object_path(locked(first, "metrics.json")),
+    }
+    for path in broken.values():
+        flip(path)
+    check = subprocess.run(
+        [sys.executable, "-m", "pipeline.store", "verify", "--cache"],
+        cwd=copy, env=environment(copy), capture_output=True, text=True,
+    )  # fmt: skip
+    assert check.returncode == 1
+    assert sorted(line.split(": ")[0] for line in check.stdout.splitlines()) == sorted(map(str, broken.values()))
+
+    said = pipeline(copy, "hydra.run.dir=outputs/mended", "lens=[logit_lens,patchscope]")
+    lines = [line for line in said.splitlines() if "was broken and is thrown away" in line]
+    for artifact, path in broken.items():
+        assert len([line for line in lines if f"{artifact} was broken" in line and str(path) in line]) == 1, artifact
+    assert len(lines) == len(broken)
+    assert record(copy / "outputs/mended")["outputs"] == record(first)["outputs"]
+    assert computed(copy / "outputs/mended") == list(STAGES)
+    assert list(cache.broken_objects()) == list(cache.broken_results()) == []
+    assert "ok" in call(copy, sys.executable, "-m", "pipeline.store", "verify", "--cache")
+
+
 def test_a_sweep_computes_each_distinct_stage_once(copy: Path) -> None:
     sweep = ("-m", "task.target_language=es,nl", "lens=logit_lens,patchscope", "task.patch_into.target_language=it")
     pipeline(copy, *sweep, "hydra.sweep.dir=outputs/two", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
@@ -172,7 +211,7 @@ def test_dvc_at_the_root_shares_the_cache(copy: Path) -> None:
     said = call(copy, "dvc", "exp", "run", *tiny)
     assert said.count("is cached - skipping run") == len(STAGES)
     assert (copy / "params.yaml").read_text() == (copy / "outputs/first/params.yaml").read_text()
-    assert "up to date" in call(copy, "dvc", "repro")
+    assert call(copy, "dvc", "repro").count("didn't change, skipping") == len(STAGES)
     plots = json.loads(call(copy, "dvc", "plots", "show", "--json").splitlines()[-1])
     assert plots["data"]["curves.csv"][0]["content"]["facet"]["row"]["field"] == "metric"
     assert plots["data"]["grids.csv"] == []  # no lens of this run has a map of source and target layers

@@ -1,0 +1,90 @@
+"""Stage `versions`: which versions of libraries each stage's numbers come from, in `versions.json`.
+
+    python -m pipeline.stages.versions        # in a run folder
+
+DVC runs it always, and first. Every other stage depends on its own section, the minor version of each library that
+`dvc.yaml` lists for it (`meta: libraries`), so that an upgrade computes it again; and it leaves the whole versions that
+it was computed with in `versions/NAME.json`, which is cached with the rest of what it makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+
+import yaml
+
+from pipeline.config.cache import load_cache_config
+from pipeline.stages.common import repository_root, stage_main, write_json
+
+VERSIONS_FILE = "versions.json"
+ANY = "any"  # in place of a stage's versions, where they are not to matter
+ABSENT = "absent"
+
+
+def libraries() -> dict[str, list[str]]:
+    """The libraries that each stage's numbers come from, by stage, as `dvc.yaml` lists them."""
+    text = (repository_root() / "dvc.yaml").read_text(encoding="utf-8")
+    stages = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    return {name: list((stage.get("meta") or {}).get("libraries") or []) for name, stage in stages.items()}
+
+
+def installed(stage: str) -> dict[str, str]:
+    """The whole versions of a stage's libraries as they are installed; nothing is imported for it.
+
+    Arguments:
+        stage: its name.
+    """
+    return {library: _installed(library) for library in sorted(libraries().get(stage, []))}
+
+
+def _installed(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:  # an optional one
+        return ABSENT
+
+
+def minor(version: str) -> str:
+    """The part of a version that makes results another one: `2.13` of `2.13.0+cpu`."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
+    """The libraries whose minor versions differ: library -> whole versions before and now.
+
+    Arguments:
+        before, now: whole versions by library; a library that one lacks is absent there.
+    """
+    pairs = {name: [before.get(name, ABSENT), now.get(name, ABSENT)] for name in sorted({*before, *now})}
+    return {name: pair for name, pair in pairs.items() if minor(pair[0]) != minor(pair[1])}
+
+
+def write_record(stage: str) -> None:
+    """Leave the versions that a stage has been computed with beside its artifacts.
+
+    Arguments:
+        stage: its name.
+    """
+    if versions := installed(stage):
+        write_json(f"versions/{stage}.json", versions)
+
+
+def write_versions() -> None:
+    """Write `versions.json` of the current run folder."""
+    matter = load_cache_config().versions == "recompute"
+    sections = {
+        name: {library: minor(_installed(library)) for library in sorted(listed)} if matter else ANY
+        for name, listed in libraries().items()
+        if listed
+    }
+    write_json(VERSIONS_FILE, sections)
+
+
+def main() -> None:
+    """Run the stage in the current folder."""
+    stage_main("versions", write_versions)
+
+
+if __name__ == "__main__":
+    main()
