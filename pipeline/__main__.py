@@ -45,6 +45,12 @@ def main() -> int:
         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
         launch.complain(explain(error, overrides))
         return launch.REJECTED
+    except Exception as error:
+        if launch.begun is None or before == "1":
+            raise
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        launch.complain(f"the launcher stopped ({type(error).__name__}: {first}). What is finished is kept.")
+        return launch.begun.finish() or launch.FAILED
     finally:
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
+from pipeline.config.base import ConfigError, check_text
 
 ROOT = Path(pipeline.__file__).resolve().parent.parent
 LINKED = ("interp", "pipeline")  # a run folder links to these folders of the repository
@@ -17,6 +18,8 @@ HUB_DATASET = "pipeline/config/hub_dataset.txt"
 PROMPT_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 
+LONGEST_NAME, LONGEST_PATH = 255, 3800  # bytes; Linux's 4096 less what a run folder holds
+
 # The key of each kind of task that names its input file.
 TASK_FILES = {"translation": "lexicon", "cloze": "sentences", "next_token": "source", "attribute_extraction": "source"}
 
@@ -24,6 +27,35 @@ TASK_FILES = {"translation": "lexicon", "cloze": "sentences", "next_token": "sou
 def located(path: str) -> Path:
     """Where a path of a localized config is; relative ones are reached through a run folder's links."""
     return ROOT / path
+
+
+def check_place(where: str, place: str | Path) -> None:
+    """Check whether a run or a sweep can have a folder, as far as its name and its neighbours tell.
+
+    Arguments:
+        where: key of the config, for messages.
+        place: of the folder, absolute or from where the user stands.
+
+    Raises:
+        ConfigError: the name cannot be one, the folder is a file, or it is the repository's own.
+    """
+    check_text(where, str(place))
+    folder = Path(os.path.abspath(place))
+    longest = max(folder.parts, key=lambda part: len(os.fsencode(part)))
+    if len(os.fsencode(longest)) > LONGEST_NAME or len(os.fsencode(folder)) > LONGEST_PATH:
+        raise ConfigError(
+            f"{where}: expected names of at most {LONGEST_NAME} bytes and {LONGEST_PATH} in all, got one of "
+            f"{len(os.fsencode(longest))} and {len(os.fsencode(folder))} in all: {longest[:60]!r}. Choose another."
+        )
+    for above in (folder, *folder.parents):
+        if os.path.exists(above) and not os.path.isdir(above):
+            raise ConfigError(f"{where}: expected a folder, got {folder}, where {above} is a file. Choose another one.")
+    reserved = [ROOT / name for name in (*LINKED, "conf", ".dvc", ".git")]
+    real = Path(os.path.realpath(folder))
+    if real == ROOT or any(real.is_relative_to(own) for own in reserved):
+        raise ConfigError(
+            f"{where}: expected a folder of its own, got {folder}, which is the repository's. Choose e.g. outputs/NAME."
+        )
 
 
 def is_local(source: str, standing: Path) -> bool:
