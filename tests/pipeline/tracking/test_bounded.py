@@ -103,9 +103,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     server.server_close()
 
 
-def test_a_server_that_hangs_at_a_call(
-    fake: Fake, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_server_that_hangs_at_a_call(fake: Fake, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The run is left to `sync`, which sends all of it once the server answers."""
     order = [
         "experiments/get-by-name", "runs/search", "runs/create", "runs/search", "runs/log-batch", "runs/log-batch",

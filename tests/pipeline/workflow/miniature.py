@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-COPIED = ("interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/stages/__init__.py")
+COPIED = (
+    "interp/__init__.py",
+    "interp/errors.py",
+    "pipeline/__init__.py",
+    "pipeline/stages/__init__.py",
+    "pipeline/home.py",
+)
 WHOLE = ("pipeline/config", "pipeline/workflow")
 
 # `first` notes in ran.txt that it runs, waits for a file where it is told to, fails where it is told to.
