@@ -80,6 +80,8 @@ def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Sc
         raise ConfigError(f"{where}.{inner}: unknown key {unknown!r}.{nearest(unknown, possible)}") from None
     except ValidationError as error:
         raise ConfigError(_wrong_type(schema, values, where, str(error.full_key))) from None
+    except OverflowError as error:  # a whole number of hundreds of digits for a field that is a float
+        raise ConfigError(f"{where}: {error}. Write a smaller number.") from None
     except OmegaConfBaseException as error:
         at = getattr(error, "full_key", None) or getattr(error, "key", None)
         first = str(error).split("\n", 1)[0]
@@ -107,7 +109,7 @@ def _check_fields(section: Any, where: str) -> None:
 
 
 def _check_bounds(value: float, where: str, default: Any, least: float, most: float, above: bool, below: bool) -> None:
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}: expected a finite number, got {value}.")
     low, high = value < least or (above and value == least), value > most or (below and value == most)
     if not (low or high):

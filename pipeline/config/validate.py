@@ -123,7 +123,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
         key = getattr(error, "full_key", None) or "config"
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
     assert isinstance(values, dict)
-    return {"lens": {}} | {str(key): value for key, value in values.items()}  # `lens=[]` leaves no section
+    return {str(key): value for key, value in values.items()}
 
 
 def validate(values: Mapping[str, Any]) -> Config:
@@ -138,6 +138,7 @@ def validate(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: the first thing found that cannot run; the message says what was expected, what came, what to do.
     """
+    values = {"lens": {}} | dict(values)  # `lens=[]` leaves no section
     for section in values:
         if section not in SECTIONS:
             raise ConfigError(f"unknown section {section!r} in the config.{nearest(section, SECTIONS)}")
