@@ -81,7 +81,8 @@ def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Sc
     except ValidationError as error:
         raise ConfigError(_wrong_type(schema, values, where, str(error.full_key))) from None
     except OverflowError as error:  # a whole number of hundreds of digits for a field that is a float
-        raise ConfigError(f"{where}: {error}. Write a smaller number.") from None
+        first = str(error).split("\n", 1)[0]
+        raise ConfigError(f"{where}: {first}. Write a smaller number.") from None
     except OmegaConfBaseException as error:
         at = getattr(error, "full_key", None) or getattr(error, "key", None)
         first = str(error).split("\n", 1)[0]
