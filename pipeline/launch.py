@@ -178,6 +178,14 @@ class Sweep:
 begun: Sweep | None = None  # this process's sweep, for an interrupt to close
 
 
+def stop(status: str) -> None:
+    """Close this process's sweep in tracking, if one has begun and is not over."""
+    global begun
+    sweep, begun = begun, None
+    if sweep is not None:
+        sweep.end(status)
+
+
 class Preflight(Callback):
     """Rejects bad configs and makes ready, in the parent, before Hydra starts anything (`hydra.callbacks`)."""
 

@@ -21,6 +21,7 @@ from pipeline.stages.common import write_json
 __all__ = ["Job", "described", "job_began", "job_ended", "jobs_of", "new_sweep"]
 
 RECORD, JOBS = "sweep.json", ".jobs"
+WAITED = ".tracking"  # what tracking has cost the sweep (`pipeline.tracking.bounded`)
 RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
 
 
@@ -42,7 +43,7 @@ class Job:
 
 
 def new_sweep(folder: Path, name: str, overrides: Sequence[str], fixed: Sequence[str]) -> dict[str, Any]:
-    """Write what the jobs have to know of their sweep, and forget the jobs of an earlier attempt in the same folder.
+    """Write what the jobs have to know of their sweep, and forget an earlier attempt in the same folder.
 
     Arguments:
         folder: the sweep's folder; it is there.
@@ -53,7 +54,8 @@ def new_sweep(folder: Path, name: str, overrides: Sequence[str], fixed: Sequence
     Returns:
         The content of `sweep.json`. An earlier attempt's key stays: it is the same sweep, gone on with.
     """
-    shutil.rmtree(folder / JOBS, ignore_errors=True)
+    for earlier in (JOBS, WAITED):
+        shutil.rmtree(folder / earlier, ignore_errors=True)
     key = described(folder).get("key") or uuid.uuid4().hex
     sweep = {"name": name, "key": key, "overrides": list(overrides), "fixed": list(fixed)}
     write_json(folder / RECORD, sweep)

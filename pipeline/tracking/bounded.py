@@ -31,6 +31,7 @@ from pipeline.tracking.payload import read_json
 __all__ = ["Allowance", "TrackingFailed", "ask"]
 
 LOADING_SECONDS = 120  # for this machine to start Python and import MLflow, before any server is asked
+LOADED = b"loaded"
 LOCAL = 4  # times as long for a database in a file: nothing but this machine's own load delays it
 
 
@@ -83,7 +84,7 @@ def ask(target: Target, action: str, arguments: Mapping[str, Any], seconds: floa
 
     Arguments:
         target: where.
-        action: one of `ACTIONS`.
+        action: one of those in `main`.
         arguments: of that, as JSON.
         seconds: how long, from the moment at which MLflow is loaded.
 
@@ -107,8 +108,9 @@ def ask(target: Target, action: str, arguments: Mapping[str, Any], seconds: floa
         with contextlib.suppress(BrokenPipeError), process.stdin as stream:
             stream.write(json.dumps(request).encode())
         lines = _Lines(process.stdout)
-        if lines.next(LOADING_SECONDS) is None:
-            raise TrackingFailed("MLflow could not be loaded")
+        loaded = lines.next(LOADING_SECONDS)
+        if loaded != LOADED:
+            raise TrackingFailed(json.loads(loaded)["error"] if loaded else "MLflow could not be loaded")
         started = time.monotonic()
         answer = lines.next(seconds)
         waited = time.monotonic() - started
@@ -118,7 +120,8 @@ def ask(target: Target, action: str, arguments: Mapping[str, Any], seconds: floa
         process.wait()
         process.stdout.close()
     if answer is None:
-        raise TrackingFailed(f"no answer within {max(seconds, waited):.0f} s", waited)
+        in_time = waited < seconds
+        raise TrackingFailed("MLflow stopped" if in_time else f"no answer within {seconds:.0f} s", waited)
     said = json.loads(answer)
     if "error" in said:
         raise TrackingFailed(said["error"], waited)
@@ -134,13 +137,15 @@ class _Lines:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._descriptor, self._read = stream.fileno(), b""
+        self._poll = select.poll()  # `select.select` takes no descriptor above 1023
+        self._poll.register(self._descriptor, select.POLLIN)
 
     def next(self, seconds: float) -> bytes | None:
         """The next line; None: it did not come in time, or the process is gone."""
         deadline = time.monotonic() + seconds
         while b"\n" not in self._read:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._descriptor], [], [], left)[0]:
+            if left <= 0 or not self._poll.poll(left * 1000):
                 return None
             block = os.read(self._descriptor, 1 << 16)
             if not block:
@@ -164,7 +169,7 @@ def main() -> None:
     try:
         import mlflow  # noqa: F401  # a second or more, which is no server's fault
 
-        answers.write("loaded\n")
+        answers.write(f"{LOADED.decode()}\n")
         answers.flush()
         # Should the process that asks be killed, this one still ends.
         signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 1)

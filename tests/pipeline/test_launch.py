@@ -186,6 +186,22 @@ def test_a_sweep_that_is_stopped(command_line: CommandLine, world: World) -> Non
     assert world.tracked[-1] == "end_sweep interpipe KILLED"
 
 
+def test_a_launcher_that_stops(
+    command_line: CommandLine, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As joblib's does where the system kills one of its workers."""
+
+    def dies(**_: object) -> None:
+        raise RuntimeError("a worker was killed")
+
+    monkeypatch.setattr("hydra._internal.core_plugins.basic_launcher.run_job", dies)
+    assert command_line("-m", *CONFIG, "task.shots=2,3") == 1
+    said = capsys.readouterr()
+    assert "error: the launcher stopped (RuntimeError: a worker was killed)." in said.err
+    assert said.err.count(": it did not begin") == 2 and "0 of 2 jobs finished" in said.out
+    assert world.tracked[-1] == "end_sweep interpipe FAILED"
+
+
 def test_tracking_that_is_off_is_left_alone(command_line: CommandLine, world: World) -> None:
     assert command_line("-m", *CONFIG, "task.shots=1,2", "tracking=off") == 0
     assert not [line for line in world.tracked if "sweep" in line]

@@ -176,6 +176,15 @@ def test_a_sweep_waits_once(fake: Fake, tmp_path: Path, caplog: pytest.LogCaptur
     assert "the sweep's parent run could not be closed (it has cost this run or its sweep all the time" in caplog.text
 
 
+def test_mlflow_that_cannot_be_loaded_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "mlflow.py").write_text("raise ImportError('half of it is missing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert not log_run(make_run_folder(tmp_path / "run", "http://127.0.0.1:1"))
+    assert "did not take the run (half of it is missing)" in caplog.text
+
+
 def test_what_a_sweep_waits_in_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What one job of a sweep waits for is taken from all others, also from those that have begun already."""
     config = TrackingConfig(uri="http://127.0.0.1:1")
