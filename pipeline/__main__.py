@@ -36,15 +36,22 @@ def main() -> int:
         hydra.main(config_path=str(CONFIG_FOLDER), config_name="config", version_base="1.3")(launch.job)()
     except KeyboardInterrupt as interrupt:
         launch.complain("interrupted. What is finished is kept: the same command goes on from there.")
-        if launch.begun is not None:
-            launch.begun.end("KILLED")
+        launch.stop("KILLED")
         return 128 + int(getattr(interrupt, "number", signal.SIGINT))  # as a shell says it
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         if before == "1":
             raise
         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
         launch.complain(explain(error, overrides))
+        launch.stop("FAILED")
         return launch.REJECTED
+    except Exception as error:
+        if launch.begun is None or before == "1":
+            raise
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        launch.complain(f"the launcher stopped ({type(error).__name__}: {first}). What is finished is kept.")
+        sweep, launch.begun = launch.begun, None
+        return sweep.finish() or launch.FAILED
     finally:
         if before is None:
             del os.environ["HYDRA_FULL_ERROR"]

@@ -7,26 +7,31 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.lens import load_lens_configs
 from pipeline.config.tracking import load_tracking_config
 
 CURVES_A_LENS = 3
 LENSES = 5
 
 
-def summary_lines(folder: Path) -> list[str]:
+def summary_lines(folder: Path, standing: Path | None = None) -> list[str]:
     """The last lines of a run.
 
     Arguments:
         folder: a finished run folder.
+        standing: where the user stands; None: here.
 
     Returns:
-        Where the run and its report are, how to see the tracking, and one line a lens.
+        Where the run and its report are, how to see the tracking, and one line a lens, or what there is without one.
     """
     tracking = load_tracking_config(str(folder / "params.yaml"))
-    shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    standing = standing or Path.cwd()
+    shown = os.path.relpath(folder, standing) if folder.is_relative_to(standing) else str(folder)
     lines = [f"run       {shown}", f"report    {shown}/report/index.html"]
     if tracking.enabled:
         lines.append(f"tracking  {tracking.uri or 'make ui'}, experiment {tracking.experiment}")
+    if not load_lens_configs(str(folder / "params.yaml")):
+        lines.append(f"collected {shown}/activations.zarr; no lens was asked for")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     lines += [lens_line(name, numbers) for name, numbers in list(metrics.items())[:LENSES]]
     if len(metrics) > LENSES:

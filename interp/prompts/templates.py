@@ -57,24 +57,31 @@ class Template:
         known: every blank that there may be.
 
     Raises:
-        InterpError: a blank is unknown, missing or out of order.
+        InterpError: a blank is unknown, missing, out of order, or has a width or a conversion.
     """
 
     def __init__(self, text: str, *, answer: str, query: str, known: Sequence[str]) -> None:
         try:
-            # (literal text, blank or None), in order
-            self._parts = [(literal, blank) for literal, blank, _, _ in Formatter().parse(text)]
+            parsed = list(Formatter().parse(text))
         except ValueError as error:
             raise InterpError(f"{text!r} is not a template ({error}). Write a brace itself as '{{{{'.") from None
+        for _, blank, width, conversion in parsed:
+            if width or conversion:
+                written = f"{blank}{f'!{conversion}' if conversion else ''}{f':{width}' if width else ''}"
+                raise InterpError(
+                    f"{{{written}}} in {text!r}: a blank is its name alone, without width or conversion. "
+                    f"Write {{{blank}}}."
+                )
+        self._parts = [(literal, blank) for literal, blank, _, _ in parsed]
         blanks = [blank for _, blank in self._parts if blank is not None]
         for blank in blanks:
             if blank not in known:
                 raise InterpError(f"unknown blank {{{blank}}} in {text!r}.{nearest(blank, known)}")
         for blank in (answer, query):
             if blank not in blanks:
-                raise InterpError(f"expected {{{blank}}} in the template, got {text!r}.")
+                raise InterpError(f"expected {{{blank}}}, got {text!r}.")
         if query not in blanks[: blanks.index(answer)]:
-            raise InterpError(f"expected {{{query}}} before {{{answer}}} in the template, got {text!r}.")
+            raise InterpError(f"expected {{{query}}} before {{{answer}}}, got {text!r}.")
         self._answer, self._query = answer, query
 
     def line(self, values: Mapping[str, str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import types
-from dataclasses import is_dataclass
+from collections.abc import Iterator
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -12,14 +14,39 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 from interp.errors import InterpError, nearest
 
-__all__ = ["MISSING", "ConfigError", "load_section", "nearest", "section_from"]
+__all__ = [
+    "LARGEST_COUNT", "LARGEST_SEED", "MISSING", "ConfigError", "bounded", "check_text", "load_section", "nearest",
+    "passage", "section_from",
+]  # fmt: skip
 
 Schema = TypeVar("Schema")
+Value = TypeVar("Value")
+LARGEST_SEED = 2**32 - 1  # what every generator of random numbers that a stage uses can begin with
+LARGEST_COUNT = 10**9  # of prompts, tokens and steps: more than any run has, and far from what integers overflow at
 SPELLED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 class ConfigError(InterpError):
     """A config that cannot be run. The message says what was expected, what came and what to do."""
+
+
+def bounded(default: Value, least: float, most: float, *, above: bool = False, below: bool = False) -> Value:
+    """A field of a section that is a number, with its bounds; every number has some.
+
+    Arguments:
+        default: the field's default.
+        least, most: the smallest and the largest value.
+        above: leave out `least` itself.
+        below: leave out `most` itself.
+    """
+    described: Value = field(default=default, metadata={"least": least, "most": most, "above": above, "below": below})
+    return described
+
+
+def passage(default: Value) -> Value:
+    """A field of a section whose text may have several lines, such as a prompt; all other texts have one."""
+    described: Value = field(default=default, metadata={"lines": True})
+    return described
 
 
 def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Schema:
@@ -34,12 +61,13 @@ def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Sc
         An instance of the dataclass.
 
     Raises:
-        ConfigError: an unknown key (with the nearest known one), a wrong type or a missing value (`???`).
+        ConfigError: an unknown key (with the nearest known one), a wrong type, a missing value (`???`), a number out of
+            its bounds, a text with control characters.
     """
-    fields = list(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+    known = list(schema.__dataclass_fields__)  # type: ignore[attr-defined]
     for key in values:
-        if key not in fields:
-            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, fields)}")
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), values)
         missing = sorted(OmegaConf.missing_keys(merged))
@@ -48,21 +76,99 @@ def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Sc
         section = OmegaConf.to_object(merged)
     except (ConfigAttributeError, ConfigKeyError) as error:  # a key of a section inside this one
         inner, _, unknown = str(error.full_key).rpartition(".")
-        known = getattr(error.object_type, "__dataclass_fields__", {})
-        raise ConfigError(f"{where}.{inner}: unknown key {unknown!r}.{nearest(unknown, known)}") from None
+        possible = getattr(error.object_type, "__dataclass_fields__", {})
+        raise ConfigError(f"{where}.{inner}: unknown key {unknown!r}.{nearest(unknown, possible)}") from None
     except ValidationError as error:
         raise ConfigError(_wrong_type(schema, values, where, str(error.full_key))) from None
+    except OverflowError as error:  # a whole number of hundreds of digits for a field that is a float
+        first = str(error).split("\n", 1)[0]
+        raise ConfigError(f"{where}: {first}. Write a smaller number.") from None
     except OmegaConfBaseException as error:
         at = getattr(error, "full_key", None) or getattr(error, "key", None)
         first = str(error).split("\n", 1)[0]
         raise ConfigError(f"{where}{f'.{at}' if at else ''}: {first}") from None
     assert isinstance(section, schema)
-    for key in fields:  # omegaconf lets a list or a mapping stand where an element should be
+    for key in known:  # omegaconf lets a list or a mapping stand where an element should be
         value = getattr(section, key)
         for index, element in enumerate(value if isinstance(value, list) else ()):
             if isinstance(element, list | dict):
                 raise ConfigError(_wrong_type(schema, values, where, f"{key}[{index}]"))
+    _check_fields(section, where)
     return section
+
+
+def _check_fields(section: Any, where: str) -> None:
+    """Check each field's own rules: a number's bounds, the characters of a text."""
+    for described in fields(section):
+        value, path = getattr(section, described.name), f"{where}.{described.name}"
+        if is_dataclass(value):
+            _check_fields(value, path)
+        elif "least" in described.metadata and value is not None:
+            _check_bounds(value, path, described.default, **described.metadata)
+        for at, text in _texts(value, path):
+            check_text(at, text, lines=described.metadata.get("lines", False))
+
+
+def _check_bounds(value: float, where: str, default: Any, least: float, most: float, above: bool, below: bool) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: expected a finite number, got {value}.")
+    low, high = value < least or (above and value == least), value > most or (below and value == most)
+    if not (low or high):
+        return
+    if above and below:
+        expected = f"a number between {least} and {most}, such as {default}"
+    elif below:
+        expected = f"a number from {least} to {most}, {most} excluded"
+    elif low:
+        expected = f"a number above {least}" if above else f"{least} or more"
+    else:
+        expected = f"at most {most}"
+    raise ConfigError(f"{where}: expected {expected}, got {_shown(value)}.")
+
+
+def _shown(value: float) -> str:
+    """A number, also one of more digits than Python prints."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"one of about {int(value.bit_length() * math.log10(2))} digits"
+    return str(value)
+
+
+def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """(path, text) of each text in a field's value; of a mapping also the keys."""
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, list):
+        for index, element in enumerate(value):
+            yield from _texts(element, f"{where}[{index}]")
+    elif isinstance(value, dict):
+        for key, element in value.items():
+            yield from _texts(key, f"{where}, key {str(key)!r}")
+            yield from _texts(element, f"{where}.{key}")
+
+
+def check_text(where: str, text: str, *, lines: bool = False) -> None:
+    """Refuse characters that no name, path or prompt means: they are unseen, and end or change what is written.
+
+    Arguments:
+        where: key of the config, for messages.
+        text: its value.
+        lines: whether it may have several lines, and tabs.
+
+    Raises:
+        ConfigError: there is a control character, a line separator, or half of a surrogate pair (a byte that is no
+            UTF-8).
+    """
+    for index, character in enumerate(text):
+        if lines and character in "\n\t\r":
+            continue
+        code = ord(character)
+        if code < 32 or 127 <= code < 160 or code in (0x2028, 0x2029) or 0xD800 <= code < 0xE000:
+            what = "a text" if lines else "a text of one line"
+            unseen = "without control characters" if code < 0xD800 or code > 0xE000 else "in UTF-8"
+            raise ConfigError(
+                f"{where}: expected {what} {unseen}, got {text[:80]!r} (character {index} is U+{code:04X}). "
+                "Leave it out."
+            )
 
 
 def _wrong_type(schema: type[Any], values: Any, where: str, at: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config.base import load_section, section_from
+from pipeline.config.base import LARGEST_COUNT, bounded, load_section, section_from
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class CollectConfig:
 
     sites: list[str] = field(default_factory=lambda: ["resid_post.*"])
     positions: list[str] = field(default_factory=lambda: ["last", "query.last"])
-    batch_tokens: int | None = None
+    batch_tokens: int | None = bounded(None, 1, LARGEST_COUNT)
     share_prefixes: bool = True
     dtype: str = "model"
-    block_size: int = 64
+    block_size: int = bounded(64, 1, 1_000_000)
 
 
 def collect_from(values: dict[str, Any]) -> CollectConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.base import load_section, section_from
+from pipeline.config.base import LARGEST_SEED, bounded, load_section, section_from
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class EvaluateConfig:
         entropy_unit: `bits` or `nats`.
     """
 
-    confidence: float = 0.95
-    bootstrap_samples: int = 1000
-    seed: int = 0
+    confidence: float = bounded(0.95, 0, 1, above=True, below=True)
+    bootstrap_samples: int = bounded(1000, 1, 100_000)  # all are in memory at once
+    seed: int = bounded(0, 0, LARGEST_SEED)
     entropy_unit: str = "bits"
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from interp.errors import InterpError
+from interp.prompts.templates import Template
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.model_size import HUB_ID
 from pipeline.config.paths import HUB_DATASET, PROMPT_FILES, located
@@ -84,7 +86,8 @@ def _check_translation(task: TranslationConfig) -> None:
         )
     if task.patch_into is not None and task.max_concepts == 1:
         raise ConfigError("task.max_concepts: a pair needs two different concepts, got 1. Raise it.")
-    _check_template(task.template, ("source_name", "source_word", "target_name", "target_word"))
+    blanks = ("source_name", "source_word", "target_name", "target_word")
+    _check_template(task.template, answer="target_word", query="source_word", known=blanks)
 
 
 def _check_cloze(task: ClozeConfig) -> None:
@@ -112,7 +115,7 @@ def _check_cloze(task: ClozeConfig) -> None:
             f"task.shots: {task.shots} solved sentences and a question need {task.shots + 1} sentences, and "
             f"{task.sentences} has {len(concepts[task.language])} in {task.language!r}. Lower task.shots."
         )
-    _check_template(task.template, ("sentence", "word"))
+    _check_template(task.template, answer="word", query="sentence", known=("sentence", "word"))
 
 
 def _check_next_token(task: NextTokenConfig) -> None:
@@ -210,19 +213,8 @@ def _check_different(where: str, names: list[str]) -> None:
             raise ConfigError(f"{where}: expected each once, got {name!r} {names.count(name)} times.")
 
 
-def _check_template(template: str, blanks: tuple[str, ...]) -> None:
-    """Check the blanks of one line; those that end in `word` or `sentence` are needed, and the answer's comes last."""
+def _check_template(template: str, *, answer: str, query: str, known: Sequence[str]) -> None:
     try:
-        found = [blank for _, blank, _, _ in string.Formatter().parse(template) if blank is not None]
-    except ValueError as error:
-        raise ConfigError(f"task.template: {error} in {template!r}. Write a brace of the text itself twice.") from None
-    for blank in found:
-        if blank not in blanks:
-            raise ConfigError(f"task.template: unknown blank {{{blank}}}.{nearest(blank, blanks)}")
-    *_, answer = blanks
-    for blank in blanks:
-        if not blank.endswith("_name") and blank not in found:
-            raise ConfigError(f"task.template: expected {{{blank}}}, got {template!r}.")
-    query = next(blank for blank in blanks if not blank.endswith("_name"))
-    if found.index(query) > found.index(answer):
-        raise ConfigError(f"task.template: expected {{{query}}} before {{{answer}}}, got {template!r}.")
+        Template(template, answer=answer, query=query, known=known)
+    except InterpError as error:
+        raise ConfigError(f"task.template: {error}") from None

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config.base import ConfigError, load_section, nearest, section_from
+from pipeline.config.base import (
+    LARGEST_COUNT,
+    LARGEST_SEED,
+    ConfigError,
+    bounded,
+    load_section,
+    nearest,
+    passage,
+    section_from,
+)
 
 MAPPINGS = ("identity", "affine_last", "affine_target", "tuned")
 """What a state goes through before it is written or read out.
@@ -38,8 +48,8 @@ class LogitLensConfig:
     layers: str = "*"
     mapping: str = "identity"
     inverted: bool = False
-    top_k: int = 5
-    batch_size: int = 256
+    top_k: int = bounded(5, 1, 1_000_000)
+    batch_size: int = bounded(256, 1, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,8 @@ class TunedLensConfig:
     kind: str = "tuned_lens"
     position: str = "last"
     layers: str = "*"
-    top_k: int = 5
-    batch_size: int = 256
+    top_k: int = bounded(5, 1, 1_000_000)
+    batch_size: int = bounded(256, 1, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -80,10 +90,10 @@ class IntoTarget:
     kind: str = "patchscope"
     source_position: str = "last"
     target: str = "task"
-    target_prompt: str = "king"
+    target_prompt: str = passage("king")
     target_position: str = "last"
     sources: str = "first"
-    batch_size: int = 64
+    batch_size: int = bounded(64, 1, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -105,7 +115,7 @@ class PatchscopeConfig(IntoTarget):
     patch: str = "one_layer"
     mapping: str = "identity"
     layers: str = "*"
-    top_k: int = 5
+    top_k: int = bounded(5, 1, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ class PatchscopeGridConfig(IntoTarget):
     mapping: str = "identity"
     source_layers: str = "*"
     target_layers: str = "*"
-    top_k: int = 1
+    top_k: int = bounded(1, 1, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -158,10 +168,10 @@ class PatchscopeGenerateConfig(IntoTarget):
     mapping: str = "identity"
     layers: str = "*"
     target_layers: str | None = None
-    max_layers: int | None = 8
-    max_new_tokens: int = 20
-    temperature: float = 0.0
-    seed: int = 0
+    max_layers: int | None = bounded(8, 1, 10_000)
+    max_new_tokens: int = bounded(20, 1, LARGEST_COUNT)
+    temperature: float = bounded(0.0, 0, 1_000_000)
+    seed: int = bounded(0, 0, LARGEST_SEED)
 
 
 @dataclass(frozen=True)
@@ -179,8 +189,8 @@ class AttentionObjectConfig(IntoTarget):
 
     kind: str = "attention_object"
     layers: str = "*"
-    window: int | None = 5
-    top_k: int = 5
+    window: int | None = bounded(5, 1, 10_000)
+    top_k: int = bounded(5, 1, 1_000_000)
 
 
 @dataclass(frozen=True)
@@ -203,14 +213,15 @@ class KnockoutConfig:
     blocks: list[str] = field(default_factory=lambda: ["first", "query.all", "before_query"])
     query_position: str = "last"
     layers: str = "*"
-    window: int | None = 5
+    window: int | None = bounded(5, 1, 10_000)
     centred: bool = False
-    top_k: int = 5
-    batch_size: int = 64
+    top_k: int = bounded(5, 1, 1_000_000)
+    batch_size: int = bounded(64, 1, 1_000_000)
 
 
 PatchedConfig = PatchscopeConfig | PatchscopeGridConfig | PatchscopeGenerateConfig | AttentionObjectConfig
 LensConfig = LogitLensConfig | TunedLensConfig | PatchedConfig | KnockoutConfig
+NAME = re.compile(r"\w[\w.-]{0,99}")
 LENSES: dict[str, type[LensConfig]] = {
     "logit_lens": LogitLensConfig,
     "tuned_lens": TunedLensConfig,
@@ -223,23 +234,21 @@ LENSES: dict[str, type[LensConfig]] = {
 
 
 def lenses_from(values: dict[str, Any]) -> dict[str, LensConfig]:
-    """The section from plain values: lens name -> its config, in the config's order.
+    """The section from plain values: lens name -> its config, in the config's order; none for `lens=none`.
 
     Raises:
-        ConfigError: no lens at all, an unknown `kind`, and all that `section_from` raises.
+        ConfigError: a name that cannot be a folder's, an unknown `kind`, and all that `section_from` raises.
     """
     lenses: dict[str, LensConfig] = {}
     for name, section in values.items():
+        if not NAME.fullmatch(str(name)):  # it becomes a folder's name
+            raise ConfigError(f"lens: expected a name of letters, digits, '_', '-' and '.', got {str(name)[:80]!r}.")
         if not isinstance(section, dict):
             raise ConfigError(f"lens.{name}: expected a lens (a mapping with 'kind'), got {section!r}.")
         kind = section.get("kind")
         if kind not in LENSES:
             raise ConfigError(f"lens.{name}.kind: unknown lens {kind!r}.{nearest(str(kind), list(LENSES))}")
         lenses[str(name)] = section_from(LENSES[kind], section, f"lens.{name}")
-    if not lenses:
-        raise ConfigError(
-            "lens: no lens is configured. Choose one, e.g. lens=logit_lens or 'lens=[logit_lens,patchscope]'"
-        )
     return lenses
 
 

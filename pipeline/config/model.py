@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.base import MISSING, load_section, section_from
+from pipeline.config.base import MISSING, bounded, load_section, section_from
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ModelConfig:
     device_map: str = "auto"
     attention_implementation: str = "sdpa"
     trust_remote_code: bool = False
-    num_layers: int | None = None
+    num_layers: int | None = bounded(None, 1, 10_000)
     depends_on: str = MISSING
 
 

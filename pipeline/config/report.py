@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.base import load_section, section_from
+from pipeline.config.base import bounded, load_section, section_from
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ReportConfig:
 
     title: str = "Interpipe run"
     interval: str = "normal"
-    examples: int = 3
+    examples: int = bounded(3, 0, 1000)
     figure_format: str = "svg"
 
 

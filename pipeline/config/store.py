@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.base import load_section, section_from
+from pipeline.config.base import bounded, load_section, section_from
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class StoreConfig:
         compression: `none` or `zstd`.
     """
 
-    chunk_bytes: int = 1 << 20
+    chunk_bytes: int = bounded(1 << 20, 8, 1 << 30)  # 8: one element of any dtype
     compression: str = "none"
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config.base import MISSING, ConfigError, load_section, nearest, section_from
+from pipeline.config.base import (
+    LARGEST_COUNT,
+    LARGEST_SEED,
+    MISSING,
+    ConfigError,
+    bounded,
+    load_section,
+    nearest,
+    passage,
+    section_from,
+)
 
 
 @dataclass  # not frozen: OmegaConf cannot merge into a nested frozen dataclass
@@ -52,13 +62,13 @@ class TranslationConfig:
     latent_languages: list[str] = field(default_factory=list)
     measure_source_language: bool = True
     patch_into: PatchIntoConfig | None = None
-    shots: int = 5
-    template: str = '{source_name}: "{source_word}" - {target_name}: "{target_word}"'
-    pairs: int | None = 200
-    max_concepts: int | None = None
+    shots: int = bounded(5, 0, 1000)
+    template: str = passage('{source_name}: "{source_word}" - {target_name}: "{target_word}"')
+    pairs: int | None = bounded(200, 1, LARGEST_COUNT)
+    max_concepts: int | None = bounded(None, 1, LARGEST_COUNT)
     single_token_queries: bool = False
     target_policy: str = "first_token"
-    seed: int = 0
+    seed: int = bounded(0, 0, LARGEST_SEED)
     depends_on: str = MISSING
 
 
@@ -82,11 +92,11 @@ class ClozeConfig:
     sentences: str = MISSING
     language: str = MISSING
     latent_languages: list[str] = field(default_factory=list)
-    shots: int = 2
-    template: str = '{sentence} "{word}"'
-    max_concepts: int | None = None
+    shots: int = bounded(2, 0, 1000)
+    template: str = passage('{sentence} "{word}"')
+    max_concepts: int | None = bounded(None, 1, LARGEST_COUNT)
     target_policy: str = "first_token"
-    seed: int = 0
+    seed: int = bounded(0, 0, LARGEST_SEED)
     depends_on: str = MISSING
 
 
@@ -116,7 +126,7 @@ class NextTokenConfig:
     prompt_column: str = "prompt"
     target_columns: list[str] = field(default_factory=list)
     label_columns: list[str] = field(default_factory=list)
-    max_prompts: int | None = None
+    max_prompts: int | None = bounded(None, 1, LARGEST_COUNT)
     target_policy: str = "first_token"
     depends_on: str = MISSING
 
@@ -148,7 +158,7 @@ class AttributeExtractionConfig:
     answer_column: str = "object"
     placeholder: str = "x"
     label_columns: list[str] = field(default_factory=list)
-    max_prompts: int | None = None
+    max_prompts: int | None = bounded(None, 1, LARGEST_COUNT)
     target_policy: str = "first_token"
     depends_on: str = MISSING
 

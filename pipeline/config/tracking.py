@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config.base import load_section, section_from
+from pipeline.config.base import bounded, load_section, section_from
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,14 @@ class TrackingConfig:
         uri: MLflow tracking URI; null: `mlflow.db` (sqlite) in the repository's root, artifacts beside it.
         experiment: name of the MLflow experiment.
         tags: further tags.
-        timeout: seconds that an unreachable server may cost at most.
+        timeout: seconds that a server may cost a run, or a whole sweep, in all.
     """
 
     enabled: bool = True
     uri: str | None = None
     experiment: str = "interpipe"
     tags: dict[str, str] = field(default_factory=dict)
-    timeout: int = 5
+    timeout: int = bounded(15, 1, 3600)
 
 
 def tracking_from(values: dict[str, Any]) -> TrackingConfig:

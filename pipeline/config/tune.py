@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.base import load_section, section_from
+from pipeline.config.base import LARGEST_COUNT, LARGEST_SEED, bounded, load_section, section_from
 
 __all__ = ["AFFINE", "KINDS", "LOSSES", "OPTIMIZERS", "TEXT_FILES", "TuneConfig", "load_tune_config", "tune_from"]
 
@@ -62,28 +62,28 @@ class TuneConfig:
     split: str = "train"
     column: str = "text"
     revision: str | None = None
-    sequence_length: int = 256
-    shuffle_buffer: int = 0
-    seed: int = 0
+    sequence_length: int = bounded(256, 3, LARGEST_COUNT)
+    shuffle_buffer: int = bounded(0, 0, LARGEST_COUNT)
+    seed: int = bounded(0, 0, LARGEST_SEED)
     repeat: bool = True
-    steps: int = 30
-    tokens_per_step: int = 2048
+    steps: int = bounded(30, 1, LARGEST_COUNT)
+    tokens_per_step: int = bounded(2048, 1, LARGEST_COUNT)
     loss: str = "kl"
     optimizer: str = "sgd"
-    learning_rate: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-    warmup_steps: int | None = None
-    clip: float = 1.0
+    learning_rate: float | None = bounded(None, 0, 1_000_000, above=True)
+    momentum: float = bounded(0.9, 0, 1, below=True)
+    weight_decay: float = bounded(1e-3, 0, 1_000_000)
+    warmup_steps: int | None = bounded(None, 0, LARGEST_COUNT)
+    clip: float = bounded(1.0, 0, 1e30, above=True)
     layers: str = "*"
     bias_only: bool = False
-    batch_tokens: int = 4096
-    checkpoint_every: int = 5
-    evaluate_tokens: int = 2048
+    batch_tokens: int = bounded(4096, 1, LARGEST_COUNT)
+    checkpoint_every: int = bounded(5, 1, LARGEST_COUNT)
+    evaluate_tokens: int = bounded(2048, 0, LARGEST_COUNT)
     affine: str = "off"
     affine_layers: str = "*"
-    affine_tokens: int = 65536
-    affine_ridge: float = 0.0
+    affine_tokens: int = bounded(65536, 1, LARGEST_COUNT)
+    affine_ridge: float = bounded(0.0, 0, 1e30)
     depends_on: str | None = None
 
     @property

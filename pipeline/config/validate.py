@@ -10,7 +10,7 @@ collected, and patches into what the task has), and all against the input files 
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,14 +20,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from interp.errors import InterpError
-from interp.positions import check_positions
+from interp.positions import Position, check_positions
 from interp.sites import check_collectable, check_sites
 from pipeline.config.base import ConfigError, nearest
+from pipeline.config.blocks import check_blocks
 from pipeline.config.cache import VERSIONS, CacheConfig, cache_from
 from pipeline.config.collect import CollectConfig, collect_from
 from pipeline.config.evaluate import EvaluateConfig, evaluate_from
 from pipeline.config.inputs import check_task
 from pipeline.config.lens import MAPPINGS, LensConfig, lenses_from
+from pipeline.config.machine import check_attention, check_device_map
 from pipeline.config.model import ModelConfig, model_from
 from pipeline.config.model_size import ModelSize, model_size
 from pipeline.config.report import ReportConfig, report_from
@@ -61,39 +63,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "lens.*.sources": ("first", "mean"),
     "lens.*.mapping": MAPPINGS,
 }  # fmt: skip
-MINIMA = {
-    "model.num_layers": 1,
-    "task.shots": 0,
-    "task.pairs": 1,
-    "task.max_concepts": 1,
-    "task.max_prompts": 1,
-    "collect.batch_tokens": 1,
-    "collect.block_size": 1,
-    "tune.sequence_length": 3,
-    "tune.shuffle_buffer": 0,
-    "tune.seed": 0,
-    "tune.steps": 1,
-    "tune.tokens_per_step": 1,
-    "tune.weight_decay": 0,
-    "tune.warmup_steps": 0,
-    "tune.batch_tokens": 1,
-    "tune.checkpoint_every": 1,
-    "tune.evaluate_tokens": 0,
-    "tune.affine_tokens": 1,
-    "tune.affine_ridge": 0,
-    "evaluate.bootstrap_samples": 1,
-    "evaluate.seed": 0,
-    "report.examples": 0,
-    "store.chunk_bytes": 1,
-    "tracking.timeout": 1,
-    "lens.*.top_k": 1,
-    "lens.*.batch_size": 1,
-    "lens.*.window": 1,
-    "lens.*.max_layers": 1,
-    "lens.*.max_new_tokens": 1,
-    "lens.*.temperature": 0,
-    "lens.*.seed": 0,
-}
+LONGEST_EXPERIMENT = 250  # MLflow's databases keep 256
+TAG = re.compile(r"[\w\-. :/]{1,250}", re.ASCII)
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc")
 SPANS = {
     "translation": ("query",),
@@ -171,6 +142,7 @@ def validate(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: the first thing found that cannot run; the message says what was expected, what came, what to do.
     """
+    values = {"lens": {}} | dict(values)  # `lens=[]` leaves no section
     for section in values:
         if section not in SECTIONS:
             raise ConfigError(f"unknown section {section!r} in the config.{nearest(section, SECTIONS)}")
@@ -178,13 +150,18 @@ def validate(values: Mapping[str, Any]) -> Config:
     for section, read in SECTIONS.items():
         if not isinstance(values.get(section), dict):
             came = "nothing" if values.get(section) is None else repr(values[section])
+            example = {"model": "demo", "task": "translation", "lens": "logit_lens", "tune": "off"}.get(
+                section, "default"
+            )
             raise ConfigError(
-                f"{section}: expected a mapping, got {came}. Choose one of the group, e.g. {section}=default"
+                f"{section}: expected a mapping, got {came}. Choose one of the group, e.g. {section}={example}"
             )
         typed[section] = read(values[section])
     config = Config(**typed)
     _check_values(config)
+    check_device_map(config.model.device_map)
     size = model_size(config.model)
+    check_attention(config.model)
     num_layers = size.num_layers
     check_task(config.task)
     _check_collect(config, num_layers)
@@ -200,24 +177,36 @@ def _check_values(config: Config) -> None:
     for where, allowed, value in _listed(config, CHOICES):
         if value not in allowed:
             raise ConfigError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}.{close(value, allowed)}")
-    for where, minimum, value in _listed(config, MINIMA):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{where}: expected a finite number, got {value}.")
-        if value is not None and value < minimum:
-            raise ConfigError(f"{where}: expected {minimum} or more, got {value}.")
-    if not 0 < config.evaluate.confidence < 1:
-        raise ConfigError(
-            f"evaluate.confidence: expected a number between 0 and 1, such as 0.95, got {config.evaluate.confidence}."
-        )
     for where, text in (("model.name", config.model.name), ("tracking.experiment", config.tracking.experiment)):
         if not text.strip():
             raise ConfigError(f"{where}: expected a name, got nothing.")
-    uri = config.tracking.uri
-    if uri is not None and urlsplit(uri).scheme.split("+")[0] not in TRACKING_SCHEMES:
+    _check_tracking(config.tracking)
+
+
+def _check_tracking(tracking: TrackingConfig) -> None:
+    """What MLflow would refuse after the run."""
+    if len(tracking.experiment) > LONGEST_EXPERIMENT:
         raise ConfigError(
-            f"tracking.uri: expected a server (http://HOST:PORT) or a database (sqlite:////absolute/path.db), "
-            f"got {uri!r}. MLflow no longer writes to plain folders."
+            f"tracking.experiment: expected at most {LONGEST_EXPERIMENT} characters, got {len(tracking.experiment)}."
         )
+    for tag in tracking.tags:
+        if not TAG.fullmatch(tag):
+            raise ConfigError(f"tracking.tags: expected names of letters, digits, '_-. :/', got {tag!r}.")
+    if tracking.uri is None:
+        return
+    expected = "tracking.uri: expected a server (http://HOST:PORT) or a database (sqlite:////absolute/path.db)"
+    try:
+        parts = urlsplit(tracking.uri)
+        host, _ = parts.hostname, parts.port  # reading them checks them
+    except ValueError as error:
+        raise ConfigError(f"{expected}, got {tracking.uri!r}: {error}.") from None
+    scheme = parts.scheme.split("+")[0]
+    if scheme not in TRACKING_SCHEMES:
+        raise ConfigError(f"{expected}, got {tracking.uri!r}. MLflow no longer writes to plain folders.")
+    if scheme in ("http", "https") and not host:
+        raise ConfigError(f"{expected}, got {tracking.uri!r}, which names no host.")
+    if scheme == "sqlite" and not parts.path.strip("/"):
+        raise ConfigError(f"{expected}, got {tracking.uri!r}, which names no file.")
 
 
 def _listed(config: Config, rules: Mapping[str, Rule]) -> Iterable[tuple[str, Rule, Any]]:
@@ -243,6 +232,30 @@ def _check_sizes(config: Config, size: ModelSize) -> None:
     for where, (most, what), value in _listed(config, limits):
         if most is not None and value > most:
             raise ConfigError(f"{where}: expected at most {most}, the {what}, got {value}.")
+    for where, texts in (("collect.positions", config.collect.positions), *_lens_positions(config)):
+        for text in texts:
+            _check_reach(where, text, size.context_length)
+
+
+def _lens_positions(config: Config) -> Iterable[tuple[str, list[str]]]:
+    """(key, spellings) of the lenses' positions that are not among `collect.positions`."""
+    for name, lens in config.lens.items():
+        for key in ("target_position", "query_position"):
+            if hasattr(lens, key):
+                yield f"lens.{name}.{key}", [getattr(lens, key)]
+        blocks = [block.position for block in check_blocks(getattr(lens, "blocks", ["first"]))]
+        yield f"lens.{name}.blocks", [position.text for position in blocks if position is not None]
+
+
+def _check_reach(where: str, text: str, context_length: int | None) -> None:
+    """Raise where a position counts further than any prompt of the model can have tokens."""
+    position = Position.parse(text)
+    ends = [end for end in (position.start, position.stop, position.draw) if end is not None]
+    reach = max((abs(end) for end in ends), default=0) + int(position.single and ends[0] >= 0)
+    if context_length is not None and reach > context_length:
+        raise ConfigError(
+            f"{where}: {text!r} needs {reach} tokens, and the model reads {context_length} at most (config.json)."
+        )
 
 
 def _check_collect(config: Config, num_layers: int | None) -> None:

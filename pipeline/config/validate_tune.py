@@ -112,12 +112,6 @@ def _check_training(tune: TuneConfig, num_layers: int | None) -> None:
         raise ConfigError(f"tune.affine_layers: {error}") from None
     if tune.warmup_steps is not None and tune.warmup_steps >= tune.steps:
         raise ConfigError(f"tune.warmup_steps: expected fewer than tune.steps ({tune.steps}), got {tune.warmup_steps}.")
-    if not 0 <= tune.momentum < 1:
-        raise ConfigError(f"tune.momentum: expected a number from 0 to 1, 1 excluded, got {tune.momentum}.")
-    for key in ("clip", "learning_rate"):
-        value = getattr(tune, key)
-        if value is not None and value <= 0:
-            raise ConfigError(f"tune.{key}: expected a number above 0, got {value}.")
     try:
         check_layers(tune.layers, num_layers)
         last = num_layers is not None and num_layers - 1 in tuned_layers(tune.layers, num_layers)

@@ -210,10 +210,6 @@ def _check(config: EvaluateConfig) -> None:
         raise ConfigError(
             f"evaluate.entropy_unit: unknown unit {config.entropy_unit!r}.{nearest(config.entropy_unit, ENTROPY_UNITS)}"
         )
-    if not 0 < config.confidence < 1:
-        raise ConfigError(f"evaluate.confidence: expected a number between 0 and 1, got {config.confidence}.")
-    if config.bootstrap_samples < 1:
-        raise ConfigError(f"evaluate.bootstrap_samples: expected at least 1, got {config.bootstrap_samples}.")
 
 
 def run() -> dict[str, float]:

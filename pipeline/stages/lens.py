@@ -3,8 +3,8 @@
     python -m pipeline.stages.lens        # in a run folder
 
 Reads sections `lens`, `model` and `store` and the artifacts `tokens/`, `activations.zarr` and `tuned_lens/`; writes one
-store a lens, `lens.zarr/NAME`. A block of examples is the unit of work: a killed process goes on after the last
-complete block. Everything is in nats.
+store a lens, `lens.zarr/NAME`; without a lens (`lens=none`) an empty folder. A block of examples is the unit of work: a
+killed process goes on after the last complete block. Everything is in nats.
 """
 
 from __future__ import annotations
@@ -45,6 +45,12 @@ def run() -> dict[str, float]:
         `tokens` of prompts that were run with a patch in this process, and `model_seconds` that the lenses took.
     """
     configs, model_config, store_config = load_lens_configs(), load_model_config(), load_store_config()
+    if not configs:
+        log.info("no lens is asked for")
+        with scratch("lens", digest_of([])) as folder:
+            (folder / ARTIFACT).mkdir(exist_ok=True)
+            publish(folder / ARTIFACT, ARTIFACT)
+        return {}
     tokens, activations = load_tokens(), open_store(ACTIVATIONS)
     check_origin(activations, tokens, model_config)
     inputs = Inputs(tokens, activations, load_model(model_config))

@@ -3,8 +3,8 @@
     python -m pipeline.stages.report          # in a run folder
 
 Reads the sections `model`, `task`, `collect`, `tune`, `lens`, `evaluate` and `report` of `params.yaml`, `tokens/`,
-`lens.zarr`, `curves.parquet` and `grids.parquet`; writes `report/index.html`, `report/figures/LENS.svg` (or `.png`),
-and `report/figures/compared/1.svg` where lenses can be compared.
+`activations.zarr`, `lens.zarr`, `curves.parquet` and `grids.parquet`; writes `report/index.html`,
+`report/figures/LENS.svg` (or `.png`), and `report/figures/compared/1.svg` where lenses can be compared.
 The page loads nothing and runs no script; what is shown of prompts, tokens and generated text is escaped.
 """
 
@@ -30,7 +30,7 @@ from pipeline.stages.report_figures import save_comparison, save_figure
 from pipeline.stages.report_page import Page, readable_value, render
 from pipeline.stages.tables import read_curves, read_grids
 from pipeline.stages.tokens import Tokens, load_tokens
-from pipeline.store import open_store
+from pipeline.store import Store, open_store
 
 __all__ = ["run"]
 
@@ -79,7 +79,8 @@ def run() -> dict[str, float]:
         sources.append(source)
         sections.append(lens_section(source))
     compared = comparisons(sources)
-    page = _page(config, statistics, tokens, sections, model)
+    activations = open_store("activations.zarr")
+    page = _page(config, statistics, tokens, sections, model or activations.attributes.get("model", {}), activations)
     with tempfile.TemporaryDirectory() as scratch:
         finished = Path(scratch) / "report"
         finished.mkdir()
@@ -97,8 +98,6 @@ def _check(config: ReportConfig) -> None:
         value = getattr(config, key)
         if value not in known:
             raise ConfigError(f"report.{key}: unknown value {value!r}.{nearest(value, known)}")
-    if config.examples < 0:
-        raise ConfigError(f"report.examples: expected 0 or more, got {config.examples}.")
 
 
 def _page(
@@ -107,6 +106,7 @@ def _page(
     tokens: Tokens,
     sections: Sequence[LensSection],
     model: Mapping[str, Any],
+    activations: Store,
 ) -> Page:
     """What the page says beside its lenses."""
     params = {name: load_section(name) for name in SECTIONS}
@@ -123,14 +123,13 @@ def _page(
         lede=readable(_lede(params["model"], params["task"], len(sections))),
         highlights=[
             ("Model", readable(f"{params['model']['name']}, {params['model']['dtype']}")),
-            ("Layers measured", ", ".join(dict.fromkeys(section.layers_text for section in sections))),
-            ("Examples", ", ".join(dict.fromkeys(f"{s.num_examples} {s.unit}" for s in sections))),
-            ("Intervals", f"{100 * statistics.confidence:g} %, {INTERVALS[config.interval]}"),
+            *(_measured(sections, statistics, config) if sections else [("Collected", ", ".join(activations.arrays))]),
         ],
         facts=[
             ("Model", _facts({key: params["model"].get(key) for key in MODEL_FACTS})),
             ("Task", _facts({key: value for key, value in params["task"].items() if key != "depends_on"})),
             ("Data", _facts({**counts, "tokens in prompts": tokens.manifest["tokens"]})),
+            ("Collected", _collected(activations)),
         ],
         digests=[(name, str(digest)) for name, digest in digests.items() if digest],
         commands=COMMANDS,
@@ -141,6 +140,41 @@ def _page(
         figure_format=config.figure_format,
         version=__version__,
     )
+
+
+def _measured(
+    sections: Sequence[LensSection], statistics: EvaluateConfig, config: ReportConfig
+) -> list[tuple[str, str]]:
+    """The facts under the title of a run with lenses."""
+    return [
+        ("Layers measured", ", ".join(dict.fromkeys(section.layers_text for section in sections))),
+        ("Examples", ", ".join(dict.fromkeys(f"{s.num_examples} {s.unit}" for s in sections))),
+        ("Intervals", f"{100 * statistics.confidence:g} %, {INTERVALS[config.interval]}"),
+    ]
+
+
+def _collected(activations: Store) -> list[tuple[str, str]]:
+    """What `activations.zarr` holds: each kind of site with its layers, its shape and its dtype."""
+    rows = []
+    for kind in activations.arrays:
+        layers = [layer for layer in activations.attributes.get("sites", {}).get(kind, []) if layer is not None]
+        named = f"layers {layer_ranges(layers)}; " if layers else ""
+        sizes = zip(activations.dimensions(kind), activations.shape(kind), strict=True)
+        shape = " × ".join(f"{size} {dimension}" for dimension, size in sizes)
+        rows.append((readable(kind), f"{named}{shape}; {activations.dtype(kind)}"))
+    positions = activations.attributes.get("position_names", [])
+    return [*rows, ("positions", readable(", ".join(positions)))] if positions else rows
+
+
+def layer_ranges(layers: Sequence[int]) -> str:
+    """Layers as ranges, ascending: `0–3, 7`."""
+    ranges: list[list[int]] = []
+    for layer in sorted(layers):
+        if ranges and layer == ranges[-1][1] + 1:
+            ranges[-1][1] = layer
+        else:
+            ranges.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in ranges)
 
 
 def _lede(model: Mapping[str, Any], task: Mapping[str, Any], num_lenses: int) -> str:
@@ -156,6 +190,8 @@ def _lede(model: Mapping[str, Any], task: Mapping[str, Any], num_lenses: int) ->
         what = f"attributes of the subjects in {task['source']}"
     else:
         what = f"the next token of prompts from {task['source']}"
+    if not num_lenses:
+        return f"Activations of {model['name']} on {what}; no lens was asked for."
     lenses = "one lens" if num_lenses == 1 else f"{num_lenses} lenses"
     return f"What {model['name']} knows at each layer about {what}, seen through {lenses}."
 

@@ -1,9 +1,13 @@
-"""The MLflow server or database that runs go to: where it is, made once, never waited for long."""
+"""The MLflow server or database that runs go to: where it is, and what is made there once."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,82 +19,123 @@ from pipeline.stages.common import repository_root
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-log = logging.getLogger("interpipe")
+SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where runs go.
+
+    Arguments:
+        uri: of the server or database, absolute, so that every folder finds it.
+        experiment: name of the MLflow experiment.
+        root: the repository's folder.
+    """
+
+    uri: str
+    experiment: str
+    root: str
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a database in a file, and no server."""
+        return self.uri.startswith(SQLITE)
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the repository's own database."""
+        return self.uri == own_database(Path(self.root))
+
+    @property
+    def marker(self) -> Path:
+        """The file that says that database and experiment are there."""
+        name = hashlib.sha256(self.experiment.encode()).hexdigest()[:32]
+        return Path(self.root) / ".interpipe" / "tracking" / f"{name}.ready"
+
+
+def own_database(root: Path) -> str:
+    """The URI of the repository's own database."""
+    return f"{SQLITE}{root / 'mlflow.db'}"
 
 
 def tracking_uri(config: TrackingConfig) -> str:
     """Where runs go: the config's URI, or sqlite in the repository's root, absolute so that every folder finds it."""
-    return config.uri or f"sqlite:///{repository_root() / 'mlflow.db'}"
+    return config.uri or own_database(repository_root())
 
 
-def lock() -> FileLock:
-    """The lock under which the database, the experiment and a sweep's parent run are made, once."""
-    folder = repository_root() / ".interpipe" / "locks"
+def target_of(config: TrackingConfig) -> Target:
+    """Where runs go, by the section `tracking`."""
+    return Target(tracking_uri(config), config.experiment, str(repository_root()))
+
+
+@contextlib.contextmanager
+def made_once(target: Target) -> Iterator[None]:
+    """Hold what lets only one process at a time make a database in a file.
+
+    Parallel processes that open a fresh sqlite database destroy it: each runs the migrations. A server does that for
+    itself, and is never asked anything while a lock is held: one that hangs would hold all runs of the repository.
+    """
+    if not target.local:
+        yield
+        return
+    folder = Path(target.root) / ".interpipe" / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / "mlflow.lock")
+    with FileLock(folder / "mlflow.lock"):
+        place = Path(target.uri.removeprefix(SQLITE))
+        if not place.exists() and "?" not in target.uri:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            staged = place.with_name(f".{place.name}.incoming")
+            staged.unlink(missing_ok=True)
+            connect(f"{SQLITE}{staged}").search_experiments(max_results=1)  # the first question makes the tables
+            os.replace(staged, place)  # one whose tables are half made would be of no use to anybody
+        yield
 
 
-def connect(config: TrackingConfig) -> MlflowClient:
-    """A client that gives up on an unreachable server after about `config.timeout` seconds.
+def connect(uri: str, seconds: float = 60) -> MlflowClient:
+    """A client that tries once: by default MLflow tries seven times with growing pauses, four minutes for each call.
 
-    By default MLflow tries seven times with growing pauses, which is four minutes for each call.
+    How long it may take in all is bounded from outside (`pipeline.tracking.bounded`).
+
+    Arguments:
+        uri: of the server or database.
+        seconds: that one call may take.
     """
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(config.timeout)
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, round(seconds)))
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # a page of migrations on the first run
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=tracking_uri(config))
+    return MlflowClient(tracking_uri=uri)
 
 
-def experiment_id(client: MlflowClient, config: TrackingConfig) -> str:
-    """The experiment's id; it is made where there is none. Call it under `lock()`."""
-    found = client.get_experiment_by_name(config.experiment)
+def experiment_id(client: MlflowClient, target: Target) -> str:
+    """The experiment's id; it is made where there is none."""
+    found = client.get_experiment_by_name(target.experiment)
     if found is not None:
         return str(found.experiment_id)
-    uri, location = tracking_uri(config), None
-    if uri.startswith("sqlite:///"):  # a server chooses its own place for artifacts; here they lie beside the database
-        location = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+    location = None
+    if target.local:  # a server chooses its own place for artifacts; here they lie beside the database
+        location = (Path(target.uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
     # The kind decides which of MLflow's pages opens: that of training runs, with their charts.
     tags = {"mlflow.experimentKind": "custom_model_development"}
-    return str(client.create_experiment(config.experiment, artifact_location=location, tags=tags))
-
-
-def prepare(config: TrackingConfig) -> bool:
-    """Make the database and the experiment once, before any job starts.
-
-    Parallel jobs that open a fresh sqlite database destroy it: each runs the migrations.
-
-    Arguments:
-        config: section `tracking`.
-
-    Returns:
-        Whether runs can be tracked now. An unreachable server costs a warning, never the run.
-    """
-    if not config.enabled:
-        return False
-    if config.uri is None and marker(config).is_file() and (repository_root() / "mlflow.db").is_file():
-        return True  # spares a run the import of MLflow
     try:
-        with lock():
-            experiment_id(connect(config), config)
-            if config.uri is None:
-                marker(config).parent.mkdir(parents=True, exist_ok=True)
-                marker(config).touch()
-    except Exception as error:  # tracking must never cost the run, whatever is wrong with it
-        log.warning(
-            "tracking: %s cannot be reached (%s). The run goes on and keeps its results on disk.",
-            tracking_uri(config), first_line(error),
-        )  # fmt: skip
-        return False
-    return True
+        return str(client.create_experiment(target.experiment, artifact_location=location, tags=tags))
+    except Exception:
+        found = client.get_experiment_by_name(target.experiment)  # another process may have been faster
+        if found is None:
+            raise
+        return str(found.experiment_id)
 
 
-def marker(config: TrackingConfig) -> Path:
-    """The file that says that database and experiment are there."""
-    return repository_root() / ".interpipe" / "tracking" / f"{config.experiment.encode().hex()[:80]}.ready"
+def make_ready(target: Target, seconds: float = 60) -> None:
+    """Make the database and the experiment, where they are not there."""
+    with made_once(target):
+        experiment_id(connect(target.uri, seconds), target)
+    if target.own:
+        target.marker.parent.mkdir(parents=True, exist_ok=True)
+        target.marker.touch()
 
 
 def first_line(error: BaseException) -> str:

@@ -36,7 +36,7 @@ class Payload:
         summary: metric -> value.
         artifacts: files and folders to upload.
         dataset: (name, source, digest) of the tokenized prompts, where they exist.
-        sweep: name of the sweep that the run belongs to.
+        sweep: name and key of the sweep that the run belongs to.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Payload:
     summary: dict[str, float]
     artifacts: list[Path]
     dataset: tuple[str, str, str] | None
-    sweep: str | None
+    sweep: tuple[str, str] | None
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,7 +177,7 @@ def read_run(folder: Path) -> Payload:
         summary=summary_of(read_json(folder / "metrics.json") if finished else {}, run.get("stages") or {}),
         artifacts=[folder / artifact for artifact in ARTIFACTS if (folder / artifact).exists()],
         dataset=(f"{kind} prompts", str(folder.resolve() / "tokens/prompts"), prompts) if prompts else None,
-        sweep=sweep.get("name"),
+        sweep=(sweep["name"], sweep.get("key") or sweep["name"]) if sweep.get("name") else None,
     )
 
 

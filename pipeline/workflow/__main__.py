@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 from interp.errors import InterpError
-from pipeline.config.paths import ROOT
+from pipeline.config.machine import check_machine
+from pipeline.config.model import model_from
+from pipeline.config.paths import ROOT, check_path
 from pipeline.config.tracking import tracking_from
 from pipeline.stages.common import write_text
 from pipeline.workflow import dependencies
@@ -61,7 +63,11 @@ def _resume(folder: Path) -> int:
     Raises:
         InterpError: as `resume`, and for a folder that holds no run.
     """
-    tracking = tracking_from(read_params(folder)["tracking"])
+    check_path("FOLDER", folder)
+    params = read_params(folder)
+    tracking = tracking_from(params["tracking"])
+    if "model" in params:  # it may go on on another machine
+        check_machine(model_from(params["model"]))
     try:
         resume(folder)
     finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import yaml
 from interp.errors import InterpError
 from pipeline.config.tracking import TrackingConfig
 from pipeline.summary import lens_line, summary_lines
+from pipeline.tracking.bounded import Allowance
 from pipeline.workflow.process import Killed
 from tests.pipeline.test_main import CommandLine, command_line
 
@@ -59,23 +59,25 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
             raise Killed(signal.SIGTERM)
         return {"status": status}
 
-    def prepare(config: TrackingConfig) -> bool:
+    def prepare(config: TrackingConfig, allowance: Allowance) -> None:
         world.tracked.append(f"prepare {config.experiment}")
-        return config.enabled
+
+    def begin_sweep(config: TrackingConfig, sweep: dict[str, Any], allowance: Allowance) -> None:
+        assert allowance.left == 4 * config.timeout
+        if config.enabled:
+            world.tracked.append(f"begin_sweep {config.experiment} {sweep['overrides']}")
+
+    def end_sweep(config: TrackingConfig, sweep: dict[str, Any], status: str, allowance: Allowance) -> None:
+        if config.enabled:
+            world.tracked.append(f"end_sweep {config.experiment} {status}")
+
+    def log_run(folder: Path, allowance: Allowance) -> None:
+        world.tracked.append(f"log {folder.name}")
 
     monkeypatch.setattr("pipeline.workflow.run_job", run_job)
-    monkeypatch.setattr("pipeline.tracking.client.prepare", prepare)
-    for name in ("begin_sweep", "end_sweep"):
-        monkeypatch.setattr(f"pipeline.tracking.runs.{name}", note(world, name))
-    monkeypatch.setattr("pipeline.tracking.runs.log_run", lambda folder: world.tracked.append(f"log {folder.name}"))
+    for call in (prepare, begin_sweep, end_sweep, log_run):
+        monkeypatch.setattr(f"pipeline.tracking.runs.{call.__name__}", call)
     return world
-
-
-def note(world: World, name: str) -> Callable[[TrackingConfig, str, object], None]:
-    def call(config: TrackingConfig, sweep: str, value: object) -> None:
-        world.tracked.append(f"{name} {sweep.split('/')[0]} {value}")
-
-    return call
 
 
 def test_a_run(command_line: CommandLine, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,8 +154,9 @@ def test_a_sweep_goes_on_after_a_failure(
     (sweep_folder,) = (tmp_path / "outputs" / "sweeps").glob("*/*")
     name = sweep_folder.relative_to(tmp_path).as_posix()
     assert [folder for folder, *_ in world.runs] == [sweep_folder / str(number) for number in range(4)]
+    key = json.loads((sweep_folder / "sweep.json").read_text())["key"]
     assert [sweep for *_, sweep in world.runs] == [
-        {"name": name, "swept": {"task.shots": shots}} for shots in ("2", "3", "4", "6")
+        {"name": name, "key": key, "swept": {"task.shots": shots}} for shots in ("2", "3", "4", "6")
     ]
     said = capsys.readouterr()
     assert f"sweep  {name}: 2 of 4 jobs finished" in said.out
@@ -164,8 +167,7 @@ def test_a_sweep_goes_on_after_a_failure(
     )
     overrides = "['model=gpt2', 'lens=logit_lens', 'task.shots=2,3,4,6', 'task.latent_languages=[en]']"
     assert world.tracked == [
-        "prepare interpipe", f"begin_sweep outputs {overrides}", "log 0", "log 1", "log 2", "log 3",
-        "end_sweep outputs FAILED",
+        f"begin_sweep interpipe {overrides}", "log 0", "log 1", "log 2", "log 3", "end_sweep interpipe FAILED",
     ]  # fmt: skip
 
 
@@ -173,21 +175,31 @@ def test_a_sweep_that_finishes(command_line: CommandLine, world: World) -> None:
     assert command_line("-m", *CONFIG, "task.shots=1,2", "tracking.experiment=a,b") == 0
     assert len(world.runs) == 4
     # Each tracking that the jobs use is made ready once, in the parent, before any job.
-    assert [line.split()[0] for line in world.tracked[:5]] == [
-        "prepare",
-        "prepare",
-        "begin_sweep",
-        "begin_sweep",
-        "log",
-    ]
-    assert world.tracked[:2] == ["prepare a", "prepare b"]
-    assert world.tracked[-2:] == ["end_sweep outputs FINISHED"] * 2
+    assert [line.rpartition(" [")[0] for line in world.tracked[:2]] == ["begin_sweep a", "begin_sweep b"]
+    assert [line.split()[0] for line in world.tracked[2:6]] == ["log"] * 4
+    assert world.tracked[-2:] == ["end_sweep a FINISHED", "end_sweep b FINISHED"]
 
 
 def test_a_sweep_that_is_stopped(command_line: CommandLine, world: World) -> None:
     assert command_line("-m", *CONFIG, "task.shots=2,9,6") == 128 + signal.SIGTERM
     assert len(world.runs) == 2, "the jobs after it do not start"
-    assert world.tracked[-1] == "end_sweep outputs KILLED"
+    assert world.tracked[-1] == "end_sweep interpipe KILLED"
+
+
+def test_a_launcher_that_stops(
+    command_line: CommandLine, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As joblib's does where the system kills one of its workers."""
+
+    def dies(**_: object) -> None:
+        raise RuntimeError("a worker was killed")
+
+    monkeypatch.setattr("hydra._internal.core_plugins.basic_launcher.run_job", dies)
+    assert command_line("-m", *CONFIG, "task.shots=2,3") == 1
+    said = capsys.readouterr()
+    assert "error: the launcher stopped (RuntimeError: a worker was killed)." in said.err
+    assert said.err.count(": it did not begin") == 2 and "0 of 2 jobs finished" in said.out
+    assert world.tracked[-1] == "end_sweep interpipe FAILED"
 
 
 def test_tracking_that_is_off_is_left_alone(command_line: CommandLine, world: World) -> None:
@@ -215,7 +227,7 @@ def test_summary(tmp_path: Path) -> None:
     assert lens_line("x", {}) == "x (0 examples): see metrics.json"
     silent = {"n": 3, "generation_accuracy": {"answer": {"peak": 0.0, "peak_layer": 0}}}
     assert lens_line("x", silent) == "x (3 examples): no text holds an answer"
-    (tmp_path / "params.yaml").write_text("tracking: {enabled: false}\n")
+    (tmp_path / "params.yaml").write_text("tracking: {enabled: false}\nlens: {x: {kind: logit_lens}}\n")
     (tmp_path / "metrics.json").write_text(json.dumps({f"lens{number}": {} for number in range(7)}))
     lines = summary_lines(tmp_path)
     assert len(lines) == 2 + 5 + 1 and lines[-1].startswith("... and 2 lenses more in ")

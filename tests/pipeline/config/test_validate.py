@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import transformers
 
-from pipeline.config.base import ConfigError
+from pipeline.config import machine
+from pipeline.config.base import MISSING, ConfigError, section_from
+from pipeline.config.collect import CollectConfig
+from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.lens import LENSES, PatchscopeConfig, lenses_from
+from pipeline.config.machine import SUPPORTS, check_machine
+from pipeline.config.model import ModelConfig
 from pipeline.config.model_size import ModelSize, model_size
+from pipeline.config.report import ReportConfig
+from pipeline.config.store import StoreConfig
+from pipeline.config.task import TASKS, PatchIntoConfig
+from pipeline.config.tracking import TrackingConfig
+from pipeline.config.tune import TuneConfig
 from pipeline.config.validate import plain, validate
 from tests.pipeline.config.test_conf import composed, valid
 from tests.tiny import NUM_LAYERS
@@ -110,3 +125,114 @@ def test_plain_resolves_interpolations() -> None:
     from omegaconf import OmegaConf
 
     assert plain(OmegaConf.create({"a": {"b": 3, "c": "${.b}"}})) == {"a": {"b": 3, "c": 3}}
+
+
+SCHEMAS = (
+    *TASKS.values(), *dict.fromkeys(LENSES.values()), CollectConfig, EvaluateConfig, ModelConfig, PatchIntoConfig,
+    ReportConfig, StoreConfig, TrackingConfig, TuneConfig,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
+def test_every_number_has_bounds(schema: type) -> None:
+    """And what lies beyond them is refused where the section is read, in a run and in a stage alike."""
+    hints = get_type_hints(schema)
+    for described in fields(schema):
+        kinds = set(get_args(hints[described.name])) or {hints[described.name]}
+        if not kinds & {int, float}:
+            assert "least" not in described.metadata
+            continue
+        least, most = described.metadata["least"], described.metadata["most"]
+        assert math.isfinite(least) and math.isfinite(most) and least < most, described.name
+        for value in (least - 1, most * 2, *([10**4000] if int in kinds else [])):
+            with pytest.raises(ConfigError, match=rf"^here\.{described.name}: expected .*, got "):
+                section_from(schema, {described.name: value, **missing(schema, described.name)}, "here")
+
+
+def missing(schema: type, other: str) -> dict[str, str]:
+    """A value for each key that has no default."""
+    return {f.name: "x" for f in fields(schema) if f.default == MISSING and f.name != other}
+
+
+@pytest.mark.parametrize("character", ["\0", "\x1b", "\x7f", "\x85", "\u2028", "\udcff"])
+def test_characters_that_are_not_seen_are_refused(character: str) -> None:
+    for where, section, key in (("report", ReportConfig, "title"), ("lens.x", PatchscopeConfig, "target_prompt")):
+        with pytest.raises(ConfigError, match=rf"^{where}\.{key}: expected a text .*U\+{ord(character):04X}"):
+            section_from(section, {key: f"a{character}b"}, where)
+    values = composed("model=gpt2")
+    values["tracking"]["tags"] = {f"a{character}": "b"}
+    with pytest.raises(ConfigError, match=r"^tracking\.tags, key "):
+        validate(values)
+
+
+def test_a_prompt_may_have_several_lines_and_a_name_may_not() -> None:
+    prompt = "one\n\ttwo"
+    assert section_from(PatchscopeConfig, {"target_prompt": prompt}, "lens.x").target_prompt == prompt
+    with pytest.raises(ConfigError, match=r"^tracking\.experiment: expected a text of one line"):
+        section_from(TrackingConfig, {"experiment": "one\ntwo"}, "tracking")
+
+
+def test_names_that_become_folders_and_tags() -> None:
+    for name in ("a/b", "..", ".hidden", "", "x" * 101):
+        with pytest.raises(ConfigError, match=r"^lens: expected a name of letters"):
+            lenses_from({name: {"kind": "logit_lens"}})
+    values = composed("model=gpt2")
+    values["tracking"]["tags"] = {"a@b": "c"}
+    with pytest.raises(ConfigError, match=r"^tracking\.tags: expected names of letters, digits, '_-\. :/', got 'a@b'"):
+        validate(values)
+
+
+@pytest.mark.parametrize("override", ["lens=none", "lens=[]", "lens=[none]"])
+def test_a_run_may_have_no_lens(override: str) -> None:
+    assert composed(override).get("lens", {}) == {} and valid(override).lens == {}
+
+
+def test_a_family_without_an_implementation_of_attention(tmp_path: Path) -> None:
+    """Told from config.json and transformers' source; its classes say the same (they would cost an import of torch)."""
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).touch()
+    for family, attribute in (("codegen", "sdpa"), ("llama", "sdpa"), ("gpt_neo", "flex_attention"), ("mpt", "eager")):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+        kind = getattr(transformers, {"gpt_neo": "GPTNeo", "codegen": "CodeGen"}.get(family, family.title()) + "Model")
+        can = getattr(kind, SUPPORTS[attribute]) if attribute != "eager" else True
+        overrides = (f"model.source={tmp_path}", f"model.attention_implementation={attribute}", "lens=none")
+        if can:
+            valid(*overrides)
+        else:
+            with pytest.raises(
+                ConfigError, match=rf"^model\.attention_implementation: transformers has no {attribute}"
+            ):
+                valid(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("variables", "device_map", "fits"),
+    [
+        ({}, "cuda:1", True),
+        ({}, "cuda:2", False),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, "cuda:1", False),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, "cuda", True),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "cuda:0", False),
+        ({"CUDA_VISIBLE_DEVICES": "0,-1,1"}, "cuda:1", False),
+        ({}, "mps", False),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "auto", True),
+    ],
+)
+def test_devices_of_this_machine(
+    variables: dict[str, str], device_map: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with two GPUs, as Linux shows them."""
+    monkeypatch.setattr(machine.os, "listdir", lambda folder: ["nvidia0", "nvidia1", "nvidiactl", "null"])
+    monkeypatch.setattr(machine.metadata, "version", lambda package: "2.13.0")
+    monkeypatch.setattr(machine.sys, "platform", "linux")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    model = ModelConfig(name="x", source="x", device_map=device_map, depends_on="x")
+    if fits:
+        check_machine(model)
+    else:
+        with pytest.raises(ConfigError, match=r"^model\.device_map: "):
+            check_machine(model)
+    monkeypatch.setattr(machine.metadata, "version", lambda package: "2.13.0+cpu")
+    assert machine.nvidia_gpus() == 0, "torch without CUDA has none, whatever the machine has"

@@ -257,6 +257,24 @@ def write_lens(
     return arrays
 
 
+def write_activations(folder: Path) -> None:
+    """Write activations.zarr: the residual stream of four prompts after every layer, at two tokens."""
+    writer = StoreWriter(
+        folder / "activations.zarr",
+        [ArraySpec("resid_post", ("layer", "prompt", "position", "hidden"), (NUM_LAYERS, 4, 2, 8), "float32")],
+        unit="prompt",
+        block_size=4,
+        attributes={
+            "sites": {"resid_post": list(range(NUM_LAYERS))},
+            "position_names": ["last", "query.last"],
+            "model": {"digest": "d" * 64},
+        },
+        static={},
+    )
+    writer.write(0, {"resid_post": np.zeros((NUM_LAYERS, 4, 2, 8), dtype=np.float32)})
+    writer.finish()
+
+
 PATCHSCOPE = {
     "kind": "patchscope", "site": "resid_post", "source_position": "last", "target": "task", "target_prompt": "king",
     "target_position": "last", "patch": "one_layer", "sources": "first", "layers": "*", "top_k": 5, "batch_size": 64,
@@ -326,6 +344,7 @@ def make_run(
     }  # fmt: skip
     OmegaConf.save(OmegaConf.create(params), folder / "params.yaml")
     write_tokens(folder, script)
+    write_activations(folder)
     labels = json.loads((folder / "tokens/manifest.json").read_text())["groups"] | (labels or {})
     for seed, name in enumerate(lenses):
         on_pairs = LENSES[name]["kind"] == "patchscope" and LENSES[name]["target"] == "task"

@@ -245,7 +245,7 @@ def test_two_folders_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("entropy_unit", "bit", "Did you mean 'bits'"),
         ("confidence", 95, "between 0 and 1"),
-        ("bootstrap_samples", 0, "at least 1"),
+        ("bootstrap_samples", 0, "expected 1 or more"),
     ],
 )
 def test_a_bad_config_is_refused(

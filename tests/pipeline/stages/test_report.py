@@ -285,6 +285,22 @@ def test_a_task_without_answers_and_no_examples(tmp_path: Path, monkeypatch: pyt
     assert (folder / "report/figures/logit_lens.svg").is_file()
 
 
+def test_without_a_lens_the_page_shows_what_was_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path / "run", lenses=(), script=False)
+    (folder / "lens.zarr").mkdir()
+    monkeypatch.chdir(folder)
+    evaluate.run()
+    report.run()
+    assert (folder / "metrics.json").read_text() == "{}\n" and read_curves() == []
+    page = parse(folder / "report/index.html")
+    assert [section.attributes["id"] for section in page.all("section")] == ["run"]
+    assert "no lens was asked for" in page.all("p", "lede")[0].text
+    assert page.all("a", "skip")[0].attributes["href"] == "#run"
+    (collected,) = [div.text for div in page.all("div") if div.text.startswith("Collected") and div.all("table")]
+    assert f"layers 0–{NUM_LAYERS - 1}; {NUM_LAYERS} layer × 4 prompt × 2 position × 8 hidden; float32" in collected
+    assert "last, query.last" in collected
+
+
 def test_labels_may_hold_any_script_or_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures' font lacks these letters, and a dollar is no formula: neither fails, nor warns."""
     labels = {"answer": "日本 $\\frac{", "latent_en": "\x00 & <b> 𐍈"}

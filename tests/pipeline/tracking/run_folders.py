@@ -18,6 +18,8 @@ def make_run_folder(
     status: str = "FINISHED",
     sweep: dict[str, object] | None = None,
     probability: float = 0.5,
+    experiment: str = "tests",
+    timeout: int = 15,
 ) -> Path:
     """Write params.yaml, run.json, metrics.json, curves.parquet, grids.parquet and a report; returns the folder."""
     folder.mkdir(parents=True)
@@ -26,7 +28,13 @@ def make_run_folder(
         "task": {"kind": "translation", "source_languages": ["de", "en"], "target_language": "it"},
         "lens": {"patchscope": {"kind": "patchscope", "patch": "one_layer", "batch_size": 4}},
         "report": {"title": "not a parameter"},
-        "tracking": {"enabled": True, "uri": uri, "experiment": "tests", "tags": {"team": "unit"}, "timeout": 1},
+        "tracking": {
+            "enabled": True,
+            "uri": uri,
+            "experiment": experiment,
+            "tags": {"team": "unit"},
+            "timeout": timeout,
+        },
     }
     OmegaConf.save(OmegaConf.create(params), folder / "params.yaml")
     rows = [

@@ -40,7 +40,7 @@ def test_an_interrupted_run_is_killed_in_mlflow_and_goes_on(repository: Path) ->
     assert "Traceback" not in said
 
     def statuses() -> list[str]:
-        client = connect(config)
+        client = connect(str(config.uri))
         experiment = client.get_experiment_by_name(config.experiment)
         assert experiment is not None
         return [found.info.status for found in client.search_runs([experiment.experiment_id])]

@@ -19,8 +19,9 @@ from interp.errors import InterpError
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import client as client_module
 from pipeline.tracking.__main__ import main
-from pipeline.tracking.client import connect, prepare
-from pipeline.tracking.runs import begin_sweep, end_sweep, log_run
+from pipeline.tracking.client import connect, target_of, tracking_uri
+from pipeline.tracking.runs import Allowance, begin_sweep, end_sweep, log_run, prepare
+from pipeline.tracking.sending import KEY_TAG, send, the_one
 from tests.pipeline.tracking.run_folders import make_run_folder, write_run
 
 
@@ -33,7 +34,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def config(root: Path) -> TrackingConfig:
-    return TrackingConfig(uri=f"sqlite:///{root}/tracked.db", experiment="tests", timeout=1)
+    return TrackingConfig(uri=f"sqlite:///{root}/tracked.db", experiment="tests")
 
 
 def free_port() -> int:
@@ -45,7 +46,7 @@ def free_port() -> int:
 
 
 def all_runs(config: TrackingConfig) -> list:  # type: ignore[type-arg]
-    client = connect(config)
+    client = connect(tracking_uri(config))
     experiment = client.get_experiment_by_name("tests")
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id]))
@@ -55,7 +56,7 @@ def test_a_run_arrives_whole_and_once(root: Path, config: TrackingConfig) -> Non
     folder = make_run_folder(root / "run", str(config.uri))
     assert log_run(folder) and log_run(folder)
     (run,) = all_runs(config)
-    client = connect(config)
+    client = connect(tracking_uri(config))
     assert run.info.status == "FINISHED" and run.info.end_time - run.info.start_time == 10_000
     assert run.data.params["task.source_languages"] == '["de", "en"]'
     assert run.data.metrics["summary/patchscope.probability.a.peak"] == 0.75
@@ -96,11 +97,12 @@ def test_a_run_whose_sending_broke_off_is_found_again(
         raise ConnectionError("the server died")
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", dies)
-    assert not log_run(folder)
+    with pytest.raises(ConnectionError):
+        send(target_of(config), str(folder))
     monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", broken)
     assert main(["sync", str(folder)]) == 0
     (run,) = all_runs(config)
-    history = connect(config).get_metric_history(run.info.run_id, "patchscope/probability/target_concept")
+    history = connect(tracking_uri(config)).get_metric_history(run.info.run_id, "patchscope/probability/target_concept")
     assert len(history) == 4, "metrics sent twice are kept once"
     assert run.info.status == "FINISHED" and len(run.inputs.dataset_inputs) == 1
 
@@ -119,25 +121,58 @@ def test_a_record_cut_short_costs_a_second_run_and_a_warning(
     assert len(all_runs(config)) == 2
 
 
-def test_a_sweep_has_one_parent(root: Path, config: TrackingConfig) -> None:
-    begin_sweep(config, "sweep 1", ["lens=a,b"])
+SWEEP = {"name": 'it\'s one, "two"=3', "key": '/tmp/it\'s, "here"=1', "overrides": ["lens=a,b"]}
+
+
+def test_a_sweep_has_one_parent_whatever_it_is_called(root: Path) -> None:
+    """Apostrophes, quotes, commas and equals signs in paths, in the sweep's name and in the experiment's."""
+    place = root / "it's, a=b"
+    config = TrackingConfig(uri=f"sqlite:///{place}/tracked.db", experiment='it\'s "one", x=1')
+    assert begin_sweep(config, SWEEP, Allowance(config, place))
     for lens in ("a", "b"):
-        log_run(make_run_folder(root / lens, str(config.uri), sweep={"name": "sweep 1", "swept": {"lens": lens}}))
-    end_sweep(config, "sweep 1", "FAILED")
-    runs = all_runs(config)
+        sweep = {"name": SWEEP["name"], "key": SWEEP["key"], "swept": {"lens": lens}}
+        folder = make_run_folder(
+            place / f"lens={lens},it's", str(config.uri), sweep=sweep, experiment=config.experiment
+        )
+        assert log_run(folder)
+    end_sweep(config, SWEEP, "FAILED", Allowance(config, place))
+    client = connect(tracking_uri(config))
+    experiment = client.get_experiment_by_name(config.experiment)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if "interpipe.sweep" in run.data.tags]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert {child.info.run_name for child in children} == {"lens=a", "lens=b"} and len(runs) == 3
     assert parent.info.status == "FAILED" and parent.data.tags["overrides"] == "lens=a,b"
+    assert parent.info.run_name == SWEEP["name"]
+
+
+def test_of_runs_that_are_made_at_once_one_stays(root: Path, config: TrackingConfig) -> None:
+    assert prepare(config, Allowance(config))
+    client = connect(tracking_uri(config))
+    experiment = client.get_experiment_by_name("tests")
+    assert experiment is not None
+
+    def make(tags: dict[str, str]) -> str:
+        """As when two others have looked, found nothing, and made theirs, before this one makes its own."""
+        for start in (1, 2):
+            client.create_run(experiment.experiment_id, start_time=start, tags=tags)
+        return str(client.create_run(experiment.experiment_id, start_time=3, tags=tags).info.run_id)
+
+    found = the_one(client, experiment.experiment_id, KEY_TAG, "it's a key", make)
+    assert client.get_run(found).info.start_time == 1
+    assert the_one(client, experiment.experiment_id, KEY_TAG, "it's a key", make) == found
+    assert len(all_runs(config)) == 2, "this one took its own back; the other process takes back its own"
 
 
 def test_a_database_is_made_once_by_many_at_once(root: Path) -> None:
     script = (
         "import pathlib, sys\n"
-        "from pipeline.tracking import client\n"
+        "from pipeline.tracking import client, runs\n"
         "from pipeline.config.tracking import TrackingConfig\n"
         "client.repository_root = lambda: pathlib.Path(sys.argv[1])\n"
-        "assert client.prepare(TrackingConfig(experiment='tests'))\n"
+        "config = TrackingConfig(experiment='tests')\n"
+        "assert runs.prepare(config, runs.Allowance(config))\n"
     )
     jobs = [subprocess.Popen([sys.executable, "-c", script, str(root)]) for _ in range(4)]
     assert [job.wait(timeout=120) for job in jobs] == [0, 0, 0, 0]
@@ -149,7 +184,7 @@ def test_a_server_that_is_down_costs_a_warning(
 ) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     config = TrackingConfig(uri=uri, experiment="tests", timeout=1)
-    assert not prepare(config)
+    assert not prepare(config, Allowance(config))
     folder = make_run_folder(root / "run ünï", uri)
     assert not log_run(folder)
     assert f"python -m pipeline.tracking sync '{folder}'" in caplog.text
@@ -194,11 +229,14 @@ def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 def test_a_server_that_dies_is_synced_later(root: Path, server: tuple[str, subprocess.Popen[bytes]]) -> None:
     uri, process = server
     config = TrackingConfig(uri=uri, experiment="tests", timeout=5)
-    assert prepare(config)
+    assert prepare(config, Allowance(config))
     first, second = make_run_folder(root / "first", uri), make_run_folder(root / "second", uri)
     assert log_run(first)
     (run,) = all_runs(config)
-    assert {file.path for file in connect(config).list_artifacts(run.info.run_id)} >= {"report", "metrics.json"}
+    assert {file.path for file in connect(tracking_uri(config)).list_artifacts(run.info.run_id)} >= {
+        "report",
+        "metrics.json",
+    }
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not log_run(second)

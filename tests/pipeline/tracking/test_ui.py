@@ -78,7 +78,7 @@ def page(swept: TrackingConfig) -> Iterator[str]:
 def test_the_chart_page_shows_the_curves_of_both_runs(
     swept: TrackingConfig, page: str, browser: webdriver.Chrome, tmp_path: Path
 ) -> None:
-    client = connect(swept)
+    client = connect(str(swept.uri))
     experiment = client.get_experiment_by_name(swept.experiment)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])

@@ -13,7 +13,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 COPIED = (
-    "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/object_cache.py",
+    "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/home.py", "pipeline/object_cache.py",
     "pipeline/stages/__init__.py", "pipeline/stages/common.py", "pipeline/stages/versions.py",
 )  # fmt: skip
 WHOLE = ("pipeline/config", "pipeline/workflow")
@@ -146,12 +146,14 @@ def hear_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def start(root: Path, folder: str, values: dict[str, Any] | None, **options: Any) -> subprocess.Popen[str]:
+def start(
+    root: Path, folder: str, values: dict[str, Any] | None, environment: dict[str, str] | None = None, **options: Any
+) -> subprocess.Popen[str]:
     """Start a run of the miniature repository, in a process group of its own; `values` None: resume it."""
     return subprocess.Popen(
         [sys.executable, "drive.py", json.dumps({"folder": folder, "params": values})],
         cwd=root,
-        env={**os.environ, "DVC_SITE_CACHE_DIR": str(root / ".site")},
+        env={**os.environ, "DVC_SITE_CACHE_DIR": str(root / ".site"), **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -161,9 +163,9 @@ def start(root: Path, folder: str, values: dict[str, Any] | None, **options: Any
     )
 
 
-def run(root: Path, folder: str, values: dict[str, Any] | None) -> tuple[int, str]:
-    """Run to the end; returns (exit status, standard error)."""
-    process = start(root, folder, values)
+def run(root: Path, folder: str, values: dict[str, Any] | None, **environment: str) -> tuple[int, str]:
+    """Run to the end, with some variables changed; returns (exit status, standard error)."""
+    process = start(root, folder, values, environment)
     output, errors = process.communicate(timeout=60)
     assert output == ""
     return process.returncode, errors

@@ -98,7 +98,7 @@ def test_a_stage_depends_on_its_own_sections_and_on_nothing_else() -> None:
         "tune": ["${model.depends_on}", "${tune.depends_on}"],
         "lens": ["${model.depends_on}", "activations.zarr", *tokens, "tuned_lens"],
         "evaluate": ["lens.zarr"],
-        "report": ["curves.parquet", "grids.parquet", "lens.zarr", *tokens],
+        "report": ["activations.zarr", "curves.parquet", "grids.parquet", "lens.zarr", *tokens],
     }
     # what a stage leaves besides its outputs would not be there when the stage comes from the cache
     assert all(f"versions/{name}.json" in stage["outs"] for name, stage in stages.items())

@@ -19,6 +19,7 @@ import yaml
 
 from pipeline.object_cache import Cache
 from pipeline.store import open_store
+from pipeline.tracking.client import connect
 from tests.pipeline.workflow.damage import flip, locked
 from tests.pipeline.workflow.miniature import REPOSITORY
 
@@ -97,6 +98,25 @@ def test_a_run_and_another_title(copy: Path) -> None:
 def test_another_lens_shares_the_activations(copy: Path) -> None:
     pipeline(copy, "hydra.run.dir=outputs/identity", "lens=logit_lens")
     assert computed(copy / "outputs/identity") == ["lens", "evaluate", "report"]
+
+
+def test_a_run_without_a_lens_is_tracked(copy: Path) -> None:
+    """`lens=[]` and `lens=none` are the same run: tokenize and collect, and a page about them."""
+    uri = f"sqlite:///{copy}/none.db"
+    said = pipeline(copy, "hydra.run.dir=outputs/none", "lens=[]", "tracking=default", f"tracking.uri={uri}")
+    assert "collected outputs/none/activations.zarr; no lens was asked for" in said
+    assert computed(copy / "outputs/none") == ["lens", "evaluate", "report"]
+    folder = copy / "outputs/none"
+    assert (folder / "lens.zarr").is_dir() and not any((folder / "lens.zarr").iterdir())
+    assert "collected" in (folder / "report/index.html").read_text(encoding="utf-8").lower()
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("interpipe")
+    assert experiment is not None
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FINISHED" and tracked.data.params["collect.sites"] == '["resid_post.*"]'
+    # The empty folder of the stage `lens` is in the cache as any other artifact is.
+    pipeline(copy, "hydra.run.dir=outputs/none again", "lens=none")
+    assert computed(copy / "outputs/none again") == [] and (copy / "outputs/none again/lens.zarr").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""What a sweep and its jobs know of one another; all of it lies in the sweep's folder.
+
+    sweep.json      the sweep's name and key, its command line, what its jobs share; the parent writes it first
+    .jobs/3.json    job 3: its overrides, its run folder, how it stands; the job itself writes it, wherever it runs
+
+Where a job runs is Hydra's to decide (`hydra.sweep.subdir`, a launcher, another machine): the parent never guesses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.stages.common import write_json
+
+__all__ = ["Job", "described", "job_began", "job_ended", "jobs_of", "new_sweep"]
+
+RECORD, JOBS = "sweep.json", ".jobs"
+WAITED = ".tracking"  # what tracking has cost the sweep (`pipeline.tracking.bounded`)
+RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep, as it says itself.
+
+    Arguments:
+        number: Hydra's number of it.
+        overrides: its own command line.
+        folder: its run folder.
+        status: `RUNNING`, `FINISHED` or `FAILED`; one that is still RUNNING when the sweep is over was killed.
+    """
+
+    number: int
+    overrides: str
+    folder: Path
+    status: str
+
+
+def new_sweep(folder: Path, name: str, overrides: Sequence[str], fixed: Sequence[str]) -> dict[str, Any]:
+    """Write what the jobs have to know of their sweep, and forget an earlier attempt in the same folder.
+
+    Arguments:
+        folder: the sweep's folder; it is there.
+        name: its name in tracking.
+        overrides: its command line.
+        fixed: the overrides that all of its jobs share.
+
+    Returns:
+        The content of `sweep.json`. An earlier attempt's key stays: it is the same sweep, gone on with.
+    """
+    for earlier in (JOBS, WAITED):
+        shutil.rmtree(folder / earlier, ignore_errors=True)
+    key = described(folder).get("key") or uuid.uuid4().hex
+    sweep = {"name": name, "key": key, "overrides": list(overrides), "fixed": list(fixed)}
+    write_json(folder / RECORD, sweep)
+    return sweep
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """The content of `sweep.json`; empty where there is none, or half of one: the job itself goes on."""
+    content: Any = {}
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def job_began(sweep: Path, number: int, overrides: Sequence[str], folder: Path) -> None:
+    """Say that a job runs, and where."""
+    _write(sweep, Job(number, " ".join(overrides), folder, RUNNING))
+
+
+def job_ended(sweep: Path, number: int, overrides: Sequence[str], folder: Path, finished: bool) -> None:
+    """Say how a job ended."""
+    _write(sweep, Job(number, " ".join(overrides), folder, FINISHED if finished else FAILED))
+
+
+def jobs_of(sweep: Path) -> list[Job]:
+    """The jobs that have begun, by number."""
+    jobs = []
+    for file in (sweep / JOBS).glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # half of one: the job is told as not begun
+            said = json.loads(file.read_text(encoding="utf-8"))
+            jobs.append(Job(said["number"], said["overrides"], Path(said["folder"]), said["status"]))
+    return sorted(jobs, key=lambda job: job.number)
+
+
+def _write(sweep: Path, job: Job) -> None:
+    content = {"number": job.number, "overrides": job.overrides, "folder": str(job.folder), "status": job.status}
+    write_json(sweep / JOBS / f"{job.number}.json", content)

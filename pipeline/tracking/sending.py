@@ -1,0 +1,176 @@
+"""Sending runs to MLflow, once each, from the files of their run folder. It runs in the process of `bounded`."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.stages.common import file_digest, write_json
+from pipeline.tracking.client import Target, connect, experiment_id, made_once
+from pipeline.tracking.payload import Payload, read_json, read_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PARAMETERS_A_BATCH, METRICS_A_BATCH, TAGS_A_BATCH = 100, 1000, 100  # MLflow's limits
+KEY_TAG, SWEEP_TAG, PARENT_TAG = "interpipe.run_key", "interpipe.sweep_key", "mlflow.parentRunId"
+
+
+def tag_value(key: str) -> str:
+    """What a key is as the value of a tag that is searched for: hexadecimal, whatever it holds.
+
+    MLflow's filters are texts in which quotes cannot be escaped; names and paths hold quotes, commas and equals signs.
+    """
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def the_one(client: MlflowClient, experiment: str, tag: str, key: str, make: Callable[[dict[str, str]], str]) -> str:
+    """The run that carries a key; it is made where there is none.
+
+    No lock guards it, since a server that hangs would hold all who wait for it: of several that were made at once all
+    but the first are deleted, and everybody comes to the same one.
+
+    Arguments:
+        client: of MLflow.
+        experiment: its id.
+        tag: name of the tag that holds the key.
+        key: the key.
+        make: makes a run with the tags that it is given; returns its id.
+    """
+    value = tag_value(key)
+
+    def found() -> list[str]:
+        runs = client.search_runs([experiment], filter_string=f"tags.`{tag}` = '{value}'", max_results=100)
+        # In one order for everybody; the times of runs that were made at once may be equal.
+        return [str(run.info.run_id) for run in sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))]
+
+    present = found()
+    if present:
+        return present[0]
+    made = make({tag: value})
+    first = (found() or [made])[0]
+    if first != made:
+        client.delete_run(made)
+    return first
+
+
+def open_sweep(target: Target, name: str, key: str, overrides: Sequence[str], *, seconds: float = 60) -> str:
+    """Make a sweep's parent run, before its jobs start; returns its id.
+
+    Arguments:
+        target: where.
+        name: name of the sweep.
+        key: of the sweep; a run's `run.json` refers to it.
+        overrides: the command line of the sweep.
+        seconds: for one call.
+    """
+    with made_once(target):
+        client = connect(target.uri, seconds)
+        experiment = experiment_id(client, target)
+    parent = _sweep_parent(client, experiment, name, key)
+    client.set_tag(parent, "overrides", " ".join(overrides)[:4000])
+    return parent
+
+
+def close_sweep(target: Target, name: str, key: str, status: str, *, seconds: float = 60) -> None:
+    """Close a sweep's parent run as `FINISHED`, `FAILED` (some job failed) or `KILLED`; else as `open_sweep`."""
+    client = connect(target.uri, seconds)
+    client.set_terminated(_sweep_parent(client, experiment_id(client, target), name, key), status=status)
+
+
+def _sweep_parent(client: MlflowClient, experiment: str, name: str, key: str) -> str:
+    """The run under which a sweep's runs stand."""
+
+    def make(tags: dict[str, str]) -> str:
+        tags = tags | {"interpipe.sweep": name, "interpipe.kind": "sweep"}
+        return str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+
+    return the_one(client, experiment, SWEEP_TAG, key, make)
+
+
+def send(target: Target, folder: str, *, seconds: float = 60) -> str:
+    """Send a run, or what is missing of it, exactly once; returns the MLflow run's id.
+
+    `tracking.json` in the run folder holds a key that the MLflow run carries as a tag: a run that was created before
+    the server died is found again. Metrics carry the run's own time, so that sending them again changes nothing.
+
+    Arguments:
+        target: where.
+        folder: the run folder.
+        seconds: for one call.
+
+    Raises:
+        InterpError: the folder holds no run.
+    """
+    place = Path(folder)
+    payload = read_run(place)
+    record_path = place / "tracking.json"
+    record, state = _record(place), file_digest(place / "run.json")
+    key = record.get("key") or uuid.uuid4().hex
+    write_json(record_path, {"key": key, "uri": target.uri, "sent": None})
+    with made_once(target):
+        client = connect(target.uri, seconds)
+        experiment = experiment_id(client, target)
+    tags = dict(payload.tags)
+    if payload.sweep:
+        tags[PARENT_TAG] = _sweep_parent(client, experiment, *payload.sweep)
+
+    def make(key_tags: Mapping[str, Any]) -> str:
+        run = client.create_run(experiment, start_time=payload.started, run_name=payload.name, tags=dict(key_tags))
+        return str(run.info.run_id)
+
+    run_id = the_one(client, experiment, KEY_TAG, key, make)
+    fill(client, run_id, payload, tags)
+    write_json(record_path, {"key": key, "uri": target.uri, "sent": state, "run_id": run_id})
+    return run_id
+
+
+def sent_already(target: Target, folder: Path) -> str | None:
+    """The id of the MLflow run that holds all that a run folder tells; None: it must be sent."""
+    record = _record(folder)
+    same = record.get("uri") == target.uri and (folder / "run.json").is_file()
+    return str(record["run_id"]) if same and record.get("sent") == file_digest(folder / "run.json") else None
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What a run folder says of its MLflow run; a record cut short (ours is written whole) says nothing."""
+    try:
+        return read_json(folder / "tracking.json")
+    except ValueError:
+        log.warning(
+            "tracking: %s cannot be read, so that a run which it named is left, and another one begun",
+            folder / "tracking.json",
+        )
+        return {}
+
+
+def fill(client: MlflowClient, run_id: str, payload: Payload, tags: dict[str, str]) -> None:
+    """Write a run's content; writing the same content again changes nothing."""
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+
+    metrics = [Metric(name, value, payload.ended, layer) for name, layer, value in payload.curves]
+    metrics += [Metric(name, value, payload.ended, 0) for name, value in payload.summary.items()]
+    parameters = [Param(key, value) for key, value in payload.parameters.items()]
+    run_tags = [RunTag(key, value) for key, value in tags.items()]
+    for start in range(0, len(run_tags), TAGS_A_BATCH):
+        client.log_batch(run_id, tags=run_tags[start : start + TAGS_A_BATCH])
+    for start in range(0, len(parameters), PARAMETERS_A_BATCH):
+        client.log_batch(run_id, params=parameters[start : start + PARAMETERS_A_BATCH])
+    for start in range(0, len(metrics), METRICS_A_BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_A_BATCH])
+    if payload.dataset is not None:
+        name, source, digest = payload.dataset
+        dataset = MetaDataset(CodeDatasetSource({"folder": source}), name=name, digest=digest[:36])
+        context = [InputTag("mlflow.data.context", "prompts")]
+        client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), context)])
+    for artifact in payload.artifacts:
+        if artifact.is_dir():
+            client.log_artifacts(run_id, str(artifact), artifact.name)
+        else:
+            client.log_artifact(run_id, str(artifact))
+    client.set_terminated(run_id, status=payload.status, end_time=payload.ended)
