@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARAMETERS_A_BATCH, METRICS_A_BATCH, TAGS_A_BATCH = 100, 1000, 100  # MLflow's limits
+log = logging.getLogger("interpipe")
 KEY_TAG, SWEEP_TAG, PARENT_TAG = "interpipe.run_key", "interpipe.sweep_key", "mlflow.parentRunId"
 
 
@@ -108,7 +111,10 @@ def send(target: Target, folder: str, *, seconds: float = 60) -> str:
     place = Path(folder)
     payload = read_run(place)
     record_path = place / "tracking.json"
-    record, state = _record(place), file_digest(place / "run.json")
+    record: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):  # cut short, as `sent_already` has said
+        record = read_json(record_path)
+    state = file_digest(place / "run.json")
     key = record.get("key") or uuid.uuid4().hex
     write_json(record_path, {"key": key, "uri": target.uri, "sent": None})
     with made_once(target):
@@ -130,21 +136,14 @@ def send(target: Target, folder: str, *, seconds: float = 60) -> str:
 
 def sent_already(target: Target, folder: Path) -> str | None:
     """The id of the MLflow run that holds all that a run folder tells; None: it must be sent."""
-    record = _record(folder)
+    file = folder / "tracking.json"
+    try:
+        record = read_json(file)
+    except ValueError:  # by a full disk or another program; ours is written whole
+        log.warning("tracking: %s cannot be read, so that a run which it named is left, and another one begun", file)
+        return None
     same = record.get("uri") == target.uri and (folder / "run.json").is_file()
     return str(record["run_id"]) if same and record.get("sent") == file_digest(folder / "run.json") else None
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    """What a run folder says of its MLflow run; a record cut short (ours is written whole) says nothing."""
-    try:
-        return read_json(folder / "tracking.json")
-    except ValueError:
-        log.warning(
-            "tracking: %s cannot be read, so that a run which it named is left, and another one begun",
-            folder / "tracking.json",
-        )
-        return {}
 
 
 def fill(client: MlflowClient, run_id: str, payload: Payload, tags: dict[str, str]) -> None:
