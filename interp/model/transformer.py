@@ -220,7 +220,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         self._take_sizes(config.get_text_config(), rename_config)
         self.parallel = record.parallel
         self.num_layers = len(self.get(record.layers))
-        self.position_limit = position_limit(self._module)
+        self.position_limit = position_limit(self._module.get_submodule(record.layers.rpartition(".")[0]))
         self.tail = Tail.of(record, config.get_text_config(), self._module)
         source = None if rename_config is None else rename_config.attn_prob_source
         self.attention_access = AttentionAccess(
