@@ -48,7 +48,7 @@ def position_limit(module: nn.Module) -> int | None:
     """How many positions a model has a table for, learned or fixed; None: it computes them, or needs none.
 
     Arguments:
-        module: the model.
+        module: what holds the layers; beside them there may be a tower for images, with positions of its own.
     """
     for name, part in module.named_modules():
         leaf = name.rpartition(".")[2]

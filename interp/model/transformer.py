@@ -244,7 +244,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         self._take_sizes(config.get_text_config())
         self.parallel = record.parallel
         self._num_layers = len(self.get(record.layers))
-        self.position_limit = position_limit(self._module)
+        self.position_limit = position_limit(self._module.get_submodule(record.layers.rpartition(".")[0]))
         self.tail = Tail.of(record, config.get_text_config(), self._module)
         given = self._given.rename_config
         source = None if given is None else given.attn_prob_source

@@ -19,7 +19,6 @@ from interp.lenses import (
     patchscope_lens_on_prompts,
 )
 from interp.lenses.tuned import GivenSequences, TunedLens, evaluate_tuned_lens
-from interp.model.fed import position_limit
 from interp.sites import Site
 from tests.families import build
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -74,13 +73,13 @@ def test_ids_without_an_embedding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "limit"), [("gpt2", 256), ("opt", 256), ("gptj", 256), ("llama", None), ("bloom", None), ("mpt", None)]
+    ("name", "limit"), [("gpt2", 256), ("opt", 256), ("gptj", 256), ("llama", None), ("bloom", None), ("gemma3", None)]
 )
 def test_positions_that_a_model_has_a_table_for(name: str, limit: int | None) -> None:
-    module: Any = build(name)
-    config = module.config
+    model = StandardizedTransformer(build(name), tokenizer=tiny_tokenizer(), verify=False)
+    config = model._module.config
     known = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None)
-    assert position_limit(module) == (limit and known)
+    assert model.position_limit == (limit and known)
 
 
 TOO_LONG: dict[str, Callable[[StandardizedTransformer, list[int]], Any]] = {

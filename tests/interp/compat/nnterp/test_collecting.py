@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from nnsight.modeling.transformers import TransformersModel
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from interp.compat.nnterp import StandardizedTransformer
 from interp.compat.nnterp.interventions import patch_object_attn_lens
+from interp.compat.nnterp.lenses import logit_lens
 from interp.compat.nnterp.nnsight_utils import (
     collect_last_token_activations_session,
     collect_token_activations_batched,
@@ -188,3 +191,27 @@ def test_errors() -> None:
         collect_token_activations_batched(model, PROMPTS, 0)
     with pytest.raises(InterpError, match="expected a list"):
         collect_token_activations_batched(model, "one prompt", 2)
+
+
+def test_prompts_as_encodings_and_columns() -> None:
+    """In batches too: an encoding has as many entries as keys, and is no list of prompts as it is."""
+    model = standardized("llama")
+    texts = ["The quick brown fox", "cat", "The lazy dog jumps over"]
+    tokenizer = model.tokenizer
+    encoding = tokenizer(texts, padding=True, return_tensors="pt")
+    wanted = get_token_activations(model, texts)
+    for given in (encoding, dict(encoding), pd.Series(texts), np.array(texts)):
+        torch.testing.assert_close(get_token_activations(model, given), wanted)
+        for collect in (collect_token_activations_batched, collect_last_token_activations_session):
+            torch.testing.assert_close(collect(model, given, batch_size=2), wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(logit_lens(model, given), logit_lens(model, texts), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        patch_object_attn_lens(model, encoding, encoding, -1), patch_object_attn_lens(model, texts, texts, -1)
+    )
+    calls = compute_next_token_probs, logit_lens, lambda model, given: patch_object_attn_lens(model, given, texts, -1)
+    for wrong in ({"a": "cat"}, pd.DataFrame({"text": texts}), set(texts), None, 5):
+        for call in calls:
+            with pytest.raises(InterpError, match="prompts: expected texts, Prompts or lists of token ids"):
+                call(model, wrong)
+        with pytest.raises(InterpError, match="prompts: expected texts, Prompts or lists of token ids"):
+            collect_token_activations_batched(model, wrong, batch_size=2)
