@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from interp.prompts.answers import POLICIES, AnswerTokens, answer_tokens
 from interp.prompts.encoding import Encoded, encode
 from interp.prompts.identity import IDENTITY_PROMPTS, identity_prompt
+from interp.prompts.occurrences import Occurrence, find_word
 from interp.prompts.prompt import Collision, Prompt, Target
 from interp.prompts.repeat import repeat_prompt
 
@@ -51,6 +52,7 @@ __all__ = [
     "AnswerTokens",
     "Collision",
     "Encoded",
+    "Occurrence",
     "Prompt",
     "ResolvedTargets",
     "SharedPrefix",
@@ -67,6 +69,7 @@ __all__ = [
     "encode",
     "entity_description_prompt",
     "few_shot_prompt",
+    "find_word",
     "identity_prompt",
     "repeat_chat_prompt",
     "repeat_prompt",
