@@ -1,4 +1,7 @@
-"""Rows of a table that the user brings: CSV, TSV, JSON, JSON lines, parquet, or a dataset on the hub."""
+"""Rows of a table that the user brings: CSV, TSV, JSON, JSON lines, parquet, or a dataset on the hub.
+
+Files are read by `pipeline.tables`, which the check of the config reads them by too.
+"""
 
 from __future__ import annotations
 

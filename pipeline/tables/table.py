@@ -1,0 +1,111 @@
+"""What a file of rows holds, however it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from interp.errors import InterpError, nearest
+
+__all__ = ["Cell", "Note", "Table", "TableError"]
+
+# A text; the source text of a number or a boolean (a `Literal`); None where the file has no value; a list of cells, and in
+# JSON a list of whatever stands there. Objects inside objects are columns with dotted names.
+Cell = Any
+
+
+class TableError(InterpError):
+    """A file that cannot be read as rows. The message names file and line, and no setting: the caller knows that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about a file that its reader should know, and that does not keep it from being read.
+
+    Arguments:
+        what: as it follows its count in a sentence (`blank lines left out`).
+        count: how often; 1 for what holds for the file as a whole.
+        examples: a few of them, with their lines.
+    """
+
+    what: str
+    count: int = 1
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of a file.
+
+    Arguments:
+        path: the file, as messages name it.
+        columns: names of the columns, in order; what nobody asks for may be empty or stand twice.
+        rows: cells of each row, one per column.
+        lines: where each row begins in the file, counted from 1; in parquet the number of the row.
+        written: how the file is written, for people (`CSV, separated by ';', latin-1, gzip`).
+        typed: whether the format has lists, numbers and missing values of its own (JSON, parquet), so that a text is
+            a text and never stands for one of them.
+        notes: what its reader should know.
+    """
+
+    path: str
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[Cell]]
+    lines: Sequence[int]
+    written: str
+    typed: bool = False
+    notes: tuple[Note, ...] = ()
+
+    def index(self, column: str) -> int:
+        """Where a column stands.
+
+        Raises:
+            TableError: there is no such column, or several; the message names those that there are.
+        """
+        places = [place for place, name in enumerate(self.columns) if name == column]
+        if len(places) == 1:
+            return places[0]
+        named = ", ".join(map(repr, self.columns))
+        if places:
+            raise TableError(
+                f"{self.path} has {len(places)} columns {column!r}, it has {named}. Rename all but the one that is meant."
+            )
+        skipped = "".join(f" ({note.count} {note.what})" for note in self.notes if "on top" in note.what)
+        raise TableError(
+            f"{self.path} has no column {column!r}, it has {named}{skipped}.{nearest(column, self.columns)}"
+        )
+
+    def where(self, row: int) -> str:
+        """A row as messages name it: `own.csv, line 7`."""
+        return f"{self.path}, {'row' if self.written.startswith('parquet') else 'line'} {self.lines[row]}"
+
+    def noted(self, *notes: Note) -> Table:
+        """The same table with further notes; those that count nothing are left out."""
+        return replace(self, notes=(*self.notes, *(note for note in notes if note.count)))
+
+    @classmethod
+    def from_records(cls, path: str, records: Iterable[dict[str, Cell]], lines: Sequence[int], written: str) -> Table:
+        """A typed table from one mapping a row; columns stand in the order in which they first occur.
+
+        Arguments:
+            path, lines, written: as above.
+            records: column -> cell; a column that a row lacks is None there. Mappings in a cell become columns with
+                dotted names.
+        """
+        flat = [_flat(record) for record in records]
+        columns = tuple(dict.fromkeys(name for record in flat for name in record))
+        rows = [tuple(record.get(name) for name in columns) for record in flat]
+        return cls(path, columns, rows, lines, written, typed=True)
+
+
+def _flat(record: dict[str, Cell], prefix: str = "") -> dict[str, Cell]:
+    """An object whose objects are dotted names; a key that is spelled with dots in the file goes before a nested one."""
+    nested: dict[str, Cell] = {}
+    own: dict[str, Cell] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            nested |= _flat(value, f"{prefix}{key}.")
+        else:
+            own[f"{prefix}{key}"] = value
+    return nested | own if nested else own
