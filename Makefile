@@ -17,8 +17,8 @@ help: ## show this list
 run: $(READY) ## run the default experiment: config, stages, store, tracking, report (ARGS="lens=logit_lens" to change it)
 	@$(BIN)/python -m pipeline $(ARGS)
 
-test: $(READY) ## run all tests (ARGS="tests/interp -k lens" for some)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run all tests, on all cores (ARGS="tests/interp -k lens" for some)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: $(READY) ## check format, style, types and the direction of imports
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 
 from tests.tiny import tiny_folder
 
-# Two busy processes on two cores stall at OpenMP's barriers.
+# Two busy processes on two cores stall at OpenMP's barriers: neither this one nor those that it starts have threads.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
