@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
+from pipeline.tables import is_table_file
 
 ROOT = Path(pipeline.__file__).resolve().parent.parent
 LINKED = ("interp", "pipeline")  # a run folder links to these folders of the repository
 HUB_MODEL = "pipeline/config/hub_model.txt"
 HUB_DATASET = "pipeline/config/hub_dataset.txt"
-PROMPT_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 
 # The key of each kind of task that names its input file.
@@ -35,7 +35,7 @@ def is_local(source: str, standing: Path) -> bool:
     """
     if source.startswith(("/", "./", "../", "~", "pipeline/", "interp/")) or source in {".", ".."}:
         return True
-    if source.endswith(PROMPT_FILES) or source.count("/") > 1:  # a hub id has one slash at most
+    if is_table_file(source) or source.count("/") > 1:  # a hub id has one slash at most
         return True
     return (standing / source).exists()
 

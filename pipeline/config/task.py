@@ -70,6 +70,7 @@ class ClozeConfig:
         kind: `cloze`.
         sentences: path of a JSON-lines file with `concept`, `language`, `text` (where `___` stands for the word) and
             `words`, the accepted words in that language; a concept's rows in other languages give its words there.
+        encoding: as in `NextTokenConfig`.
         language: language of the sentences.
         latent_languages: further languages whose words are measured.
         shots: solved sentences before the question.
@@ -80,6 +81,7 @@ class ClozeConfig:
 
     kind: str = "cloze"
     sentences: str = MISSING
+    encoding: str = "auto"
     language: str = MISSING
     latent_languages: list[str] = field(default_factory=list)
     shots: int = 2
@@ -92,17 +94,26 @@ class ClozeConfig:
 
 @dataclass(frozen=True)
 class NextTokenConfig:
-    """The user's own prompts: from CSV, JSON lines, parquet or a hub dataset (`datasets.load_dataset`).
+    """The user's own prompts: from a file or a hub dataset (`datasets.load_dataset`).
 
     Arguments:
         kind: `next_token`.
-        source: a file (`.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`), or a dataset id on the hub.
+        source: a file (`.csv`, `.tsv`, `.txt` with a prompt a line, `.json`, `.jsonl`, `.ndjson`, `.parquet`; also
+            compressed: `.gz`), or a dataset id on the hub.
         name: configuration of a hub dataset.
         split: split of a hub dataset.
         revision: revision of a hub dataset.
-        prompt_column: column that holds the prompts.
-        target_columns: columns that hold accepted answers (a string or a list of strings), one target group each.
+        encoding: of a file's text: `auto` (what its byte-order mark says, else UTF-8), or `latin-1`, `cp1252`, ...
+        quoting: what a cell of CSV and TSV that begins with `"` is: `auto` (quoted where the sign is closed before a
+            delimiter or the line's end, else text), `rfc4180` (quoted) or `none` (text).
+        prompt_column: column that holds the prompts. Objects inside JSON objects are reached by dots:
+            `requested_rewrite.prompt`.
+        subject_column: column whose text stands in for `{}` in a prompt; null: `{}` is text.
+        target_columns: columns that hold accepted answers (a text or a number, or a list of those), one target group
+            each.
         label_columns: columns kept as labels.
+        list_cells: which texts that spell a list, such as `['Buch', 'Band']`, are lists of accepted answers: `auto`:
+            those of CSV, TSV and text files; `always`: also those of JSON and parquet; `text`: none.
         max_prompts: how many rows at most, in order; null: all.
         target_policy: as in `TranslationConfig`.
         depends_on: the file that the stage depends on; for a hub dataset this project's own marker file.
@@ -113,9 +124,13 @@ class NextTokenConfig:
     name: str | None = None
     split: str = "train"
     revision: str | None = None
+    encoding: str = "auto"
+    quoting: str = "auto"
     prompt_column: str = "prompt"
+    subject_column: str | None = None
     target_columns: list[str] = field(default_factory=list)
     label_columns: list[str] = field(default_factory=list)
+    list_cells: str = "auto"
     max_prompts: int | None = None
     target_policy: str = "first_token"
     depends_on: str = MISSING
@@ -127,12 +142,13 @@ class AttributeExtractionConfig:
 
     Arguments:
         kind: `attribute_extraction`.
-        source: a file (`.csv`, `.tsv`, `.jsonl`, `.json`, `.parquet`), one subject and attribute a row; the defaults of
-            the columns are those of the files that go with the paper.
-        prompt_column: column that holds the source prompts, texts in which the subject occurs.
+        source: a file, one subject and attribute a row; the defaults of the columns are those of the files that go with
+            the paper.
+        encoding, quoting, list_cells: as in `NextTokenConfig`.
+        prompt_column: column that holds the source prompts, texts in which the subject occurs, or `{}` in its place.
         subject_column: column that holds the subjects; where one occurs more than once, its last occurrence is read.
         target_column: column that holds the prompts that are patched into.
-        answer_column: column that holds the accepted attributes, a text or a list of texts.
+        answer_column: column that holds the accepted attributes, a text or a number, or a list of those.
         placeholder: the word of a target prompt that is written over, at its last occurrence.
         label_columns: columns kept as labels.
         max_prompts: how many rows at most, in order; null: all.
@@ -142,12 +158,15 @@ class AttributeExtractionConfig:
 
     kind: str = "attribute_extraction"
     source: str = MISSING
+    encoding: str = "auto"
+    quoting: str = "auto"
     prompt_column: str = "prompt_source"
     subject_column: str = "subject"
     target_column: str = "prompt_target"
     answer_column: str = "object"
     placeholder: str = "x"
     label_columns: list[str] = field(default_factory=list)
+    list_cells: str = "auto"
     max_prompts: int | None = None
     target_policy: str = "first_token"
     depends_on: str = MISSING

@@ -36,6 +36,7 @@ from pipeline.config.tracking import TrackingConfig, tracking_from
 from pipeline.config.tune import AFFINE, KINDS, LOSSES, OPTIMIZERS, TuneConfig, tune_from
 from pipeline.config.validate_lens import check_lens, check_span, close
 from pipeline.config.validate_tune import check_tune
+from pipeline.tables import QUOTING
 
 Rule = TypeVar("Rule")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -45,6 +46,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention",
     ),
     "task.target_policy": ("first_token", "all_prefixes", "exact"),
+    "task.quoting": QUOTING,
+    "task.list_cells": ("auto", "always", "text"),
     "collect.dtype": ("model", *DTYPES),
     "tune.kind": KINDS,
     "tune.loss": LOSSES,

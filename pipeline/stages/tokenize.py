@@ -63,6 +63,10 @@ def tokenize() -> dict[str, float]:
     digest = tokenizer_digest(tokenizer)  # before use: some tokenizers note their last padding in themselves
     data = make(task, tokenizer, context_length(config))
     manifest = write_tokens(data, "tokens", kind=task.kind, tokenizer_digest=digest)
+    if data.read_as:
+        log.info("%s is read as %s", getattr(task, "source", "the file"), data.read_as)
+    for note in data.notes:
+        log.warning("%d %s%s", note.count, note.what, f": {'; '.join(note.examples)}" if note.examples else "")
     log.info("%s", ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in data.counts.items()))
     return {"tokens": manifest["tokens"], "prompts": len(data.prompts)}
 
@@ -145,6 +149,8 @@ def write_tokens(data: TaskData, folder: str | Path, *, kind: str, tokenizer_dig
         "tokens": sum(len(row.input_ids) for row in data.prompts),
         "counts": dict(data.counts),
         "groups": dict(data.groups),
+        "read_as": data.read_as,
+        "notes": [{"what": note.what, "count": note.count, "examples": list(note.examples)} for note in data.notes],
     }
     with scratch("tokenize", digest_of(manifest)) as unfinished:
         for name, table in tables.items():

@@ -3,8 +3,14 @@
 The check of a config and the stage `tokenize` read a file through the same function, so that they cannot disagree.
 """
 
+from pipeline.tables.decoding import check_encoding
+from pipeline.tables.delimited import QUOTING
 from pipeline.tables.json_rows import Literal, parse_json
-from pipeline.tables.reading import SUFFIXES, read_table
+from pipeline.tables.reading import SUFFIXES, from_arrow, is_table_file, read_table
+from pipeline.tables.sentences import Sentence, read_sentences
 from pipeline.tables.table import Cell, Note, Table, TableError
 
-__all__ = ["SUFFIXES", "Cell", "Literal", "Note", "Table", "TableError", "parse_json", "read_table"]
+__all__ = [
+    "QUOTING", "SUFFIXES", "Cell", "Literal", "Note", "Sentence", "Table", "TableError",
+    "check_encoding", "from_arrow", "is_table_file", "parse_json", "read_sentences", "read_table",
+]  # fmt: skip

@@ -10,9 +10,10 @@ from interp.errors import InterpError, nearest
 
 __all__ = ["Cell", "Note", "Table", "TableError"]
 
-# A text; the source text of a number or a boolean (a `Literal`); None where the file has no value; a list of cells, and in
-# JSON a list of whatever stands there. Objects inside objects are columns with dotted names.
+# A text; the source text of a number or a boolean (a `Literal`); None where the file has no value; a list of cells, and
+# in JSON a list of whatever stands there. Objects inside objects are columns with dotted names.
 Cell = Any
+NAMED = 30  # columns in a message
 
 
 class TableError(InterpError):
@@ -66,10 +67,10 @@ class Table:
         places = [place for place, name in enumerate(self.columns) if name == column]
         if len(places) == 1:
             return places[0]
-        named = ", ".join(map(repr, self.columns))
+        named = ", ".join(map(repr, self.columns[:NAMED])) + (", ..." if len(self.columns) > NAMED else "")
         if places:
             raise TableError(
-                f"{self.path} has {len(places)} columns {column!r}, it has {named}. Rename all but the one that is meant."
+                f"{self.path} has {len(places)} columns {column!r}: {named}. Rename all but the one that is meant."
             )
         skipped = "".join(f" ({note.count} {note.what})" for note in self.notes if "on top" in note.what)
         raise TableError(
@@ -99,13 +100,21 @@ class Table:
         return cls(path, columns, rows, lines, written, typed=True)
 
 
-def _flat(record: dict[str, Cell], prefix: str = "") -> dict[str, Cell]:
-    """An object whose objects are dotted names; a key that is spelled with dots in the file goes before a nested one."""
-    nested: dict[str, Cell] = {}
-    own: dict[str, Cell] = {}
-    for key, value in record.items():
+def _flat(record: dict[str, Cell]) -> dict[str, Cell]:
+    """A row whose objects are dotted names; a key that the file spells with dots goes before a nested one."""
+    if not any(isinstance(value, dict) for value in record.values()):
+        return record
+    nested: list[tuple[int, str, Cell]] = []
+    left = [(0, key, value) for key, value in reversed(record.items())]
+    while left:  # by hand: a file may be nested deeper than Python calls
+        depth, name, value = left.pop()
         if isinstance(value, dict):
-            nested |= _flat(value, f"{prefix}{key}.")
+            left += [(depth + 1, f"{name}.{key}", inner) for key, inner in reversed(value.items())]
         else:
-            own[f"{prefix}{key}"] = value
-    return nested | own if nested else own
+            nested.append((depth, name, value))
+    flat: dict[str, Cell] = {}
+    own = {name for depth, name, _ in nested if depth == 0}
+    for depth, name, value in nested:
+        if depth == 0 or name not in own:
+            flat[name] = value
+    return flat

@@ -8,7 +8,7 @@ from pipeline.config.base import ConfigError
 from pipeline.config.task import NextTokenConfig
 from pipeline.tasks.build import Answer, Answers, make_row
 from pipeline.tasks.records import TaskData
-from pipeline.tasks.tables import Source, read_rows, text_of, words_of
+from pipeline.tasks.tables import BLANK, Rows, Source, filled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,30 +31,41 @@ def make_next_token(
 
     Raises:
         ConfigError: the source cannot be read, or lacks a column.
-        InterpError: a row has no usable prompt or answer; the message names the row, counted from 0.
+        InterpError: a row has something else than a text as its prompt, or an answer that is none, or no row is left;
+            the message names the line. A row without a prompt is left out, and counted.
     """
     if "collides" in config.label_columns:
         raise ConfigError("task.label_columns: 'collides' is a label that the task writes itself. Rename the column.")
     columns = {
         "prompt_column": [config.prompt_column],
+        "subject_column": [] if config.subject_column is None else [config.subject_column],
         "target_columns": config.target_columns,
         "label_columns": config.label_columns,
     }
-    source = Source(config.source, config.name, config.split, config.revision)
-    rows, total = read_rows(source, columns, config.max_prompts)
+    rows = Rows(
+        Source(config.source, config.name, config.split, config.revision, config.encoding, config.quoting,
+               config.list_cells),
+        columns,
+        config.max_prompts,
+    )  # fmt: skip
     answers = Answers(tokenizer, config.target_policy)
     prompts = []
     missing = unusable = 0
-    for number, values in enumerate(rows):
-        where = f"{config.source}, row {number}"
-        prompt = text_of(values[config.prompt_column], config.prompt_column, where)
+    for where, values in rows:
+        prompt = rows.text(values, config.prompt_column, where, "prompt")
+        if prompt is None:
+            continue
+        if config.subject_column is not None and BLANK in prompt:
+            subject = rows.text(values, config.subject_column, where, "subject")
+            if subject is None:
+                continue
+            prompt, _ = filled(prompt, subject)
         groups: dict[str, Answer] = {}
         for column in config.target_columns:
-            words = words_of(values[column], f"{where}, column {column!r}")
+            words = rows.words(values, column, where)
             groups[column] = answers(words)
             missing += not words
             unusable += bool(words) and not groups[column].token_ids
-        labels = {column: "" if values[column] is None else str(values[column]) for column in config.label_columns}
         prompts.append(
             make_row(
                 tokenizer,
@@ -62,17 +73,20 @@ def make_next_token(
                 where=where,
                 prompt=prompt,
                 spans={},
-                labels=labels,
+                labels=rows.labels(values, config.label_columns),
                 answers=groups,
             )
         )
+    rows.check_left(len(prompts))
     counts = {
-        "rows": total,
-        "rows_over_limit": total - len(prompts),
+        "rows": rows.total,
+        "rows_over_limit": rows.total - rows.used,
+        "rows_left_out": rows.dropped,
         "prompts": len(prompts),
         "prompts_colliding": sum(row.labels["collides"] == "yes" for row in prompts),
         "answers_missing": missing,
         "answers_without_tokens": unusable,
         "words_without_tokens": len(answers.unusable),
     }
-    return TaskData(prompts, counts=counts, groups={column: column for column in config.target_columns})
+    groups_named = {column: column for column in config.target_columns}
+    return TaskData(prompts, counts=counts, groups=groups_named, notes=rows.notes(), read_as=rows.read_as)
