@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.tables.literals import listed
+from pipeline.tables.list_cells import listed_in
 from pipeline.tables.table import Cell, Note, Table, TableError
 
 __all__ = ["FORMATS", "Found", "Sample", "Slot", "first", "joined", "of_object", "of_rows", "slot_of"]
@@ -122,10 +122,10 @@ def of_rows(table: Table) -> Found | None:
         return Found("counterfact", [_rewrite(row, line) for row, line in placed])
     if "pattern" in columns and all("[X]" in str(row["pattern"]) for row in rows):
         slots = [slot_of(str(row["pattern"]), "[X]") for row in rows]
-        return Found("pararel", templates={stem: slots}, notes=_unaskable(slots))
+        return Found("pararel", templates={stem: slots})
     if {"relation", "template"} <= columns and all("[X]" in str(row["template"]) for row in rows):
         named = {str(row["relation"]): [slot_of(str(row["template"]), "[X]")] for row in rows}
-        return Found("lama", templates=named, notes=_unaskable([slot for slots in named.values() for slot in slots]))
+        return Found("lama", templates=named)
     if "obj_label" in columns and columns & {"sub_label", "masked_sentences", "evidences"}:
         masked = bool(columns & {"masked_sentences", "evidences", "predicate_id"})
         return Found("lama" if masked else "pararel", [_masked(row, line, stem) for row, line in placed])
@@ -166,10 +166,6 @@ def slot_of(template: str, mark: str = "{}") -> Slot | None:
     if mark != "[X]":
         return Slot(before, after)
     return None if "[Y]" in before else Slot(before, after.split("[Y]")[0].rstrip())
-
-
-def _unaskable(slots: Sequence[Slot | None]) -> list[Note]:
-    return [Note("templates left out, in which the answer stands before the subject", slots.count(None))]
 
 
 def _relation(content: Mapping[str, Any], path: str) -> Found:
@@ -226,12 +222,16 @@ def _entities(content: Mapping[str, Mapping[str, Cell]]) -> Found:
 def _translation_prompts(content: Mapping[str, Mapping[str, Cell]]) -> Found:
     samples = []
     for line, (words, row) in enumerate(content.items(), 1):
-        prompt, word = str(row["prompt"]), str(first(listed(words)))
+        prompt, word = _string(row["prompt"]), _string(first(listed_in(words, f"key {line}") or words))
         at = prompt.rfind(word)
-        samples.append(Sample("translation", word, listed(str(row["target"])), line,
+        samples.append(Sample("translation", word, _answers(row["target"], line), line,
                               {key: row[key] for key in row if key not in ("prompt", "target")},
                               (prompt, at if at >= 0 else None)))  # fmt: skip
     return Found("translation_prompts", samples)
+
+
+def _answers(cell: Cell, line: int) -> Cell:
+    return (listed_in(cell, f"key {line}") or cell) if isinstance(cell, str) else cell
 
 
 def _string(cell: Cell) -> str:

@@ -21,17 +21,31 @@ template asked of a placeholder. Where the places of subject and placeholder are
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from interp.errors import nearest
-from pipeline.tables.facts import FORMATS, Found, Sample, Slot, first, joined, of_object, of_rows, slot_of
+from pipeline.tables.facts import FORMATS, Found, Sample, Slot, first, of_object, of_rows, slot_of
 from pipeline.tables.json_rows import Literal
-from pipeline.tables.literals import listed
+from pipeline.tables.list_cells import listed_in
 from pipeline.tables.table import Cell, Note, Table, TableError
 
-__all__ = ["FORMATS", "Choice", "known_formats", "made", "recognised_object", "recognised_rows", "unknown_keys"]
+__all__ = [
+    "FORMATS",
+    "STARTS",
+    "Choice",
+    "hint",
+    "made",
+    "recognised_object",
+    "recognised_rows",
+    "unknown_keys",
+]
+
+
+# Column of a prompt -> the column that says where its subject, or its placeholder, begins.
+STARTS = {"prompt": "subject_start", "prompt_source": "source_subject_start", "prompt_target": "placeholder_start"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +84,8 @@ def recognised_object(content: Mapping[str, Any], path: str, choice: Choice) -> 
         TableError: the content is not what its keys promise, or lacks what the choice names.
     """
     found = None if choice.format == "table" else of_object(content, path)
-    _check_format(found, choice, path, content)
-    return None if found is None else made([found], path, choice, "JSON")
+    check_format(found, choice, path, content)
+    return None if found is None else made(found, path, choice, "JSON")
 
 
 def recognised_rows(table: Table, choice: Choice) -> Table | None:
@@ -79,30 +93,37 @@ def recognised_rows(table: Table, choice: Choice) -> Table | None:
     if choice.format == "table":
         return None
     if {"prompt_source", "prompt_target", "subject", "object"} <= set(table.columns):
-        _check_format(Found("patchscopes"), choice, table.path, table.columns)
+        check_format(Found("patchscopes"), choice, table.path, table.columns)
         return _patchscopes(table)
     found = of_rows(table)
-    _check_format(found, choice, table.path, table.columns)
-    return None if found is None else made([found], table.path, choice, table.written).noted(*table.notes)
+    check_format(found, choice, table.path, table.columns)
+    if found is None:
+        return None
+    rows = made(found, table.path, choice, table.written)
+    return replace(rows, typed=table.typed, notes=(*table.notes, *rows.notes))
 
 
-def _check_format(found: Found | None, choice: Choice, path: str, keys: Iterable[str]) -> None:
+def check_format(found: Found | None, choice: Choice, path: str, keys: Iterable[str]) -> None:
+    """Raise `TableError` where a format is asked for, and another or none was found."""
     if choice.format not in ("auto", "table") and (found is None or found.format != choice.format):
         name, expected = FORMATS[choice.format]
         came = f"the keys of {FORMATS[found.format][0]}" if found else _listed_keys(keys)
         raise TableError(f"{path}: expected {name} with the keys {expected}, got {came}.")
 
 
-def known_formats() -> str:
-    """The formats and their keys, in a sentence."""
-    return "; ".join(f"{name} ({keys})" for name, keys in FORMATS.values())
+def hint(table: Table) -> str:
+    """What to say of a column that a table lacks: nothing where it is of a known format, else which those are."""
+    if any(table.written.startswith(name) for name, _ in FORMATS.values()):
+        return ""
+    return f" Its keys are of no published data set that is known: {', '.join(name for name, _ in FORMATS.values())}."
 
 
 def unknown_keys(path: str, keys: Iterable[str]) -> TableError:
     """The error for a file that is neither a list of rows nor of a known format."""
+    known = "; ".join(f"{name} ({expected})" for name, expected in FORMATS.values())
     return TableError(
         f"{path} has the keys {_listed_keys(keys)}, which no known format has. Expected a list of objects, one a row, "
-        f"or one of these: {known_formats()}."
+        f"or one of these: {known}."
     )
 
 
@@ -111,13 +132,12 @@ def _listed_keys(keys: Iterable[str]) -> str:
     return ", ".join(map(repr, listed_keys[:8])) + (", ..." if len(listed_keys) > 8 else "") or "none"
 
 
-def made(parts: Sequence[Found], path: str, choice: Choice, written: str) -> Table:
+def made(found: Found, path: str, choice: Choice, written: str) -> Table:
     """The rows of a data set.
 
     Raises:
         TableError: it has no facts, or nothing of what the choice names.
     """
-    found = joined(parts, path)
     name = FORMATS[found.format][0]
     known = list(dict.fromkeys(sample.relation for sample in found.samples))
     if not known:
@@ -133,8 +153,9 @@ def made(parts: Sequence[Found], path: str, choice: Choice, written: str) -> Tab
     for relation in wanted:
         samples = [sample for sample in found.samples if sample.relation == relation]
         for number, slot in _chosen(found, relation, choice, path):
+            examples = _Examples(samples, slot, found.separator, choice)
             for sample in samples:
-                record = _record(sample, number, slot, samples, found, choice)
+                record = _record(sample, number, slot, examples, choice)
                 skipped += record is None
                 if record is not None:
                     records.append(record)
@@ -145,8 +166,9 @@ def made(parts: Sequence[Found], path: str, choice: Choice, written: str) -> Tab
     table = Table.from_records(path, records, lines, f"{name}, {written}: {', '.join(counted)}")
     return table.noted(
         *found.notes,
-        Note("relations without a template left out", unasked),
-        Note("samples without a prompt left out", skipped),
+        Note("templates in which the answer stands before the subject, left out", slots.count(None)),
+        Note("relations without a template, left out", unasked),
+        Note("samples without a prompt, left out", skipped),
     )
 
 
@@ -177,7 +199,7 @@ def _chosen(found: Found, relation: str, choice: Choice, path: str) -> list[tupl
             what = "in each the answer stands before the subject" if slots else "there is none"
             raise TableError(
                 f"{path}: no template of the relation {relation!r} can be asked: {what}. Give one, such as "
-                "task.template='The capital of {} is', or name the folder that holds its templates."
+                "task.prompt_template='The capital of {} is', or name the folder that holds its templates."
             )
         return (usable if choice.template else usable[:1]) or [("", None)]
     if choice.template.isdecimal():
@@ -190,18 +212,14 @@ def _chosen(found: Found, relation: str, choice: Choice, path: str) -> list[tupl
 
 
 def _record(
-    sample: Sample, number: str, slot: Slot | None, others: Sequence[Sample], found: Found, choice: Choice
+    sample: Sample, number: str, slot: Slot | None, examples: _Examples, choice: Choice
 ) -> dict[str, Cell] | None:
     """The columns of one row; None where there is no prompt for it."""
     asked = _asked(sample, slot)
     if asked is None:
         return None
     prompt, start = asked
-    shown = "".join(
-        f"{text[0]} {first(other.answers)}{found.separator}"
-        for other in _shots(sample, others, choice)
-        if (text := _asked(other, slot))
-    )
+    shown = examples.before(sample)
     template = slot or sample.slot
     record: dict[str, Cell] = {
         **sample.own,
@@ -214,10 +232,10 @@ def _record(
         "template": number or sample.own.get("template"),
     }
     if start is not None:
-        record |= {"subject_start": Literal(len(shown) + start), "source_subject_start": Literal(start)}
+        record |= {STARTS["prompt"]: Literal(len(shown) + start), STARTS["prompt_source"]: Literal(start)}
     if template is not None:
         record |= {"prompt_target": template.filled(choice.placeholder)}
-        record |= {"placeholder_start": Literal(len(template.before))}
+        record |= {STARTS["prompt_target"]: Literal(len(template.before))}
     return record
 
 
@@ -228,32 +246,57 @@ def _asked(sample: Sample, slot: Slot | None) -> tuple[str, int | None] | None:
     return (slot.filled(sample.subject), len(slot.before)) if sample.subject else None
 
 
-def _shots(sample: Sample, others: Sequence[Sample], choice: Choice) -> list[Sample]:
-    """The solved examples of one row: seed, relation and subject alone decide which."""
-    if not choice.shots:
-        return []
-    pool = [one for one in others if one.subject != sample.subject and one.subject and first(one.answers)]
-    if len(pool) < choice.shots:
-        raise TableError(
-            f"expected at least {choice.shots} other samples of the relation {sample.relation!r} for task.shots="
-            f"{choice.shots}, it has {len(pool)}. Lower task.shots."
-        )
-    return random.Random(f"{choice.seed} {sample.relation} {sample.subject}").sample(pool, choice.shots)
+class _Examples:
+    """The solved examples of one relation."""
+
+    def __init__(self, samples: Sequence[Sample], slot: Slot | None, separator: str, choice: Choice) -> None:
+        self._shots, self._seed = choice.shots, choice.seed
+        self._solved: list[tuple[str, str]] = []  # (subject, the solved line)
+        for sample in samples if choice.shots else ():
+            asked, answer = _asked(sample, slot), first(sample.answers)
+            if asked is not None and answer:
+                self._solved.append((sample.subject, f"{asked[0]} {answer}{separator}"))
+        self._times = Counter(subject for subject, _ in self._solved)
+
+    def before(self, sample: Sample) -> str:
+        """The examples before one prompt: seed, relation and subject decide which, and none is of that subject.
+
+        Raises:
+            TableError: there are too few.
+        """
+        others = len(self._solved) - self._times[sample.subject]
+        if others < self._shots:
+            raise TableError(
+                f"expected at least {self._shots} other samples of the relation {sample.relation!r} for task.shots="
+                f"{self._shots}, it has {others}. Lower task.shots."
+            )
+        draw = random.Random(f"{self._seed} {sample.relation} {sample.subject}")
+        chosen: dict[int, str] = {}
+        while len(chosen) < self._shots:  # as a sample without replacement, but without a list of the others
+            number = draw.randrange(len(self._solved))
+            subject, line = self._solved[number]
+            if subject != sample.subject:
+                chosen.setdefault(number, line)
+        return "".join(chosen.values())
 
 
 def _patchscopes(table: Table) -> Table:
     """The table with the subject's place, where its tokens up to there are given (`source_cropped_toks`)."""
     prompts, subjects = table.index("prompt_source"), table.index("subject")
+    tokens = table.index("source_cropped_toks") if "source_cropped_toks" in table.columns else None
     starts: list[Cell] = []
-    for row in table.rows:
-        tokens = listed(str(row[table.index("source_cropped_toks")])) if "source_cropped_toks" in table.columns else ()
-        cropped = "".join(tokens) if isinstance(tokens, list) else ""
-        marked = cropped.endswith(str(row[subjects])) and str(row[prompts]).startswith(cropped)
-        starts.append(Literal(len(cropped) - len(str(row[subjects]))) if row[subjects] and marked else None)
-    rows = [(*row, start) for row, start in zip(table.rows, starts, strict=True)]
-    name = FORMATS["patchscopes"][0]
-    return Table(table.path, (*table.columns, "source_subject_start"), rows, table.lines, f"{name}, {table.written}",
-                 table.typed, table.notes)  # fmt: skip
+    for number, row in enumerate(table.rows):
+        prompt, subject = str(row[prompts] or ""), str(row[subjects] or "")
+        given = None if tokens is None else row[tokens]
+        cropped = "".join((listed_in(given, table.where(number)) if isinstance(given, str) else given) or ())
+        known = bool(subject) and cropped.endswith(subject) and prompt.startswith(cropped)
+        starts.append(Literal(len(cropped) - len(subject)) if known else None)
+    return replace(
+        table,
+        columns=(*table.columns, STARTS["prompt_source"]),
+        rows=[(*row, start) for row, start in zip(table.rows, starts, strict=True)],
+        written=f"{FORMATS['patchscopes'][0]}, {table.written}",
+    )
 
 
 def _counted(count: int, what: str) -> str:

@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
 from pipeline.config.base import ConfigError
-from pipeline.tables import Cell, Literal, Note, Table, TableError, from_arrow, is_table_file, read_table
+from pipeline.tables import (
+    STARTS,
+    Cell,
+    Choice,
+    Literal,
+    Note,
+    Table,
+    TableError,
+    from_arrow,
+    hint,
+    is_table_file,
+    listed_in,
+    read_source,
+)  # fmt: skip
 from pipeline.tasks.findings import Findings, shortened
-from pipeline.tasks.list_cells import listed_in
 
 __all__ = ["BLANK", "Rows", "Source", "filled"]
 
@@ -32,6 +44,7 @@ class Source:
         encoding, quoting: of a file; see `pipeline.tables.read_table`.
         list_cells: which texts that spell a list (`['Buch', 'Band']`) are lists of accepted answers: `text`: none;
             `auto`: those of formats that have no lists of their own (CSV, TSV, text); `always`: also those of others.
+        choice: what is taken of a published data set.
     """
 
     path: str
@@ -41,6 +54,7 @@ class Source:
     encoding: str = "auto"
     quoting: str = "auto"
     list_cells: str = "auto"
+    choice: Choice = field(default_factory=Choice)
 
 
 class Rows:
@@ -75,7 +89,7 @@ class Rows:
                 try:
                     self._places[column] = self._table.index(column)
                 except TableError as error:
-                    raise ConfigError(f"task.{setting}: {error}") from None
+                    raise ConfigError(f"task.{setting}: {error}{hint(self._table)}") from None
         self.total = len(self._table.rows)
         self.used = self.total if max_rows is None else min(max_rows, self.total)
         self.read_as = self._table.written
@@ -176,6 +190,22 @@ class Rows:
         self.findings.add(f"cells of column {column!r} read as lists of answers (task.list_cells)", shown)
         return words
 
+    def start(self, row: int, column: str, word: str) -> int | None:
+        """Where a word begins in a prompt, where the source says so and it stands there; None: nobody knows.
+
+        Arguments:
+            row: number of the row.
+            column: of the prompt.
+            word: the word.
+        """
+        marked = STARTS.get(column)
+        if marked is None or self._table.columns.count(marked) != 1:
+            return None
+        prompt, start = self._table.rows[row][self._places[column]], self._table.rows[row][self._table.index(marked)]
+        if not isinstance(start, str) or not start.isdecimal() or not prompt.startswith(word, int(start)):
+            return None
+        return int(start)
+
     def labels(self, values: Mapping[str, Cell], columns: Sequence[str]) -> dict[str, str]:
         """Labels by their source text; empty where a row has none."""
         return {column: _label(values[column]) for column in columns}
@@ -203,7 +233,7 @@ def filled(prompt: str, subject: str) -> tuple[str, tuple[int, int] | None]:
 def _table(source: Source, columns: Mapping[str, Sequence[str]]) -> Table:
     if is_table_file(source.path) or Path(source.path).exists():
         try:
-            return read_table(source.path, source.encoding, source.quoting)
+            return read_source(source.path, source.encoding, source.quoting, source.choice)
         except TableError as error:
             raise ConfigError(f"task.source: {error}") from None
     import datasets  # half a second, which a task of another kind need not wait for
