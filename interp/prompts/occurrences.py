@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from interp.errors import InterpError, nearest
 
-__all__ = ["BOUNDARIES", "OCCURRENCES", "Occurrence", "find_word", "mark_word"]
+__all__ = ["BOUNDARIES", "OCCURRENCES", "Occurrence", "find_word", "mark_word", "other_form"]
 
 BOUNDARIES = ("both", "start", "none")
 OCCURRENCES = ("first", "last")
@@ -103,30 +103,36 @@ def mark_word(
     found = find_word(text, word, boundary=boundary, ignore_case=ignore_case)
     if not found:
         named = repr(word) if isinstance(word, str) else " or ".join(map(repr, word))
-        raise InterpError(f"{named} is no word of {text!r}.{_other_form(text, word, boundary, ignore_case)}")
+        other = other_form(text, word, boundary=boundary, ignore_case=ignore_case)
+        advice = "" if other is None else f" It stands there as {other[0]!r}: {_spelled(other[1])} reads it."
+        raise InterpError(f"{named} is no word of {text!r}.{advice}")
     return found[0 if occurrence == "first" else -1]
 
 
-def _other_form(text: str, word: str | Sequence[str], boundary: str, ignore_case: bool) -> str:
-    """How to read a word that stands in a text in another form; nothing where it does not."""
+def other_form(
+    text: str, word: str | Sequence[str], *, boundary: str = "both", ignore_case: bool = False
+) -> tuple[str, dict[str, str | bool]] | None:
+    """How a word stands in a text in which it is not found; arguments as of `find_word`.
+
+    Returns:
+        The word as the text has it, whole, and the arguments that find it; None: it does not stand there at all.
+    """
     for wider in BOUNDARIES[BOUNDARIES.index(boundary) :]:
-        for folding in (ignore_case, True):
-            if found := find_word(text, word, boundary=wider, ignore_case=folding):
-                first, how = found[0], []
-                if wider != boundary:
-                    how.append(f"boundary={wider!r}")
-                if folding != ignore_case:
-                    how.append("ignore_case=True")
-                start, stop = first.start, first.stop
-                while stop < len(text) and not first.ends and not text[stop].isspace():
+        for folding in dict.fromkeys((ignore_case, True)):
+            found = find_word(text, word, boundary=wider, ignore_case=folding)
+            if found:
+                start, stop = found[0].start, found[0].stop
+                while not found[0].ends and stop < len(text) and not text[stop].isspace():
                     stop += 1
-                while start > 0 and not first.begins and not text[start - 1].isspace():
+                while not found[0].begins and start > 0 and not text[start - 1].isspace():
                     start -= 1
-                said = "It stands there as" if first.begins and first.ends else "It is a part of"
-                if first.begins and not first.ends:
-                    said = "It begins"
-                return f" {said} {text[start:stop]!r}: {' and '.join(how)} reads it."
-    return ""
+                rules: dict[str, str | bool] = {"boundary": wider} if wider != boundary else {}
+                return text[start:stop], rules | ({"ignore_case": True} if folding != ignore_case else {})
+    return None
+
+
+def _spelled(rules: dict[str, str | bool]) -> str:
+    return " and ".join(f"{name}={value!r}" for name, value in rules.items())
 
 
 def _places(text: str, word: str, ignore_case: bool, compatible: bool) -> Iterator[Occurrence]:

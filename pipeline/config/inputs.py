@@ -11,9 +11,16 @@ from typing import Any
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.model_size import HUB_ID
 from pipeline.config.paths import HUB_DATASET, located
-from pipeline.config.task import AttributeExtractionConfig, ClozeConfig, NextTokenConfig, TaskConfig, TranslationConfig
+from pipeline.config.task import (
+    AttributeExtractionConfig,
+    ClozeConfig,
+    NextTokenConfig,
+    TaskConfig,
+    TranslationConfig,
+    choice_of,
+)  # fmt: skip
 from pipeline.demo.lexicon import load_lexicon
-from pipeline.tables import TableError, check_encoding, read_sentences, read_table
+from pipeline.tables import TableError, check_encoding, hint, read_sentences, read_source
 
 
 def check_task(task: TaskConfig) -> None:
@@ -148,14 +155,14 @@ def _check_encoding(encoding: str) -> None:
 def _check_columns(task: NextTokenConfig | AttributeExtractionConfig, asked: list[tuple[str, str]]) -> None:
     """Check that a file can be read, and has the columns that settings name."""
     try:
-        table = read_table(located(task.source), task.encoding, task.quoting)
+        table = read_source(located(task.source), task.encoding, task.quoting, choice_of(task))
     except TableError as error:
         raise ConfigError(f"task.source: {error}") from None
     for where, name in asked:
         try:
             table.index(name)
         except TableError as error:
-            raise ConfigError(f"{where}: {error}") from None
+            raise ConfigError(f"{where}: {error}{hint(table)}") from None
 
 
 def _check_language(where: str, code: str, known: Any, file: str) -> None:

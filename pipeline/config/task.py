@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config.base import MISSING, ConfigError, load_section, nearest, section_from
+from pipeline.tables import Choice
 
 
 @dataclass  # not frozen: OmegaConf cannot merge into a nested frozen dataclass
@@ -108,10 +109,25 @@ class NextTokenConfig:
             delimiter or the line's end, else text), `rfc4180` (quoted) or `none` (text).
         prompt_column: column that holds the prompts. Objects inside JSON objects are reached by dots:
             `requested_rewrite.prompt`.
-        subject_column: column whose text stands in for `{}` in a prompt; null: `{}` is text.
+        subject_column: column of whom a prompt is about: its text stands in for `{}`, or is found in the prompt, and is
+            the span `query`; null: no subject, and `{}` is text.
+        occurrence: which of several places of a subject: `first`, `last`, or `auto`: the one that the file says (see
+            `format`), else the last.
+        word_boundary: where a subject has to begin and end a word, in scripts that put spaces between words: `both`;
+            `start`: an ending may follow (`Buch` in `Buches`); `none`. A word of its own goes first in any case.
+        ignore_case: whether a subject is found in capital and small letters alike.
         target_columns: columns that hold accepted answers (a text or a number, or a list of those), one target group
             each.
         label_columns: columns kept as labels.
+        format: `auto`: a published data set if the file's keys are of one, else rows as they are; `table`: rows as they
+            are; or one of `relations`, `function_vectors`, `known`, `counterfact`, `ravel`, `pararel`, `lama`,
+            `translation_prompts`, `patchscopes`, which the file must then be. The columns of each are `prompt`,
+            `subject`, `target`, `relation`, `template`, ...: see `pipeline.tables.published`.
+        prompt_template: of a published data set: number of the template, from 0; `all`; or a text with `{}` for the
+            subject; null: the first one.
+        relations: of a published data set: which relations (attributes of RAVEL); none: all.
+        shots: of a published data set: solved examples before each prompt.
+        seed: of the choice of these.
         list_cells: which texts that spell a list, such as `['Buch', 'Band']`, are lists of accepted answers: `auto`:
             those of CSV, TSV and text files; `always`: also those of JSON and parquet; `text`: none.
         max_prompts: how many rows at most, in order; null: all.
@@ -128,8 +144,16 @@ class NextTokenConfig:
     quoting: str = "auto"
     prompt_column: str = "prompt"
     subject_column: str | None = None
+    occurrence: str = "auto"
+    word_boundary: str = "both"
+    ignore_case: bool = False
     target_columns: list[str] = field(default_factory=list)
     label_columns: list[str] = field(default_factory=list)
+    format: str = "auto"
+    prompt_template: str | None = None
+    relations: list[str] = field(default_factory=list)
+    shots: int = 0
+    seed: int = 0
     list_cells: str = "auto"
     max_prompts: int | None = None
     target_policy: str = "first_token"
@@ -144,9 +168,10 @@ class AttributeExtractionConfig:
         kind: `attribute_extraction`.
         source: a file, one subject and attribute a row; the defaults of the columns are those of the files that go with
             the paper.
-        encoding, quoting, list_cells: as in `NextTokenConfig`.
+        encoding, quoting, list_cells, format, prompt_template, relations: as in `NextTokenConfig`.
         prompt_column: column that holds the source prompts, texts in which the subject occurs, or `{}` in its place.
-        subject_column: column that holds the subjects; where one occurs more than once, its last occurrence is read.
+        subject_column: column that holds the subjects.
+        occurrence, word_boundary, ignore_case: where a subject stands in its prompt, as in `NextTokenConfig`.
         target_column: column that holds the prompts that are patched into.
         answer_column: column that holds the accepted attributes, a text or a number, or a list of those.
         placeholder: the word of a target prompt that is written over, at its last occurrence.
@@ -162,10 +187,16 @@ class AttributeExtractionConfig:
     quoting: str = "auto"
     prompt_column: str = "prompt_source"
     subject_column: str = "subject"
+    occurrence: str = "auto"
+    word_boundary: str = "both"
+    ignore_case: bool = False
     target_column: str = "prompt_target"
     answer_column: str = "object"
     placeholder: str = "x"
     label_columns: list[str] = field(default_factory=list)
+    format: str = "auto"
+    prompt_template: str | None = None
+    relations: list[str] = field(default_factory=list)
     list_cells: str = "auto"
     max_prompts: int | None = None
     target_policy: str = "first_token"
@@ -179,6 +210,25 @@ TASKS: dict[str, type[TaskConfig]] = {
     "next_token": NextTokenConfig,
     "attribute_extraction": AttributeExtractionConfig,
 }
+
+
+def spans_of(task: TaskConfig) -> tuple[str, ...]:
+    """What a task marks in its prompts."""
+    if isinstance(task, NextTokenConfig):
+        return () if task.subject_column is None else ("query",)
+    return ("query", "blank") if isinstance(task, ClozeConfig) else ("query",)
+
+
+def choice_of(task: NextTokenConfig | AttributeExtractionConfig) -> Choice:
+    """What a task takes of a published data set."""
+    return Choice(
+        format=task.format,
+        template=task.prompt_template,
+        relations=tuple(task.relations),
+        shots=0 if isinstance(task, AttributeExtractionConfig) else task.shots,
+        seed=0 if isinstance(task, AttributeExtractionConfig) else task.seed,
+        placeholder=task.placeholder if isinstance(task, AttributeExtractionConfig) else "x",
+    )
 
 
 def task_from(values: dict[str, Any]) -> TaskConfig:

@@ -8,14 +8,16 @@ What the model holds at the subject is written over the placeholder; a model tha
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
+from interp.prompts import find_word
 from pipeline.config.task import AttributeExtractionConfig
 from pipeline.tasks.build import Answer, Answers, make_row
 from pipeline.tasks.records import Pair, Row, TaskData
-from pipeline.tasks.tables import Rows, Source, filled
+from pipeline.tasks.subjects import Subjects
+from pipeline.tasks.tables import Rows, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,8 +53,8 @@ def make_attribute_extraction(
         "answer_column": [config.answer_column],
         "label_columns": config.label_columns,
     }
-    source = Source(config.source, encoding=config.encoding, quoting=config.quoting, list_cells=config.list_cells)
-    rows = Rows(source, columns, config.max_prompts)
+    rows = Rows(source_of(config), columns, config.max_prompts)
+    subjects = Subjects(config, rows)
     answers = Answers(tokenizer, config.target_policy)
     prompts: list[Row] = []
     targets: dict[str, Row] = {}
@@ -66,19 +68,15 @@ def make_attribute_extraction(
         subject = rows.text(values, config.subject_column, where, "subject")
         prompt = None if subject is None else rows.text(values, config.prompt_column, where, "source prompt")
         target = None if prompt is None else rows.text(values, config.target_column, where, "target prompt")
-        if subject is None or prompt is None or target is None:
+        if subject is None or target is None:
+            continue
+        found = subjects.marked(where, values, config.prompt_column, subject, "source prompt")
+        blank = _placeholder(rows, config, where, values, target)
+        if found is None or blank is None:
             continue
         labels = {"subject": subject} | rows.labels(values, config.label_columns)
-        made: dict[str, Any] = {"tokenizer": tokenizer, "context_length": context_length}
-        prompt, query = filled(prompt, subject)
-        query = query or _last(prompt, subject)
-        blank = _last(target, config.placeholder)
-        if query is None:
-            rows.drop(where, "whose source prompt does not hold the subject", f"{subject!r} in {prompt!r}")
-            continue
-        if blank is None:
-            rows.drop(where, f"whose target prompt does not hold the placeholder {config.placeholder!r}", target)
-            continue
+        made: dict[str, Any] = {"tokenizer": tokenizer, "context_length": context_length, "findings": rows.findings}
+        prompt, query = found
         prompts.append(
             make_row(**made, where=where, prompt=prompt, spans={"query": query}, labels=labels,
                      answers={"answer": answer})
@@ -117,7 +115,15 @@ def make_attribute_extraction(
     return TaskData(prompts, list(targets.values()), pairs, counts, groups, rows.notes(), rows.read_as)
 
 
-def _last(text: str, word: str) -> tuple[int, int] | None:
-    """The characters of a word's last occurrence as a word of its own; None: it does not occur."""
-    found = [*re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
-    return found[-1].span() if found else None
+def _placeholder(
+    rows: Rows, config: AttributeExtractionConfig, where: str, values: Mapping[str, Any], target: str
+) -> tuple[int, int] | None:
+    """The characters of the placeholder in a target prompt; None: it is not there, the row is dropped."""
+    start = rows.start(values, config.target_column, config.placeholder)
+    if start is not None:
+        return start, start + len(config.placeholder)
+    found = find_word(target, config.placeholder)
+    if not found:
+        rows.drop(where, f"whose target prompt does not hold the placeholder {config.placeholder!r}", target)
+        return None
+    return found[-1].start, found[-1].stop

@@ -12,6 +12,7 @@ from interp.errors import InterpError
 from interp.prompts import AnswerTokens, encode
 from interp.prompts.templates import Template
 from pipeline.config.base import ConfigError
+from pipeline.tasks.findings import Findings, shortened
 from pipeline.tasks.records import Row
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def make_row(
     labels: Mapping[str, str],
     answers: Mapping[str, Answer],
     languages: Mapping[str, str] | None = None,
+    findings: Findings | None = None,
 ) -> Row:
     """Tokenize one prompt and put what is known about it together.
 
@@ -106,6 +108,7 @@ def make_row(
         answers: group -> answer.
         languages: group -> language, where several groups may ask for the same word in the same language. Such groups
             share their tokens because they are one, which is no collision.
+        findings: takes a note where a span's tokens hold more than its characters.
 
     Raises:
         InterpError: the prompt is longer than the context, or cannot be tokenized.
@@ -120,6 +123,11 @@ def make_row(
             f"{where} has {len(encoded.input_ids)} tokens, the model reads {context_length} at most: {shown!r}. "
             "Shorten it, take fewer shots, or use a model with a longer context."
         )
+    for name, (start, stop) in encoded.characters.items():
+        read, meant = prompt[start:stop].strip(), prompt[slice(*spans[name])].strip()
+        if read != meant and findings is not None:
+            note = "words that share a token with their neighbours, so that both are read"
+            findings.add(note, f"{where} {shortened(meant)} in {shortened(read)}")
     distinct = {languages[group] if languages else group: answer for group, answer in answers.items()}
     collides = collide(answer.token_ids for answer in distinct.values())
     return Row(

@@ -8,7 +8,8 @@ from pipeline.config.base import ConfigError
 from pipeline.config.task import NextTokenConfig
 from pipeline.tasks.build import Answer, Answers, make_row
 from pipeline.tasks.records import TaskData
-from pipeline.tasks.tables import BLANK, Rows, Source, filled
+from pipeline.tasks.subjects import Subjects
+from pipeline.tasks.tables import Rows, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,8 @@ def make_next_token(
 ) -> TaskData:
     """One prompt a row, one answer group a target column.
 
+    Spans: `query`, the subject, where the task names a column of subjects.
+
     Arguments:
         config: the task.
         tokenizer: the model's.
@@ -32,7 +35,8 @@ def make_next_token(
     Raises:
         ConfigError: the source cannot be read, or lacks a column.
         InterpError: a row has something else than a text as its prompt, or an answer that is none, or no row is left;
-            the message names the line. A row without a prompt is left out, and counted.
+            the message names the line. Rows without a prompt, or whose prompt does not hold its subject, are left out,
+            and counted.
     """
     if "collides" in config.label_columns:
         raise ConfigError("task.label_columns: 'collides' is a label that the task writes itself. Rename the column.")
@@ -42,12 +46,8 @@ def make_next_token(
         "target_columns": config.target_columns,
         "label_columns": config.label_columns,
     }
-    rows = Rows(
-        Source(config.source, config.name, config.split, config.revision, config.encoding, config.quoting,
-               config.list_cells),
-        columns,
-        config.max_prompts,
-    )  # fmt: skip
+    rows = Rows(source_of(config), columns, config.max_prompts)
+    subjects = Subjects(config, rows)
     answers = Answers(tokenizer, config.target_policy)
     prompts = []
     missing = unusable = 0
@@ -55,11 +55,15 @@ def make_next_token(
         prompt = rows.text(values, config.prompt_column, where, "prompt")
         if prompt is None:
             continue
-        if config.subject_column is not None and BLANK in prompt:
+        spans: dict[str, tuple[int, int]] = {}
+        if config.subject_column is not None:
             subject = rows.text(values, config.subject_column, where, "subject")
-            if subject is None:
+            found = None
+            if subject is not None:
+                found = subjects.marked(where, values, config.prompt_column, subject, "prompt")
+            if found is None:
                 continue
-            prompt, _ = filled(prompt, subject)
+            prompt, spans["query"] = found
         groups: dict[str, Answer] = {}
         for column in config.target_columns:
             words = rows.words(values, column, where)
@@ -72,9 +76,10 @@ def make_next_token(
                 context_length,
                 where=where,
                 prompt=prompt,
-                spans={},
+                spans=spans,
                 labels=rows.labels(values, config.label_columns),
                 answers=groups,
+                findings=rows.findings,
             )
         )
     rows.check_left(len(prompts))

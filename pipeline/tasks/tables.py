@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
 from pipeline.config.base import ConfigError
+from pipeline.config.task import AttributeExtractionConfig, NextTokenConfig, choice_of
 from pipeline.tables import (
     STARTS,
     Cell,
@@ -29,7 +30,7 @@ from pipeline.tables import (
 )  # fmt: skip
 from pipeline.tasks.findings import Findings, shortened
 
-__all__ = ["BLANK", "Rows", "Source", "filled"]
+__all__ = ["BLANK", "Rows", "Source", "filled", "source_of"]
 
 BLANK = "{}"  # where a prompt has its subject filled in
 
@@ -55,6 +56,14 @@ class Source:
     quoting: str = "auto"
     list_cells: str = "auto"
     choice: Choice = field(default_factory=Choice)
+
+
+def source_of(config: NextTokenConfig | AttributeExtractionConfig) -> Source:
+    """Where a task's rows come from."""
+    hub = (config.name, config.split, config.revision) if isinstance(config, NextTokenConfig) else ()
+    source = Source(config.source, *hub)
+    return replace(source, encoding=config.encoding, quoting=config.quoting, list_cells=config.list_cells,
+                   choice=choice_of(config))  # fmt: skip
 
 
 class Rows:
@@ -90,6 +99,9 @@ class Rows:
                     self._places[column] = self._table.index(column)
                 except TableError as error:
                     raise ConfigError(f"task.{setting}: {error}{hint(self._table)}") from None
+        for marks in [STARTS[column] for column in self._places if column in STARTS]:
+            if self._table.columns.count(marks) == 1:
+                self._places[marks] = self._table.index(marks)
         self.total = len(self._table.rows)
         self.used = self.total if max_rows is None else min(max_rows, self.total)
         self.read_as = self._table.written
@@ -190,21 +202,18 @@ class Rows:
         self.findings.add(f"cells of column {column!r} read as lists of answers (task.list_cells)", shown)
         return words
 
-    def start(self, row: int, column: str, word: str) -> int | None:
-        """Where a word begins in a prompt, where the source says so and it stands there; None: nobody knows.
+    def start(self, values: Mapping[str, Cell], column: str, word: str) -> int | None:
+        """Where a word begins in a prompt, if the source says so and it does stand there; None: it does not say.
 
         Arguments:
-            row: number of the row.
+            values: the row.
             column: of the prompt.
             word: the word.
         """
-        marked = STARTS.get(column)
-        if marked is None or self._table.columns.count(marked) != 1:
-            return None
-        prompt, start = self._table.rows[row][self._places[column]], self._table.rows[row][self._table.index(marked)]
-        if not isinstance(start, str) or not start.isdecimal() or not prompt.startswith(word, int(start)):
-            return None
-        return int(start)
+        start = values.get(STARTS.get(column, ""))
+        if isinstance(start, str) and start.isdecimal() and values[column].startswith(word, int(start)):
+            return int(start)
+        return None
 
     def labels(self, values: Mapping[str, Cell], columns: Sequence[str]) -> dict[str, str]:
         """Labels by their source text; empty where a row has none."""

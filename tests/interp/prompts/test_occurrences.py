@@ -167,7 +167,9 @@ def test_a_prompt_marks_the_occurrence_that_is_asked_for() -> None:
 
 
 def test_what_cannot_be_found_is_said() -> None:
-    with pytest.raises(InterpError, match=r"'Buch' is no word of 'des Buches'. It begins 'Buches': boundary='start'"):
+    with pytest.raises(
+        InterpError, match=r"'Buch' is no word of 'des Buches'. It stands there as 'Buches': boundary='start'"
+    ):
         Prompt("des Buches").marked("subject", "Buch")
     with pytest.raises(InterpError, match=r"'paris' is no word of 'In Paris'. It stands there as 'Paris': ignore_case"):
         Prompt("In Paris").marked("subject", "paris")
