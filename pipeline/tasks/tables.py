@@ -13,7 +13,11 @@ from typing import Any
 
 from interp.errors import InterpError
 from pipeline.config.base import ConfigError
-from pipeline.tables import Cell, Literal, Note, Table, TableError, from_arrow, is_table_file, read_table
+from pipeline.tables.json_rows import Literal
+from pipeline.tables.names import is_table_file
+from pipeline.tables.notes import Note
+from pipeline.tables.reading import from_arrow, read_table
+from pipeline.tables.table import Cell, Table, TableError
 from pipeline.tasks.findings import Findings, shortened
 from pipeline.tasks.list_cells import listed_in
 
