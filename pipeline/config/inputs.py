@@ -20,7 +20,12 @@ from pipeline.config.task import (
     choice_of,
 )  # fmt: skip
 from pipeline.demo.lexicon import load_lexicon
-from pipeline.tables import TableError, check_encoding, hint, read_sentences, read_source
+from pipeline.tables.decoding import check_encoding
+from pipeline.tables.names import SUFFIXES, is_table_file
+from pipeline.tables.published import hint
+from pipeline.tables.sentences import read_sentences
+from pipeline.tables.source import read_source
+from pipeline.tables.table import TableError
 
 
 def check_task(task: TaskConfig) -> None:
@@ -97,8 +102,11 @@ def _check_translation(task: TranslationConfig) -> None:
 
 def _check_cloze(task: ClozeConfig) -> None:
     _check_encoding(task.encoding)
+    path = located(task.sentences)
+    if not path.exists():
+        raise ConfigError(f"task.sentences: expected a JSON-lines file at {path}, found none. Check the path.")
     try:
-        sentences = read_sentences(located(task.sentences), task.encoding)
+        sentences = read_sentences(path, task.encoding)
     except TableError as error:
         raise ConfigError(f"task.sentences: {error}") from None
     concepts: dict[str, set[str]] = {}
@@ -154,11 +162,18 @@ def _check_encoding(encoding: str) -> None:
 
 def _check_columns(task: NextTokenConfig | AttributeExtractionConfig, asked: list[tuple[str, str]]) -> None:
     """Check that a file can be read, and has the columns that settings name."""
+    path = located(task.source)
+    if not is_table_file(path) and not path.is_dir():
+        raise ConfigError(f"task.source: expected a file that ends in {', '.join(SUFFIXES)}, got {task.source!r}.")
+    if not path.exists():
+        raise ConfigError(f"task.source: expected a file with prompts at {path}, found none. Check the path.")
     try:
-        table = read_source(located(task.source), task.encoding, task.quoting, choice_of(task))
+        table = read_source(path, task.encoding, task.quoting, choice_of(task))
     except TableError as error:
         raise ConfigError(f"task.source: {error}") from None
     for where, name in asked:
+        if name not in table.columns:
+            raise ConfigError(f"{where}: {path} has no column {name!r}.{table.hint(name)}")
         try:
             table.index(name)
         except TableError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline.tables import is_table_file
+from pipeline.tables.names import is_table_file
 
 ROOT = Path(pipeline.__file__).resolve().parent.parent
 LINKED = ("interp", "pipeline")  # a run folder links to these folders of the repository

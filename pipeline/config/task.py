@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config.base import MISSING, ConfigError, load_section, nearest, section_from
-from pipeline.tables import Choice
+from pipeline.tables.choice import Choice
 
 
 @dataclass  # not frozen: OmegaConf cannot merge into a nested frozen dataclass

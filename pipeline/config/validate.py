@@ -37,7 +37,8 @@ from pipeline.config.tracking import TrackingConfig, tracking_from
 from pipeline.config.tune import AFFINE, KINDS, LOSSES, OPTIMIZERS, TuneConfig, tune_from
 from pipeline.config.validate_lens import check_lens, check_span, close
 from pipeline.config.validate_tune import check_tune
-from pipeline.tables import FORMATS, QUOTING
+from pipeline.tables.choice import FORMATS
+from pipeline.tables.delimited import QUOTING
 
 Rule = TypeVar("Rule")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -53,13 +53,10 @@ def file_bytes(path: str | Path) -> tuple[bytes, bool]:
     Raises:
         TableError: there is none, it cannot be read, or it is empty, damaged, or packed in another way.
     """
-    file = Path(path)
     try:
-        if not file.is_file():
-            raise TableError(
-                f"there is no file {path}. Check the path." if not file.exists() else f"{path} is no file."
-            )
-        data = file.read_bytes()
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise TableError(f"there is no file {path}. Check the path.") from None
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
         raise TableError(f"cannot read {path} ({error}).") from None
     zipped = data.startswith(GZIP)

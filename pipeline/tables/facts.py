@@ -7,23 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.tables.choice import FORMATS
 from pipeline.tables.list_cells import listed_in
-from pipeline.tables.table import Cell, Note, Table, TableError
+from pipeline.tables.notes import Note
+from pipeline.tables.table import Cell, Table, TableError
 
-__all__ = ["FORMATS", "Found", "Sample", "Slot", "first", "joined", "of_object", "of_rows", "slot_of"]
+__all__ = ["Found", "Sample", "Slot", "first", "joined", "of_object", "of_rows", "slot_of"]
 
-# Format -> (its name for people, its keys).
-FORMATS: dict[str, tuple[str, str]] = {
-    "relations": ("the relations data set", "prompt_templates and samples of subject and object"),
-    "function_vectors": ("function vectors", "input and output"),
-    "known": ("known facts (ROME)", "subject, attribute, template and prompt"),
-    "counterfact": ("CounterFact", "requested_rewrite"),
-    "ravel": ("RAVEL", "values by attribute by entity, and prompts with %s by attribute"),
-    "pararel": ("ParaRel", "pattern with [X] and [Y], and sub_label and obj_label"),
-    "lama": ("LAMA", "sub_label, obj_label and masked_sentences or evidences"),
-    "translation_prompts": ("translation prompts (Dumas et al.)", "prompt, target and word original, by word"),
-    "patchscopes": ("Patchscopes, attribute extraction", "prompt_source, prompt_target, subject and object"),
-}
 QUESTION = "Q: {}\nA:"  # as function vectors are asked for in the paper
 MASK = "[MASK]"
 REWRITE = "requested_rewrite."  # how a table names what is inside it

@@ -121,7 +121,7 @@ class _Reading:
             what = "got one that is nested too deep to be read"
         except ValueError as error:
             what = f"got one with {error}"
-        raise TableError(f"{self.path}, line {line}: expected JSON, {what}.")
+        raise TableError(f"cannot read {self.path}, line {line}: expected JSON, {what}.")
 
     def error(self, expected: str) -> TableError:
         line = self.line()

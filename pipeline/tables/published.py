@@ -23,50 +23,18 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from interp.errors import nearest
-from pipeline.tables.facts import FORMATS, Found, Sample, Slot, first, of_object, of_rows, slot_of
+from pipeline.tables.choice import FORMATS, STARTS, Choice
+from pipeline.tables.facts import Found, Sample, Slot, first, of_object, of_rows, slot_of
 from pipeline.tables.json_rows import Literal
 from pipeline.tables.list_cells import listed_in
-from pipeline.tables.table import Cell, Note, Table, TableError
+from pipeline.tables.notes import Note
+from pipeline.tables.table import Cell, Table, TableError
 
-__all__ = [
-    "FORMATS",
-    "STARTS",
-    "Choice",
-    "hint",
-    "made",
-    "recognised_object",
-    "recognised_rows",
-    "unknown_keys",
-]
-
-
-# Column of a prompt -> the column that says where its subject, or its placeholder, begins.
-STARTS = {"prompt": "subject_start", "prompt_source": "source_subject_start", "prompt_target": "placeholder_start"}
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What is taken of a data set.
-
-    Arguments:
-        format: one of `FORMATS`; `auto`: by the keys; `table`: none, the columns are read as they are.
-        template: number of a template, from 0; `all`; or a text with `{}` for the subject; None: the first one.
-        relations: names of the relations (RAVEL: attributes) to keep; none: all.
-        shots: solved examples before each prompt, of the same relation and template.
-        seed: of their choice.
-        placeholder: what `prompt_target` asks about.
-    """
-
-    format: str = "auto"
-    template: str | None = None
-    relations: tuple[str, ...] = ()
-    shots: int = 0
-    seed: int = 0
-    placeholder: str = "x"
+__all__ = ["check_format", "hint", "made", "recognised_object", "recognised_rows", "unknown_keys"]
 
 
 def recognised_object(content: Mapping[str, Any], path: str, choice: Choice) -> Table | None:

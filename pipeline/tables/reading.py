@@ -10,26 +10,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.tables.decoding import decoded, file_bytes
 from pipeline.tables.delimited import QUOTING, read_delimited, read_lines
 from pipeline.tables.json_rows import Literal, json_objects
+from pipeline.tables.names import SUFFIXES, suffix_of
 from pipeline.tables.table import Cell, Table, TableError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SUFFIXES", "from_arrow", "is_table_file", "read_table", "suffix_of"]
-
-SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")  # in any case; `.gz` may follow
-PARQUET = b"PAR1"
-
-
-def suffix_of(path: str | Path) -> str:
-    """The suffix that tells a file's format, in small letters: `.csv` of `Own.CSV.gz`."""
-    name = Path(path).name.lower().removesuffix(".gz")
-    return Path(name).suffix
-
-
-def is_table_file(path: str | Path) -> bool:
-    """Whether a path is named as a file of rows."""
-    return suffix_of(path) in SUFFIXES
+__all__ = ["from_arrow", "read_table"]
 
 
 def read_table(path: str | Path, encoding: str = "auto", quoting: str = "auto") -> Table:

@@ -43,7 +43,8 @@ def read_sentences(path: str | Path, encoding: str = "auto") -> list[Sentence]:
     Raises:
         TableError: the file or a sentence of it is not such; the message names the line.
     """
-    objects, lines, _ = json_objects(decoded(path, encoding)[0], str(path))
+    text, _ = decoded(path, encoding)
+    objects, lines, _ = json_objects(text, str(path))
     found: dict[tuple[str, str], Sentence] = {}
     for values, line in zip(objects, lines, strict=True):
         where = f"{path}, line {line}"
@@ -58,6 +59,9 @@ def read_sentences(path: str | Path, encoding: str = "auto") -> list[Sentence]:
 
 
 def _sentence(values: dict[str, Any], where: str) -> Sentence:
+    missing = sorted(COLUMNS - set(values))
+    if missing:
+        raise TableError(f"{where}: expected the key {missing[0]!r}, got {sorted(values)}.")
     if set(values) != COLUMNS:
         raise TableError(f"{where}: expected an object with exactly {sorted(COLUMNS)}, got {sorted(values)}.")
     words = values["words"]

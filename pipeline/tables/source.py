@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.tables.choice import FORMATS, Choice
 from pipeline.tables.decoding import decoded
 from pipeline.tables.facts import Found, joined, of_object, of_rows
 from pipeline.tables.json_rows import parse_json
-from pipeline.tables.published import (
-    FORMATS,
-    Choice,
-    check_format,
-    made,
-    recognised_object,
-    recognised_rows,
-    unknown_keys,
-)  # fmt: skip
-from pipeline.tables.reading import read_table, suffix_of
+from pipeline.tables.names import suffix_of
+from pipeline.tables.published import check_format, made, recognised_object, recognised_rows, unknown_keys
+from pipeline.tables.reading import read_table
 from pipeline.tables.table import Table, TableError
 
 __all__ = ["read_source"]

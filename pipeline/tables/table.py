@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from interp.errors import InterpError, nearest
+from pipeline.tables.notes import Note
 
 __all__ = ["Cell", "Note", "Table", "TableError"]
 
@@ -18,21 +19,6 @@ NAMED = 30  # columns in a message
 
 class TableError(InterpError):
     """A file that cannot be read as rows. The message names file and line, and no setting: the caller knows that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something about a file that its reader should know, and that does not keep it from being read.
-
-    Arguments:
-        what: as it follows its count in a sentence (`blank lines left out`).
-        count: how often; 1 for what holds for the file as a whole.
-        examples: a few of them, with their lines.
-    """
-
-    what: str
-    count: int = 1
-    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +56,15 @@ class Table:
         named = ", ".join(map(repr, self.columns[:NAMED])) + (", ..." if len(self.columns) > NAMED else "")
         if places:
             raise TableError(
-                f"{self.path} has {len(places)} columns {column!r}: {named}. Rename all but the one that is meant."
+                f"{self.path} has {len(places)} columns {column!r}, expected different column names, got {named}. "
+                "Rename all but the one that is meant."
             )
-        skipped = "".join(f" ({note.count} {note.what})" for note in self.notes if "on top" in note.what)
-        raise TableError(
-            f"{self.path} has no column {column!r}, it has {named}{skipped}.{nearest(column, self.columns)}"
-        )
+        raise TableError(f"{self.path} has no column {column!r}, it has {named}.{self.hint(column)}")
+
+    def hint(self, column: str) -> str:
+        """The sentences that help where a column is missing: the nearest names, and lines on top that were left out."""
+        skipped = "".join(f" {note.count} {note.what}." for note in self.notes if "on top" in note.what)
+        return nearest(column, self.columns) + skipped
 
     def where(self, row: int) -> str:
         """A row as messages name it: `own.csv, line 7`."""

@@ -13,7 +13,8 @@ from interp.errors import InterpError, nearest
 from interp.prompts.templates import BLANK
 from pipeline.config.base import ConfigError
 from pipeline.config.task import ClozeConfig
-from pipeline.tables import Sentence, TableError, read_sentences
+from pipeline.tables.sentences import Sentence, read_sentences
+from pipeline.tables.table import TableError
 from pipeline.tasks.build import Answers, configured_template, make_row
 from pipeline.tasks.records import Row, TaskData
 

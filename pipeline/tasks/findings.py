@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from interp.prompts import encode
-from pipeline.tables import Note
+from pipeline.tables.notes import Note
 from pipeline.tasks.records import Row, TaskData
 
 if TYPE_CHECKING:
@@ -72,13 +72,16 @@ def odd_prompts(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> tuple[Not
     findings = Findings()
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special = (special | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
-    usual = sum(token in special for token in encode(tokenizer, "a").input_ids)  # what every prompt begins or ends with
+    usual = Counter(
+        token for token in encode(tokenizer, "a").input_ids if token in special
+    )  # begins or ends every prompt
     for name, rows in (("prompts", data.prompts), ("target prompts", data.targets)):
         for number, row in enumerate(rows):
             where = f"{name.removesuffix('s')} {number} {shortened(row.prompt)}"
-            if sum(token in special for token in row.input_ids) > usual:
-                held = dict.fromkeys(tokenizer.decode([token]) for token in row.input_ids if token in special)
-                findings.add(f"{name} whose text holds special tokens ({', '.join(held)})", where)
+            held = Counter(token for token in row.input_ids if token in special) - usual
+            if held:
+                named = ", ".join(tokenizer.decode([token]) for token in sorted(held))
+                findings.add(f"{name} whose text holds special tokens ({named})", where)
             _odd_text(findings, name, row.prompt, where)
             if row.prompt[-1:].isspace() and row.prompt[-1] not in "\r\n":
                 findings.add(f"{name} that end in a space, so that the next token begins without one", where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.tables import Note
+from pipeline.tables.notes import Note
 
 __all__ = ["Pair", "Row", "TaskData"]
 

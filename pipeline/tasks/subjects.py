@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from interp.prompts import find_word, other_form
 from pipeline.config.task import AttributeExtractionConfig, NextTokenConfig
-from pipeline.tables import Cell
+from pipeline.tables.table import Cell
 from pipeline.tasks.findings import shortened
 from pipeline.tasks.tables import Rows, filled
 

@@ -14,20 +14,15 @@ from typing import Any
 from interp.errors import InterpError
 from pipeline.config.base import ConfigError
 from pipeline.config.task import AttributeExtractionConfig, NextTokenConfig, choice_of
-from pipeline.tables import (
-    STARTS,
-    Cell,
-    Choice,
-    Literal,
-    Note,
-    Table,
-    TableError,
-    from_arrow,
-    hint,
-    is_table_file,
-    listed_in,
-    read_source,
-)  # fmt: skip
+from pipeline.tables.choice import STARTS, Choice
+from pipeline.tables.json_rows import Literal
+from pipeline.tables.list_cells import listed_in
+from pipeline.tables.names import is_table_file
+from pipeline.tables.notes import Note
+from pipeline.tables.published import hint
+from pipeline.tables.reading import from_arrow
+from pipeline.tables.source import read_source
+from pipeline.tables.table import Cell, Table, TableError
 from pipeline.tasks.findings import Findings, shortened
 
 __all__ = ["BLANK", "Rows", "Source", "filled", "source_of"]

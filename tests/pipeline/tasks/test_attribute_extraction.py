@@ -71,20 +71,38 @@ def test_a_row_without_attribute_is_left_out_and_counted(tmp_path: Path, tokeniz
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "reason"),
     [
-        ({"subject": "Fran"}, r"row 0: the subject 'Fran' is no word of 'France and the French love France.'"),
-        ({"prompt_target": "The currency"}, "row 0: the placeholder 'x' is no word of 'The currency'"),
-        ({"prompt_target": "tax excise"}, "row 0: the placeholder 'x' is no word"),
-        ({"subject": ""}, "row 0: expected a text in column 'subject', got ''"),
-        ({"object": 3}, "row 0, column 'object': expected a text, a list of texts or nothing, got 3"),
+        ({"subject": "Fran"}, "whose source prompt does not hold the subject"),
+        ({"prompt_target": "The currency"}, "whose target prompt does not hold the placeholder 'x'"),
+        ({"prompt_target": "tax excise"}, "whose target prompt does not hold the placeholder 'x'"),
+        ({"subject": ""}, "without a subject"),
+        ({"subject": " "}, "whose subject is space alone"),
+        ({"prompt_source": None}, "without a source prompt"),
+        ({"prompt_target": "x\0"}, "whose target prompt holds a NUL"),
     ],
 )
-def test_a_row_that_cannot_be_used_is_named(
-    change: dict[str, Any], message: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+def test_a_row_that_cannot_be_used_is_left_out_and_counted(
+    change: dict[str, Any], reason: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(InterpError, match=message):
+    data = made(tmp_path, tokenizer, [ROWS[0] | change, *ROWS])
+    assert [row.prompt for row in data.prompts] == [row["prompt_source"] for row in ROWS]
+    assert [(list(pair.sources), pair.target) for pair in data.pairs] == [([0], 0), ([1], 1), ([2], 0)]
+    assert data.counts["rows"] == 4 and data.counts["rows_left_out"] == 1
+    (note,) = data.notes
+    assert (note.what, note.count) == (f"rows {reason}, left out", 1) and "facts.jsonl, line 1" in note.examples[0]
+    with pytest.raises(InterpError, match="of 1 rows none is left: 1 rows " + reason):
         made(tmp_path, tokenizer, [ROWS[0] | change])
+
+
+def test_a_subject_is_filled_in_and_attributes_may_be_numbers(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    row = ROWS[0] | {"prompt_source": "The French of {} lived well", "object": 1735}
+    data = made(tmp_path, tokenizer, [row])
+    assert data.prompts[0].prompt == "The French of France lived well"
+    assert text_of(tokenizer, data.prompts[0]) == "France"
+    assert data.pairs[0].words["answer"] == ["1735"]
 
 
 def test_no_attribute_at_all_and_a_missing_column(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
