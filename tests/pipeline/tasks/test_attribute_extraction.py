@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,15 @@ def test_a_row_without_attribute_is_left_out_and_counted(tmp_path: Path, tokeniz
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"subject": "Fran"}, "whose source prompt does not hold the subject"),
+        ({"subject": "Spain"}, "whose source prompt does not hold the subject"),
+        (
+            {"subject": "Fran"},
+            "whose source prompt holds the subject in another form (task.word_boundary=start reads it)",
+        ),
+        (
+            {"subject": "france"},
+            "whose source prompt holds the subject in another form (task.ignore_case=true reads it)",
+        ),
         ({"prompt_target": "The currency"}, "whose target prompt does not hold the placeholder 'x'"),
         ({"prompt_target": "tax excise"}, "whose target prompt does not hold the placeholder 'x'"),
         ({"subject": ""}, "without a subject"),
@@ -89,9 +98,10 @@ def test_a_row_that_cannot_be_used_is_left_out_and_counted(
     assert [row.prompt for row in data.prompts] == [row["prompt_source"] for row in ROWS]
     assert [(list(pair.sources), pair.target) for pair in data.pairs] == [([0], 0), ([1], 1), ([2], 0)]
     assert data.counts["rows"] == 4 and data.counts["rows_left_out"] == 1
-    (note,) = data.notes
+    note, several = data.notes if data.notes[0].what.endswith("left out") else reversed(data.notes)
+    assert several.what == "source prompts that hold their subject several times, the last is read (task.occurrence)"
     assert (note.what, note.count) == (f"rows {reason}, left out", 1) and "facts.jsonl, line 1" in note.examples[0]
-    with pytest.raises(InterpError, match="of 1 rows none is left: 1 rows " + reason):
+    with pytest.raises(InterpError, match="of 1 rows none is left: .*1 rows " + re.escape(reason)):
         made(tmp_path, tokenizer, [ROWS[0] | change])
 
 

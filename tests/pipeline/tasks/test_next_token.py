@@ -203,6 +203,11 @@ def test_an_array_as_numpy_prints_it_is_no_list(tokenizer: PreTrainedTokenizerFa
     assert data.prompts[0].words["target"] == ["['Buch' 'Papier']"]
 
 
+def text_of(tokenizer: PreTrainedTokenizerFast, row: Any, span: str) -> str:
+    start, stop = row.spans[span]
+    return tokenizer.decode(row.input_ids[start:stop]).strip()
+
+
 def test_keys_of_objects_inside_and_a_subject_that_is_filled_in(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -216,10 +221,11 @@ def test_keys_of_objects_inside_and_a_subject_that_is_filled_in(
     path.write_text(json.dumps(facts))
     columns: dict[str, Any] = dict(prompt_column="asked.prompt", target_columns=["asked.true.text"])
     data = make(config(path, **columns, subject_column="asked.subject", label_columns=["id"]), tokenizer, None)
-    assert [row.prompt for row in data.prompts] == ["Ada lives in", "no blank", "A and A"]
-    assert [row.words["asked.true.text"] for row in data.prompts] == [["London"], ["Rome", "Roma"], ["x"]]
-    assert [row.labels["id"] for row in data.prompts] == ["1", "2", "3"]
-    assert [(note.count, note.what) for note in data.notes] == [(1, "rows without a subject, left out")]
+    assert [row.prompt for row in data.prompts] == ["Ada lives in", "A and A"]
+    assert [row.words["asked.true.text"] for row in data.prompts] == [["London"], ["x"]]
+    assert [row.labels["id"] for row in data.prompts] == ["1", "3"]
+    assert [text_of(tokenizer, row, "query") for row in data.prompts] == ["Ada", "A"]  # the last of several
+    assert [(note.count, note.what) for note in data.notes] == [(2, "rows without a subject, left out")]
     unfilled = make(config(path, **columns, label_columns=[]), tokenizer, None)
     assert [row.prompt for row in unfilled.prompts] == [fact["asked"]["prompt"] for fact in facts]
     assert [(note.count, note.what) for note in unfilled.notes] == [
