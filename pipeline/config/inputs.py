@@ -50,7 +50,7 @@ def check_task(task: TaskConfig) -> None:
 
 def _check_translation(task: TranslationConfig) -> None:
     try:
-        lexicon = load_lexicon(located(task.lexicon))
+        lexicon = load_lexicon(located(task.lexicon), shared_words=task.shared_words, phrases=task.phrases)
     except (ValueError, OSError) as error:
         raise ConfigError(f"task.lexicon: {error}") from None
     known = lexicon.languages
@@ -90,10 +90,13 @@ def _check_translation(task: TranslationConfig) -> None:
             f"task.latent_languages: {', '.join(task.latent_languages)} covers every source language, whose words are "
             "measured already, so every prompt would collide with itself. Leave one out."
         )
-    if task.shots >= len(lexicon.concepts):
+    asked = [(source, task.target_language) for source in task.source_languages]
+    asked += [] if task.patch_into is None else [(task.patch_into.source_language, task.patch_into.target_language)]
+    fewest = min(len(lexicon.speaking(*pair)) for pair in asked)
+    if task.shots >= fewest:
         raise ConfigError(
             f"task.shots: {task.shots} solved lines and a question need {task.shots + 1} concepts, and {task.lexicon} "
-            f"has {len(lexicon.concepts)}. Lower task.shots."
+            f"has {fewest} with words in both languages. Lower task.shots."
         )
     if task.patch_into is not None and task.max_concepts == 1:
         raise ConfigError("task.max_concepts: a pair needs two different concepts, got 1. Raise it.")

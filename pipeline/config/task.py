@@ -28,7 +28,12 @@ class TranslationConfig:
 
     Arguments:
         kind: `translation`.
-        lexicon: path of the lexicon file.
+        lexicon: path of the lexicon file, or of a word list as its paper ships it: the table of Dumas et al., a file of
+            Wendler et al. or the folder of theirs.
+        shared_words: what becomes of a word that two concepts have in one language: `drop` it from the one in which it
+            is the lesser word, `keep` it in both, `refuse` the file. Pairs whose answers share a token are left out in
+            any case.
+        phrases: what becomes of a word with spaces in it: `keep`, `drop` or `refuse`.
         source_languages: languages in which the prompts give the word; with several, a patchscope can take their mean.
         target_language: language in which the prompts ask for the word.
         latent_languages: further languages whose words are measured (English in the papers).
@@ -48,6 +53,8 @@ class TranslationConfig:
 
     kind: str = "translation"
     lexicon: str = MISSING
+    shared_words: str = "drop"
+    phrases: str = "keep"
     source_languages: list[str] = field(default_factory=lambda: ["de"])
     target_language: str = MISSING
     latent_languages: list[str] = field(default_factory=list)

@@ -37,6 +37,7 @@ from pipeline.config.tracking import TrackingConfig, tracking_from
 from pipeline.config.tune import AFFINE, KINDS, LOSSES, OPTIMIZERS, TuneConfig, tune_from
 from pipeline.config.validate_lens import check_lens, check_span, close
 from pipeline.config.validate_tune import check_tune
+from pipeline.demo.lexicon import POLICIES
 from pipeline.tables.choice import FORMATS
 from pipeline.tables.delimited import QUOTING
 
@@ -53,6 +54,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task.format": ("auto", "table", *FORMATS),
     "task.occurrence": ("auto", *OCCURRENCES),
     "task.word_boundary": BOUNDARIES,
+    "task.shared_words": POLICIES,
+    "task.phrases": POLICIES,
     "collect.dtype": ("model", *DTYPES),
     "tune.kind": KINDS,
     "tune.loss": LOSSES,

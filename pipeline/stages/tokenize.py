@@ -18,6 +18,7 @@ import pyarrow as pa
 from interp.errors import InterpError
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.model_size import CONTEXT_KEYS
+from pipeline.config.paths import TASK_FILES
 from pipeline.config.task import load_task_config
 from pipeline.stages.common import digest_of, log, publish, scratch, stage_main, write_json
 from pipeline.stages.tokens import FORMAT, prompts_digest
@@ -64,7 +65,7 @@ def tokenize() -> dict[str, float]:
     data = make(task, tokenizer, context_length(config))
     manifest = write_tokens(data, "tokens", kind=task.kind, tokenizer_digest=digest)
     if data.read_as:
-        log.info("%s is read as %s", getattr(task, "source", "the file"), data.read_as)
+        log.info("%s is read as %s", getattr(task, TASK_FILES[task.kind]), data.read_as)
     for note in data.notes:
         log.warning("%d %s%s", note.count, note.what, f": {'; '.join(note.examples)}" if note.examples else "")
     log.info("%s", ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in data.counts.items()))
