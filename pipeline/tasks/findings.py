@@ -79,6 +79,8 @@ def odd_prompts(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> tuple[Not
         for number, row in enumerate(rows):
             where = f"{name.removesuffix('s')} {number} {shortened(row.prompt)}"
             held = Counter(token for token in row.input_ids if token in special) - usual
+            if tokenizer.unk_token_id in held and tokenizer.unk_token not in row.prompt:
+                del held[tokenizer.unk_token_id]  # it stands for a sign that the tokenizer does not know
             if held:
                 named = ", ".join(tokenizer.decode([token]) for token in sorted(held))
                 findings.add(f"{name} whose text holds special tokens ({named})", where)
