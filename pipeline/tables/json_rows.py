@@ -13,6 +13,7 @@ from pipeline.tables.table import TableError
 __all__ = ["Literal", "json_objects", "parse_json"]
 
 SPACE = re.compile(r"[ \t\r\n]*")  # what JSON calls space; U+2028 and other separators of lines are text
+ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, or a half of one; bytes of text cannot spell it
 HALF = re.compile("[\ud800-\udfff]")
 SHOWN = 60  # characters of a file in a message
 
@@ -83,6 +84,7 @@ class _Reading:
 
     def __init__(self, text: str, path: str) -> None:
         self.text, self.path, self.place = text, path, 0
+        self._halves = ESCAPED.search(text) is not None
         self._counted, self._line = 0, 1  # lines up to a place, so that no file is counted twice
         self._decoder = json.JSONDecoder(
             object_pairs_hook=_object, parse_int=Literal, parse_float=Literal, parse_constant=_constant
@@ -114,7 +116,7 @@ class _Reading:
         line = self.line()
         try:
             value, self.place = self._decoder.raw_decode(self.text, self.place)
-            return _checked(_plain(value))
+            return _checked(_plain(value)) if self._halves else _plain(value)
         except json.JSONDecodeError as error:
             what = f"got a syntax error: {error.msg} at column {error.colno} of line {error.lineno}"
         except RecursionError:

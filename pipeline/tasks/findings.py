@@ -71,14 +71,15 @@ def odd_prompts(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> tuple[Not
     """
     findings = Findings()
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special = (special | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
-    usual = Counter(
-        token for token in encode(tokenizer, "a").input_ids if token in special
-    )  # begins or ends every prompt
+    special |= set(tokenizer.all_special_ids)
+    bare = Counter(tokenizer.encode("a", add_special_tokens=False))
+    usual = Counter(encode(tokenizer, "a").input_ids) - bare  # what begins or ends every prompt
     for name, rows in (("prompts", data.prompts), ("target prompts", data.targets)):
         for number, row in enumerate(rows):
             where = f"{name.removesuffix('s')} {number} {shortened(row.prompt)}"
             held = Counter(token for token in row.input_ids if token in special) - usual
+            if tokenizer.unk_token_id in held and tokenizer.unk_token not in row.prompt:
+                del held[tokenizer.unk_token_id]  # it stands for a sign that the tokenizer does not know
             if held:
                 named = ", ".join(tokenizer.decode([token]) for token in sorted(held))
                 findings.add(f"{name} whose text holds special tokens ({named})", where)
@@ -87,7 +88,7 @@ def odd_prompts(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> tuple[Not
                 findings.add(f"{name} that end in a space, so that the next token begins without one", where)
             if "{}" in row.prompt:
                 findings.add(f"{name} that hold {{}}, with no subject to fill it", where)
-    _odd_answers(findings, data.prompts)
+    _odd_answers(findings, data.prompts, [tokenizer.decode([token]) for token in sorted(special)])
     _repeated(findings, data.prompts)
     return findings.notes()
 
@@ -101,10 +102,12 @@ def _odd_text(findings: Findings, name: str, text: str, where: str) -> None:
         findings.add(f"{name} that hold control characters", where)
 
 
-def _odd_answers(findings: Findings, rows: Sequence[Row]) -> None:
+def _odd_answers(findings: Findings, rows: Sequence[Row], special: Sequence[str]) -> None:
     words = dict.fromkeys(word for row in rows for accepted in row.words.values() for word in accepted)
     for word in words:
         _odd_text(findings, "answers", word, shortened(word))
+        if held := [token for token in special if token in word]:
+            findings.add(f"answers whose text holds special tokens ({', '.join(held)})", shortened(word))
         if word != word.strip():
             findings.add("answers with spaces around them", shortened(word))
 

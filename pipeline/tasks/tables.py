@@ -250,8 +250,9 @@ def _table(source: Source, columns: Mapping[str, Sequence[str]]) -> Table:
         raise ConfigError(f"task.source: cannot read {source.path} ({type(cause).__name__}: {said}).") from None
     if len(data) == 0:
         raise ConfigError(f"task.source: {source.path} has no rows.")
-    asked = {column.split(".")[0] for named in columns.values() for column in named} | {
-        column for named in columns.values() for column in named
-    }
-    known = [column for column in data.column_names if column in asked]  # others may hold what is no row of a table
+    asked = {column for named in columns.values() for column in named}
+    known = [column for column in data.column_names if column in asked | {name.split(".")[0] for name in asked}]
+    if not all(column in known or column.split(".")[0] in known for column in asked):
+        return Table(source.path, tuple(data.column_names), [], [], "dataset on the hub")  # which the message lists
+    # Other columns may hold what no text stands for, such as images.
     return from_arrow(data.select_columns(known).with_format("arrow")[:], source.path, "dataset on the hub")

@@ -239,8 +239,9 @@ def test_what_is_odd_about_prompts_and_answers_is_counted_with_examples(tmp_path
     assert end
     path = tmp_path / "own.jsonl"
     given = [
-        ("fine", "fine"), ("fine", " x"), (f"one{end}two", "a\u200bb"), ("zero\u200bwidth", "x"),
-        ("ends in a space ", "x"), ("ends in a line\n", "x"), ("bell\x07", "x"), ("fine", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"),
+        ("fine", "fine"), ("fine", f" x{end}"), (f"one{end}two", "a\u200bb"), ("zero\u200bwidth", "x"),
+        ("ends in a space ", "x"), ("ends in a line\n", "x"), ("bell\x07", "x"),
+        ("fine", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"),
     ]  # fmt: skip
     WRITERS["jsonl"](path, [{"prompt": prompt, "target": target} for prompt, target in given])
     data = make(config(path, target_columns=["target"], label_columns=[]), tokenizer, None)
@@ -252,6 +253,7 @@ def test_what_is_odd_about_prompts_and_answers_is_counted_with_examples(tmp_path
         "prompts that end in a space, so that the next token begins without one": 1,
         "prompts that hold control characters": 1,
         "answers with spaces around them": 1,
+        f"answers whose text holds special tokens ({end})": 1,
         "answers that hold invisible characters": 1,
         "prompts that repeat an earlier one": 2,
     }
