@@ -138,14 +138,21 @@ class _Rows:
     blank: int = 0
     literal: list[tuple[int, str]] = field(default_factory=list)  # (line, cell) of text that holds quote signs
     needed: int = 0  # quoted cells that hold a delimiter, a quote sign or the end of a line: somebody wrote by rules
+    padded: bool = False  # columns are aligned by spaces, which then also stand behind closing quote signs
 
     def __post_init__(self) -> None:
-        self.quoted = re.compile(rf'"([^"]*(?:""[^"]*)*)"(?={re.escape(self.delimiter)}|\Z)')
+        self.quoted = self._pattern()
+
+    def _pattern(self) -> re.Pattern[str]:
+        padding = " *" if self.padded else ""
+        return re.compile(rf'"([^"]*(?:""[^"]*)*)"{padding}(?={re.escape(self.delimiter)}|\Z)')
 
     def read(self, first: int) -> None:
         """Read all from the header's line on."""
         quoted = self._spanning(first) if self.quoting != "none" else None
         self.header, at = quoted or (self.lines[first].split(self.delimiter), first + 1)
+        self.padded = any(name.endswith(" ") for name in self.header)
+        self.quoted = self._pattern()
         doubtful: list[tuple[int, int, int]] = []  # (place in rows, line, next line): see `_record`
         while at < len(self.lines):
             if not self.lines[at]:
@@ -226,6 +233,8 @@ class _Rows:
                     parts.append('"')
                     place += 1
                 cells.append("".join(parts))
+                while self.padded and line.startswith(" ", place):
+                    place += 1
                 if place < len(line) and line[place] != self.delimiter:
                     return None
             else:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from interp.prompts import LANGUAGE_NAMES
+from interp.prompts.templates import LANGUAGE_NAMES
 from pipeline.tables.list_cells import listed_in
 from pipeline.tables.names import suffix_of
 from pipeline.tables.notes import Note
