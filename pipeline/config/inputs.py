@@ -22,7 +22,7 @@ from pipeline.config.task import (
 from pipeline.demo.lexicon import load_lexicon
 from pipeline.tables.decoding import check_encoding
 from pipeline.tables.names import SUFFIXES, is_table_file
-from pipeline.tables.published import hint
+from pipeline.tables.published import formats_hint
 from pipeline.tables.sentences import read_sentences
 from pipeline.tables.source import read_source
 from pipeline.tables.table import TableError
@@ -176,11 +176,11 @@ def _check_columns(task: NextTokenConfig | AttributeExtractionConfig, asked: lis
         raise ConfigError(f"task.source: {error}") from None
     for where, name in asked:
         if name not in table.columns:
-            raise ConfigError(f"{where}: {path} has no column {name!r}.{table.hint(name)}")
+            raise ConfigError(f"{where}: {path} has no column {name!r}.{table.hint(name)}{formats_hint(table)}")
         try:
             table.index(name)
         except TableError as error:
-            raise ConfigError(f"{where}: {error}{hint(table)}") from None
+            raise ConfigError(f"{where}: {error}") from None
 
 
 def _check_language(where: str, code: str, known: Any, file: str) -> None:

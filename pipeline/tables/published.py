@@ -34,7 +34,7 @@ from pipeline.tables.list_cells import listed_in
 from pipeline.tables.notes import Note
 from pipeline.tables.table import Cell, Table, TableError
 
-__all__ = ["check_format", "hint", "made", "recognised_object", "recognised_rows", "unknown_keys"]
+__all__ = ["check_format", "formats_hint", "made", "recognised_object", "recognised_rows", "unknown_keys"]
 
 
 def recognised_object(content: Mapping[str, Any], path: str, choice: Choice) -> Table | None:
@@ -79,9 +79,9 @@ def check_format(found: Found | None, choice: Choice, path: str, keys: Iterable[
         raise TableError(f"{path}: expected {name} with the keys {expected}, got {came}.")
 
 
-def hint(table: Table) -> str:
-    """What to say of a column that a table lacks: nothing where it is of a known format, else which those are."""
-    if any(table.written.startswith(name) for name, _ in FORMATS.values()):
+def formats_hint(table: Table) -> str:
+    """What to say of a column that rows in JSON lack, for they may be somebody's data set: which ones are known."""
+    if not table.written.startswith("JSON"):
         return ""
     return f" Its keys are of no published data set that is known: {', '.join(name for name, _ in FORMATS.values())}."
 

@@ -19,7 +19,7 @@ from pipeline.tables.json_rows import Literal
 from pipeline.tables.list_cells import listed_in
 from pipeline.tables.names import is_table_file
 from pipeline.tables.notes import Note
-from pipeline.tables.published import hint
+from pipeline.tables.published import formats_hint
 from pipeline.tables.reading import from_arrow
 from pipeline.tables.source import read_source
 from pipeline.tables.table import Cell, Table, TableError
@@ -93,7 +93,7 @@ class Rows:
                 try:
                     self._places[column] = self._table.index(column)
                 except TableError as error:
-                    raise ConfigError(f"task.{setting}: {error}{hint(self._table)}") from None
+                    raise ConfigError(f"task.{setting}: {error}{formats_hint(self._table)}") from None
         for marks in [STARTS[column] for column in self._places if column in STARTS]:
             if self._table.columns.count(marks) == 1:
                 self._places[marks] = self._table.index(marks)
