@@ -221,7 +221,8 @@ def _translation_prompts(content: Mapping[str, Mapping[str, Cell]]) -> Found:
 
 
 def _answers(cell: Cell, line: int) -> Cell:
-    return (listed_in(cell, f"key {line}") or cell) if isinstance(cell, str) else cell
+    listed = listed_in(cell, f"key {line}") if isinstance(cell, str) else None
+    return cell if listed is None else listed
 
 
 def _string(cell: Cell) -> str:

@@ -154,5 +154,6 @@ def _text(cell: Cell) -> str:
 def _words(cell: Cell, where: str) -> list[str]:
     """The distinct words of a cell: a list, a list as text, or one word."""
     if isinstance(cell, str):
-        cell = listed_in(cell, where) or [cell]
+        listed = listed_in(cell, where)
+        cell = [cell] if listed is None else listed
     return list(dict.fromkeys(_text(word) for word in cell or () if _text(word)))
