@@ -177,6 +177,5 @@ class GenerationResult:
 
 
 def _bare(text: str) -> str:
-    return unicodedata.normalize(
-        "NFC", "".join(text.split()).casefold()
-    )  # composed and decomposed accents are the same
+    """A text without spaces and case; accents on a letter and the letter with its accents are the same."""
+    return unicodedata.normalize("NFC", "".join(text.split()).casefold())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.config.base import ConfigError
 from pipeline.config.task import AttributeExtractionConfig
 from pipeline.tasks.records import TaskData
 from pipeline.tasks.registry import make
+from tests.interp.prompts.algorithms import algorithm
 from tests.tiny import tiny_tokenizer
 
 CURRENCY = "The official currency of x"
@@ -120,3 +122,70 @@ def test_no_attribute_at_all_and_a_missing_column(tmp_path: Path, tokenizer: Pre
         made(tmp_path, tokenizer, [ROWS[0] | {"object": []}])
     with pytest.raises(ConfigError, match=r"task.answer_column: .* has no column 'currency'"):
         made(tmp_path, tokenizer, ROWS, answer_column="currency")
+
+
+SCRIPTS: dict[str, tuple[str, str]] = {
+    "Chinese": ("我住在法国的首都，法国很大", "法国"),
+    "Japanese": ("私はフランスの首都に住む", "フランス"),
+    "Korean": ("나는 프랑스의 수도에", "프랑스"),
+    "Thai": ("เมืองหลวงของไทยคือ", "ไทย"),
+    "underscores": ("the_France_page", "France"),
+    "decomposed accents": ("le cafe\N{COMBINING ACUTE ACCENT} du coin", "café"),
+    "composed accents": ("le café du coin", "cafe\N{COMBINING ACUTE ACCENT}"),
+    "full width": ("in Ｆｒａｎｃｅ!", "France"),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "name", ["byte-level BPE, many scripts", "Metaspace BPE, many scripts", "Unigram with bytes, many scripts",
+             "WordPiece, cased, many scripts"],
+)  # fmt: skip
+def test_subjects_of_every_script(name: str, script: str, tmp_path: Path) -> None:
+    prompt, subject = SCRIPTS[script]
+    tokenizer = algorithm(name).tokenizer
+    data = made(tmp_path, tokenizer, [ROWS[0] | {"prompt_source": prompt, "subject": subject, "object": "book"}])
+    (row,) = data.prompts
+    bare = unicodedata.normalize("NFKC", subject)
+    ends = range(len(prompt) + 1)
+    start, stop = max((a, b) for a in ends for b in ends if unicodedata.normalize("NFKC", prompt[a:b]) == bare)
+    offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    over = [index for index, (a, b) in enumerate(offsets) if max(a, start) < min(b, stop)]
+    assert row.spans["query"] == (over[0], over[-1] + 1)
+    if tokenizer.unk_token_id not in row.input_ids:
+        assert bare in unicodedata.normalize("NFKC", tokenizer.decode(row.input_ids[slice(*row.spans["query"])]))
+
+
+def test_the_place_of_a_subject_is_chosen_and_said(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [ROWS[0] | {"prompt_source": "Niger, Nigeria and Niger", "subject": "Niger"},
+            ROWS[0] | {"prompt_source": "the Nigerians", "subject": "Niger"},
+            ROWS[0] | {"prompt_source": "NIGER is large", "subject": "Niger"}]  # fmt: skip
+
+    def places(**rules: Any) -> tuple[list[str], list[tuple[int, str]]]:
+        data = made(tmp_path, tokenizer, rows, **rules)
+        before = [tokenizer.decode(row.input_ids[1 : row.spans["query"][0]]).rstrip() for row in data.prompts]
+        return before, [(note.count, note.what) for note in data.notes]
+
+    several = "source prompts that hold their subject several times, the {} is read (task.occurrence)"
+    other = "rows whose source prompt holds the subject in another form (task.{} reads it), left out"
+    dropped = [(1, other.format("word_boundary=start")), (1, other.format("ignore_case=true"))]
+    assert places() == (["Niger, Nigeria and"], [(1, several.format("last")), *dropped])
+    assert places(occurrence="first") == ([""], [(1, several.format("first")), *dropped])
+    before, notes = places(occurrence="first", word_boundary="start", ignore_case=True)
+    assert before == ["", "the", ""]
+    assert notes == [
+        (1, several.format("first")),
+        (1, "subjects that are a part of a longer word in their source prompt (task.word_boundary)"),
+        (1, "subjects that their source prompt spells otherwise (accents, width, case)"),
+    ]
+
+
+def test_a_subject_that_shares_a_token_with_its_neighbours_is_noted(tmp_path: Path) -> None:
+    tokenizer = algorithm("byte-level BPE, many scripts").tokenizer
+    prompt = "你好世界，今天天气很好。"
+    token = next(t for t in tokenizer.tokenize(prompt) if len(t) > 3)  # a token of two characters or more
+    held = tokenizer.convert_tokens_to_string([token])
+    assert len(held) > 1
+    data = made(tmp_path, tokenizer, [ROWS[0] | {"prompt_source": prompt, "subject": held[0], "object": "book"}])
+    note = next(note for note in data.notes if "share a token" in note.what)
+    assert note.count == 1 and repr(held[0]) in note.examples[0] and repr(held) in note.examples[0]
