@@ -99,6 +99,32 @@ def test_list_of_accepted_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: 
     assert data.prompts[1].answers == {"target": []}
 
 
+def test_a_dataset_of_the_hub_is_read_by_the_same_rules(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    rows = [
+        {"q": {"prompt": "a"}, "year": 1735.0, "image": b"\xff"},
+        {"q": {"prompt": None}, "year": None, "image": b""},
+    ]
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *given, **options: asked.append((given, options)) or datasets.Dataset.from_list(rows),
+    )
+    standard: dict[str, Any] = dict(source="org/texts", depends_on="marker", prompt_column="q.prompt", revision="main")
+    data = make(NextTokenConfig(**standard, target_columns=["year"]), tokenizer, None)
+    assert asked == [(("org/texts", None), {"split": "train", "revision": "main"})]
+    assert [row.prompt for row in data.prompts] == ["a"] and data.prompts[0].words["year"] == ["1735"]
+    assert data.counts["rows_left_out"] == 1 and data.read_as == "dataset on the hub"
+    with pytest.raises(
+        ConfigError, match=r"task.target_columns: org/texts has no column 'yeer', it has 'q', 'year', 'image', "
+    ):
+        make(NextTokenConfig(**standard, target_columns=["yeer"]), tokenizer, None)
+
+
 def test_answers_without_tokens_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     WRITERS["csv"](path, [{"prompt": "a", "target": "king"}, {"prompt": "b", "target": "kings"}])
