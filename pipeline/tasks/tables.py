@@ -155,8 +155,9 @@ class Rows:
         value = values[column]
         if isinstance(value, str) and not isinstance(value, Literal):
             value = self._listed(value, column, where)
-        words = [] if value is None else [value] if isinstance(value, str) else value
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        words = value if isinstance(value, list) else [value]
+        words = [word for word in words if word is not None]
+        if not all(isinstance(word, str) for word in words):
             raise InterpError(
                 f"{where}, column {column!r}: expected a text, a number, a list of those or nothing, got {value!r}."
             )

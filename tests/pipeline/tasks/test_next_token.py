@@ -143,6 +143,16 @@ def test_no_columns_but_the_prompt_and_a_limit(tokenizer: PreTrainedTokenizerFas
     assert data.counts["rows_over_limit"] == 2
 
 
+def test_a_text_file_is_a_prompt_a_line(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_text("The sun, it rises\n\n'And then,' he said\n", encoding="utf-8")
+    data = make(config(path, target_columns=[], label_columns=[]), tokenizer, None)
+    assert [row.prompt for row in data.prompts] == ["The sun, it rises", "'And then,' he said"]
+    assert data.read_as == "text, a prompt a line"
+    with pytest.raises(ConfigError, match=r"task.target_columns: .* holds prompts alone: task.target_columns=\[\]"):
+        make(config(path, label_columns=[]), tokenizer, None)
+
+
 def test_long_prompt_is_named(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     WRITERS["csv"](path, [*ROWS, {**ROWS[0], "prompt": "x, " * 40}])
@@ -182,13 +192,13 @@ def test_rows_without_a_usable_prompt_are_left_out_and_counted(
 def test_answers_and_labels_are_the_texts_that_the_file_has(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Numbers, booleans and dates by their source text; a text that spells one of them is a text."""
     path = tmp_path / "own.jsonl"
-    texts = ["1735", "1735.0", "1.50", "true", '"null"', '"7"', '"2020-01-02"', '[1735, "x"]', "null", '"[1]"']
+    texts = ["1735", "1735.0", "1.50", "true", '"null"', '"7"', '"2020-01-02"', '[1735, null, "x"]', "null", '"[1]"']
     path.write_text("".join(f'{{"prompt": "a {n}", "target": {text}}}\n' for n, text in enumerate(texts)))
     data = make(config(path, target_columns=["target"], label_columns=["target"]), tokenizer, None)
     words = [["1735"], ["1735.0"], ["1.50"], ["true"], ["null"], ["7"], ["2020-01-02"], ["1735", "x"], [], ["[1]"]]
     assert [list(row.words["target"]) for row in data.prompts] == words
     labels = [row.labels["target"] for row in data.prompts]
-    assert labels == ["1735", "1735.0", "1.50", "true", "null", "7", "2020-01-02", '["1735", "x"]', "", "[1]"]
+    assert labels == ["1735", "1735.0", "1.50", "true", "null", "7", "2020-01-02", '["1735", null, "x"]', "", "[1]"]
     for row, accepted in zip(data.prompts, words, strict=True):
         assert set(row.answers["target"]) == set().union(*(first_tokens(tokenizer, word) for word in accepted))
 
