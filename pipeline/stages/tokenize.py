@@ -67,7 +67,7 @@ def tokenize() -> dict[str, float]:
     if data.read_as:
         log.info("%s is read as %s", getattr(task, TASK_FILES[task.kind]), data.read_as)
     for note in data.notes:
-        log.warning("%d %s%s", note.count, note.what, f": {'; '.join(note.examples)}" if note.examples else "")
+        log.warning("%s: %d%s", note.what, note.count, f", e.g. {'; '.join(note.examples)}" if note.examples else "")
     log.info("%s", ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in data.counts.items()))
     return {"tokens": manifest["tokens"], "prompts": len(data.prompts)}
 

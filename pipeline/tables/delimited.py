@@ -81,11 +81,13 @@ def read_delimited(text: str, path: str, suffix: str, quoting: str, written: Seq
     opened = [(number, cell) for number, cell in sorted(rows.literal) if cell.startswith('"')]
     on_top = tuple(line[:SHOWN] for line in lines[:first] if line.startswith("#"))
     examples = tuple(f"line {number}: {cell[:SHOWN]!r}" for number, cell in opened[:EXAMPLES])
+    joined = tuple(f"lines {start} to {last}" for start, last in rows.joined[:EXAMPLES])
     table = Table(path, columns, rows.rows, rows.starts, ", ".join(filter(None, [kind, between, *written])))
     return table.noted(
         Note("comment lines on top left out", comments, on_top[:EXAMPLES]),
         Note("column names without the spaces around them", padded),
         Note("blank lines left out", rows.blank),
+        Note("rows of several lines, by quote signs (task.quoting)", len(rows.joined), joined),
         Note("cells that begin with a quote sign and are text, not quoted (task.quoting)", len(opened), examples),
     )
 
@@ -137,6 +139,7 @@ class _Rows:
     starts: list[int] = field(default_factory=list)
     blank: int = 0
     literal: list[tuple[int, str]] = field(default_factory=list)  # (line, cell) of text that holds quote signs
+    joined: list[tuple[int, int]] = field(default_factory=list)  # (line, last line) of rows of several lines
     needed: int = 0  # quoted cells that hold a delimiter, a quote sign or the end of a line: somebody wrote by rules
     padded: bool = False  # columns are aligned by spaces, which then also stand behind closing quote signs
 
@@ -160,6 +163,7 @@ class _Rows:
                 at += 1
                 continue
             cells, after, doubt = self._record(at)
+            self.joined += [(at + 1, after)] if after > at + 1 else []
             if doubt:
                 doubtful.append((len(self.rows), at, after))
             self._keep(cells, at)
@@ -174,6 +178,7 @@ class _Rows:
                     f"that goes on to line {after}, or rows whose text holds quote signs. Say which: "
                     "task.quoting=rfc4180 or task.quoting=none."
                 )
+            self.joined.remove((start + 1, after))
             alone = [line for line in range(start, after) if self.lines[line]]
             read = [self._on_a_line(line) for line in alone]
             self.rows[place : place + 1] = [tuple(cell or None for cell in cells) for cells, _ in read]

@@ -29,7 +29,7 @@ class Table:
         path: the file, as messages name it.
         columns: names of the columns, in order; what nobody asks for may be empty or stand twice.
         rows: cells of each row, one per column.
-        lines: where each row begins in the file, counted from 1; in parquet the number of the row.
+        lines: where each row begins in the file, counted from 1; without lines, the number of the row from 0 on.
         written: how the file is written, for people (`CSV, separated by ';', latin-1, gzip`).
         typed: whether the format has lists, numbers and missing values of its own (JSON, parquet), so that a text is
             a text and never stands for one of them.
@@ -64,11 +64,13 @@ class Table:
     def hint(self, column: str) -> str:
         """The sentences that help where a column is missing: the nearest names, and lines on top that were left out."""
         skipped = "".join(f" {note.count} {note.what}." for note in self.notes if "on top" in note.what)
-        return nearest(column, self.columns) + skipped
+        alone = " A text file holds prompts alone: task.target_columns=[]." if self.written.startswith("text") else ""
+        return nearest(column, self.columns) + skipped + alone
 
     def where(self, row: int) -> str:
         """A row as messages name it: `own.csv, line 7`."""
-        return f"{self.path}, {'row' if self.written.startswith('parquet') else 'line'} {self.lines[row]}"
+        counted = "row" if self.written.startswith(("parquet", "dataset")) else "line"
+        return f"{self.path}, {counted} {self.lines[row]}"
 
     def noted(self, *notes: Note) -> Table:
         """The same table with further notes; those that count nothing are left out."""

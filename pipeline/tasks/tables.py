@@ -172,8 +172,9 @@ class Rows:
         value = values[column]
         if isinstance(value, str) and not isinstance(value, Literal):
             value = self._listed(value, column, where)
-        words = [] if value is None else [value] if isinstance(value, str) else value
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        words = value if isinstance(value, list) else [value]
+        words = [word for word in words if word is not None]
+        if not all(isinstance(word, str) for word in words):
             raise InterpError(
                 f"{where}, column {column!r}: expected a text, a number, a list of those or nothing, got {value!r}."
             )
@@ -252,7 +253,8 @@ def _table(source: Source, columns: Mapping[str, Sequence[str]]) -> Table:
         raise ConfigError(f"task.source: {source.path} has no rows.")
     asked = {column for named in columns.values() for column in named}
     known = [column for column in data.column_names if column in asked | {name.split(".")[0] for name in asked}]
-    if not all(column in known or column.split(".")[0] in known for column in asked):
-        return Table(source.path, tuple(data.column_names), [], [], "dataset on the hub")  # which the message lists
+    inside = [column for column in asked if column not in known and column.split(".")[0] in known]
+    if not asked <= {*known, *inside}:
+        return Table(source.path, (*data.column_names, *inside), [], [], "dataset on the hub")  # for the message
     # Other columns may hold what no text stands for, such as images.
     return from_arrow(data.select_columns(known).with_format("arrow")[:], source.path, "dataset on the hub")

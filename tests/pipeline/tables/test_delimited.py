@@ -73,6 +73,8 @@ def test_quote_signs(tmp_path: Path, name: str, content: str, rows: Any) -> None
     header = "prompt\ttarget\n" if name.endswith("tsv") else "prompt,target\n"
     table = read(tmp_path, name, header + content)
     assert list(table.rows) == rows
+    joined = [note.count for note in table.notes if "of several lines" in note.what]
+    assert joined == ([1] if any("\n" in (cell or "") for row in rows for cell in row) else [])
     opened = sum(cell.startswith('"') for row in rows for cell in row if cell)
     assert [note.count for note in table.notes if "begin with a quote sign" in note.what] == (
         [opened] if opened else []

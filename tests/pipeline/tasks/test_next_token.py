@@ -99,6 +99,32 @@ def test_list_of_accepted_answers(tokenizer: PreTrainedTokenizerFast, tmp_path: 
     assert data.prompts[1].answers == {"target": []}
 
 
+def test_a_dataset_of_the_hub_is_read_by_the_same_rules(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    rows = [
+        {"q": {"prompt": "a"}, "year": 1735.0, "image": b"\xff"},
+        {"q": {"prompt": None}, "year": None, "image": b""},
+    ]
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *given, **options: asked.append((given, options)) or datasets.Dataset.from_list(rows),
+    )
+    standard: dict[str, Any] = dict(source="org/texts", depends_on="marker", prompt_column="q.prompt", revision="main")
+    data = make(NextTokenConfig(**standard, target_columns=["year"]), tokenizer, None)
+    assert asked == [(("org/texts", None), {"split": "train", "revision": "main"})]
+    assert [row.prompt for row in data.prompts] == ["a"] and data.prompts[0].words["year"] == ["1735"]
+    assert data.counts["rows_left_out"] == 1 and data.read_as == "dataset on the hub"
+    with pytest.raises(
+        ConfigError, match=r"task.target_columns: org/texts has no column 'yeer', it has 'q', 'year', 'image', "
+    ):
+        make(NextTokenConfig(**standard, target_columns=["yeer"]), tokenizer, None)
+
+
 def test_answers_without_tokens_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     WRITERS["csv"](path, [{"prompt": "a", "target": "king"}, {"prompt": "b", "target": "kings"}])
@@ -115,6 +141,16 @@ def test_no_columns_but_the_prompt_and_a_limit(tokenizer: PreTrainedTokenizerFas
     assert [row.prompt for row in data.prompts] == [row["prompt"] for row in ROWS[:2]]
     assert data.groups == {}
     assert data.counts["rows_over_limit"] == 2
+
+
+def test_a_text_file_is_a_prompt_a_line(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    path = tmp_path / "own.txt"
+    path.write_text("The sun, it rises\n\n'And then,' he said\n", encoding="utf-8")
+    data = make(config(path, target_columns=[], label_columns=[]), tokenizer, None)
+    assert [row.prompt for row in data.prompts] == ["The sun, it rises", "'And then,' he said"]
+    assert data.read_as == "text, a prompt a line"
+    with pytest.raises(ConfigError, match=r"task.target_columns: .* holds prompts alone: task.target_columns=\[\]"):
+        make(config(path, label_columns=[]), tokenizer, None)
 
 
 def test_long_prompt_is_named(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -156,13 +192,13 @@ def test_rows_without_a_usable_prompt_are_left_out_and_counted(
 def test_answers_and_labels_are_the_texts_that_the_file_has(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """Numbers, booleans and dates by their source text; a text that spells one of them is a text."""
     path = tmp_path / "own.jsonl"
-    texts = ["1735", "1735.0", "1.50", "true", '"null"', '"7"', '"2020-01-02"', '[1735, "x"]', "null", '"[1]"']
+    texts = ["1735", "1735.0", "1.50", "true", '"null"', '"7"', '"2020-01-02"', '[1735, null, "x"]', "null", '"[1]"']
     path.write_text("".join(f'{{"prompt": "a {n}", "target": {text}}}\n' for n, text in enumerate(texts)))
     data = make(config(path, target_columns=["target"], label_columns=["target"]), tokenizer, None)
     words = [["1735"], ["1735.0"], ["1.50"], ["true"], ["null"], ["7"], ["2020-01-02"], ["1735", "x"], [], ["[1]"]]
     assert [list(row.words["target"]) for row in data.prompts] == words
     labels = [row.labels["target"] for row in data.prompts]
-    assert labels == ["1735", "1735.0", "1.50", "true", "null", "7", "2020-01-02", '["1735", "x"]', "", "[1]"]
+    assert labels == ["1735", "1735.0", "1.50", "true", "null", "7", "2020-01-02", '["1735", null, "x"]', "", "[1]"]
     for row, accepted in zip(data.prompts, words, strict=True):
         assert set(row.answers["target"]) == set().union(*(first_tokens(tokenizer, word) for word in accepted))
 
