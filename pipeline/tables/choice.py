@@ -16,7 +16,10 @@ FORMATS: dict[str, tuple[str, str]] = {
     "pararel": ("ParaRel", "pattern with [X] and [Y], and sub_label and obj_label"),
     "lama": ("LAMA", "sub_label, obj_label and masked_sentences or evidences"),
     "translation_prompts": ("translation prompts (Dumas et al.)", "prompt, target and word original, by word"),
-    "patchscopes": ("Patchscopes, attribute extraction", "prompt_source, prompt_target, subject and object"),
+    "patchscopes": (
+        "Patchscopes, attribute extraction",
+        "prompt_source, position_source, prompt_target, subject and object",
+    ),
 }
 # Column of a prompt -> the column that says where its subject, or its placeholder, begins.
 STARTS = {"prompt": "subject_start", "prompt_source": "source_subject_start", "prompt_target": "placeholder_start"}

@@ -10,7 +10,7 @@
 | `pararel` | `pattern` with `[X]`, `[Y]`; `sub_label`, `obj_label` | Elazar et al. 2021, arXiv 2102.01017 |
 | `lama` | `sub_label`, `obj_label`, `masked_sentences` or `evidences`; `relation`, `template` | Petroni et al. 2019 |
 | `translation_prompts` | `prompt`, `target`, `word original` by word | Dumas et al. 2025, arXiv 2411.08745 |
-| `patchscopes` | `prompt_source`, `prompt_target`, `subject`, `object` | Ghandeharioun et al. 2024, arXiv 2401.06102 |
+| `patchscopes` | `prompt_source`, `position_source`, `prompt_target`, `subject` | Ghandeharioun et al. 2024 |
 
 Each becomes rows with the same columns beside its own: `prompt` with the subject and the solved examples asked for,
 `prompt_source` without those, `subject`, `target` (also `object`), `relation`, `template`, and `prompt_target`, the
@@ -60,7 +60,7 @@ def recognised_rows(table: Table, choice: Choice) -> Table | None:
     """Read rows (JSON list, JSON lines, CSV, TSV, parquet) as a published data set; else as `recognised_object`."""
     if choice.format == "table":
         return None
-    if {"prompt_source", "prompt_target", "subject", "object"} <= set(table.columns):
+    if {"prompt_source", "position_source", "prompt_target", "subject", "object"} <= set(table.columns):
         check_format(Found("patchscopes"), choice, table.path, table.columns)
         return _patchscopes(table)
     found = of_rows(table)

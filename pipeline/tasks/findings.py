@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -96,6 +97,10 @@ def odd_prompts(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> tuple[Not
 def _odd_text(findings: Findings, name: str, text: str, where: str) -> None:
     if text.isascii() and text.isprintable():
         return
+    if len(unicodedata.normalize("NFC", text)) < len(text):
+        findings.add(
+            f"{name} whose accents are signs of their own (decomposed), which a tokenizer reads as others", where
+        )
     if INVISIBLE.search(text):
         findings.add(f"{name} that hold invisible characters", where)
     if CONTROL.search(text):

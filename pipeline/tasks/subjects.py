@@ -41,14 +41,11 @@ class Subjects:
         Returns:
             The text, and the subject's characters in it; None: it does not occur, the row is dropped.
         """
+        start = self._rows.start(values, column, subject) if self._config.occurrence == "auto" else None
+        if start is not None:
+            return values[column], (start, start + len(subject))
         text, place = filled(values[column], subject)
-        if place is not None:
-            return text, place
-        if self._config.occurrence == "auto":
-            start = self._rows.start(values, column, subject)
-            if start is not None:
-                return text, (start, start + len(subject))
-        place = self._found(where, text, subject, what)
+        place = place or self._found(where, text, subject, what)
         return None if place is None else (text, place)
 
     def _found(self, where: str, text: str, subject: str, what: str) -> tuple[int, int] | None:

@@ -152,6 +152,8 @@ def test_subjects_of_every_script(name: str, script: str, tmp_path: Path) -> Non
     offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
     over = [index for index, (a, b) in enumerate(offsets) if max(a, start) < min(b, stop)]
     assert row.spans["query"] == (over[0], over[-1] + 1)
+    decomposed = [note.count for note in data.notes if note.what.startswith("prompts whose accents are signs")]
+    assert decomposed == ([1] if script == "decomposed accents" else [])
     if tokenizer.unk_token_id not in row.input_ids:
         assert bare in unicodedata.normalize("NFKC", tokenizer.decode(row.input_ids[slice(*row.spans["query"])]))
 
