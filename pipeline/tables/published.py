@@ -34,7 +34,7 @@ from pipeline.tables.list_cells import listed_in
 from pipeline.tables.notes import Note
 from pipeline.tables.table import Cell, Table, TableError
 
-__all__ = ["check_format", "formats_hint", "made", "recognised_object", "recognised_rows", "unknown_keys"]
+__all__ = ["check_format", "check_rows", "formats_hint", "made", "recognised_object", "recognised_rows", "unknown_keys"]
 
 
 def recognised_object(content: Mapping[str, Any], path: str, choice: Choice) -> Table | None:
@@ -62,6 +62,7 @@ def recognised_rows(table: Table, choice: Choice) -> Table | None:
         return None
     if {"prompt_source", "position_source", "prompt_target", "subject", "object"} <= set(table.columns):
         check_format(Found("patchscopes"), choice, table.path, table.columns)
+        check_rows(table.path, choice)
         return _patchscopes(table)
     found = of_rows(table)
     check_format(found, choice, table.path, table.columns)
@@ -77,6 +78,17 @@ def check_format(found: Found | None, choice: Choice, path: str, keys: Iterable[
         name, expected = FORMATS[choice.format]
         came = f"the keys of {FORMATS[found.format][0]}" if found else _listed_keys(keys)
         raise TableError(f"{path}: expected {name} with the keys {expected}, got {came}.")
+
+
+def check_rows(path: str, choice: Choice) -> None:
+    """Raise `TableError` where rows that are read as they are come with a choice that only a data set can meet."""
+    asked = {"prompt_template": choice.template, "relations": choice.relations, "shots": choice.shots}
+    named = [f"task.{name}" for name, value in asked.items() if value]
+    if named:
+        raise TableError(
+            f"{path} is read as rows, which have neither templates nor relations, and {' and '.join(named)} asks for "
+            f"some. Leave {'it' if len(named) == 1 else 'them'} out."
+        )
 
 
 def formats_hint(table: Table) -> str:

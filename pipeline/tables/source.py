@@ -9,7 +9,7 @@ from pipeline.tables.decoding import decoded
 from pipeline.tables.facts import Found, joined, of_object, of_rows
 from pipeline.tables.json_rows import parse_json
 from pipeline.tables.names import suffix_of
-from pipeline.tables.published import check_format, made, recognised_object, recognised_rows, unknown_keys
+from pipeline.tables.published import check_format, check_rows, made, recognised_object, recognised_rows, unknown_keys
 from pipeline.tables.reading import read_table
 from pipeline.tables.table import Table, TableError
 
@@ -44,7 +44,10 @@ def read_source(path: str | Path, encoding: str = "auto", quoting: str = "auto",
         if not _is_row(content):
             raise unknown_keys(str(path), content)
     table = read_table(path, encoding, quoting)
-    return recognised_rows(table, choice) or table
+    recognised = recognised_rows(table, choice)
+    if recognised is None:
+        check_rows(str(path), choice)
+    return recognised or table
 
 
 def _object(path: str | Path, encoding: str) -> dict[str, object] | None:

@@ -19,7 +19,7 @@ from pipeline.tables.json_rows import Literal
 from pipeline.tables.list_cells import listed_in
 from pipeline.tables.names import is_table_file
 from pipeline.tables.notes import Note
-from pipeline.tables.published import formats_hint
+from pipeline.tables.published import check_rows, formats_hint
 from pipeline.tables.reading import from_arrow
 from pipeline.tables.source import read_source
 from pipeline.tables.table import Cell, Table, TableError
@@ -241,6 +241,10 @@ def _table(source: Source, columns: Mapping[str, Sequence[str]]) -> Table:
             return read_source(source.path, source.encoding, source.quoting, source.choice)
         except TableError as error:
             raise ConfigError(f"task.source: {error}") from None
+    try:
+        check_rows(source.path, source.choice)
+    except TableError as error:
+        raise ConfigError(f"task.source: {error}") from None
     import datasets  # half a second, which a task of another kind need not wait for
 
     try:

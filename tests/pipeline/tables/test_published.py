@@ -235,6 +235,10 @@ def test_what_is_no_known_format_is_said(tmp_path: Path) -> None:
         ConfigError, match=r"no column 'prompt'.* of no published data set that is known: the relations"
     ):
         check_task(task)
+    for asked, key in ((Choice(shots=1), "shots"), (Choice(template="0"), "prompt_template"),
+                       (Choice(relations=("town",)), "relations")):  # fmt: skip
+        with pytest.raises(TableError, match=f"is read as rows, .* and task.{key} asks for some. Leave it out"):
+            read_source(plain, choice=asked)
     as_rows = read_source(written(tmp_path, "words.json", OPPOSITES), choice=Choice(format="table"))
     assert as_rows.columns == ("input", "output")
 
