@@ -18,7 +18,7 @@ NAMED = 30  # columns in a message
 
 
 class TableError(InterpError):
-    """A file that cannot be read as rows. The message names file and line, and no setting: the caller knows that."""
+    """A file that cannot be read as rows. The message names file and line; who calls adds the setting that named it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def make_attribute_extraction(
         if found is None or blank is None:
             continue
         labels = {"subject": subject} | rows.labels(values, config.label_columns)
-        made: dict[str, Any] = {"tokenizer": tokenizer, "context_length": context_length, "findings": rows.findings}
+        made: dict[str, Any] = {"tokenizer": tokenizer, "context_length": context_length, "find": rows.find}
         prompt, query = found
         prompts.append(
             make_row(**made, where=where, prompt=prompt, spans={"query": query}, labels=labels,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from interp.errors import InterpError
 from interp.prompts import AnswerTokens, encode
 from interp.prompts.templates import Template
 from pipeline.config.base import ConfigError
-from pipeline.tasks.findings import Findings, shortened
 from pipeline.tasks.records import Row
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def make_row(
     labels: Mapping[str, str],
     answers: Mapping[str, Answer],
     languages: Mapping[str, str] | None = None,
-    findings: Findings | None = None,
+    find: Callable[[str, str, str], None] | None = None,
 ) -> Row:
     """Tokenize one prompt and put what is known about it together.
 
@@ -108,7 +107,7 @@ def make_row(
         answers: group -> answer.
         languages: group -> language, where several groups may ask for the same word in the same language. Such groups
             share their tokens because they are one, which is no collision.
-        findings: takes a note where a span's tokens hold more than its characters.
+        find: told (what, where, the text) where a span's tokens hold more than its characters.
 
     Raises:
         InterpError: the prompt is longer than the context, or cannot be tokenized.
@@ -125,9 +124,9 @@ def make_row(
         )
     for name, (start, stop) in encoded.characters.items():
         read, meant = prompt[start:stop].strip(), prompt[slice(*spans[name])].strip()
-        if read != meant and findings is not None:
+        if read != meant and find is not None:
             note = "words that share a token with their neighbours, so that both are read"
-            findings.add(note, f"{where} {shortened(meant)} in {shortened(read)}")
+            find(note, where, f"{meant} in {read}")
     distinct = {languages[group] if languages else group: answer for group, answer in answers.items()}
     collides = collide(answer.token_ids for answer in distinct.values())
     return Row(

@@ -79,7 +79,7 @@ def make_next_token(
                 spans=spans,
                 labels=rows.labels(values, config.label_columns),
                 answers=groups,
-                findings=rows.findings,
+                find=rows.find,
             )
         )
     rows.check_left(len(prompts))

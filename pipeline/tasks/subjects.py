@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from interp.prompts import find_word, other_form
 from pipeline.config.task import AttributeExtractionConfig, NextTokenConfig
 from pipeline.tables.table import Cell
-from pipeline.tasks.findings import shortened
 from pipeline.tasks.tables import Rows, filled
 
 __all__ = ["Subjects"]
@@ -49,26 +48,28 @@ class Subjects:
         return None if place is None else (text, place)
 
     def _found(self, where: str, text: str, subject: str, what: str) -> tuple[int, int] | None:
-        config, findings = self._config, self._rows.findings
+        config, rows = self._config, self._rows
         found = find_word(text, subject, boundary=config.word_boundary, ignore_case=config.ignore_case)
-        shown = f"{where} {shortened(subject)} in {shortened(text)}"
+        shown = f"{subject} in {text}"
         if not found:
             other = other_form(text, subject, boundary=config.word_boundary, ignore_case=config.ignore_case)
             if other is None:
-                self._rows.drop(where, f"whose {what} does not hold the subject", f"{subject!r} in {text!r}")
+                rows.drop(where, f"whose {what} does not hold the subject", f"{subject!r} in {text!r}")
             else:
                 written, rules = other
                 keys = " and ".join(f"task.{KEYS[name]}={value}".lower() for name, value in rules.items())
-                self._rows.drop(where, f"whose {what} holds the subject in another form ({keys} reads it)",
+                rows.drop(where, f"whose {what} holds the subject in another form ({keys} reads it)",
                                 f"{subject!r} as {written!r}")  # fmt: skip
             return None
         first = config.occurrence == "first"
         one = found[0 if first else -1]
         if len(found) > 1:
             read = "first" if first else "last"
-            findings.add(f"{what}s that hold their subject several times, the {read} is read (task.occurrence)", shown)
+            rows.find(
+                f"{what}s that hold their subject several times, the {read} is read (task.occurrence)", where, shown
+            )
         if not (one.begins and one.ends):
-            findings.add(f"subjects that are a part of a longer word in their {what} (task.word_boundary)", shown)
+            rows.find(f"subjects that are a part of a longer word in their {what} (task.word_boundary)", where, shown)
         if text[one.start : one.stop] != subject.strip():
-            findings.add(f"subjects that their {what} spells otherwise (accents, width, case)", shown)
+            rows.find(f"subjects that their {what} spells otherwise (accents, width, case)", where, shown)
         return one.start, one.stop

@@ -132,7 +132,12 @@ class Rows:
             shown: the text in question.
         """
         self.dropped += 1
-        self.findings.add(f"rows {why}, left out", f"{where}{f' {shortened(shown)}' if shown else ''}")
+        self.find(f"rows {why}, left out", where, shown)
+
+    def find(self, what: str, where: str, shown: str = "") -> None:
+        """Count a finding; its example names the line alone: what a stage writes holds no path of a machine."""
+        line = where.removeprefix(f"{self._source.path}, ")
+        self.findings.add(what, f"{line}{f' {shortened(shown)}' if shown else ''}")
 
     def text(self, values: Mapping[str, Cell], column: str, where: str, what: str) -> str | None:
         """The text of a cell that a row cannot do without; None: there is none that can be meant, the row is dropped.
@@ -180,7 +185,7 @@ class Rows:
             )
         kept = [str(word) for word in dict.fromkeys(words) if "\0" not in word]
         if len(kept) < len(set(words)):
-            self.findings.add("cells with an answer that holds a NUL, which is left out", where)
+            self.find("cells with an answer that holds a NUL, which is left out", where)
         return kept
 
     def _listed(self, text: str, column: str, where: str) -> str | list[str]:
@@ -188,14 +193,13 @@ class Rows:
         choice = self._source.list_cells
         if choice == "text" or not text.lstrip().startswith("["):
             return text
-        shown = f"{where} {shortened(text)}"
         if choice == "auto" and self._table.typed:  # a format with lists of its own
-            self.findings.add(f"texts of column {column!r} that begin like a list and are one answer", shown)
+            self.find(f"texts of column {column!r} that begin like a list and are one answer", where, text)
             return text
         words = listed_in(text, f"{where}, column {column!r}")
         if words is None:
             return text
-        self.findings.add(f"cells of column {column!r} read as lists of answers (task.list_cells)", shown)
+        self.find(f"cells of column {column!r} read as lists of answers (task.list_cells)", where, text)
         return words
 
     def start(self, values: Mapping[str, Cell], column: str, word: str) -> int | None:
