@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -176,4 +177,5 @@ class GenerationResult:
 
 
 def _bare(text: str) -> str:
-    return "".join(text.split()).casefold()
+    """A text without spaces and case; accents on a letter and the letter with its accents are the same."""
+    return unicodedata.normalize("NFC", "".join(text.split()).casefold())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from interp.prompts.answers import POLICIES, AnswerTokens, answer_tokens
 from interp.prompts.encoding import Encoded, encode
 from interp.prompts.identity import IDENTITY_PROMPTS, identity_prompt
+from interp.prompts.occurrences import BOUNDARIES, OCCURRENCES, Occurrence, find_word, other_form
 from interp.prompts.prompt import Collision, Prompt, Target
 from interp.prompts.repeat import repeat_prompt
 
@@ -44,13 +45,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTRIBUTES",
+    "BOUNDARIES",
     "IDENTITY_PROMPTS",
     "LANGUAGE_NAMES",
+    "OCCURRENCES",
     "POLICIES",
     "TARGET_NAMES",
     "AnswerTokens",
     "Collision",
     "Encoded",
+    "Occurrence",
     "Prompt",
     "ResolvedTargets",
     "SharedPrefix",
@@ -67,7 +71,9 @@ __all__ = [
     "encode",
     "entity_description_prompt",
     "few_shot_prompt",
+    "find_word",
     "identity_prompt",
+    "other_form",
     "repeat_chat_prompt",
     "repeat_prompt",
     "repetition_prompt",

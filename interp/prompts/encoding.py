@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from interp.errors import InterpError
@@ -23,10 +23,13 @@ class Encoded:
     Arguments:
         input_ids: token ids with the tokenizer's start token, unpadded.
         spans: name -> (first token, one past the last token), indices into `input_ids`.
+        characters: name -> (first character, one past the last character) of the text that these tokens stand for; more
+            than was marked where a token reaches over it.
     """
 
     input_ids: list[int]
     spans: dict[str, tuple[int, int]]
+    characters: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def encode(
@@ -96,7 +99,7 @@ def encode(
             "see it twice. Remove it from the prompt; for a chat, use `interp.prompts.chat_prompt`, or pass "
             "add_special_tokens=False where the text has every special token."
         )
-    found = {}
+    found, characters = {}, {}
     offsets = batch["offset_mapping"][: len(input_ids)] if spans else []
     for name, (start, stop) in spans.items():
         # A token that the tokenizer added, or one that stands for no character, has an empty range and never overlaps.
@@ -110,7 +113,8 @@ def encode(
                 f"{_shown(text)}) no token of their own."
             )
         found[name] = (tokens[0], tokens[-1] + 1)
-    return Encoded(input_ids=input_ids, spans=found)
+        characters[name] = (offsets[tokens[0]][0], offsets[tokens[-1]][1])
+    return Encoded(input_ids=input_ids, spans=found, characters=characters)
 
 
 def _is_added_space(tokenizer: PreTrainedTokenizerBase, token_id: int, characters: str) -> bool:

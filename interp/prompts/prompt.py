@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from interp.errors import InterpError, nearest
 from interp.prompts.answers import AnswerTokens
 from interp.prompts.encoding import Encoded, encode
+from interp.prompts.occurrences import mark_word
 
 if TYPE_CHECKING:  # transformers imports torch, which this module does without
     from transformers import PreTrainedTokenizerBase
@@ -116,6 +117,29 @@ class Prompt:
         """
         named = targets if isinstance(targets, Mapping) else {"target": targets}
         return replace(self, targets={name: _target(name, accepted, answers) for name, accepted in named.items()})
+
+    def marked(
+        self,
+        span: str,
+        word: str | Sequence[str],
+        *,
+        occurrence: str = "last",
+        boundary: str = "both",
+        ignore_case: bool = False,
+    ) -> Prompt:
+        """The same prompt with one of its words marked; the other spans stay.
+
+        Arguments:
+            span: name of the new span.
+            word: the word, or several forms of it.
+            occurrence: which of several, `first` or `last`.
+            boundary, ignore_case: what counts as the word; see `interp.prompts.find_word`.
+
+        Raises:
+            InterpError: the word does not occur; the message says in which other form it does.
+        """
+        place = mark_word(self.text, word, occurrence, boundary=boundary, ignore_case=ignore_case)
+        return replace(self, spans={**self.spans, span: (place.start, place.stop)})
 
     @property
     def target_tokens(self) -> dict[str, tuple[int, ...]]:

@@ -1,20 +1,33 @@
-"""What a config's input files hold, as far as it decides whether the config can run: headers and word lists only."""
+"""What a config's input files hold, as far as it decides whether the config can run.
+
+Files are read by the functions that the stage `tokenize` reads them by, so that what is accepted here is read there.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
 from interp.prompts.templates import Template
-from pipeline.config.base import ConfigError, nearest
+from pipeline.config.base import ConfigError
 from pipeline.config.model_size import HUB_ID
-from pipeline.config.paths import HUB_DATASET, PROMPT_FILES, located
-from pipeline.config.task import AttributeExtractionConfig, ClozeConfig, NextTokenConfig, TaskConfig, TranslationConfig
+from pipeline.config.paths import HUB_DATASET, located
+from pipeline.config.task import (
+    AttributeExtractionConfig,
+    ClozeConfig,
+    NextTokenConfig,
+    TaskConfig,
+    TranslationConfig,
+    choice_of,
+)  # fmt: skip
 from pipeline.demo.lexicon import load_lexicon
+from pipeline.tables.decoding import check_encoding
+from pipeline.tables.names import SUFFIXES, is_table_file
+from pipeline.tables.published import formats_hint
+from pipeline.tables.sentences import read_sentences
+from pipeline.tables.source import read_source
+from pipeline.tables.table import TableError
 
 
 def check_task(task: TaskConfig) -> None:
@@ -39,7 +52,7 @@ def check_task(task: TaskConfig) -> None:
 
 def _check_translation(task: TranslationConfig) -> None:
     try:
-        lexicon = load_lexicon(located(task.lexicon))
+        lexicon = load_lexicon(located(task.lexicon), shared_words=task.shared_words, phrases=task.phrases)
     except (ValueError, OSError) as error:
         raise ConfigError(f"task.lexicon: {error}") from None
     known = lexicon.languages
@@ -79,10 +92,13 @@ def _check_translation(task: TranslationConfig) -> None:
             f"task.latent_languages: {', '.join(task.latent_languages)} covers every source language, whose words are "
             "measured already, so every prompt would collide with itself. Leave one out."
         )
-    if task.shots >= len(lexicon.concepts):
+    asked = [(source, task.target_language) for source in task.source_languages]
+    asked += [] if task.patch_into is None else [(task.patch_into.source_language, task.patch_into.target_language)]
+    fewest = min(len(lexicon.speaking(*pair)) for pair in asked)
+    if task.shots >= fewest:
         raise ConfigError(
             f"task.shots: {task.shots} solved lines and a question need {task.shots + 1} concepts, and {task.lexicon} "
-            f"has {len(lexicon.concepts)}. Lower task.shots."
+            f"has {fewest} with words in both languages. Lower task.shots."
         )
     if task.patch_into is not None and task.max_concepts == 1:
         raise ConfigError("task.max_concepts: a pair needs two different concepts, got 1. Raise it.")
@@ -91,16 +107,17 @@ def _check_translation(task: TranslationConfig) -> None:
 
 
 def _check_cloze(task: ClozeConfig) -> None:
+    _check_encoding(task.encoding)
     path = located(task.sentences)
-    rows = _json_lines(path, "task.sentences")
+    if not path.exists():
+        raise ConfigError(f"task.sentences: expected a JSON-lines file at {path}, found none. Check the path.")
+    try:
+        sentences = read_sentences(path, task.encoding)
+    except TableError as error:
+        raise ConfigError(f"task.sentences: {error}") from None
     concepts: dict[str, set[str]] = {}
-    for number, row in enumerate(rows, 1):
-        missing = [key for key in ("concept", "language", "text", "words") if key not in row]
-        if missing:
-            raise ConfigError(
-                f"task.sentences: {path}, line {number}: expected the key {missing[0]!r}, got {sorted(row)}."
-            )
-        concepts.setdefault(str(row["language"]), set()).add(str(row["concept"]))
+    for sentence in sentences:
+        concepts.setdefault(sentence.language, set()).add(sentence.concept)
     _check_language("task.language", task.language, concepts, task.sentences)
     for index, code in enumerate(task.latent_languages):
         _check_language(f"task.latent_languages[{index}]", code, concepts, task.sentences)
@@ -119,85 +136,54 @@ def _check_cloze(task: ClozeConfig) -> None:
 
 
 def _check_next_token(task: NextTokenConfig) -> None:
+    _check_encoding(task.encoding)
     if task.depends_on == HUB_DATASET:
         if not HUB_ID.fullmatch(task.source):
             raise ConfigError(f"task.source: expected a dataset's hub id or a file, got {task.source!r}.")
         return
     asked = [("task.prompt_column", task.prompt_column)]
+    asked += [] if task.subject_column is None else [("task.subject_column", task.subject_column)]
     asked += [(f"task.target_columns[{i}]", name) for i, name in enumerate(task.target_columns)]
     asked += [(f"task.label_columns[{i}]", name) for i, name in enumerate(task.label_columns)]
-    _check_columns(task.source, asked)
+    _check_columns(task, asked)
     _check_different("task.target_columns", task.target_columns)
 
 
 def _check_attribute_extraction(task: AttributeExtractionConfig) -> None:
+    _check_encoding(task.encoding)
     if not task.placeholder.strip():
         raise ConfigError(f"task.placeholder: expected a word, got {task.placeholder!r}.")
     columns = ("prompt_column", "subject_column", "target_column", "answer_column")
     asked = [(f"task.{column}", str(getattr(task, column))) for column in columns]
     asked += [(f"task.label_columns[{i}]", name) for i, name in enumerate(task.label_columns)]
-    _check_columns(task.source, asked)
+    _check_columns(task, asked)
 
 
-def _check_columns(source: str, asked: list[tuple[str, str]]) -> None:
-    """Check that a file has the columns that settings name."""
-    path = located(source)
-    if path.suffix not in PROMPT_FILES:
-        raise ConfigError(f"task.source: expected a file that ends in {', '.join(PROMPT_FILES)}, got {source!r}.")
-    if not path.is_file():
+def _check_encoding(encoding: str) -> None:
+    try:
+        check_encoding(encoding)
+    except TableError as error:
+        raise ConfigError(f"task.encoding: {error}") from None
+
+
+def _check_columns(task: NextTokenConfig | AttributeExtractionConfig, asked: list[tuple[str, str]]) -> None:
+    """Check that a file can be read, and has the columns that settings name."""
+    path = located(task.source)
+    if not is_table_file(path) and not path.is_dir():
+        raise ConfigError(f"task.source: expected a file that ends in {', '.join(SUFFIXES)}, got {task.source!r}.")
+    if not path.exists():
         raise ConfigError(f"task.source: expected a file with prompts at {path}, found none. Check the path.")
-    columns = _columns(path)
+    try:
+        table = read_source(path, task.encoding, task.quoting, choice_of(task))
+    except TableError as error:
+        raise ConfigError(f"task.source: {error}") from None
     for where, name in asked:
-        if name not in columns:
-            raise ConfigError(f"{where}: {path} has no column {name!r}.{nearest(name, columns)}")
-
-
-def _columns(path: Path) -> list[str]:
-    """The columns of a file with prompts."""
-    if path.suffix in (".csv", ".tsv"):
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            return next(csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ","), [])
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
+        if name not in table.columns:
+            raise ConfigError(f"{where}: {path} has no column {name!r}.{table.hint(name)}{formats_hint(table)}")
         try:
-            return list(parquet.read_schema(path).names)
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"task.source: expected a parquet file, got {path}: {error}.") from None
-    if path.suffix == ".json":
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"task.source: expected JSON in {path}, got a syntax error: {error}.") from None
-        if not isinstance(content, list) or not content or not isinstance(content[0], dict):
-            raise ConfigError(
-                f"task.source: expected a JSON list of objects in {path}; one object a line goes into .jsonl."
-            )
-        return list(content[0])
-    return list(_json_lines(path, "task.source", only_first=True)[0])
-
-
-def _json_lines(path: Path, where: str, only_first: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, at least one."""
-    if not path.is_file():
-        raise ConfigError(f"{where}: expected a JSON-lines file at {path}, found none. Check the path.")
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ConfigError(f"{where}: {path}, line {number}: expected a JSON object, got {error}.") from None
-            if not isinstance(row, dict):
-                raise ConfigError(f"{where}: {path}, line {number}: expected a JSON object, got {line.strip()[:60]!r}.")
-            rows.append(row)
-            if only_first:
-                break
-    if not rows:
-        raise ConfigError(f"{where}: {path} is empty.")
-    return rows
+            table.index(name)
+        except TableError as error:
+            raise ConfigError(f"{where}: {error}") from None
 
 
 def _check_language(where: str, code: str, known: Any, file: str) -> None:

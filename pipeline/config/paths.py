@@ -10,12 +10,12 @@ from typing import Any
 
 import pipeline
 from pipeline.config.base import ConfigError, check_text
+from pipeline.tables.names import is_table_file
 
 ROOT = Path(pipeline.__file__).resolve().parent.parent
 LINKED = ("interp", "pipeline")  # a run folder links to these folders of the repository
 HUB_MODEL = "pipeline/config/hub_model.txt"
 HUB_DATASET = "pipeline/config/hub_dataset.txt"
-PROMPT_FILES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 
 LONGEST_NAME, LONGEST_PATH = 255, 3800  # bytes; Linux's 4096 less what a run folder holds
@@ -87,7 +87,7 @@ def is_local(source: str, standing: Path) -> bool:
     """
     if source.startswith(("/", "./", "../", "~", "pipeline/", "interp/")) or source in {".", ".."}:
         return True
-    if source.endswith(PROMPT_FILES) or source.count("/") > 1:  # a hub id has one slash at most
+    if is_table_file(source) or source.count("/") > 1:  # a hub id has one slash at most
         return True
     return (standing / source).exists()
 

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from interp.errors import InterpError
 from interp.positions import Position, check_positions
+from interp.prompts import BOUNDARIES, OCCURRENCES
 from interp.sites import check_collectable, check_sites
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.blocks import check_blocks
@@ -34,11 +35,14 @@ from pipeline.config.model import ModelConfig, model_from
 from pipeline.config.model_size import ModelSize, model_size
 from pipeline.config.report import ReportConfig, report_from
 from pipeline.config.store import StoreConfig, store_from
-from pipeline.config.task import TaskConfig, task_from
+from pipeline.config.task import TaskConfig, spans_of, task_from
 from pipeline.config.tracking import TrackingConfig, tracking_from
 from pipeline.config.tune import AFFINE, KINDS, LOSSES, OPTIMIZERS, TuneConfig, tune_from
 from pipeline.config.validate_lens import check_lens, check_span, close
 from pipeline.config.validate_tune import check_tune
+from pipeline.demo.lexicon import POLICIES
+from pipeline.tables.choice import FORMATS
+from pipeline.tables.delimited import QUOTING
 
 Rule = TypeVar("Rule")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -48,6 +52,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
         "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention",
     ),
     "task.target_policy": ("first_token", "all_prefixes", "exact"),
+    "task.quoting": QUOTING,
+    "task.list_cells": ("auto", "always", "text"),
+    "task.format": ("auto", "table", *FORMATS),
+    "task.occurrence": ("auto", *OCCURRENCES),
+    "task.word_boundary": BOUNDARIES,
+    "task.shared_words": POLICIES,
+    "task.phrases": POLICIES,
     "collect.dtype": ("model", *DTYPES),
     "tune.kind": KINDS,
     "tune.loss": LOSSES,
@@ -66,12 +77,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 LONGEST_EXPERIMENT = 250  # MLflow's databases keep 256
 TAG = re.compile(r"[\w\-. :/]{1,250}", re.ASCII)
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc")
-SPANS = {
-    "translation": ("query",),
-    "cloze": ("query", "blank"),
-    "next_token": (),
-    "attribute_extraction": ("query",),
-}  # what each task marks in its prompts
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def validate(values: Mapping[str, Any]) -> Config:
     check_task(config.task)
     _check_collect(config, num_layers)
     for name, lens in config.lens.items():
-        check_lens(f"lens.{name}", lens, config.collect, config.task, SPANS[config.task.kind], num_layers)
+        check_lens(f"lens.{name}", lens, config.collect, config.task, spans_of(config.task), num_layers)
     _check_sizes(config, size)
     check_tune(config.tune, config.lens, num_layers)
     return config
@@ -269,4 +274,4 @@ def _check_collect(config: Config, num_layers: int | None) -> None:
     except InterpError as error:
         raise ConfigError(f"collect.positions: {error}") from None
     for position in positions:
-        check_span("collect.positions", position.text, position.span_name, config.task.kind, SPANS[config.task.kind])
+        check_span("collect.positions", position.text, position.span_name, config.task.kind, spans_of(config.task))

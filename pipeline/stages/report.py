@@ -128,7 +128,8 @@ def _page(
         facts=[
             ("Model", _facts({key: params["model"].get(key) for key in MODEL_FACTS})),
             ("Task", _facts({key: value for key, value in params["task"].items() if key != "depends_on"})),
-            ("Data", _facts({**counts, "tokens in prompts": tokens.manifest["tokens"]})),
+            ("Data", _facts({**_read_as(tokens), **counts, "tokens in prompts": tokens.manifest["tokens"]})),
+            *_notes(tokens),
             ("Collected", _collected(activations)),
         ],
         digests=[(name, str(digest)) for name, digest in digests.items() if digest],
@@ -194,6 +195,16 @@ def _lede(model: Mapping[str, Any], task: Mapping[str, Any], num_lenses: int) ->
         return f"Activations of {model['name']} on {what}; no lens was asked for."
     lenses = "one lens" if num_lenses == 1 else f"{num_lenses} lenses"
     return f"What {model['name']} knows at each layer about {what}, seen through {lenses}."
+
+
+def _read_as(tokens: Tokens) -> dict[str, str]:
+    return {"file read as": tokens.manifest["read_as"]} if tokens.manifest["read_as"] else {}
+
+
+def _notes(tokens: Tokens) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What stage `tokenize` found odd about the data."""
+    notes = [(note["what"], "; ".join([str(note["count"]), *note["examples"]])) for note in tokens.manifest["notes"]]
+    return [("Noted in the data", [(readable(what), readable(told)) for what, told in notes])] if notes else []
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

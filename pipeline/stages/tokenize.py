@@ -18,6 +18,7 @@ import pyarrow as pa
 from interp.errors import InterpError
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.model_size import CONTEXT_KEYS
+from pipeline.config.paths import TASK_FILES
 from pipeline.config.task import load_task_config
 from pipeline.stages.common import digest_of, log, publish, scratch, stage_main, write_json
 from pipeline.stages.tokens import FORMAT, prompts_digest
@@ -63,6 +64,10 @@ def tokenize() -> dict[str, float]:
     digest = tokenizer_digest(tokenizer)  # before use: some tokenizers note their last padding in themselves
     data = make(task, tokenizer, context_length(config))
     manifest = write_tokens(data, "tokens", kind=task.kind, tokenizer_digest=digest)
+    if data.read_as:
+        log.info("%s is read as %s", getattr(task, TASK_FILES[task.kind]), data.read_as)
+    for note in data.notes:
+        log.warning("%s: %d%s", note.what, note.count, f", e.g. {'; '.join(note.examples)}" if note.examples else "")
     log.info("%s", ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in data.counts.items()))
     return {"tokens": manifest["tokens"], "prompts": len(data.prompts)}
 
@@ -145,6 +150,8 @@ def write_tokens(data: TaskData, folder: str | Path, *, kind: str, tokenizer_dig
         "tokens": sum(len(row.input_ids) for row in data.prompts),
         "counts": dict(data.counts),
         "groups": dict(data.groups),
+        "read_as": data.read_as,
+        "notes": [{"what": note.what, "count": note.count, "examples": list(note.examples)} for note in data.notes],
     }
     with scratch("tokenize", digest_of(manifest)) as unfinished:
         for name, table in tables.items():

@@ -8,15 +8,16 @@ What the model holds at the subject is written over the placeholder; a model tha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
+from interp.prompts import find_word
 from pipeline.config.task import AttributeExtractionConfig
 from pipeline.tasks.build import Answer, Answers, make_row
 from pipeline.tasks.records import Pair, Row, TaskData
-from pipeline.tasks.tables import Source, read_rows, text_of, words_of
+from pipeline.tasks.subjects import Subjects
+from pipeline.tasks.tables import Rows, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,13 +38,13 @@ def make_attribute_extraction(
         context_length: how many tokens the model reads at most; None: no limit is known.
 
     Returns:
-        The prompts, targets and pairs, with the group `answer`. Rows whose attribute has no token are left out, and
-        counted.
+        The prompts, targets and pairs, with the group `answer`. Rows whose attribute has no token, that lack a text, or
+        whose prompt does not hold its subject or its placeholder are left out, and counted.
 
     Raises:
         ConfigError: the source cannot be read, or lacks a column.
-        InterpError: a prompt without its subject, a target prompt without its placeholder, an empty cell, or no row is
-            left; the message names the row, counted from 0.
+        InterpError: something else than a text stands where a prompt or a subject should, or no row is left; the
+            message names the line.
     """
     columns = {
         "prompt_column": [config.prompt_column],
@@ -52,31 +53,35 @@ def make_attribute_extraction(
         "answer_column": [config.answer_column],
         "label_columns": config.label_columns,
     }
-    rows, total = read_rows(Source(config.source), columns, config.max_prompts)
+    rows = Rows(source_of(config), columns, config.max_prompts)
+    subjects = Subjects(config, rows)
     answers = Answers(tokenizer, config.target_policy)
     prompts: list[Row] = []
     targets: dict[str, Row] = {}
     pairs: list[Pair] = []
     unanswered = 0
-    for number, values in enumerate(rows):
-        where = f"{config.source}, row {number}"
-        answer = answers(words_of(values[config.answer_column], f"{where}, column {config.answer_column!r}"))
+    for where, values in rows:
+        answer = answers(rows.words(values, config.answer_column, where))
         if not answer.token_ids:
             unanswered += 1
             continue
-        subject = text_of(values[config.subject_column], config.subject_column, where)
-        labels = {"subject": subject} | _labels(config, values)
-        prompt = text_of(values[config.prompt_column], config.prompt_column, where)
-        target = text_of(values[config.target_column], config.target_column, where)
-        made: dict[str, Any] = {"tokenizer": tokenizer, "context_length": context_length}
-        query = _last(prompt, subject, f"{where}: the subject {subject!r}", config.prompt_column)
+        subject = rows.text(values, config.subject_column, where, "subject")
+        prompt = None if subject is None else rows.text(values, config.prompt_column, where, "source prompt")
+        target = None if prompt is None else rows.text(values, config.target_column, where, "target prompt")
+        if subject is None or target is None:
+            continue
+        found = subjects.marked(where, values, config.prompt_column, subject, "source prompt")
+        blank = _placeholder(rows, config, where, values, target)
+        if found is None or blank is None:
+            continue
+        labels = {"subject": subject} | rows.labels(values, config.label_columns)
+        made: dict[str, Any] = {"tokenizer": tokenizer, "context_length": context_length, "find": rows.find}
+        prompt, query = found
         prompts.append(
             make_row(**made, where=where, prompt=prompt, spans={"query": query}, labels=labels,
                      answers={"answer": answer})
         )  # fmt: skip
         if target not in targets:
-            blank = _last(target, config.placeholder, f"{where}: the placeholder {config.placeholder!r}",
-                          config.target_column)  # fmt: skip
             targets[target] = make_row(
                 **made, where=where, prompt=target, spans={"query": blank}, labels={},
                 answers={"answer": Answer(words=[], token_ids=[])},
@@ -90,30 +95,35 @@ def make_attribute_extraction(
                 words={"answer": answer.words},
             )
         )
-    if not pairs:
+    if unanswered == rows.used:
         raise InterpError(
             f"{config.source}: expected rows whose attribute (column {config.answer_column!r}) has a token by "
-            f"task.target_policy={config.target_policy}, got none in {len(rows)} rows. Choose another policy or column."
+            f"task.target_policy={config.target_policy}, got none in {rows.used} rows. Choose another policy or column."
         )
+    rows.check_left(len(pairs))
     counts = {
-        "rows": total,
-        "rows_over_limit": total - len(rows),
+        "rows": rows.total,
+        "rows_over_limit": rows.total - rows.used,
+        "rows_left_out": rows.dropped,
         "rows_without_answer_tokens": unanswered,
         "prompts": len(prompts),
         "targets": len(targets),
         "pairs": len(pairs),
         "words_without_tokens": len(answers.unusable),
     }
-    return TaskData(prompts, list(targets.values()), pairs, counts, {"answer": config.answer_column})
+    groups = {"answer": config.answer_column}
+    return TaskData(prompts, list(targets.values()), pairs, counts, groups, rows.notes(), rows.read_as)
 
 
-def _labels(config: AttributeExtractionConfig, values: Mapping[str, Any]) -> dict[str, str]:
-    return {column: "" if values[column] is None else str(values[column]) for column in config.label_columns}
-
-
-def _last(text: str, word: str, what: str, column: str) -> tuple[int, int]:
-    """The characters of a word's last occurrence as a word of its own."""
-    found = [*re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
+def _placeholder(
+    rows: Rows, config: AttributeExtractionConfig, where: str, values: Mapping[str, Any], target: str
+) -> tuple[int, int] | None:
+    """The characters of the placeholder in a target prompt; None: it is not there, the row is dropped."""
+    start = rows.start(values, config.target_column, config.placeholder)
+    if start is not None:
+        return start, start + len(config.placeholder)
+    found = find_word(target, config.placeholder)
     if not found:
-        raise InterpError(f"{what} is no word of {text!r} (column {column!r}). Mend the row, or name another column.")
-    return found[-1].span()
+        rows.drop(where, f"whose target prompt does not hold the placeholder {config.placeholder!r}", target)
+        return None
+    return found[-1].start, found[-1].stop

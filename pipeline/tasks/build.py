@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -93,6 +93,7 @@ def make_row(
     labels: Mapping[str, str],
     answers: Mapping[str, Answer],
     languages: Mapping[str, str] | None = None,
+    find: Callable[[str, str, str], None] | None = None,
 ) -> Row:
     """Tokenize one prompt and put what is known about it together.
 
@@ -106,6 +107,7 @@ def make_row(
         answers: group -> answer.
         languages: group -> language, where several groups may ask for the same word in the same language. Such groups
             share their tokens because they are one, which is no collision.
+        find: told (what, where, the text) where a span's tokens hold more than its characters.
 
     Raises:
         InterpError: the prompt is longer than the context, or cannot be tokenized.
@@ -120,6 +122,11 @@ def make_row(
             f"{where} has {len(encoded.input_ids)} tokens, the model reads {context_length} at most: {shown!r}. "
             "Shorten it, take fewer shots, or use a model with a longer context."
         )
+    for name, (start, stop) in encoded.characters.items():
+        read, meant = prompt[start:stop].strip(), prompt[slice(*spans[name])].strip()
+        if read != meant and find is not None:
+            note = "words that share a token with their neighbours, so that both are read"
+            find(note, where, f"{meant} in {read}")
     distinct = {languages[group] if languages else group: answer for group, answer in answers.items()}
     collides = collide(answer.token_ids for answer in distinct.values())
     return Row(

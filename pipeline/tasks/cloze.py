@@ -6,92 +6,22 @@ A "___" carries people over water. Answer: "
 
 from __future__ import annotations
 
-import json
 import random
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from interp.errors import InterpError, nearest
 from interp.prompts.templates import BLANK
 from pipeline.config.base import ConfigError
 from pipeline.config.task import ClozeConfig
+from pipeline.tables.sentences import Sentence, read_sentences
+from pipeline.tables.table import TableError
 from pipeline.tasks.build import Answers, configured_template, make_row
 from pipeline.tasks.records import Row, TaskData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Sentence", "load_sentences", "make_cloze"]
-
-COLUMNS = {"concept", "language", "text", "words"}
-
-
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """One row of a file of sentences.
-
-    Arguments:
-        concept: what the masked word means.
-        language: code of the language.
-        text: the sentence, with one `___` where the word is masked.
-        words: the accepted words, best first.
-    """
-
-    concept: str
-    language: str
-    text: str
-    words: tuple[str, ...]
-
-
-def load_sentences(path: str | Path) -> list[Sentence]:
-    """Read a JSON-lines file of sentences.
-
-    Arguments:
-        path: the file; one object a line with `concept`, `language`, `text` and `words`.
-
-    Raises:
-        ConfigError: the file or a line of it is not such; the message names the line.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"task.sentences: expected a UTF-8 file of JSON lines, cannot read {path} ({error})."
-        ) from None
-    found: dict[tuple[str, str], Sentence] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"task.sentences: {path}, line {number}"
-        try:
-            sentence = _sentence(json.loads(line))
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from None
-        key = (sentence.concept, sentence.language)
-        if key in found:
-            raise ConfigError(
-                f"{where}: a second sentence for {sentence.concept!r} in {sentence.language!r}. Keep one."
-            )
-        found[key] = sentence
-    if not found:
-        raise ConfigError(f"task.sentences: {path} holds no sentence.")
-    return list(found.values())
-
-
-def _sentence(values: Any) -> Sentence:
-    if not isinstance(values, dict) or set(values) != COLUMNS:
-        came = sorted(values) if isinstance(values, dict) else repr(values)
-        raise ValueError(f"expected an object with exactly {sorted(COLUMNS)}, got {came}")
-    words = values["words"]
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
-        raise ValueError(f"expected 'words' to be a list of at least one word, got {words!r}")
-    for column in sorted(COLUMNS - {"words"}):
-        if not isinstance(values[column], str) or not values[column].strip():
-            raise ValueError(f"expected {column!r} to be a text, got {values[column]!r}")
-    if values["text"].count(BLANK) != 1:
-        raise ValueError(f"expected one {BLANK!r} in 'text', got {values['text']!r}")
-    return Sentence(values["concept"], values["language"], values["text"], tuple(words))
+__all__ = ["make_cloze"]
 
 
 def make_cloze(config: ClozeConfig, tokenizer: PreTrainedTokenizerBase, context_length: int | None) -> TaskData:
@@ -111,7 +41,11 @@ def make_cloze(config: ClozeConfig, tokenizer: PreTrainedTokenizerBase, context_
     """
     template = configured_template(config.template, answer="word", query="sentence", known=("sentence", "word"))
     by_language: dict[str, dict[str, Sentence]] = {}
-    for sentence in load_sentences(config.sentences):
+    try:
+        read = read_sentences(config.sentences, config.encoding)
+    except TableError as error:
+        raise ConfigError(f"task.sentences: {error}") from None
+    for sentence in read:
         by_language.setdefault(sentence.language, {})[sentence.concept] = sentence
     for name, language in [("language", config.language), *(("latent_languages", x) for x in config.latent_languages)]:
         if language not in by_language:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.tables.notes import Note
+
 __all__ = ["Pair", "Row", "TaskData"]
 
 
@@ -56,6 +58,8 @@ class TaskData:
         pairs: which of `prompts` are patched into which of `targets`.
         counts: what was kept and what was dropped, by reason.
         groups: group -> its label for people, over all three.
+        notes: what is odd about the data, counted, with examples.
+        read_as: how the user's file is written, for people; empty where there is none.
     """
 
     prompts: Sequence[Row]
@@ -63,3 +67,5 @@ class TaskData:
     pairs: Sequence[Pair] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[Note] = ()
+    read_as: str = ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline.config.task import AttributeExtractionConfig, ClozeConfig, NextTokenConfig, TaskConfig, TranslationConfig
 from pipeline.tasks.attribute_extraction import make_attribute_extraction
 from pipeline.tasks.cloze import make_cloze
+from pipeline.tasks.findings import odd_prompts
 from pipeline.tasks.next_token import make_next_token
 from pipeline.tasks.records import TaskData
 from pipeline.tasks.translation import make_translation
@@ -30,10 +32,11 @@ def make(config: TaskConfig, tokenizer: PreTrainedTokenizerBase, context_length:
     """
     match config:
         case TranslationConfig():
-            return make_translation(config, tokenizer, context_length)
+            data = make_translation(config, tokenizer, context_length)
         case ClozeConfig():
-            return make_cloze(config, tokenizer, context_length)
+            data = make_cloze(config, tokenizer, context_length)
         case NextTokenConfig():
-            return make_next_token(config, tokenizer, context_length)
+            data = make_next_token(config, tokenizer, context_length)
         case AttributeExtractionConfig():
-            return make_attribute_extraction(config, tokenizer, context_length)
+            data = make_attribute_extraction(config, tokenizer, context_length)
+    return replace(data, notes=(*data.notes, *odd_prompts(data, tokenizer)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from interp.errors import InterpError, nearest
@@ -75,7 +76,7 @@ class _Translation:
                     f"({', '.join(groups)}) share a token, so that their probabilities cannot be told apart. Choose "
                     "other languages, or task.target_policy=exact."
                 )
-            return TaskData(prompts, counts=self._with_words(counts), groups=groups)
+            return self._told(TaskData(prompts, counts=self._with_words(counts), groups=groups))
         chosen = self._pairs(concepts, counts)
         asked = sorted({target for _, target, _ in chosen})  # only concepts that a pair needs
         into = config.patch_into
@@ -101,7 +102,8 @@ class _Translation:
             for source, target, answers in chosen
         ]
         counts["targets"] = len(targets)
-        return TaskData(prompts, targets, pairs, self._with_words(counts), {**groups, **self._pair_groups()})
+        labels = {**groups, **self._pair_groups()}
+        return self._told(TaskData(prompts, targets, pairs, self._with_words(counts), labels))
 
     def _concepts(self) -> tuple[list[Concept], dict[str, int]]:
         """The concepts that are asked about, and what was dropped."""
@@ -113,9 +115,11 @@ class _Translation:
             measured.append(into.target_language)
         if config.measure_source_language:
             measured += [source for source, _ in asked]
+        needed = [*measured, *(language for pair in asked for language in pair)]
+        spoken = self.lexicon.speaking(*needed)
         kept: list[Concept] = []
         wordless = split = over = 0
-        for concept in self.lexicon.concepts:
+        for concept in spoken:
             if not all(self.answers(concept.words[language]).token_ids for language in measured):
                 wordless += 1
             elif config.single_token_queries and not all(self._one_token(concept, *pair) for pair in asked):
@@ -126,6 +130,7 @@ class _Translation:
                 kept.append(concept)
         counts = {
             "concepts": len(self.lexicon.concepts),
+            "concepts_without_words": len(self.lexicon.concepts) - len(spoken),
             "concepts_without_answer_tokens": wordless,
             "concepts_with_split_query": split,
             "concepts_over_limit": over,
@@ -134,9 +139,10 @@ class _Translation:
         if len(kept) < (1 if into is None else 2):
             raise InterpError(
                 f"expected at least {1 if into is None else 2} concepts, {len(kept)} of {len(self.lexicon.concepts)} "
-                f"are left: {wordless} have a language without answer tokens by task.target_policy="
-                f"{config.target_policy}, {split} have a query word of several tokens (task.single_token_queries="
-                f"{config.single_token_queries}), {over} are over task.max_concepts={config.max_concepts}."
+                f"are left: {counts['concepts_without_words']} have no word in one of the languages, {wordless} have a "
+                f"language without answer tokens by task.target_policy={config.target_policy}, {split} have a query "
+                f"word of several tokens (task.single_token_queries={config.single_token_queries}), {over} are over "
+                f"task.max_concepts={config.max_concepts}."
             )
         return kept, counts
 
@@ -164,7 +170,7 @@ class _Translation:
 
         The shots are drawn from the whole lexicon by seed, languages and concept alone: no other setting changes them.
         """
-        others = [other for other in self.lexicon.concepts if other.id != concept.id]
+        others = [other for other in self.lexicon.speaking(source, target) if other.id != concept.id]
         shots = random.Random(f"{self.config.seed} {source} {target} {concept.id}").sample(others, self.config.shots)
         prompt = self.template.few_shot(
             [self._values(shot, source, target) for shot in shots], self._values(concept, source, target)
@@ -257,6 +263,9 @@ class _Translation:
     def _named(self, language: str) -> str:
         return f"{self.lexicon.languages[language]} ({language})"
 
+    def _told(self, data: TaskData) -> TaskData:
+        return replace(data, notes=self.lexicon.notes, read_as=self.lexicon.written)
+
     def _with_words(self, counts: Mapping[str, int]) -> dict[str, int]:
         return {**counts, "words_without_tokens": len(self.answers.unusable)}
 
@@ -264,7 +273,7 @@ class _Translation:
 def _lexicon(config: TranslationConfig) -> Lexicon:
     """The lexicon, checked against the config."""
     try:
-        lexicon = load_lexicon(config.lexicon)
+        lexicon = load_lexicon(config.lexicon, shared_words=config.shared_words, phrases=config.phrases)
     except (ValueError, OSError) as error:
         raise ConfigError(f"task.lexicon: {error}") from None
     into = config.patch_into
@@ -290,9 +299,12 @@ def _lexicon(config: TranslationConfig) -> Lexicon:
                 f"task.latent_languages: {language!r} is a language that the prompts ask for, which is measured "
                 "anyway. Leave it out."
             )
-    if not 0 <= config.shots < len(lexicon.concepts):
+    asked = [(source, config.target_language) for source in config.source_languages]
+    asked += [] if into is None else [(into.source_language, into.target_language)]
+    fewest = min(len(lexicon.speaking(*pair)) for pair in asked)
+    if not 0 <= config.shots < fewest:
         raise ConfigError(
-            f"task.shots: expected 0 to {len(lexicon.concepts) - 1}, since {config.lexicon} has "
-            f"{len(lexicon.concepts)} concepts and a prompt never shows the one that it asks about; got {config.shots}."
+            f"task.shots: expected 0 to {fewest - 1}, since {config.lexicon} has {fewest} concepts with words in both "
+            f"languages and a prompt never shows the one that it asks about; got {config.shots}."
         )
     return lexicon

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -84,8 +85,13 @@ class TextSource:
                 raise InterpError(
                     f"text in {self.path!r}: expected a file ending in {', '.join(_BUILDERS)}, got {file.name!r}."
                 )
+            if "::" in str(file):
+                raise InterpError(
+                    f"text in {self.path!r}: `datasets` takes `::` in a path for a link. Rename the file."
+                )
             options = {"sample_by": "paragraph"} if file.suffix == ".txt" else {}
-            return load_dataset(_BUILDERS[file.suffix], data_files=str(file), split="train", streaming=True, **options)
+            named = glob.escape(str(file))  # `datasets` takes a path for a pattern
+            return load_dataset(_BUILDERS[file.suffix], data_files=named, split="train", streaming=True, **options)
         except (OSError, ValueError) as error:
             if isinstance(error, InterpError):
                 raise

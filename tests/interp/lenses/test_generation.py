@@ -25,6 +25,9 @@ def test_an_answer_counts_where_the_text_contains_it_without_spaces_and_case() -
     assert hits.tolist() == [[True, False, False], [True, False, True]]
     assert result().accuracy(["Paris", ["Tokyo"]]).tolist() == [0.0, 1.0, 0.0]
     assert result().accuracy(["Eiffel Tower", "Kyoto"]).tolist() == [0.5, 0.0, 0.0]
+    composed, decomposed = "le café", "le cafe\N{COMBINING ACUTE ACCENT}"
+    for text, answer in ((composed, decomposed), (decomposed, composed)):
+        assert GenerationResult((0,), (((1,),),), ((text,),)).hits([answer]).tolist() == [[True]]
     empty = GenerationResult(LAYERS, (), ())
     assert np.isnan(empty.accuracy([])).all() and empty.accuracy([]).shape == (3,)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 from collections.abc import Callable
@@ -25,10 +26,11 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.model_size import ModelSize, model_size
 from pipeline.config.report import ReportConfig
 from pipeline.config.store import StoreConfig
-from pipeline.config.task import TASKS, PatchIntoConfig
+from pipeline.config.task import TASKS, NextTokenConfig, PatchIntoConfig, choice_of
 from pipeline.config.tracking import TrackingConfig
 from pipeline.config.tune import TuneConfig
 from pipeline.config.validate import plain, validate
+from pipeline.tables.choice import Choice
 from tests.pipeline.config.test_conf import composed, valid
 from tests.tiny import NUM_LAYERS
 
@@ -76,7 +78,9 @@ def test_prompts_of_every_format(tmp_path: Path) -> None:
             writer.writeheader()
             writer.writerows(rows)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    for suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
+    (tmp_path / "a.NDJSON").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (tmp_path / "a.CSV.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    for suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".NDJSON", ".CSV.gz"):
         mine = ("task=next_token", f"task.source={tmp_path}/a{suffix}", "task.prompt_column=text")
         valid("model=gpt2", *mine, "task.target_columns=[answer]", "task.label_columns=[answer]")
         with pytest.raises(
@@ -88,6 +92,27 @@ def test_prompts_of_every_format(tmp_path: Path) -> None:
 def test_a_dataset_of_the_hub_is_not_looked_up() -> None:
     config = valid("model=gpt2", "task=next_token", "task.source=org/texts", "task.prompt_column=anything")
     assert getattr(config.task, "depends_on", None) == "pipeline/config/hub_dataset.txt"
+
+
+def test_a_folder_of_a_published_data_set_and_its_subjects(tmp_path: Path) -> None:
+    folder = tmp_path / "relations"
+    folder.mkdir()
+    for name in ("sea", "town"):
+        facts = {"name": name, "prompt_templates": ["{} is in", "Of {}:"], "samples": [{"subject": "A", "object": "B"}]}
+        (folder / f"{name}.json").write_text(json.dumps(facts))
+    own = ("model=gpt2", "task=next_token", f"task.source={folder}", "task.prompt_template=1", "task.relations=[town]")
+    config = valid(*own, "task.subject_column=subject", "collect.positions=[query.last,last]")
+    assert isinstance(config.task, NextTokenConfig)
+    assert (config.task.source, config.task.depends_on) == (str(folder), str(folder))
+    assert choice_of(config.task) == Choice(template="1", relations=("town",))
+    with pytest.raises(ConfigError, match=r"collect.positions: .*query"):  # no subject, no span
+        valid(*own, "collect.positions=[query.last]")
+    with pytest.raises(ConfigError, match=r"task.source: .* has no relation 'towns'. Did you mean 'town'"):
+        valid(*own, "task.relations=[towns]")
+    with pytest.raises(
+        ConfigError, match=r"task.format: expected one of auto, table, relations, .*Did you mean 'lama'"
+    ):
+        valid(*own, "task.format=lamma")
 
 
 def test_a_latent_language_may_be_one_of_several_source_languages() -> None:

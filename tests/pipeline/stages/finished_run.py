@@ -145,6 +145,8 @@ def write_tokens(folder: Path, script: bool = True) -> None:
         "tokens": 64,
         "counts": {"prompts": 16, "targets": 8, "pairs": 40, "pairs_dropped_shared_tokens": 16},
         "groups": labels,
+        "read_as": "",
+        "notes": [{"what": "prompts that end in a space", "count": 2, "examples": ["prompt 3 'a '", "prompt 4 'b '"]}],
     }
     (folder / "tokens/manifest.json").write_text(json.dumps(manifest))
 

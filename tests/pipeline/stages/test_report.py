@@ -200,7 +200,17 @@ def test_charts_draw_every_group_in_both_sizes(page: Element) -> None:
 
 def test_what_was_run(page: Element) -> None:
     text = " ".join(page.all("section")[-1].text.split())
-    for part in ("pipeline/demo/model", "float32", "pairs dropped shared tokens", "b" * 64, "c" * 64, "d" * 64):
+    for part in (
+        "pipeline/demo/model",
+        "float32",
+        "pairs dropped shared tokens",
+        "Noted in the data",
+        "prompts that end in a space",
+        "2; prompt 3",
+        "b" * 64,
+        "c" * 64,
+        "d" * 64,
+    ):
         assert part in text
     assert "secret" not in text
     assert interp.__version__ in page.all("footer")[0].text

@@ -78,6 +78,31 @@ def test_artifact_is_what_the_task_made(run_folder: Callable[..., Path], model_f
     assert measured["tokens"] == manifest["tokens"]
 
 
+def test_what_is_odd_about_a_file_is_logged_and_kept(
+    run_folder: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "own[1]*.csv"
+    source.write_text("prompt;target\nBees make ;['honey', 'wax']\n;x\n", encoding="latin-1")
+    own = {"kind": "next_token", "source": str(source), "target_columns": ["target"], "encoding": "latin-1",
+           "depends_on": str(source)}  # fmt: skip
+    params = run_folder("one") / "params.yaml"
+    OmegaConf.save({**OmegaConf.load(params), "task": own}, params)
+    with caplog.at_level("INFO", logger="interpipe"):
+        stage.main()
+    tokens = load_tokens()
+    assert [row.prompt for row in tokens.prompts] == ["Bees make "]
+    assert tokens.prompts[0].words["target"] == ["honey", "wax"]
+    assert tokens.manifest["read_as"] == "CSV, separated by semicolons, latin-1"
+    assert [(note["what"].split()[:3], note["count"]) for note in tokens.manifest["notes"]] == [
+        (["cells", "of", "column"], 1), (["rows", "without", "a"], 1), (["prompts", "that", "end"], 1)
+    ]  # fmt: skip
+    said = [record.getMessage() for record in caplog.records]
+    assert f"{source} is read as CSV, separated by semicolons, latin-1" in said
+    for note in tokens.manifest["notes"]:
+        assert f"{note['what']}: {note['count']}, e.g. {note['examples'][0]}" in said
+    assert tokens.manifest["notes"][1]["examples"] == ["line 3"]
+
+
 def test_datasets_can_be_read_by_their_own_library(run_folder: Callable[..., Path]) -> None:
     folder = run_folder("one")
     stage.main()

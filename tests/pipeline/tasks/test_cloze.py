@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from interp.errors import InterpError
 from pipeline.config.base import ConfigError
 from pipeline.config.task import ClozeConfig
-from pipeline.tasks.cloze import load_sentences
+from pipeline.tables.sentences import read_sentences
+from pipeline.tables.table import TableError
 from pipeline.tasks.registry import make
 from tests.tiny import tiny_tokenizer
 
@@ -34,7 +35,7 @@ def rows() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def test_embedded_sentences_have_every_concept_in_every_language() -> None:
-    sentences = load_sentences(EMBEDDED)
+    sentences = read_sentences(EMBEDDED)
     languages = {sentence.language for sentence in sentences}
     concepts = {sentence.concept for sentence in sentences}
     assert len(languages) >= 4
@@ -103,12 +104,12 @@ GOOD = {"concept": "dog", "language": "en", "text": "A ___ barks.", "words": ["d
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2: Expecting"),
-        ('["a"]', "line 2: expected an object with exactly"),
+        ("{", "line 2: expected JSON, got a syntax error: Expecting"),
+        ('["a"]', r"line 2: expected a JSON object, got '\[\"a\"\]'"),
         (json.dumps({**GOOD, "extra": 1}), "line 2: expected an object with exactly"),
         (json.dumps({**GOOD, "words": "dog"}), "line 2: expected 'words' to be a list"),
         (json.dumps({**GOOD, "words": []}), "line 2: expected 'words' to be a list"),
-        (json.dumps({**GOOD, "concept": 3}), "line 2: expected 'concept' to be a text, got 3"),
+        (json.dumps({**GOOD, "concept": ["dog"]}), r"line 2: expected 'concept' to be a text, got \['dog'\]"),
         (json.dumps({**GOOD, "text": "A dog barks."}), "line 2: expected one '___' in 'text'"),
         (json.dumps(GOOD), "line 2: a second sentence for 'dog' in 'en'"),
     ],
@@ -116,14 +117,14 @@ GOOD = {"concept": "dog", "language": "en", "text": "A ___ barks.", "words": ["d
 def test_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + line + "\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=message):
-        load_sentences(path)
+    with pytest.raises(TableError, match=message):
+        read_sentences(path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sentences": "nowhere.jsonl"}, "task.sentences: .* cannot read nowhere.jsonl"),
+        ({"sentences": "nowhere.jsonl"}, "task.sentences: there is no file nowhere.jsonl"),
         ({"language": "frr"}, "task.language: .* no language 'frr'. Did you mean 'fr'"),
         ({"latent_languages": ["fr"]}, "task.latent_languages: expected different languages"),
         ({"latent_languages": ["en", "en"]}, "task.latent_languages: expected different languages"),
@@ -138,5 +139,5 @@ def test_bad_config_is_told(tokenizer: PreTrainedTokenizerFast, changes: dict[st
 
 def test_empty_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ConfigError, match="holds no sentence"):
-        load_sentences(tmp_path / "empty.jsonl")
+    with pytest.raises(TableError, match="holds no sentence"):
+        read_sentences(tmp_path / "empty.jsonl")

@@ -86,6 +86,19 @@ def write(folder: Path, kind: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["a[12].jsonl", "a*.jsonl", "a?.jsonl"])
+def test_a_path_is_no_pattern(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a1.jsonl").write_text('{"text": "wrong"}\n')
+    (tmp_path / name).write_text('{"text": "right"}\n')
+    assert list(TextSource(str(tmp_path / name)).documents()) == ["right"]
+
+
+def test_a_path_that_would_be_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a::b.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(InterpError, match="takes `::` in a path for a link"):
+        list(TextSource(str(tmp_path / "a::b.jsonl")).documents())
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "txt", "parquet", "csv"])
 def test_every_kind_of_file_gives_its_documents_in_order(tmp_path: Path, kind: str) -> None:
     source = TextSource(str(write(tmp_path, kind)))

@@ -1,0 +1,238 @@
+"""From a file's keys to its facts and templates: the formats of published data sets, each in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.tables.choice import FORMATS
+from pipeline.tables.list_cells import listed_in
+from pipeline.tables.notes import Note
+from pipeline.tables.table import Cell, Table, TableError
+
+__all__ = ["Found", "Sample", "Slot", "first", "joined", "of_object", "of_rows", "slot_of"]
+
+QUESTION = "Q: {}\nA:"  # as function vectors are asked for in the paper
+MASK = "[MASK]"
+REWRITE = "requested_rewrite."  # how a table names what is inside it
+SPLITS = ("train", "val", "test")  # RAVEL, by entity or by prompt
+
+
+class Slot(NamedTuple):
+    """A template: what stands before its subject, and what stands between that and the answer."""
+
+    before: str
+    after: str
+
+    def filled(self, subject: str) -> str:
+        return self.before + subject + self.after
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One fact.
+
+    Arguments:
+        relation: what it is a fact of.
+        subject: whom it is about.
+        answers: the accepted answers, a cell.
+        line: where it stands in its file.
+        own: further columns, as the file has them.
+        prompt: the prompt that the file itself gives for it, with the first character of its subject where known.
+        slot: the template that the file itself gives for it alone.
+        surface: how the file's own prompt names the subject, where it is another way.
+    """
+
+    relation: str
+    subject: str
+    answers: Cell
+    line: int
+    own: Mapping[str, Cell] = field(default_factory=dict)
+    prompt: tuple[str, int | None] | None = None
+    slot: Slot | None = None
+    surface: str | None = None
+
+
+@dataclass(slots=True)
+class Found:
+    """What a file, or a folder of files, holds.
+
+    Arguments:
+        format: a key of `FORMATS`.
+        samples: the facts.
+        templates: relation -> its templates; None for one that asks for the answer before it names the subject.
+        zero_shot: those that are meant for prompts without examples, where the file has some of its own.
+        separator: what stands between two examples.
+        notes: what was left out.
+    """
+
+    format: str
+    samples: list[Sample] = field(default_factory=list)
+    templates: dict[str, list[Slot | None]] = field(default_factory=dict)
+    zero_shot: dict[str, list[Slot | None]] = field(default_factory=dict)
+    separator: str = "\n"
+    notes: list[Note] = field(default_factory=list)
+
+
+def of_object(content: Mapping[str, Any], path: str) -> Found | None:
+    """What one JSON object holds; None where its keys are of no format. Templates and facts may be in several files."""
+    values = list(content.values())
+    if {"prompt_templates", "samples"} <= set(content):
+        return _relation(content, path)
+    if values and all(isinstance(value, dict) for value in values):
+        if all({"prompt", "target"} <= set(value) for value in values):
+            return _translation_prompts(content)
+        if all(set(value) == {"split", "entity"} for value in values):
+            return Found("ravel")  # sentences of Wikipedia, which ask for nothing
+        if all(isinstance(cell, str | None) for value in values for cell in value.values()):
+            return _entities(content)
+    if values and all(isinstance(value, list) and value and all("%s" in str(t) for t in value) for value in values):
+        slots = {name: [slot_of(str(text), "%s") for text in texts] for name, texts in content.items()}
+        return Found("ravel", templates=slots)
+    if values and all(isinstance(value, str) and value in SPLITS for value in values):
+        return Found("ravel")
+    return None
+
+
+def of_rows(table: Table) -> Found | None:
+    """What rows hold, by their columns; None where these are of no format."""
+    columns, stem = set(table.columns), _stem(table.path)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    placed = list(zip(rows, table.lines, strict=True))
+    if {"prompt_templates", "samples"} <= columns:
+        return joined([_relation(row, table.path) for row in rows], table.path)
+    if columns == {"input", "output"}:
+        samples = [Sample(stem, _string(row["input"]), row["output"], line, row) for row, line in placed]
+        return Found("function_vectors", samples, {stem: [slot_of(QUESTION)]}, separator="\n\n")
+    if {"subject", "attribute", "template", "prompt"} <= columns:
+        return Found("known", [_known(row, line) for row, line in placed])
+    if {REWRITE + "prompt", REWRITE + "subject", REWRITE + "target_true.str"} <= columns:
+        return Found("counterfact", [_rewrite(row, line) for row, line in placed])
+    if "pattern" in columns and all("[X]" in str(row["pattern"]) for row in rows):
+        slots = [slot_of(str(row["pattern"]), "[X]") for row in rows]
+        return Found("pararel", templates={stem: slots})
+    if {"relation", "template"} <= columns and all("[X]" in str(row["template"]) for row in rows):
+        named = {str(row["relation"]): [slot_of(str(row["template"]), "[X]")] for row in rows}
+        return Found("lama", templates=named)
+    if "obj_label" in columns and columns & {"sub_label", "masked_sentences", "evidences"}:
+        masked = bool(columns & {"masked_sentences", "evidences", "predicate_id"})
+        return Found("lama" if masked else "pararel", [_masked(row, line, stem) for row, line in placed])
+    return None
+
+
+def joined(parts: Sequence[Found], path: str) -> Found:
+    """One data set from its files.
+
+    Raises:
+        TableError: they are of different formats.
+    """
+    formats = {part.format for part in parts}
+    if formats == {"lama", "pararel"}:  # ParaRel's patterns ask for LAMA's facts
+        formats = {"pararel"}
+    if len(formats) > 1:
+        names = ", ".join(sorted(FORMATS[name][0] for name in formats))
+        raise TableError(f"{path} holds files of different formats: {names}. Name one file, or a folder of one format.")
+    whole = Found(formats.pop(), separator=parts[0].separator)
+    for part in parts:
+        whole.samples += part.samples
+        for own, others in ((whole.templates, part.templates), (whole.zero_shot, part.zero_shot)):
+            for name, slots in others.items():
+                own.setdefault(name, []).extend(slots)
+        whole.notes += part.notes
+    return whole
+
+
+def slot_of(template: str, mark: str = "{}") -> Slot | None:
+    """A template at its one mark; None where the answer stands before the subject.
+
+    Raises:
+        TableError: it has none, or several.
+    """
+    if template.count(mark) != 1:
+        raise TableError(f"expected one {mark} for the subject in the template {template!r}.")
+    before, after = template.split(mark)
+    if mark != "[X]":
+        return Slot(before, after)
+    return None if "[Y]" in before else Slot(before, after.split("[Y]")[0].rstrip())
+
+
+def _relation(content: Mapping[str, Any], path: str) -> Found:
+    name = str(content.get("name") or _stem(path))
+    samples = []
+    for number, row in enumerate(content["samples"] or (), 1):
+        if not isinstance(row, dict) or not {"subject", "object"} <= set(row):
+            raise TableError(f"{path}, sample {number}: expected subject and object, got {row!r:.80}.")
+        samples.append(Sample(name, _string(row["subject"]), row["object"], number, row))
+    few_shot, zero_shot = (
+        [slot_of(str(text)) for text in content.get(key) or ()] for key in ("prompt_templates", "prompt_templates_zs")
+    )
+    return Found("relations", samples, {name: few_shot}, {name: zero_shot})
+
+
+def _known(row: Mapping[str, Cell], line: int) -> Sample:
+    """A fact with a prompt of its own, which may go on after the template."""
+    subject, prompt, template = (_string(row[key]) for key in ("subject", "prompt", "template"))
+    slot = slot_of(template) if template.count("{}") == 1 else None
+    start = len(slot.before) if slot and prompt.startswith(slot.before + subject) else None
+    own = (prompt, start) if prompt and subject else None
+    return Sample(str(row.get("relation_id") or "known"), subject, row["attribute"], line, row, own, slot)
+
+
+def _rewrite(row: Mapping[str, Cell], line: int) -> Sample:
+    subject, template = _string(row[REWRITE + "subject"]), _string(row[REWRITE + "prompt"])
+    slot = slot_of(template) if template.count("{}") == 1 else None
+    own = (slot.filled(subject), len(slot.before)) if slot and subject else None
+    relation = str(row.get(REWRITE + "relation_id") or "counterfact")
+    kept = {**row, "target_new": row.get(REWRITE + "target_new.str")}
+    return Sample(relation, subject, row[REWRITE + "target_true.str"], line, kept, own, slot)
+
+
+def _masked(row: Mapping[str, Cell], line: int, stem: str) -> Sample:
+    """A fact of LAMA or ParaRel, with its sentence up to the mask where it has one."""
+    evidence = next((one for one in row.get("evidences") or () if isinstance(one, dict)), {})
+    sentence = _string(evidence.get("masked_sentence")) or " ".join(map(str, row.get("masked_sentences") or ()))
+    before, mask, _ = sentence.partition(MASK)
+    own = (before.rstrip(), None) if mask and before.strip() else None
+    kept = {key: value for key, value in row.items() if not isinstance(value, list)}
+    relation = str(row.get("predicate_id") or row.get("pred") or stem)
+    surface = _string(evidence.get("sub_surface")) or None
+    return Sample(relation, _string(row.get("sub_label")), row["obj_label"], line, kept, own, surface=surface)
+
+
+def _entities(content: Mapping[str, Mapping[str, Cell]]) -> Found:
+    """RAVEL's values; facts without a value are left out."""
+    facts = [(line, entity, name, value) for line, (entity, values) in enumerate(content.items(), 1)
+             for name, value in values.items()]  # fmt: skip
+    samples = [Sample(name, entity, value, line) for line, entity, name, value in facts if value]
+    return Found("ravel", samples, notes=[Note("values that are missing", len(facts) - len(samples))])
+
+
+def _translation_prompts(content: Mapping[str, Mapping[str, Cell]]) -> Found:
+    samples = []
+    for line, (words, row) in enumerate(content.items(), 1):
+        prompt, word = _string(row["prompt"]), _string(first(listed_in(words, f"key {line}") or words))
+        at = prompt.rfind(word)
+        samples.append(Sample("translation", word, _answers(row["target"], line), line,
+                              {key: row[key] for key in row if key not in ("prompt", "target")},
+                              (prompt, at if at >= 0 else None)))  # fmt: skip
+    return Found("translation_prompts", samples)
+
+
+def _answers(cell: Cell, line: int) -> Cell:
+    listed = listed_in(cell, f"key {line}") if isinstance(cell, str) else None
+    return cell if listed is None else listed
+
+
+def _string(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else ""
+
+
+def _stem(path: str) -> str:
+    return Path(path).name.split(".")[0]
+
+
+def first(cell: Cell) -> Cell:
+    """The best of the answers in a cell; None where there is none."""
+    return (cell[0] if cell else None) if isinstance(cell, list) else cell
