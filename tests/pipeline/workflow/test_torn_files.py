@@ -25,7 +25,8 @@ dump = module._dump
 def die(data, stream):
     text = io.StringIO()
     dump(data, text)
-    if stream.name.endswith(("dvc.lock", "dvc.lock.incoming")) and text.getvalue().count("cmd:") == 3:
+    lock = str(getattr(stream, "name", "")).endswith(("dvc.lock", "dvc.lock.incoming"))
+    if lock and text.getvalue().count("cmd:") == 3:
         stream.write(text.getvalue()[: text.getvalue().rindex("cmd:") + 2])
         stream.flush()
         os.kill(os.getpid(), signal.SIGKILL)
