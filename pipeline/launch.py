@@ -56,7 +56,8 @@ def checked(config: DictConfig, standing: Path) -> tuple[dict[str, Any], Config]
         ConfigError: it cannot be run.
     """
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    values = {"lens": {}} | localize(plain(own), standing)  # `lens=[]` leaves no section, and DVC asks for one
+    values = localize(plain(own), standing)
+    values.setdefault("lens", {})  # `lens=[]` leaves no section, and DVC asks for one
     return values, validate(values)
 
 

@@ -191,10 +191,11 @@ def test_a_launcher_that_stops(
 ) -> None:
     """As joblib's does where the system kills one of its workers."""
 
-    def dies(**_: object) -> None:
-        raise RuntimeError("a worker was killed")
+    class Dies:
+        def sweep(self, arguments: list[str]) -> None:
+            raise RuntimeError("a worker was killed")
 
-    monkeypatch.setattr("hydra._internal.core_plugins.basic_launcher.run_job", dies)
+    monkeypatch.setattr("hydra.core.plugins.Plugins.instantiate_sweeper", lambda *_, **__: Dies())
     assert command_line("-m", *CONFIG, "task.shots=2,3") == 1
     said = capsys.readouterr()
     assert "error: the launcher stopped (RuntimeError: a worker was killed)." in said.err
