@@ -85,6 +85,7 @@ def follow(model: StandardizedTransformer) -> None:
     module, given = model._module, model._given
     _log.info("%s: modules were replaced since it was wrapped; its names are proved again.", type(module).__name__)
     model._tree = ModuleTree()  # what is done here is no pass
+    edits, model._edits = model._edits, []  # names are proved on the model itself, as they were at first
     try:
         check_not_compiled(module)
         found = candidates(module.config, module, given.rename_config)
@@ -100,6 +101,8 @@ def follow(model: StandardizedTransformer) -> None:
     except BaseException:
         model._tree = None
         raise
+    finally:
+        model._edits = edits
 
 
 def _mirror(root: Any, names: Mapping[Any, Any]) -> None:

@@ -179,6 +179,22 @@ def test_what_cannot_be_followed_is_refused_at_every_pass_until_it_is_mended(cap
     ]
 
 
+@torch.no_grad()
+def test_an_edit_that_stays_goes_through_a_module_that_was_added() -> None:
+    model = StandardizedTransformer(tiny_model("llama"), tokenizer=tiny_tokenizer())
+    model.layers[3].adapter = nn.Linear(32, 32)
+    with model.edit(inplace=True):
+        hidden = model.layers[3].output
+        model.layers[3].output = hidden + model.layers[3].adapter(hidden)
+    found: dict[str, Tensor] = {}
+    with model.trace(input_ids=IDS):
+        found["logits"] = model.logits.clone()
+    layer: Any = model._module.model.layers[3]
+    handle = layer.register_forward_hook(lambda _, args, output: output + layer.adapter(output))
+    torch.testing.assert_close(found["logits"], model._module(input_ids=IDS).logits)
+    handle.remove()
+
+
 def test_a_module_under_a_standard_name_of_another_is_refused() -> None:
     model = StandardizedTransformer(tiny_model("gpt2"), tokenizer=tiny_tokenizer())
     model.layers[1].self_attn = nn.Linear(32, 32)  # GPT-2's own name is attn: this one would never run
