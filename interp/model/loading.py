@@ -25,7 +25,15 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from interp.errors import InterpError, nearest
 
-__all__ = ["as_dtype", "check_options", "execution_device", "load_model", "load_skeleton", "load_tokenizer"]
+__all__ = [
+    "UnknownKeyword",
+    "as_dtype",
+    "check_options",
+    "execution_device",
+    "load_model",
+    "load_skeleton",
+    "load_tokenizer",
+]
 
 # What a bad folder, a hub that is down, an unknown model type or a missing package raise inside transformers.
 _LOAD_ERRORS = (OSError, ValueError, KeyError, ImportError, SafetensorError)
@@ -43,6 +51,12 @@ _OPTIONS = (
     "tqdm_class", "trust_remote_code", "use_kernels", "use_safetensors", "variant", "weights_only",
 )  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class UnknownKeyword(InterpError):
+    """A keyword argument that nothing takes; `name` is its name."""
+
+    name: str
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
@@ -122,7 +136,7 @@ def check_options(options: Mapping[str, Any], config: Any) -> None:
     """Reject keyword arguments that neither `from_pretrained` nor the config knows.
 
     Raises:
-        InterpError: there is one, with the nearest known names.
+        UnknownKeyword: there is one, with the nearest known names.
     """
     fields = [] if config is None else [name for name in config.to_dict() if not name.startswith("_")]
     known = {*_OPTIONS, *_HUB_OPTIONS, *fields}
@@ -130,10 +144,12 @@ def check_options(options: Mapping[str, Any], config: Any) -> None:
         if name not in known:
             near = get_close_matches(name, known, n=3, cutoff=0.6)
             advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise InterpError(
+            error = UnknownKeyword(
                 f"unknown keyword argument {name!r}: neither StandardizedTransformer nor transformers' from_pretrained "
                 f"takes it, and the model's config has no such field.{advice}"
             )
+            error.name = name
+            raise error
 
 
 def _changed(config: Any, loading: dict[str, Any]) -> Any:

@@ -164,7 +164,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         found = candidates(config, module, rename_config)
         # Without a device, the pipeline that nnsight builds would move a model on the CPU to the first GPU.
         placed = {} if hasattr(module, "hf_device_map") else {"device": module.device}
-        names = merged(aliases(found.records[0], module), rename, reserved=StandardizedTransformer.__annotations__)
+        standard = self._standard_names(found.records[0], module)
+        names = merged(standard, rename, reserved=StandardizedTransformer.__annotations__)
         super().__init__(module.eval(), tokenizer=tokenizer, rename=names, envoys=envoys, **placed)
         if isinstance(model, str | Path):
             self.repo_id, self.revision = str(model), revision
@@ -172,6 +173,11 @@ class StandardizedTransformer(NamedValues, TransformersModel):
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
         self.fed, self.trace_memory, self.shares_prefix, self.verdicts = Fed(), {}, False, {}
         self._choose(found, config, rename_config, verify=verify)
+
+    @staticmethod
+    def _standard_names(record: Architecture, module: nn.Module) -> dict[Any, list[str]]:
+        """What nnsight is told to call modules, beside their own names."""
+        return aliases(record, module)
 
     def _take_sizes(self, config: Any, rename_config: RenameConfig | None) -> None:
         given = rename_config or RenameConfig()
