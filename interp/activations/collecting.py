@@ -23,7 +23,7 @@ from interp.forward.ready import check_ready
 from interp.forward.rotary import forget_lengths, rotary_limit
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.products import faster_products
-from interp.sites import Site
+from interp.sites import ATTENTION_KINDS, Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -53,7 +53,7 @@ def collect(
     Arguments:
         model: the model.
         input_ids: token ids of each prompt exactly as they are fed, unpadded.
-        sites: what is read, each once; any kind without a head axis, and `head_out` of one head.
+        sites: what is read, each once; those of one kind all with all their heads, or all of one head.
         positions: for each prompt, indices into its own tokens, from 0; -1 stands for none. Prompts may have different
             numbers of them.
         batch_tokens: tokens in a forward pass at most, padding included; a longer prompt goes alone. None: what suits
@@ -65,12 +65,15 @@ def collect(
     Returns:
         By kind of site, a CPU tensor (layer, prompt, position, hidden) in the model's dtype. Layers are in the order of
         `sites` (one, for a kind without layers), prompts in the order given; `hidden` is the vocabulary for `logits`
-        and the neurons for `mlp_post`.
-        Where a prompt has no position (-1, or fewer than another prompt) it holds NaN.
+        and the neurons for `mlp_post`. Kinds with heads have two axes in its place: head and head_dim (`q`, `z`),
+        key-value head and head_dim (`k`, `v`), head and hidden (`head_out`), head and key (`scores`, `pattern`; the
+        position is the query, keys count from each prompt's own first token up to the longest prompt); where sites
+        are of one head each, the head axis is left out, and each is a row along `layer`.
+        Where a prompt has no position (-1, or fewer than another prompt), and no key, it holds NaN.
 
     Raises:
-        InterpError: no prompt, no site, a site twice or with heads, an empty prompt, a position outside its prompt, or
-            layers whose MLPs differ in width, for `mlp_post`.
+        InterpError: no prompt, no site, a site twice, one kind with all heads and with one, an empty prompt, a position
+            outside its prompt, or layers of one kind that differ in width or in the number of heads.
     """
     if not input_ids or not sites:
         raise InterpError(f"expected prompts and sites, got {len(input_ids)} prompts and {len(sites)} sites.")
@@ -150,13 +153,18 @@ class _Collector:
     share: bool
     last_prefix: tuple[list[int], FrozenPrefix] | None = None
 
+    @property
+    def inside_attention(self) -> bool:
+        """Whether something is read there: then prompts are whole and side by side, each with keys of its own."""
+        return any(site.kind in ATTENTION_KINDS for site in self.sites)
+
     def run(self, block: Block) -> Iterator[int]:
         """Read a block; after each batch, give the number of prompts that are done."""
         forget_lengths(self.model)
         limit = rotary_limit(self.model)
         long = {row for row in block.rows if limit is not None and len(block.input_ids[row]) > limit}
         if block.is_even or is_causal(self.model):
-            block = block.cut(keep=long)
+            block = block.cut(keep=block.rows if self.inside_attention else long)
         done = len(block.input_ids) - len(block.rows)  # of those without a position nothing is read
         groups = self._groups(block, [row for row in block.rows if row not in long])
         # `dynamic` rotation remembers the longest prompt that it has seen.
@@ -170,7 +178,7 @@ class _Collector:
     def _groups(self, block: Block, rows: list[int]) -> list[SharedPrefix]:
         """Prompts that begin alike, where that is of use."""
         alone = [SharedPrefix(0, rows)] if rows else []
-        if not self.share or not block.causal or not rows:
+        if not self.share or not block.causal or not rows or self.inside_attention:
             return alone
         groups = plan_prefixes([block.input_ids[row] for row in rows], cost=2 * self.budget.batch_cost)
         groups = [SharedPrefix(length, [rows[index] for index in indices]) for length, indices in groups]
@@ -211,7 +219,9 @@ class _Collector:
 
     def _in_one_row(self, block: Block, lengths: list[int], start: int) -> bool:
         """Whether prompts of some lengths, those behind a prefix of `start` tokens, go one behind the other."""
-        return block.causal and len(set(lengths)) > 1 and packing_fits(self.model, behind_prefix=start > 0)
+        if not block.causal or self.inside_attention or len(set(lengths)) == 1:
+            return False
+        return packing_fits(self.model, behind_prefix=start > 0)
 
     def _ran(self, block: Block, batch: list[int], start: int, prefix: FrozenPrefix | None) -> bool:
         """Run one batch; False where memory ran out, and the budget is smaller now."""

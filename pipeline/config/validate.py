@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from interp.errors import InterpError
 from interp.positions import check_positions
-from interp.sites import check_collectable, check_sites
+from interp.sites import check_sites
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.collect import CollectConfig, collect_from
 from pipeline.config.evaluate import EvaluateConfig, evaluate_from
@@ -183,7 +183,7 @@ def validate(values: Mapping[str, Any]) -> Config:
     size = model_size(config.model)
     num_layers = size.num_layers
     check_task(config.task)
-    _check_collect(config, num_layers)
+    _check_collect(config, size)
     for name, lens in config.lens.items():
         check_lens(f"lens.{name}", lens, config.collect, config.task, SPANS[config.task.kind], num_layers)
     _check_sizes(config, size)
@@ -241,10 +241,9 @@ def _check_sizes(config: Config, size: ModelSize) -> None:
             raise ConfigError(f"{where}: expected at most {most}, the {what}, got {value}.")
 
 
-def _check_collect(config: Config, num_layers: int | None) -> None:
+def _check_collect(config: Config, size: ModelSize) -> None:
     try:
-        check_sites(config.collect.sites, num_layers)
-        check_collectable(config.collect.sites)
+        check_sites(config.collect.sites, size.num_layers, size.num_heads, size.num_kv_heads)
     except InterpError as error:
         raise ConfigError(f"collect.sites: {error}") from None
     try:
