@@ -12,8 +12,9 @@ from torch import Tensor
 from interp.activations.batches import batches_by_tokens, batches_in_one_row, left_padded, right_padded
 from interp.activations.block import Block, Entries, checked_block, checked_sites
 from interp.activations.copies import Copies
-from interp.activations.memory import Budget, is_out_of_memory
+from interp.activations.memory import ACCELERATOR_TOKENS, Budget, is_out_of_memory
 from interp.activations.reading import read_tokens
+from interp.activations.remote import collect_elsewhere
 from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.feeding import Feed, packing_fits
@@ -42,6 +43,7 @@ def collect(
     batch_tokens: int | None = None,
     share_prefixes: bool = True,
     progress: Callable[[int], None] | None = None,
+    remote: bool | str = False,
 ) -> dict[str, Tensor]:
     """Read sites of a model at chosen positions of many prompts.
 
@@ -60,7 +62,9 @@ def collect(
             the device, 512 on a processor, whose caches then hold the activations, and 8192 elsewhere.
         share_prefixes: compute the tokens that several prompts begin with once, where that saves work and fits the
             model's family (`interp.forward.shared`).
-        progress: called after each batch with the number of prompts that are done.
+        progress: called after each batch with the number of prompts that are done; elsewhere, when all are.
+        remote: True: on NDIF, all batches in one session, by plain traces of left-padded prompts; `local`: packed as
+            for a server, and run here; or a server's address.
 
     Returns:
         By kind of site, a CPU tensor (layer, prompt, position, hidden) in the model's dtype. Layers are in the order of
@@ -77,7 +81,7 @@ def collect(
     """
     if not input_ids or not sites:
         raise InterpError(f"expected prompts and sites, got {len(input_ids)} prompts and {len(sites)} sites.")
-    given = dict(batch_tokens=batch_tokens, share_prefixes=share_prefixes, progress=progress)
+    given = dict(batch_tokens=batch_tokens, share_prefixes=share_prefixes, progress=progress, remote=remote)
     [values] = collect_blocks(model, [(input_ids, positions)], sites, **given)  # type: ignore[arg-type]
     return values
 
@@ -91,13 +95,16 @@ def collect_blocks(
     batch_tokens: int | None = None,
     share_prefixes: bool = True,
     progress: Callable[[int], None] | None = None,
+    remote: bool | str = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Read sites block by block, as `collect` reads each; on a CUDA device without a pause between two blocks.
+
+    The batches of a block run inside one nnsight session.
 
     Arguments:
         model: the model.
         blocks: (input_ids, positions) of some prompts each; taken one at a time, as they are needed.
-        sites, batch_tokens, share_prefixes: as in `collect`.
+        sites, batch_tokens, share_prefixes, remote: as in `collect`.
         progress: called after each batch with the number of prompts that are done in its block.
 
     Yields:
@@ -108,6 +115,14 @@ def collect_blocks(
     """
     check_ready(model)
     rows_of_kind = checked_sites(sites)
+    if remote:
+        budget = Budget(ACCELERATOR_TOKENS) if batch_tokens is None else Budget.of(batch_tokens, torch.device("cpu"))
+        for input_ids, positions in blocks:
+            block = checked_block(input_ids, positions, rows_of_kind)
+            yield collect_elsewhere(model, block, model.in_order(sites), budget, remote)
+            if progress is not None:
+                progress(len(block.input_ids))
+        return
     collector = _Collector(
         model,
         model.in_order(sites),  # a trace is read in the order of the forward pass
@@ -118,12 +133,13 @@ def collect_blocks(
     waiting: Block | None = None  # its last copy is under way
     for input_ids, positions in blocks:
         block = checked_block(input_ids, positions, rows_of_kind)
-        for done in collector.run(block):
-            if progress is not None:
-                progress(done)
-            if waiting is not None:
-                yield waiting.values()
-                waiting = None
+        with model.session():
+            for done in collector.run(block):
+                if progress is not None:
+                    progress(done)
+        if waiting is not None:
+            yield waiting.values()
+            waiting = None
         if collector.copies.pending:
             waiting = block
         else:

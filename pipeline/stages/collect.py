@@ -53,14 +53,14 @@ def collect_activations() -> dict[str, float]:
     model = load_model(model_config)
     kinds = kinds_of(parse_sites(config.sites, model.num_layers, model.num_heads, model.num_kv_heads))
     sites = [site for kind in kinds.values() for site in kind.sites]
-    dtype = stored_dtype(config, model.dtype)
-    arrays, static = layout(model, kinds, rows, positions, dtype)
+    dtype = stored_dtype(config, DTYPES[model_config.dtype] if model_config.remote else model.dtype)
+    arrays, static = layout(model, kinds, rows, positions, dtype, model_config.remote)
     attributes = {
         "format": FORMAT,
         "sites": {kind: places.layers for kind, places in kinds.items()},
         "heads": {kind: places.heads for kind, places in kinds.items() if places.heads is not None},
         "position_names": names,
-        "model": {**described(model_config), "digest": model.digest()},
+        "model": {**described(model_config), "digest": digest_of_model(model, model_config)},
         "prompts_digest": prompts_digest(rows),
         "dtype": dtype,
         "config": asdict(config),
@@ -87,7 +87,9 @@ def collect_activations() -> dict[str, float]:
             if len(pending) < len(writer.blocks):
                 log.info("going on: %d of %d blocks are done", len(writer.blocks) - len(pending), len(writer.blocks))
             check_space(folder, total * len(pending) // max(1, len(writer.blocks)), store_config.compression)
-            measured = collect_blocks_into(writer, pending, model, kinds, rows, positions, config)
+            measured = collect_blocks_into(
+                writer, pending, model, kinds, rows, positions, config, dtype, model_config.remote
+            )
             writer.finish()
         publish(folder / ARTIFACT, ARTIFACT)
     return measured
@@ -101,6 +103,8 @@ def collect_blocks_into(
     rows: Sequence[Row],
     positions: np.ndarray,
     config: CollectConfig,
+    dtype: str,
+    remote: bool,
 ) -> dict[str, float]:
     """Collect blocks of prompts; while the model runs over one, the one before it is written.
 
@@ -110,11 +114,12 @@ def collect_blocks_into(
         model, kinds, rows: of what is collected.
         positions: (prompt, position), -1 where there is none.
         config: the section.
+        dtype: in the store.
+        remote: run the model on NDIF.
 
     Returns:
         As `collect_activations`.
     """
-    dtype = stored_dtype(config, model.dtype)
     blocks = [writer.blocks[index] for index in pending]
     where = [positions[block.start : block.stop] for block in blocks]
     input_ids = ([rows[row].input_ids for row in block] for block in blocks)
@@ -124,6 +129,7 @@ def collect_blocks_into(
         [site for kind in kinds.values() for site in kind.sites],
         batch_tokens=config.batch_tokens,
         share_prefixes=config.share_prefixes,
+        remote=remote,
     )
 
     longest = max(len(row.input_ids) for row in rows)
@@ -149,6 +155,13 @@ def collect_blocks_into(
             tokens += sum(len(rows[row].input_ids) for row in blocks[number])
             write_beside(partial(write, number, collected))
     return {"tokens": tokens, "model_seconds": model_seconds}
+
+
+def digest_of_model(model: StandardizedTransformer, config: ModelConfig) -> str:
+    """Of config and weights; of config, source and revision alone, where the weights are elsewhere."""
+    if not config.remote:
+        return model.digest()
+    return digest_of(config.source, config.revision, model.config.to_dict())
 
 
 def described(config: ModelConfig) -> dict[str, Any]:
@@ -251,7 +264,12 @@ def kinds_of(sites: Sequence[Site]) -> dict[str, Kind]:
 
 
 def layout(
-    model: StandardizedTransformer, kinds: Mapping[str, Kind], rows: Sequence[Row], positions: np.ndarray, dtype: str
+    model: StandardizedTransformer,
+    kinds: Mapping[str, Kind],
+    rows: Sequence[Row],
+    positions: np.ndarray,
+    dtype: str,
+    remote: bool,
 ) -> tuple[list[ArraySpec], Static]:
     """What the store holds.
 
@@ -282,7 +300,7 @@ def layout(
         return name
 
     lengths["hidden"] = model.hidden_size
-    widths = widths_of(model, kinds, rows)
+    widths = widths_of(model, kinds, rows, remote)
     for kind, places in kinds.items():
         dimensions = [numbered("layer", kind, places.layers), "prompt", "position"]
         *heads, size = widths[kind]
@@ -301,7 +319,7 @@ def layout(
 
 
 def widths_of(
-    model: StandardizedTransformer, kinds: Mapping[str, Kind], rows: Sequence[Row]
+    model: StandardizedTransformer, kinds: Mapping[str, Kind], rows: Sequence[Row], remote: bool
 ) -> dict[str, tuple[int, ...]]:
     """What each kind of site is at a position: (hidden,), (head, head_dim), ...; of heads those that are kept.
 
@@ -313,7 +331,7 @@ def widths_of(
     headed = [kind for kind in kinds if kind in HEAD_KINDS]
     if headed:
         sites = [site for kind in headed for site in kinds[kind].sites]
-        seen = collect(model, [rows[0].input_ids[:1]], sites, [[0]])
+        seen = collect(model, [rows[0].input_ids[:1]], sites, [[0]], remote=remote)
         longest = max(len(row.input_ids) for row in rows)
         for kind in headed:
             *heads, size = kinds[kind].apart(seen[kind]).shape[3:]
