@@ -380,6 +380,45 @@ def _reordered(block: tuple[Any, Any], sites: list[Site]) -> tuple[Any, list[Sit
     return block[0], sites, block[1]
 
 
+@pytest.mark.parametrize("remote", [False, "local"])
+def test_the_batches_of_a_block_run_in_one_session(remote: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = standardized("llama"), prompts()
+    positions = [[len(own) - 1] for own in ids]
+    blocks = [(ids[:4], positions[:4]), (ids[4:], positions[4:])]
+    sites = parse_sites("resid_post.* attn_out.2", NUM_LAYERS)
+    options: dict[str, Any] = dict(batch_tokens=12, share_prefixes=False)
+    expected = list(collect_blocks(model, blocks, sites, **options))  # what is found out once about the family, is
+    opened: list[str] = []
+    for name in ("session", "trace"):
+        monkeypatch.setattr(StandardizedTransformer, name, noted(opened, name, getattr(StandardizedTransformer, name)))
+    batches: list[int] = []
+    found = list(collect_blocks(model, blocks, sites, **options, remote=remote, progress=batches.append))
+    first, second = (opened.index("session"), len(opened) - opened[::-1].index("session") - 1)
+    assert (opened.count("session"), first) == (2, 0)
+    traces = (opened[first:second].count("trace"), opened[second:].count("trace"))
+    assert min(traces) > 1, "several batches in each"
+    if not remote:
+        assert sum(traces) == len(batches)
+    for values, wanted in zip(found, expected, strict=True):
+        for kind, value in values.items():
+            torch.testing.assert_close(value, wanted[kind], atol=1e-5, rtol=1e-4)
+            for prompt, own in enumerate(ids[:4]) if values is found[0] else enumerate(ids[4:]):
+                kinds = [site for site in sites if site.kind == kind]
+                alone = plain_values("llama", own, kinds)
+                for row, site in enumerate(kinds):
+                    torch.testing.assert_close(value[row, prompt, 0], alone[site][-1], atol=1e-5, rtol=1e-4)
+
+
+def noted(opened: list[str], name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that writes its name down before it does what it does."""
+
+    def opens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        opened.append(name)
+        return method(self, *args, **kwargs)
+
+    return opens
+
+
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def test_copies_that_arrive_late_are_those_of_their_batch(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on an accelerator: what a batch gives is taken while the next one runs, across blocks too."""

@@ -110,3 +110,19 @@ def test_plain_resolves_interpolations() -> None:
     from omegaconf import OmegaConf
 
     assert plain(OmegaConf.create({"a": {"b": 3, "c": "${.b}"}})) == {"a": {"b": 3, "c": 3}}
+
+
+def test_what_cannot_run_remotely_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NDIF_API_KEY", "a key")
+    remote = ("model=gpt2", "model.remote=true")
+    assert valid(*remote, "lens=[logit_lens,patchscope,patchscope_query_mean]").model.remote
+    for overrides, message in (
+        (["lens=patchscope_grid"], "lens.patchscope_grid: kind patchscope_grid does not run remotely"),
+        (["lens=[logit_lens,knockout]"], "lens.knockout: kind knockout does not run remotely"),
+        (["lens=attention_object", "collect.sites=[attn_in.*]"], "kind attention_object does not run remotely"),
+        (["lens=patchscope_generate"], "kind patchscope_generate does not run remotely"),
+        (["tune=default", "lens=tuned_lens"], "tune: maps are trained on gradients and text, which stay here"),
+        (["tune=default", "lens=affine_lens"], "tune: maps are trained"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            valid(*remote, *overrides)

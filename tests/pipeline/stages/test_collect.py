@@ -14,10 +14,12 @@ import pytest
 import torch
 import xarray
 import zarr
+from nnsight.intervention.backends.local import LocalSimulationBackend
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from interp.errors import InterpError
+from interp.model import StandardizedTransformer
 from pipeline.stages import collect as stage
 from pipeline.stages.common import stage_main
 from pipeline.stages.tokenize import write_tokens
@@ -116,6 +118,35 @@ def test_values_positions_and_attributes(run_folder: Callable[..., Path], caplog
                 np.testing.assert_allclose(hidden[:-1, number, column], expected[:, position], rtol=1e-5, atol=1e-5)
     assert store.read("embed", layer=0, prompt=0, position=0).shape == (HIDDEN_SIZE,)
     assert not any(str(folder.parent).encode() in data for data in tree(Path("activations.zarr")).values())
+
+
+def test_a_remote_model_gives_what_it_gives_here(
+    run_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sites = {"sites": ["resid_post.*", "z.1"], "positions": ["last"], "batch_tokens": 12}
+    run_folder("here", collect=sites)
+    stage.collect_activations()
+    here = open_store("activations.zarr")
+    far = run_folder("far", collect=sites, model={"remote": True})
+    sessions: list[Any] = []
+
+    def backend(self: Any, *args: Any, **kwargs: Any) -> LocalSimulationBackend:  # packed as for a server
+        sessions.append(self)
+        return LocalSimulationBackend(self)
+
+    monkeypatch.setattr(StandardizedTransformer, "_remote_backend", backend)
+    monkeypatch.setattr(stage, "load_model", lambda config: StandardizedTransformer(config.source))  # the server's
+    monkeypatch.setenv("NDIF_API_KEY", "this-is-no-one's-key")
+    with caplog.at_level("DEBUG"):
+        stage.collect_activations()
+    there = open_store("activations.zarr", verify=True)
+    assert len(sessions) == there.num_blocks + 1  # and one that sees how wide heads are
+    for name in here.arrays:
+        np.testing.assert_allclose(there.read(name), here.read(name), rtol=1e-4, atol=1e-5)
+    assert there.attributes["model"]["remote"] is True
+    assert there.attributes["model"]["digest"] != here.attributes["model"]["digest"]  # of no weights
+    kept = b"".join(file.read_bytes() for file in far.rglob("*") if file.is_file())
+    assert b"no-one's-key" not in kept and "no-one's-key" not in caplog.text
 
 
 def test_sites_with_heads(run_folder: Callable[..., Path]) -> None:
