@@ -27,6 +27,17 @@ __all__ = [
 Prompts = Any  # whatever nnsight traces: texts, token ids, encodings
 
 
+def listed(prompts: Prompts) -> Prompts:
+    """Prompts as nnsight takes them: a numpy array and a column of a table as a list, all others as they are.
+
+    Raises:
+        InterpError: a whole table, which would be read as its column names.
+    """
+    if hasattr(prompts, "columns"):
+        raise InterpError(f"prompts: expected texts, got a table of {list(prompts.columns)}. Give one of its columns.")
+    return prompts.tolist() if hasattr(prompts, "tolist") and not isinstance(prompts, Tensor) else prompts
+
+
 def token_columns(nn_model: Any, index: int | Tensor) -> int | Tensor:
     """The columns of a padded batch in which prompts have a token; inside a trace, before its first layer.
 
@@ -110,6 +121,7 @@ def get_token_activations(
     if prompts is None:
         raise InterpError("expected prompts, or tracer=, the trace that is open.")
     activations: Tensor
+    prompts = listed(prompts)
     with torch.no_grad(), nn_model.trace(prompts, remote=remote) as tracer:
         activations = nnsight.save(_read(nn_model, layers, get_activations, idx).cpu())
         tracer.stop()
@@ -148,7 +160,7 @@ def collect_last_token_activations_session(
     Returns:
         (layer, prompt, hidden), on the CPU.
     """
-    _check_batches(prompts, batch_size)
+    prompts = _checked(prompts, batch_size)
     activations: Tensor
     with torch.no_grad(), nn_model.session(remote=remote):
         parts = []
@@ -182,7 +194,7 @@ def collect_token_activations_batched(
     Returns:
         (layer, prompt, hidden), on the CPU.
     """
-    _check_batches(prompts, batch_size)
+    prompts = _checked(prompts, batch_size)
     if use_session and remote:
         return collect_last_token_activations_session(
             nn_model, prompts, batch_size, layers, get_activations, remote, idx
@@ -195,11 +207,13 @@ def collect_token_activations_batched(
     return torch.cat(parts, dim=1)
 
 
-def _check_batches(prompts: Prompts, batch_size: int) -> None:
+def _checked(prompts: Prompts, batch_size: int) -> Prompts:
+    prompts = listed(prompts)
     if isinstance(prompts, str) or not len(prompts):
         raise InterpError(f"prompts: expected a list of at least one, got {prompts!r}.")
     if batch_size < 1:
         raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
+    return prompts
 
 
 def compute_next_token_probs(nn_model: Any, prompt: Prompts, remote: bool | str = False) -> Tensor:
@@ -214,6 +228,7 @@ def compute_next_token_probs(nn_model: Any, prompt: Prompts, remote: bool | str 
         (prompt, vocabulary), float32, on the CPU, without gradients.
     """
     probs: Tensor
+    prompt = listed(prompt)
     with torch.no_grad(), nn_model.trace(prompt, remote=remote):
         columns = token_columns(nn_model, -1)
         probs = nnsight.save(at_columns(nn_model.output.logits, columns).float().softmax(-1).cpu())

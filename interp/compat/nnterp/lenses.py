@@ -9,7 +9,14 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.compat.nnterp.collecting import Prompts, at_columns, get_token_activations, layer_numbers, token_columns
+from interp.compat.nnterp.collecting import (
+    Prompts,
+    at_columns,
+    get_token_activations,
+    layer_numbers,
+    listed,
+    token_columns,
+)
 from interp.compat.nnterp.modules import (
     get_layer_output,
     project_negated_on_vocab,
@@ -41,6 +48,7 @@ def logit_lens(
     """
     probs: Tensor
     inverse: Tensor | None = None
+    prompts = listed(prompts)
     ids = None if remote else prompt_ids(nn_model, prompts)
     if ids is not None:
         hidden = last_states(nn_model, ids)  # (prompt, layer, hidden)
@@ -118,7 +126,7 @@ def _patched(nn_model: Any, targets: TargetPromptBatch, layer: int, latent: Tens
 
 
 def _several(prompts: Prompts) -> Prompts:
-    return [prompts] if isinstance(prompts, str) else prompts
+    return [prompts] if isinstance(prompts, str) else listed(prompts)
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor
 
 from interp.compat.nnterp import StandardizedTransformer
-from interp.compat.nnterp.interventions import patch_object_attn_lens
+from interp.compat.nnterp.interventions import logit_lens, patch_object_attn_lens
 from interp.compat.nnterp.nnsight_utils import (
     collect_last_token_activations_session,
     collect_token_activations_batched,
@@ -188,3 +190,17 @@ def test_errors() -> None:
         collect_token_activations_batched(model, PROMPTS, 0)
     with pytest.raises(InterpError, match="expected a list"):
         collect_token_activations_batched(model, "one prompt", 2)
+
+
+@pytest.mark.parametrize("column", [np.array, pd.Series, lambda texts: pd.Series(texts, index=[7, 1, 4])])
+def test_arrays_and_columns_of_tables_are_lists_of_prompts(column: Any) -> None:
+    model, prompts = standardized("gpt2"), column(PROMPTS)
+    whole = expected("gpt2", [0, 1, 2, 3])
+    torch.testing.assert_close(get_token_activations(model, prompts), whole, **CLOSE)
+    for collect in (collect_token_activations_batched, collect_last_token_activations_session):
+        torch.testing.assert_close(collect(model, prompts, 2), whole, **CLOSE)
+    probabilities = torch.stack([next_probs("gpt2", prompt) for prompt in PROMPTS])
+    torch.testing.assert_close(compute_next_token_probs(model, prompts), probabilities, **CLOSE)
+    torch.testing.assert_close(logit_lens(model, prompts)[:, -1], probabilities, **CLOSE)  # type: ignore[index]
+    with pytest.raises(InterpError, match=r"got a table of \['text'\]. Give one of its columns"):
+        collect_token_activations_batched(model, pd.DataFrame({"text": PROMPTS}), 2)
