@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.sites import Site, check_collectable
+from interp.sites import MAP_KINDS, Site
 
 __all__ = ["Block", "Entries", "checked_block", "checked_sites"]
 
@@ -91,43 +91,67 @@ class Block:
         Arguments:
             sites: whose it is.
             entries: where it is from.
-            values: (entry, hidden) of each site.
+            values: (entry, hidden) of each site; (entry, head, ...) of a site with all its heads. Of `scores` and
+                `pattern` the last axis is the prompt's own tokens, and what lies beyond them counts for nothing.
 
         Raises:
-            InterpError: layers of one kind differ in width.
+            InterpError: layers of one kind differ in width or heads.
         """
         for site, read in zip(sites, values, strict=True):
             layers = self.rows_of_kind[site.kind]
+            is_map = site.kind in MAP_KINDS
+            width = (*read.shape[1:-1], self.longest if is_map else read.shape[-1])
             if site.kind not in self._values:
-                shape = (len(layers), *self.table.shape, read.shape[-1])
+                shape = (len(layers), *self.table.shape, *width)
                 self._values[site.kind] = torch.full(shape, float("nan"), dtype=read.dtype, device="cpu")
             kept = self._values[site.kind]
-            if read.shape[-1] != kept.shape[-1]:
+            if width != kept.shape[3:]:
                 raise InterpError(
-                    f"{site} has {read.shape[-1]} numbers at a position, other layers have {kept.shape[-1]}: collect "
-                    "layers of one width at a time."
+                    f"{site} has {_numbers(width)} numbers at a position, other layers have "
+                    f"{_numbers(kept.shape[3:])}: collect layers of one width at a time."
                 )
-            kept[layers[site], entries.prompts, entries.places] = read
+            place = (layers[site], entries.prompts, entries.places)
+            if not is_map:
+                kept[place] = read
+                continue
+            own = torch.tensor([len(self.input_ids[prompt]) for prompt in entries.prompts.tolist()], device="cpu")
+            beyond = torch.arange(read.shape[-1], device="cpu") >= own.view(-1, *[1] * (read.dim() - 1))
+            filled = torch.full((len(read), *width), float("nan"), dtype=read.dtype, device="cpu")
+            filled[..., : read.shape[-1]] = read.masked_fill(beyond, float("nan"))
+            kept[place] = filled
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(len(ids) for ids in self.input_ids)
 
     def values(self) -> dict[str, Tensor]:
-        """By kind, (layer, prompt, position, hidden), NaN where there is no position."""
+        """By kind, (layer, prompt, position, ...), NaN where there is no position."""
         return {kind: self._values[kind] for kind in self.rows_of_kind}
+
+
+def _numbers(width: Sequence[int]) -> str:
+    """`64`, or `4 x 8` of heads."""
+    return " x ".join(map(str, width))
 
 
 def checked_sites(sites: Sequence[Site]) -> dict[str, dict[Site, int]]:
     """Where each site goes: kind -> site -> index along the layer axis.
 
     Raises:
-        InterpError: there is none, one with heads (but `head_out` of one), or one twice.
+        InterpError: there is none, one twice, or one kind both with all heads and with one.
     """
     if not sites:
         raise InterpError("expected prompts and sites, got 0 sites.")
-    check_collectable([site for site in sites if site.kind != "head_out" or site.head is None])
     rows_of_kind: dict[str, dict[Site, int]] = {}
     for site in sites:
         rows = rows_of_kind.setdefault(site.kind, {})
         if site in rows:
             raise InterpError(f"site {site} is asked for twice.")
+        if rows and (next(iter(rows)).head is None) != (site.head is None):
+            raise InterpError(
+                f"{site.kind}: expected sites with all heads, or of one each; got {next(iter(rows))} and {site}."
+            )
         rows[site] = len(rows)
     return rows_of_kind
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from interp.activations.batches import batches_by_tokens, batches_in_one_row, right_padded, whole_inputs
 from interp.activations.block import Block, Entries, checked_block, checked_sites
 from interp.activations.copies import Copies
-from interp.activations.memory import Budget, is_out_of_memory
+from interp.activations.memory import ACCELERATOR_TOKENS, Budget, is_out_of_memory
 from interp.activations.reading import read_tokens
+from interp.activations.remote import collect_elsewhere
 from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.feeding import Feed, packing_fits
@@ -27,7 +28,7 @@ from interp.model.padding import pads
 from interp.passes import turn
 from interp.products import faster_products
 from interp.prompts.given import token_ids
-from interp.sites import Site
+from interp.sites import ATTENTION_KINDS, Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -46,6 +47,7 @@ def collect(
     batch_tokens: int | None = None,
     share_prefixes: bool = True,
     progress: Callable[[int], None] | None = None,
+    remote: bool | str = False,
 ) -> dict[str, Tensor]:
     """Read sites of a model at chosen positions of many prompts.
 
@@ -58,29 +60,34 @@ def collect(
         model: the model.
         input_ids: token ids of each prompt exactly as they are fed, unpadded; or what a tokenizer returned, whose
             padding is left away.
-        sites: what is read, each once; any kind without a head axis, and `head_out` of one head.
+        sites: what is read, each once; those of one kind all with all their heads, or all of one head.
         positions: for each prompt, indices into its own tokens, from 0; -1 stands for none. Prompts may have different
             numbers of them.
         batch_tokens: tokens in a forward pass at most, padding included; a longer prompt goes alone. None: what suits
             the device, 512 on a processor, whose caches then hold the activations, and 8192 elsewhere.
         share_prefixes: compute the tokens that several prompts begin with once, where that saves work and fits the
             model's family (`interp.forward.shared`).
-        progress: called after each batch with the number of prompts that are done.
+        progress: called after each batch with the number of prompts that are done; elsewhere, when all are.
+        remote: True: on NDIF, all batches in one session, by plain traces of left-padded prompts; `local`: packed as
+            for a server, and run here; or a server's address.
 
     Returns:
         By kind of site, a CPU tensor (layer, prompt, position, hidden) in the model's dtype. Layers are in the order of
         `sites` (one, for a kind without layers), prompts in the order given; `hidden` is the vocabulary for `logits`
-        and the neurons for `mlp_post`.
-        Where a prompt has no position (-1, or fewer than another prompt) it holds NaN.
+        and the neurons for `mlp_post`. Kinds with heads have two axes in its place: head and head_dim (`q`, `z`),
+        key-value head and head_dim (`k`, `v`), head and hidden (`head_out`), head and key (`scores`, `pattern`; the
+        position is the query, keys count from each prompt's own first token up to the longest prompt); where sites
+        are of one head each, the head axis is left out, and each is a row along `layer`.
+        Where a prompt has no position (-1, or fewer than another prompt), and no key, it holds NaN.
 
     Raises:
-        InterpError: no prompt, no site, a site twice or with heads, an empty prompt, a position outside its prompt, or
-            layers whose MLPs differ in width, for `mlp_post`.
+        InterpError: no prompt, no site, a site twice, one kind with all heads and with one, an empty prompt, a position
+            outside its prompt, or layers of one kind that differ in width or in the number of heads.
     """
     input_ids = token_ids(input_ids)
     if not input_ids or not sites:
         raise InterpError(f"expected prompts and sites, got {len(input_ids)} prompts and {len(sites)} sites.")
-    given = dict(batch_tokens=batch_tokens, share_prefixes=share_prefixes, progress=progress)
+    given = dict(batch_tokens=batch_tokens, share_prefixes=share_prefixes, progress=progress, remote=remote)
     [values] = collect_blocks(model, [(input_ids, positions)], sites, **given)  # type: ignore[arg-type]
     return values
 
@@ -94,13 +101,16 @@ def collect_blocks(
     batch_tokens: int | None = None,
     share_prefixes: bool = True,
     progress: Callable[[int], None] | None = None,
+    remote: bool | str = False,
 ) -> Iterator[dict[str, Tensor]]:
     """Read sites block by block, as `collect` reads each; on a CUDA device without a pause between two blocks.
+
+    The batches of a block run inside one nnsight session.
 
     Arguments:
         model: the model.
         blocks: (input_ids, positions) of some prompts each; taken one at a time, as they are needed.
-        sites, batch_tokens, share_prefixes: as in `collect`.
+        sites, batch_tokens, share_prefixes, remote: as in `collect`.
         progress: called after each batch with the number of prompts that are done in its block.
 
     Yields:
@@ -111,6 +121,14 @@ def collect_blocks(
     """
     check_ready(model)
     rows_of_kind = checked_sites(sites)
+    if remote:
+        budget = Budget(ACCELERATOR_TOKENS) if batch_tokens is None else Budget.of(batch_tokens, torch.device("cpu"))
+        for input_ids, positions in blocks:
+            block = checked_block(input_ids, positions, rows_of_kind)
+            yield collect_elsewhere(model, block, model.in_order(sites), budget, remote)
+            if progress is not None:
+                progress(len(block.input_ids))
+        return
     collector = _Collector(
         model,
         model.in_order(sites),  # a trace is read in the order of the forward pass
@@ -122,18 +140,13 @@ def collect_blocks(
     for input_ids, positions in blocks:
         block = checked_block(token_ids(input_ids), positions, rows_of_kind)
         check_fed(model, block.input_ids, "input_ids")
-        batches = collector.run(block)
-        while True:
-            with turn(model._module):
-                forget_lengths(model)
-                done = next(batches, None)
-            if done is None:
-                break
-            if progress is not None:
-                progress(done)
-            if waiting is not None:
-                yield waiting.values()
-                waiting = None
+        with model.session():
+            for done in collector.in_turns(block):
+                if progress is not None:
+                    progress(done)
+        if waiting is not None:
+            yield waiting.values()
+            waiting = None
         if collector.copies.pending:
             waiting = block
         else:
@@ -163,13 +176,29 @@ class _Collector:
     share: bool
     last_prefix: tuple[list[int], FrozenPrefix] | None = None
 
+    @property
+    def inside_attention(self) -> bool:
+        """Whether something is read there: then prompts are whole and side by side, each with keys of its own."""
+        return any(site.kind in ATTENTION_KINDS for site in self.sites)
+
+    def in_turns(self, block: Block) -> Iterator[int]:
+        """Read a block, each batch in one turn of the model: other threads may run it in between."""
+        batches = self.run(block)
+        while True:
+            with turn(self.model._module):
+                forget_lengths(self.model)
+                done = next(batches, None)
+            if done is None:
+                return
+            yield done
+
     def run(self, block: Block) -> Iterator[int]:
         """Read a block; after each batch, give the number of prompts that are done."""
         limit = rotary_limit(self.model)
         long = {row for row in block.rows if limit is not None and len(block.input_ids[row]) > limit}
         longest = max((len(block.input_ids[row]) for row in block.rows if row not in long), default=0)
         if block.is_even or is_causal(self.model, longest):
-            block = block.cut(keep=long)
+            block = block.cut(keep=block.rows if self.inside_attention else long)
         done = len(block.input_ids) - len(block.rows)  # of those without a position nothing is read
         groups = self._groups(block, [row for row in block.rows if row not in long])
         groups += [SharedPrefix(0, [row]) for row in sorted(long, key=lambda row: len(block.input_ids[row]))]
@@ -182,7 +211,7 @@ class _Collector:
     def _groups(self, block: Block, rows: list[int]) -> list[SharedPrefix]:
         """Prompts that begin alike, where that is of use."""
         alone = [SharedPrefix(0, rows)] if rows else []
-        if not self.share or not block.causal or not rows:
+        if not self.share or not block.causal or not rows or self.inside_attention:
             return alone
         groups = plan_prefixes([block.input_ids[row] for row in rows], cost=2 * self.budget.batch_cost)
         groups = [SharedPrefix(length, [rows[index] for index in indices]) for length, indices in groups]
@@ -232,7 +261,7 @@ class _Collector:
     def _in_one_row(self, block: Block, shared: SharedPrefix) -> bool:
         """Whether the prompts of a group, of several lengths, go one behind the other."""
         lengths = [len(block.input_ids[row]) - shared.length for row in shared.rows]
-        if not block.causal or len(set(lengths)) < 2:
+        if not block.causal or self.inside_attention or len(set(lengths)) < 2:
             return False
         row = max(*lengths, min(sum(lengths), self.budget.tokens))
         return packing_fits(self.model, shared.length + row, behind_prefix=shared.length > 0)

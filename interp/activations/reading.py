@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from interp import passes
+from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.feeding import Feed
 from interp.forward.last_layer import LastLayer, last_layer_fits
 from interp.model.layout import place_of
 from interp.model.places import HeadOutPlace
-from interp.sites import Site
+from interp.sites import ATTENTION_KINDS, MAP_KINDS, Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["read_tokens"]
+__all__ = ["read_places", "read_tokens"]
 
 WORTH = 64  # tokens that a layer is spared, for which it is called twice more
 
@@ -41,7 +44,7 @@ def read_tokens(
         rows, columns: which prompt each token is of, and its place in it, each (entry,).
 
     Returns:
-        (entry, hidden) of each site.
+        Of each site what `read_places` gives.
     """
     layer = _cut_short(model, sites, feed, feed.inputs["input_ids"].numel() - len(rows))
     if layer is None:
@@ -81,31 +84,64 @@ def _read(
     model: StandardizedTransformer, feed: Feed, sites: Sequence[Site], rows: Tensor, columns: Tensor
 ) -> list[Tensor]:
     gathered: list[Tensor] = []
-    heads: dict[int, Tensor] = {}
     rows, columns = feed.places(rows, columns)
     with feed.reading(model), model.trace(**feed.inputs) as tracer:
-        for site in sites:
-            if site.kind != "head_out":
-                gathered.append(_at(model.read(site), rows, columns))
-                continue
-            assert site.layer is not None
-            if site.layer not in heads:  # one reading for all heads of a layer
-                heads = {site.layer: _heads_at(model, site.layer, rows, columns)}
-            gathered.append(heads[site.layer][:, site.head])
+        gathered += read_places(model, sites, rows, columns, feed.inputs.get("attention_mask"))
         tracer.stop()
     return gathered
 
 
-def _at(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """A copy of (batch, length, ...) at entries: (entry, ...)."""
-    return values.detach()[rows.to(values.device), columns.to(values.device)]
+def read_places(
+    model: StandardizedTransformer, sites: Sequence[Site], rows: Tensor, columns: Tensor, mask: Tensor | None
+) -> list[Tensor]:
+    """What sites hold at some tokens, inside a trace.
+
+    Arguments:
+        model: the model.
+        sites: in the order of the forward pass.
+        rows, columns: where each token is in what is fed, each (entry,).
+        mask: the attention mask that is fed, (row, column), 0 at padding; None: there is none on the left.
+
+    Returns:
+        Of each site a copy: (entry, hidden), or with heads (entry, head, head_dim or hidden); of `scores` and `pattern`
+        (entry, head, key), keys from the prompt's own first token. One head of a site is without the head axis.
+    """
+    gathered: list[Tensor] = []
+    whole: tuple[Site, Tensor] | None = None
+    for site in sites:
+        every = replace(site, head=None)
+        if whole is None or whole[0] != every:  # one reading for all heads of a layer
+            whole = every, _at(model, every, rows, columns, mask)
+        values = whole[1]
+        if site.head is not None and site.head >= values.shape[1]:
+            raise InterpError(f"{site}: this layer has {values.shape[1]} heads, from 0.")
+        gathered.append(values if site.head is None else values[:, site.head])
+    return gathered
 
 
-def _heads_at(model: StandardizedTransformer, layer: int, rows: Tensor, columns: Tensor) -> Tensor:
+def _at(model: StandardizedTransformer, site: Site, rows: Tensor, columns: Tensor, mask: Tensor | None) -> Tensor:
+    """A copy of what a site holds at entries, with all heads."""
+    if site.kind == "head_out":
+        return _heads_at(model, site, rows, columns)
+    values = model.read(site).detach()
+    rows, columns = rows.to(values.device), columns.to(values.device)
+    if site.kind not in ATTENTION_KINDS:
+        return values[rows, columns]  # (entry, ...) of (batch, position, ...)
+    values = values[rows, :, columns]  # (entry, head, ...) of (batch, head, position, ...)
+    if site.kind not in MAP_KINDS or mask is None:
+        return values
+    before = mask.to(values.device).argmax(dim=1)[rows]  # columns of padding on the left
+    keys = torch.arange(values.shape[-1], device=values.device)
+    own = (before[:, None] + keys).clamp(max=values.shape[-1] - 1)  # (entry, key)
+    return values.gather(-1, own[:, None].expand_as(values))
+
+
+def _heads_at(model: StandardizedTransformer, site: Site, rows: Tensor, columns: Tensor) -> Tensor:
     """(entry, head, hidden), what each head adds; projected at the entries alone."""
-    place = place_of(model, Site("head_out", layer))
+    place = place_of(model, site)
     assert isinstance(place, HeadOutPlace)
-    return place.heads(_at(place.z.read(), rows, columns)[None])[0]
+    z = place.z.read().detach()
+    return place.heads(z[rows.to(z.device), columns.to(z.device)][None])[0]
 
 
 def _read_short(

@@ -7,7 +7,7 @@ https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-len
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from interp.errors import InterpError
 from interp.lenses.axes import Coordinate
 from interp.lenses.prompted import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
 from interp.lenses.reading import check_lens_layers, read_layers
+from interp.lenses.remote import read_out_elsewhere
 from interp.lenses.result import LensResult
 from interp.readout import Groups, TokenGroups
 from interp.sites import Site, Spelling
@@ -41,6 +42,7 @@ def logit_lens(
     batch_size: int = 256,
     reference: Tensor | None = None,
     inverted: bool = False,
+    remote: bool | str = False,
 ) -> LensResult:
     """Logit lens (nostalgebraist 2020): read hidden states of inner layers out as if they were the last layer's.
 
@@ -57,6 +59,7 @@ def logit_lens(
         reference: (example, hidden_size), the residual stream after the model's last layer at the same token, which
             gives `surprisal` and `model_top_id`; None: not known.
         inverted: turn the sign of `hidden` after the final norm: which tokens it speaks against.
+        remote: True: read out on NDIF, in one session; `local`: packed as for a server, and run here; or an address.
 
     Returns:
         The lens over all examples, axes `example` and `layer`; logarithms in nats, `kl` from the last of `layers`.
@@ -78,6 +81,9 @@ def logit_lens(
     if batch_size < 1:
         raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
     padded = TokenGroups.pad(groups, model.vocab_size)
+    if remote and examples:
+        given: dict[str, Any] = dict(layers=layers, top_k=top_k, batch_size=batch_size, remote=remote)
+        return read_out_elsewhere(model, hidden, padded, **given, reference=reference, inverted=inverted)
     parts = []
     for start in range(0, max(examples, 1), batch_size):
         rows = slice(start, start + batch_size)

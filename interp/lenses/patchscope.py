@@ -10,7 +10,7 @@ walk does not fit, are served the plain way, one traced forward pass of the whol
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from interp.forward import batches_alike, run_patched, walk, walk_fits, whole_ba
 from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.lenses.reading import read_layers
+from interp.lenses.remote import patch_elsewhere
 from interp.lenses.result import Floats, LensResult
 from interp.passes import in_turn
 from interp.readout import Groups, TokenGroups, reduce_hidden
@@ -48,6 +49,7 @@ def patchscope_lens(
     top_k: int = 5,
     batch_size: int = 64,
     reference: Tensor | None = None,
+    remote: bool | str = False,
 ) -> LensResult:
     """Patchscope lens (Ghandeharioun et al. 2024): write latents into target prompts, read the next token.
 
@@ -74,6 +76,8 @@ def patchscope_lens(
         batch_size: target prompts in a forward pass at most; memory does not depend on the number of examples.
         reference: (example, hidden_size), the residual stream after the model's last layer at the source token, which
             gives `surprisal` and `model_top_id`; None: not known.
+        remote: True: on NDIF, in one session of plain traces; `local`: packed as for a server, and run here; or an
+            address.
 
     Returns:
         The lens over all examples, logarithms in nats; `baseline` is read after the unpatched target prompts.
@@ -88,6 +92,14 @@ def patchscope_lens(
     )
     check_lens_inputs(prompts, groups, reference, batch_size)
     padded_groups = TokenGroups.pad(groups, model.vocab_size)
+    if remote and len(prompts):
+        if plan.mapping is not None:
+            raise InterpError("mapping: latents go to a remote model as they are. Map them first, or leave it out.")
+        writes = [plan.writes(layer, prompts.latents.cpu()) for layer in plan.layers]
+        given: dict[str, Any] = dict(layers=plan.layers, top_k=top_k, batch_size=batch_size, remote=remote)
+        return patch_elsewhere(
+            model, prompts.input_ids, prompts.positions, writes, padded_groups, **given, reference=reference
+        )
     parts, order = [], []
     for chosen, hidden, clean in _final_states(prompts, plan, batch_size):
         rows = torch.tensor(chosen, dtype=torch.long, device="cpu")

@@ -17,7 +17,7 @@ from torch import nn
 
 from interp.architectures import RenameConfig, candidates
 from interp.errors import InterpError
-from interp.model.aliases import aliases, merged
+from interp.model.aliases import merged
 from interp.model.loading import check_not_compiled
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def follow(model: StandardizedTransformer) -> None:
     try:
         check_not_compiled(module)
         found = candidates(module.config, module, given.rename_config)
-        _mirror(model, merged(aliases(found.records[0], module), given.rename, reserved=RESERVED))
+        _mirror(model, merged(model._standard_names(found.records[0], module), given.rename, reserved=RESERVED))
         model.verdicts.clear()
         model._choose(found, module.config)
     except InterpError as error:

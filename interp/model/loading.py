@@ -32,6 +32,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from interp.errors import InterpError, nearest
 
 __all__ = [
+    "UnknownKeyword",
     "as_dtype",
     "check_options",
     "execution_device",
@@ -51,6 +52,12 @@ _HUB_OPTIONS = (
     "cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "subfolder", "token",
 )  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class UnknownKeyword(InterpError):
+    """A keyword argument that nothing takes; `name` is its name."""
+
+    name: str
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
@@ -219,7 +226,7 @@ def check_options(options: Mapping[str, Any], config: Any) -> None:
     """Reject keyword arguments that neither `from_pretrained` nor the config knows.
 
     Raises:
-        InterpError: there is one, with the nearest known names.
+        UnknownKeyword: there is one, with the nearest known names.
     """
     if not options:
         return
@@ -229,10 +236,12 @@ def check_options(options: Mapping[str, Any], config: Any) -> None:
         if name not in known:
             near = get_close_matches(name, known, n=3, cutoff=0.6)
             advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise InterpError(
+            error = UnknownKeyword(
                 f"unknown keyword argument {name!r}: neither StandardizedTransformer nor transformers' from_pretrained "
                 f"takes it, and the model's config has no such field.{advice}"
             )
+            error.name = name
+            raise error
 
 
 def _loading_options() -> set[str]:

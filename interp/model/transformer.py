@@ -176,7 +176,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         found = candidates(config, module, rename_config)
         # Without a device, the pipeline that nnsight builds would move a model on the CPU to the first GPU.
         placed = {} if hasattr(module, "hf_device_map") else {"device": module.device}
-        names = merged(aliases(found.records[0], module), rename, reserved=RESERVED)
+        names = merged(self._standard_names(found.records[0], module), rename, reserved=RESERVED)
         interleaver = ThreadInterleaver.new(TPFragments())
         super().__init__(
             module.eval(), tokenizer=tokenizer, rename=names, envoys=envoys, interleaver=interleaver, **placed
@@ -188,6 +188,11 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         self.fed, self.trace_memory, self.shares_prefix, self.verdicts = Fed(), TraceMemory(), False, {}
         self._given = Given(rename_config, rename, verify)
         self._choose(found, config)
+
+    @staticmethod
+    def _standard_names(record: Architecture, module: nn.Module) -> dict[Any, list[str]]:
+        """What nnsight is told to call modules, beside their own names."""
+        return aliases(record, module)
 
     def follow(self) -> None:
         """Take up modules put in the place of others since the model was wrapped; every trace begins with this.

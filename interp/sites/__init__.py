@@ -24,28 +24,30 @@ What other systems call these places is read too: `blocks.3.hook_resid_post`, `r
 `hidden_states[4]`. The tables are in `interp.sites.spellings`.
 """
 
-from interp.sites.kinds import HEAD_KINDS, HIDDEN_KINDS, KINDS, LAYER_KINDS, SHAPES, Site
+from interp.sites.kinds import ATTENTION_KINDS, HEAD_KINDS, HIDDEN_KINDS, KINDS, LAYER_KINDS, MAP_KINDS, SHAPES, Site
 from interp.sites.parsing import (
     Spelling,
-    check_collectable,
     check_layers,
     check_sites,
+    layers_by_kind,
     parse_layers,
     parse_site,
     parse_sites,
 )
 
 __all__ = [
+    "ATTENTION_KINDS",
     "HEAD_KINDS",
     "HIDDEN_KINDS",
     "KINDS",
     "LAYER_KINDS",
+    "MAP_KINDS",
     "SHAPES",
     "Site",
     "Spelling",
-    "check_collectable",
     "check_layers",
     "check_sites",
+    "layers_by_kind",
     "parse_layers",
     "parse_site",
     "parse_sites",

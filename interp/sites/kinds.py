@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from interp.errors import InterpError, nearest
 
-__all__ = ["HEAD_KINDS", "HIDDEN_KINDS", "KINDS", "LAYER_KINDS", "SHAPES", "Site"]
+__all__ = ["ATTENTION_KINDS", "HEAD_KINDS", "HIDDEN_KINDS", "KINDS", "LAYER_KINDS", "MAP_KINDS", "SHAPES", "Site"]
 
 # In the order in which a forward pass meets them. `hidden` is hidden_size numbers, `position` one token of a prompt.
 SHAPES: Mapping[str, str] = MappingProxyType(
@@ -39,6 +39,8 @@ SHAPES: Mapping[str, str] = MappingProxyType(
 KINDS = tuple(SHAPES)
 LAYER_KINDS = tuple(kind for kind in KINDS if kind not in ("embed", "final_norm", "logits"))
 HEAD_KINDS = ("q", "k", "v", "scores", "pattern", "z", "head_out")
+ATTENTION_KINDS = ("q", "k", "v", "scores", "pattern")  # inside the attention function: heads before positions
+MAP_KINDS = ("scores", "pattern")  # from each query to each key
 HIDDEN_KINDS = tuple(kind for kind in LAYER_KINDS if SHAPES[kind] == "batch, position, hidden")
 
 

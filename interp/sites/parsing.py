@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeGuard
 
 from interp.errors import InterpError, nearest
@@ -13,9 +13,9 @@ from interp.sites.spellings import SYSTEMS, hook_name, matcher
 
 __all__ = [
     "Spelling",
-    "check_collectable",
     "check_layers",
     "check_sites",
+    "layers_by_kind",
     "parse_layers",
     "parse_site",
     "parse_sites",
@@ -94,18 +94,20 @@ def check_sites(
             _indices(written.heads, count, written.text, _noun(written.kind))
 
 
-def check_collectable(texts: Spelling | Iterable[Spelling]) -> None:
-    """Reject sites that are no rows of numbers at positions, which is what `interp.activations.collect` gathers.
+def layers_by_kind(text: Spelling | Iterable[Spelling], num_layers: int) -> dict[str, set[int]]:
+    """The kinds that a spelling names, and of each the layers, whatever heads.
+
+    Arguments:
+        text, num_layers: as in `parse_sites`.
 
     Raises:
-        InterpError: a site with a head axis, or a spelling that cannot be read.
+        InterpError: as `parse_sites`.
     """
-    for written in _read(texts):
-        if written.kind in HEAD_KINDS:
-            raise InterpError(
-                f"site {written.text!r} cannot be collected: {written.kind} has a head axis, and what is collected is "
-                f"(batch, position, width). Read it in a trace, e.g. `model.read('{written.kind}.3').clone()`."
-            )
+    layers: dict[str, set[int]] = {}
+    for written in _read(text):
+        for site in _sites(replace(written, heads=None), _Sizes(num_layers, None, None)):
+            layers.setdefault(site.kind, set()).update(() if site.layer is None else (site.layer,))
+    return layers
 
 
 def parse_layers(text: str | int | Sequence[int], num_layers: int) -> list[int]:

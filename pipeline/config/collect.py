@@ -13,7 +13,7 @@ class CollectConfig:
     """Which places of the model are read, at which tokens, and how.
 
     Arguments:
-        sites: sites (`interp.sites`), e.g. `resid_post.*`, `attn_out.3-5`.
+        sites: sites (`interp.sites`), e.g. `resid_post.*`, `attn_out.3-5`, `z.*`, `pattern.2.h0-3`.
         positions: token positions (`interp.positions`), e.g. `last`, `query.last`.
         batch_tokens: tokens in a forward pass at most, padding included; null: what suits the device. Halved where
             memory runs out.

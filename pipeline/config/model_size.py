@@ -16,6 +16,7 @@ __all__ = ["CONTEXT_KEYS", "HUB_ID", "ModelSize", "model_size"]
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+HEAD_KEYS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
 # What the families call the longest text that they read.
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 
@@ -27,11 +28,14 @@ class ModelSize(NamedTuple):
         num_layers: of the model.
         vocab_size: tokens that its readout tells apart.
         context_length: tokens that it reads at most.
+        num_heads, num_kv_heads: attention heads, and key-value heads, of a layer.
     """
 
     num_layers: int | None = None
     vocab_size: int | None = None
     context_length: int | None = None
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
 
 
 def model_size(model: ModelConfig) -> ModelSize:
@@ -83,6 +87,8 @@ def model_size(model: ModelConfig) -> ModelSize:
         depth if model.num_layers is None else model.num_layers,
         _first(layers, ("vocab_size",)),
         _first(layers, CONTEXT_KEYS),
+        _first(layers, HEAD_KEYS),
+        _first(layers, ("num_key_value_heads",)),
     )
 
 

@@ -10,6 +10,7 @@ collected, and patches into what the task has), and all against the input files 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,17 +23,18 @@ from omegaconf.errors import OmegaConfBaseException
 from interp.errors import InterpError
 from interp.positions import Position, check_positions
 from interp.prompts import BOUNDARIES, OCCURRENCES
-from interp.sites import check_collectable, check_sites
+from interp.sites import check_sites
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.blocks import check_blocks
 from pipeline.config.cache import VERSIONS, CacheConfig, cache_from
 from pipeline.config.collect import CollectConfig, collect_from
 from pipeline.config.evaluate import EvaluateConfig, evaluate_from
 from pipeline.config.inputs import check_task
-from pipeline.config.lens import MAPPINGS, LensConfig, lenses_from
+from pipeline.config.lens import MAPPINGS, LensConfig, LogitLensConfig, PatchscopeConfig, lenses_from
 from pipeline.config.machine import check_attention, check_device_map
 from pipeline.config.model import ModelConfig, model_from
 from pipeline.config.model_size import ModelSize, model_size
+from pipeline.config.paths import HUB_MODEL
 from pipeline.config.report import ReportConfig, report_from
 from pipeline.config.store import StoreConfig, store_from
 from pipeline.config.task import TaskConfig, spans_of, task_from
@@ -169,11 +171,13 @@ def validate(values: Mapping[str, Any]) -> Config:
     check_attention(config.model)
     num_layers = size.num_layers
     check_task(config.task)
-    _check_collect(config, num_layers)
+    _check_collect(config, size)
     for name, lens in config.lens.items():
         check_lens(f"lens.{name}", lens, config.collect, config.task, spans_of(config.task), num_layers)
     _check_sizes(config, size)
     check_tune(config.tune, config.lens, num_layers)
+    if config.model.remote:
+        _check_remote(config)
     return config
 
 
@@ -263,10 +267,37 @@ def _check_reach(where: str, text: str, context_length: int | None) -> None:
         )
 
 
-def _check_collect(config: Config, num_layers: int | None) -> None:
+def _check_remote(config: Config) -> None:
+    """What cannot run on NDIF."""
+    if config.model.depends_on != HUB_MODEL:
+        raise ConfigError(
+            "model.remote: expected a model of the hub, by whose id a server knows it, got the folder "
+            f"{config.model.source!r}."
+        )
+    if not (os.environ.get("NDIF_API_KEY") or os.environ.get("NDIF_HOST")):
+        raise ConfigError(
+            "model.remote: expected an API key of NDIF in the environment variable NDIF_API_KEY, or in NDIF_HOST the "
+            "address of a server that asks for none; found neither."
+        )
+    if config.tune.kind != "off":
+        raise ConfigError(
+            "tune: maps are trained on gradients and text, which stay here. Choose tune=off, or model.remote=false."
+        )
+    for name, lens in config.lens.items():
+        if not isinstance(lens, LogitLensConfig | PatchscopeConfig):
+            raise ConfigError(
+                f"lens.{name}: kind {lens.kind} does not run remotely: it needs more of the model than a trace gives. "
+                "Choose kinds logit_lens and patchscope, or model.remote=false."
+            )
+        if lens.mapping != "identity":
+            raise ConfigError(
+                f"lens.{name}.mapping: {lens.mapping!r} does not run remotely. Choose identity, or model.remote=false."
+            )
+
+
+def _check_collect(config: Config, size: ModelSize) -> None:
     try:
-        check_sites(config.collect.sites, num_layers)
-        check_collectable(config.collect.sites)
+        check_sites(config.collect.sites, size.num_layers, size.num_heads, size.num_kv_heads)
     except InterpError as error:
         raise ConfigError(f"collect.sites: {error}") from None
     try:

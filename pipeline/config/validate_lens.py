@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from interp.errors import InterpError
 from interp.positions import Position
 from interp.prompts.identity import identity_prompt
-from interp.sites import HIDDEN_KINDS, check_layers, parse_layers, parse_sites
+from interp.sites import HIDDEN_KINDS, check_layers, layers_by_kind, parse_layers
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.blocks import check_blocks
 from pipeline.config.collect import CollectConfig
@@ -125,7 +125,7 @@ def _check_blocks(where: str, lens: KnockoutConfig, task: TaskConfig, spans: Seq
 
 def _check_reads(where: str, reads: Reads, collect: CollectConfig, num_layers: int | None) -> None:
     """Whether all that a lens reads is collected."""
-    collected = _collected(collect, num_layers)
+    collected = layers_by_kind(collect.sites, num_layers or 1000)  # the kinds are right whatever the depth
     option = f"{where}.{reads.site_option}" if reads.site_option else where
     if reads.site not in HIDDEN_KINDS:
         raise ConfigError(
@@ -157,14 +157,6 @@ def _layers(where: str, text: str, num_layers: int | None) -> list[int] | None:
     except InterpError as error:
         raise ConfigError(f"{where}: {error}") from None
     return None if num_layers is None else parse_layers(text, num_layers)
-
-
-def _collected(collect: CollectConfig, num_layers: int | None) -> dict[str, set[int]]:
-    """Kind -> the layers that `collect.sites` names."""
-    collected: dict[str, set[int]] = {}
-    for site in parse_sites(collect.sites, num_layers or 1000):  # the kinds are right whatever the depth
-        collected.setdefault(site.kind, set()).update([] if site.layer is None else [site.layer])
-    return collected
 
 
 def _check_source_position(where: str, text: str, collect: CollectConfig) -> None:

@@ -53,7 +53,7 @@ def run() -> dict[str, float]:
         return {}
     tokens, activations = load_tokens(), open_store(ACTIVATIONS)
     check_origin(activations, tokens, model_config)
-    inputs = Inputs(tokens, activations, load_model(model_config))
+    inputs = Inputs(tokens, activations, load_model(model_config), model_config.remote)
     lenses = [prepare(name, config, inputs) for name, config in configs.items()]
     plain = {name: asdict(config) for name, config in configs.items()}
     translators = file_digest(TUNED_LENS) if Path(TUNED_LENS).exists() else None

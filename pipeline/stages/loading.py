@@ -13,13 +13,17 @@ __all__ = ["load_model"]
 
 
 def load_model(config: ModelConfig) -> StandardizedTransformer:
-    """Load the model of the section `model`.
+    """Load the model of the section `model`; without its weights, where it runs elsewhere.
 
     Raises:
         InterpError: as `StandardizedTransformer`.
     """
     if not sys.stderr.isatty():  # plain log lines where there is no terminal
         transformers_logging.disable_progress_bar()
+    if config.remote:  # the names and sizes alone
+        return StandardizedTransformer(
+            config.source, revision=config.revision, trust_remote_code=config.trust_remote_code, remote=True
+        )
     return StandardizedTransformer(
         config.source,
         revision=config.revision,

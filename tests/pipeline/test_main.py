@@ -34,7 +34,8 @@ def command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine
             return stop.code
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    for name in ("HYDRA_FULL_ERROR", "NDIF_API_KEY", "NDIF_HOST"):
+        monkeypatch.delenv(name, raising=False)
     return run
 
 

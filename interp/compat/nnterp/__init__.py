@@ -10,7 +10,7 @@ What differs from nnterp 1.3.0, beside the errors that it made:
 * Probabilities are float32, of models in half precision too; activations keep the model's dtype.
 * Attention probabilities can be read without `enable_attention_probs`.
 * Errors are `interp.InterpError`, a ValueError, and `RenamingError` and `TokenizationError` are two of them.
-* `python -m nnterp run_tests` is `python -m interp check MODEL...`; the module `logging` is gone.
+* `python -m nnterp run_tests` is `python -m interp check MODEL...`; importing sets no log handler.
 """
 
 from interp.compat.nnterp.interventions import TargetPrompt, logit_lens, patchscope_lens

@@ -242,7 +242,7 @@ class ModuleAccessor:
     def __getattr__(self, name: str) -> Any:
         envoy = getattr(self.__dict__["nn_model"], name)
         if not hasattr(envoy, "_module"):
-            raise AttributeError(f"{name!r} is not a module of {type(self.nn_model._module).__name__}.")
+            raise AttributeError(f"Attribute {name} is not a module of {type(self.nn_model._module).__name__}.")
         return envoy._module
 
     def get_embed_tokens(self) -> nn.Module:

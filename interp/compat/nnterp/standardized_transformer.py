@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,22 @@ import nnsight
 import torch
 from torch import Tensor, nn
 
+from interp.architectures import Architecture
 from interp.architectures import RenameConfig as _RenameConfig
 from interp.compat.nnterp.attention_probabilities import AttentionProbabilitiesAccessor
 from interp.compat.nnterp.layer_accessor import IOType, LayerAccessor
 from interp.compat.nnterp.modules import last_token_probs
-from interp.compat.nnterp.renaming import RenameConfig, RenamingError, for_interp, get_ignores
+from interp.compat.nnterp.renaming import RenameConfig, RenamingError, for_interp, get_ignores, names_at_every_depth
 from interp.compat.nnterp.utils import dummy_inputs
 from interp.compat.nnterp.validation import check_io
 from interp.errors import InterpError
 from interp.interventions.steering import Indices
 from interp.model import StandardizedTransformer as _Base
+from interp.model.loading import UnknownKeyword
 
 __all__ = ["GetLayerObject", "StandardizedTransformer"]
 
 GetLayerObject = Callable[[int], Tensor]
-
-# Names of the module that holds the layers, where it is not called `model` already.
-_BACKBONES = ("transformer", "gpt_neox", "backbone", "biogpt")
 
 
 class StandardizedTransformer(_Base):
@@ -66,7 +65,8 @@ class StandardizedTransformer(_Base):
             allow_multimodal: of nnterp, and of no use here: layers may be of different kinds.
             rename_config: where things are, for a family that has no record, or has it wrong.
             kwargs: keyword arguments of `interp.StandardizedTransformer`; `device_map` is `auto` where it is not given.
-                `dispatch` and `meta_buffers` of nnsight are taken too, and are of no use.
+                `dispatch` and `meta_buffers` of nnsight are taken too, and are of no use; what nothing takes is left
+                out, with a warning that names it.
 
         Raises:
             RenamingError: the model cannot be loaded, or is not what its names say.
@@ -89,22 +89,25 @@ class StandardizedTransformer(_Base):
             kwargs.pop("device_map", None)
         else:
             kwargs = {"device_map": "auto", "attn_implementation": implementation, **kwargs}
-        rename: Mapping[Any, Any] = {**dict.fromkeys(_BACKBONES, "model"), **(kwargs.pop("rename", None) or {})}
         tokenizer_kwargs = kwargs.get("tokenizer_kwargs") or {}
         if remote:
             nnsight.ndif.register("interp")
-        try:
-            super().__init__(
-                model,
-                trust_remote_code=trust_remote_code,
-                verify=check_renaming,
-                remote=remote,
-                rename_config=given,
-                rename=rename,
-                **kwargs,
-            )
-        except InterpError as error:
-            raise RenamingError(str(error)) from error
+        while True:
+            try:
+                super().__init__(
+                    model,
+                    trust_remote_code=trust_remote_code,
+                    verify=check_renaming,
+                    remote=remote,
+                    rename_config=given,
+                    **kwargs,
+                )
+                break
+            except UnknownKeyword as error:  # raised before anything is loaded
+                warnings.warn(f"{error} It is left out, as nnterp's scripts expect.", stacklevel=2)
+                del kwargs[error.name]
+            except InterpError as error:
+                raise RenamingError(str(error)) from error
         if "padding_side" in tokenizer_kwargs:  # nnsight turns it to the left
             self.tokenizer.padding_side = tokenizer_kwargs["padding_side"]
         self._rename_config = given
@@ -115,6 +118,11 @@ class StandardizedTransformer(_Base):
             check_io(self, name, get_ignores(self._module, given))
         if enable_attention_probs:
             self.attention_probabilities.check_source(use_trace=check_attn_probs_with_trace)
+
+    @staticmethod
+    def _standard_names(record: Architecture, module: nn.Module) -> dict[Any, list[str]]:
+        """The standard names, and at every depth: `model.model.layers`, `model.model.ln_final`."""
+        return names_at_every_depth(record, module)
 
     @property
     def _model(self) -> nn.Module:
@@ -239,7 +247,9 @@ class StandardizedTransformer(_Base):
         """
         if positions is not None:
             if token_positions is not None:
-                raise InterpError("steer: positions is the old name of token_positions. Give one of them.")
+                raise InterpError(
+                    "Cannot specify both positions and token_positions, of which positions is the old name."
+                )
             if get_layer_object_to_steer is None:  # of nnterp 1.0, where it had no other name
                 warnings.warn("steer: `positions` is now called `token_positions`.", DeprecationWarning, stacklevel=2)
             token_positions = positions

@@ -28,11 +28,13 @@ class Inputs:
         tokens: the artifact `tokens/`.
         activations: the artifact `activations.zarr`.
         model: the model.
+        remote: whether it runs on NDIF.
     """
 
     tokens: Tokens
     activations: Store
     model: StandardizedTransformer
+    remote: bool = False
 
 
 def latents_of(name: str, config: LensConfig, inputs: Inputs, examples: Examples, needed: Sequence[int]) -> Latents:

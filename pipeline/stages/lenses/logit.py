@@ -51,5 +51,6 @@ class LogitLens(ReadingLens[LogitLensConfig]):
             batch_size=self.batch_size,
             reference=None if self.own is None else self.own.read(sources)[0],
             inverted=self.config.inverted,
+            remote=self.inputs.remote,
         )
         return self.values(result, rows)

@@ -47,5 +47,6 @@ class Patchscope(PatchedLens[PatchscopeConfig]):
             top_k=self.top_k,
             batch_size=self.batch_size,
             reference=self.reference(rows),
+            remote=self.inputs.remote,
         )
         return self.values(result, rows)

@@ -102,6 +102,7 @@ class ReadingLens(Lens[Config]):
             layers=self.output.layers,
             top_k=1,
             batch_size=self.batch_size,
+            remote=self.inputs.remote,
         ).log_prob[:, 0]  # (example and source, group)
         starts = np.cumsum([0, *(len(prompts) for prompts in sources)])
         counts = np.log(np.diff(starts)).astype(np.float32)[:, None]

@@ -143,6 +143,67 @@ def test_every_site_equals_a_plain_forward_pass_of_one_prompt(family: str) -> No
             torch.testing.assert_close(kept, values[positions[row]], rtol=1e-5, atol=1e-5, msg=str(site))
 
 
+HEADED = {  # path of the attention module, of its output projection, and whether that keeps (in, out)
+    "llama": ("model.layers.{}.self_attn", "o_proj"),
+    "mistral": ("model.layers.{}.self_attn", "o_proj"),
+    "gpt2": ("transformer.h.{}.attn", "c_proj"),
+    "gpt_neox": ("gpt_neox.layers.{}.attention", "dense"),
+}
+
+
+@torch.no_grad()
+def plain_heads(family: str, ids: list[int], layer: int) -> dict[str, torch.Tensor]:
+    """What a layer's heads hold in transformers' eager attention, one prompt alone, head axis second."""
+    model = tiny_model(family)
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    path, name = HEADED[family]
+    projection = model.get_submodule(f"{path.format(layer)}.{name}")
+    seen: dict[str, torch.Tensor] = {}
+    projection.register_forward_pre_hook(lambda _, args: seen.update(z=args[0][0].unflatten(-1, (4, 8))))
+    output = model(torch.tensor([ids]), output_attentions=True, use_cache=True)
+    cached = output.past_key_values.layers[layer]
+    weight = projection.weight if family == "gpt2" else projection.weight.T  # (heads x head_dim, hidden)
+    seen["head_out"] = torch.einsum("phd,hde->phe", seen["z"], weight.unflatten(0, (4, 8)))
+    if cached.keys.shape[2] == len(ids):  # a window keeps its own keys alone
+        seen["k"], seen["v"] = cached.keys[0].transpose(0, 1), cached.values[0].transpose(0, 1)
+    seen["pattern"] = output.attentions[layer][0].transpose(0, 1)  # (query, head, key)
+    return seen
+
+
+@pytest.mark.parametrize("family", HEADED)
+def test_sites_with_heads_are_those_of_each_prompt_alone(family: str) -> None:
+    model, ids = standardized(family), prompts()
+    positions = [[len(own) - 1, *range(min(len(own), 3))] for own in ids]
+    sites = [Site(kind, layer) for layer in (1, 3) for kind in ("k", "v", "q", "scores", "pattern", "z", "head_out")]
+    got = collect(model, ids, [*sites, Site("resid_post", 1)], positions, batch_tokens=30)
+    alone = {layer: [plain_heads(family, own, layer) for own in ids] for layer in (1, 3)}
+    for row, layer in enumerate((1, 3)):
+        for prompt, own in enumerate(ids):
+            place = (row, prompt, slice(len(positions[prompt])))
+            for kind, values in alone[layer][prompt].items():
+                expected = values[positions[prompt]]
+                if kind == "pattern":  # keys of the prompt, and nothing behind them
+                    assert got[kind][place][..., len(own) :].isnan().all()
+                    torch.testing.assert_close(got[kind][place][..., : len(own)], expected, atol=1e-5, rtol=1e-4)
+                    scores = got["scores"][place][..., : len(own)]
+                    torch.testing.assert_close(scores.softmax(-1), expected, atol=1e-5, rtol=1e-4)
+                else:
+                    torch.testing.assert_close(got[kind][place], expected, atol=1e-5, rtol=1e-4)
+            for kind, values in got.items():
+                assert values[:, prompt, len(positions[prompt]) :].isnan().all(), kind
+    if family != "mistral":  # without a window: scores are scaled products of queries and keys
+        query, keys = got["q"][1, 3, 0], alone[3][3]["k"]  # the last token of the longest prompt
+        keys = keys.repeat_interleave(4 // keys.shape[1], dim=1)
+        torch.testing.assert_close(
+            torch.einsum("hd,khd->hk", query, keys) / 8**0.5, got["scores"][1, 3, 0], atol=1e-4, rtol=1e-4
+        )
+    residual = collect(model, ids, [Site("resid_post", 1)], positions)["resid_post"]
+    torch.testing.assert_close(got["resid_post"], residual, atol=1e-5, rtol=1e-4, equal_nan=True)
+    some = [Site(kind, 3, head) for kind in ("z", "pattern", "head_out") for head in (2, 0)]
+    for kind, values in collect(model, ids, some, positions).items():
+        torch.testing.assert_close(values, got[kind][1][:, :, [2, 0]].movedim(2, 0), equal_nan=True)
+
+
 def test_what_comes_back_is_detached_on_the_cpu_and_its_own() -> None:
     model, input_ids = standardized("llama"), prompts()
     positions = [[len(ids) - 1] for ids in input_ids]
@@ -240,8 +301,8 @@ def test_progress_counts_prompts() -> None:
         ([], [[0], [0]], "got 2 prompts and 0 sites"),
         ([Site("resid_post", 9)], [[0], [0]], "layer 9 is out of range"),
         ([Site("resid_mid", 0)], [[0], [0]], "resid_mid.0' does not exist in GPTNeoX"),
-        ([Site("embed"), Site("pattern", 0)], [[0], [0]], r"cannot be collected: .*model.read\('pattern.3'\)"),
-        ([Site("z", 0, 1)], [[0], [0]], r"'z.0.h1' cannot be collected: z has a head axis"),
+        ([Site("z", 0, 9)], [[0], [0]], r"z.0.h9: head 9 is out of range"),
+        ([Site("z", 0), Site("z", 1, 2)], [[0], [0]], r"z: expected sites with all heads, or of one each; got z.0 and"),
     ],
 )
 def test_what_cannot_be_read_is_said(sites: list[Site], positions: list[list[int]], message: str) -> None:
@@ -318,6 +379,45 @@ def test_blocks_give_what_single_calls_give_and_are_taken_as_they_are_needed() -
 
 def _reordered(block: tuple[Any, Any], sites: list[Site]) -> tuple[Any, list[Site], Any]:
     return block[0], sites, block[1]
+
+
+@pytest.mark.parametrize("remote", [False, "local"])
+def test_the_batches_of_a_block_run_in_one_session(remote: bool | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = standardized("llama"), prompts()
+    positions = [[len(own) - 1] for own in ids]
+    blocks = [(ids[:4], positions[:4]), (ids[4:], positions[4:])]
+    sites = parse_sites("resid_post.* attn_out.2", NUM_LAYERS)
+    options: dict[str, Any] = dict(batch_tokens=12, share_prefixes=False)
+    expected = list(collect_blocks(model, blocks, sites, **options))  # what is found out once about the family, is
+    opened: list[str] = []
+    for name in ("session", "trace"):
+        monkeypatch.setattr(StandardizedTransformer, name, noted(opened, name, getattr(StandardizedTransformer, name)))
+    batches: list[int] = []
+    found = list(collect_blocks(model, blocks, sites, **options, remote=remote, progress=batches.append))
+    first, second = (opened.index("session"), len(opened) - opened[::-1].index("session") - 1)
+    assert (opened.count("session"), first) == (2, 0)
+    traces = (opened[first:second].count("trace"), opened[second:].count("trace"))
+    assert min(traces) > 1, "several batches in each"
+    if not remote:
+        assert sum(traces) == len(batches)
+    for values, wanted in zip(found, expected, strict=True):
+        for kind, value in values.items():
+            torch.testing.assert_close(value, wanted[kind], atol=1e-5, rtol=1e-4)
+            for prompt, own in enumerate(ids[:4]) if values is found[0] else enumerate(ids[4:]):
+                kinds = [site for site in sites if site.kind == kind]
+                alone = plain_values("llama", own, kinds)
+                for row, site in enumerate(kinds):
+                    torch.testing.assert_close(value[row, prompt, 0], alone[site][-1], atol=1e-5, rtol=1e-4)
+
+
+def noted(opened: list[str], name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that writes its name down before it does what it does."""
+
+    def opens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        opened.append(name)
+        return method(self, *args, **kwargs)
+
+    return opens
 
 
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from nnsight.intervention.backends.remote import RemoteBackend
@@ -16,7 +17,10 @@ from nnsight.modeling import huggingface
 from transformers import AutoModelForCausalLM
 
 from interp import StandardizedTransformer
+from interp.activations import collect
 from interp.compat.nnterp import StandardizedTransformer as NnterpTransformer
+from interp.lenses import logit_lens, patchscope_lens
+from interp.sites import parse_sites
 from tests.interp.model.plain import IDS, changing
 
 # What a server does with requests, as nnsight's `RequestModel` says.
@@ -132,3 +136,44 @@ def test_a_session_runs_where_interp_is_not(
     torch.testing.assert_close(uniform, (causal / causal.sum(-1, keepdim=True)).expand(1, 4, 6, 6))
     with changing(layers[1], lambda hidden, _: hidden + 4):
         assert torch.equal(ids, plain.generate(IDS, max_new_tokens=3, do_sample=False))
+
+
+@pytest.mark.parametrize("weights", ["here too", "there"])
+def test_collecting_and_lenses_run_where_interp_is_not(
+    weights: str, server: Ask, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, requests = model_folder("llama"), []
+
+    def request(self: RemoteBackend, envelope: Any, tracer: Any) -> Any:
+        requests.append(envelope)
+        return server(self._serialize(tracer))
+
+    monkeypatch.setattr(RemoteBackend, "request", request)
+    monkeypatch.setitem(huggingface._ID_CACHE, str(folder), "owner/name")
+    here, model = StandardizedTransformer(folder), StandardizedTransformer(folder, remote=weights == "there")
+    ids, positions = [[1, 5, 6, 7], [1, 9, 8], [1, *range(4, 14)]], [[3, 0], [2], [5, 10]]
+    sites = parse_sites("q.1 k.1 scores.1 pattern.2 z.3.h1 head_out.3 resid_post.* logits", 4, 4, 2)
+    expected = collect(here, ids, sites, positions)
+    found = collect(model, ids, sites, positions, batch_tokens=12, remote=True)
+    assert len(requests) == 1  # for all its batches
+    for kind, values in expected.items():
+        torch.testing.assert_close(found[kind], values, equal_nan=True, atol=1e-5, rtol=1e-4)
+
+    generator = torch.Generator().manual_seed(0)
+    latents, reference = torch.randn(4, 3, 32, generator=generator), torch.randn(3, 32, generator=generator)
+    groups = [[[5, 6], [7], []], [[9], [], [4]], [[3, 3], [1], [2]]]
+    given: dict[str, Any] = dict(layers=range(4), top_k=3, batch_size=2)
+    targets = ([[1, 5, 6, 7], [1, 4, 4], [1, 4, 4, 7, 8]], [2, 1, 0])
+    for lens, arguments, options in (
+        (logit_lens, (), dict(reference=reference)),
+        (logit_lens, (), dict(inverted=True)),
+        (patchscope_lens, targets, dict(reference=reference)),
+        (patchscope_lens, targets, dict(patch="from_layer", site="attn_in")),
+    ):
+        local = lens(here, latents, *arguments, groups, **given, **options).arrays()  # type: ignore[operator]
+        far = lens(model, latents, *arguments, groups, **given, **options, remote=True).arrays()  # type: ignore[operator]
+        assert far.keys() == local.keys()
+        for name, values in local.items():
+            assert far[name].dtype == values.dtype
+            np.testing.assert_allclose(far[name], values, atol=1e-5, rtol=1e-4, err_msg=name)
+    assert len(requests) == 5

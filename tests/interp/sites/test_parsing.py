@@ -12,9 +12,9 @@ from interp.sites import (
     KINDS,
     LAYER_KINDS,
     Site,
-    check_collectable,
     check_layers,
     check_sites,
+    layers_by_kind,
     parse_layers,
     parse_site,
     parse_sites,
@@ -181,21 +181,12 @@ def test_one_site() -> None:
         parse_site("z.1.h0-1", 4, 2)
 
 
-def test_what_can_be_collected() -> None:
-    check_collectable(["embed resid_mid.0 mixer_out.*", Site("mlp_post", 1), "final_norm logits hidden_states[2]"])
-    for kind in HEAD_KINDS:
-        for site in (f"{kind}.*", f"{kind}.2.h*", Site(kind, 3), Site(kind, 3, 1)):
-            with pytest.raises(InterpError, match=rf"site '{kind}\..*{kind} has a head axis.*model.read\('{kind}.3'\)"):
-                check_collectable(["resid_post.*", site])
-    with pytest.raises(InterpError, match=r"site 'blocks.3.attn.hook_pattern' cannot be collected: pattern has a head"):
-        check_collectable("blocks.3.attn.hook_pattern")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("*", [0, 1, 2, 3]), (2, [2]), (-1, [3]), ("3, 0-1", [0, 1, 3]), ([3, 0, 3], [0, 3])]
-)
-def test_layers(text: object, expected: list[int]) -> None:
-    assert parse_layers(text, 4) == expected  # type: ignore[arg-type]
+def test_the_layers_of_each_kind_whatever_heads() -> None:
+    texts = ["embed resid_mid.0 z.1-2.h0 z.3", Site("q", 1, 9), "blocks.3.attn.hook_pattern", "hidden_states[-1]"]
+    expected = {"embed": set(), "resid_mid": {0}, "z": {1, 2, 3}, "q": {1}, "pattern": {3}, "final_norm": set()}
+    assert layers_by_kind(texts, 4) == expected
+    with pytest.raises(InterpError, match=r"z.4.h0: layer 4 is out of range"):
+        layers_by_kind("z.4.h0", 4)
 
 
 def test_bad_layers() -> None:

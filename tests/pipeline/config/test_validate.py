@@ -261,3 +261,19 @@ def test_devices_of_this_machine(
             check_machine(model)
     monkeypatch.setattr(machine.metadata, "version", lambda package: "2.13.0+cpu")
     assert machine.nvidia_gpus() == 0, "torch without CUDA has none, whatever the machine has"
+
+
+def test_what_cannot_run_remotely_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NDIF_API_KEY", "a key")
+    remote = ("model=gpt2", "model.remote=true")
+    assert valid(*remote, "lens=[logit_lens,patchscope,patchscope_query_mean]").model.remote
+    for overrides, message in (
+        (["lens=patchscope_grid"], "lens.patchscope_grid: kind patchscope_grid does not run remotely"),
+        (["lens=[logit_lens,knockout]"], "lens.knockout: kind knockout does not run remotely"),
+        (["lens=attention_object", "collect.sites=[attn_in.*]"], "kind attention_object does not run remotely"),
+        (["lens=patchscope_generate"], "kind patchscope_generate does not run remotely"),
+        (["tune=default", "lens=tuned_lens"], "tune: maps are trained on gradients and text, which stay here"),
+        (["tune=default", "lens=affine_lens"], "tune: maps are trained"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            valid(*remote, *overrides)

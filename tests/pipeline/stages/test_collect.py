@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray
+import zarr
+from nnsight.intervention.backends.local import LocalSimulationBackend
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from interp.errors import InterpError
+from interp.model import StandardizedTransformer
 from pipeline.stages import collect as stage
 from pipeline.stages.common import stage_main
 from pipeline.stages.tokenize import write_tokens
@@ -114,6 +118,103 @@ def test_values_positions_and_attributes(run_folder: Callable[..., Path], caplog
                 np.testing.assert_allclose(hidden[:-1, number, column], expected[:, position], rtol=1e-5, atol=1e-5)
     assert store.read("embed", layer=0, prompt=0, position=0).shape == (HIDDEN_SIZE,)
     assert not any(str(folder.parent).encode() in data for data in tree(Path("activations.zarr")).values())
+
+
+def test_a_remote_model_gives_what_it_gives_here(
+    run_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sites = {"sites": ["resid_post.*", "z.1"], "positions": ["last"], "batch_tokens": 12}
+    run_folder("here", collect=sites)
+    stage.collect_activations()
+    here = open_store("activations.zarr")
+    far = run_folder("far", collect=sites, model={"remote": True})
+    sessions: list[Any] = []
+
+    def backend(self: Any, *args: Any, **kwargs: Any) -> LocalSimulationBackend:  # packed as for a server
+        sessions.append(self)
+        return LocalSimulationBackend(self)
+
+    monkeypatch.setattr(StandardizedTransformer, "_remote_backend", backend)
+    monkeypatch.setattr(stage, "load_model", lambda config: StandardizedTransformer(config.source))  # the server's
+    monkeypatch.setenv("NDIF_API_KEY", "this-is-no-one's-key")
+    with caplog.at_level("DEBUG"):
+        stage.collect_activations()
+    there = open_store("activations.zarr", verify=True)
+    assert len(sessions) == there.num_blocks + 1  # and one that sees how wide heads are
+    for name in here.arrays:
+        np.testing.assert_allclose(there.read(name), here.read(name), rtol=1e-4, atol=1e-5)
+    assert there.attributes["model"]["remote"] is True
+    assert there.attributes["model"]["digest"] != here.attributes["model"]["digest"]  # of no weights
+    kept = b"".join(file.read_bytes() for file in far.rglob("*") if file.is_file())
+    assert b"no-one's-key" not in kept and "no-one's-key" not in caplog.text
+
+
+def test_sites_with_heads(run_folder: Callable[..., Path]) -> None:
+    sites = ["resid_post.*", "z.*.h0", "z.2.h3", "pattern.1", "k.1", "q.*.h1", "q.2.h3", "head_out.3", "scores.1"]
+    folder = run_folder(collect={"sites": sites, "positions": ["all"]}, model={"attention_implementation": "eager"})
+    stage.collect_activations()
+    store = open_store("activations.zarr", verify=True)
+    assert {name: store.spec(name).dimensions[3:] for name in store.arrays} == {
+        "resid_post": ("hidden",), "q": ("head", "head_dim"), "k": ("kv_head", "head_dim"), "z": ("head@z", "head_dim"),
+        "pattern": ("head@pattern", "key"), "scores": ("head@scores", "key"), "head_out": ("head@head_out", "hidden"),
+    }  # fmt: skip
+    assert store.attributes["heads"] == {"q": [1, 3], "z": [0, 3]}  # of all layers, where one names it
+    assert store.attributes["sites"]["head_out"] == [3]
+    assert store.static("head").tolist() == [1, 3] and store.static("kv_head").tolist() == [0, 1]
+    assert store.shape("pattern") == (1, len(LENGTHS), max(LENGTHS), 4, max(LENGTHS))
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder.parent / "models/llama", attn_implementation="eager")
+    seen: dict[int, torch.Tensor] = {}
+    for layer, block in enumerate(model.model.layers):
+        block.self_attn.o_proj.register_forward_pre_hook(
+            lambda _, args, layer=layer: seen.__setitem__(layer, args[0][0].unflatten(-1, (4, 8)))
+        )
+    plainly = zarr.open_group("activations.zarr", mode="r", zarr_format=3)
+    dataset = xarray.open_zarr("activations.zarr", consolidated=False)
+    for prompt, row in enumerate(load_prompts()):
+        length = len(row.input_ids)
+        with torch.no_grad():
+            output = model(torch.tensor([list(row.input_ids)]), output_attentions=True, use_cache=True)
+        for layer in range(NUM_LAYERS):
+            z = store.read("z", layer=layer, prompt=prompt, position=slice(length))
+            np.testing.assert_allclose(z, seen[layer][:, [0, 3]].numpy(), rtol=1e-4, atol=1e-5)
+        pattern = output.attentions[1][0].transpose(0, 1).numpy()  # (query, head, key)
+        weight = model.model.layers[3].self_attn.o_proj.weight.T.unflatten(0, (4, 8))
+        expected = {
+            "pattern": pattern,
+            "k": output.past_key_values.layers[1].keys[0].transpose(0, 1).numpy(),
+            "head_out": torch.einsum("phd,hde->phe", seen[3], weight).detach().numpy(),
+        }
+        for name, values in expected.items():
+            own = (0, prompt, slice(length), slice(None), slice(values.shape[-1]))
+            for read in (store.read(name), plainly[name][...], dataset[name].values):
+                np.testing.assert_allclose(read[own], values, rtol=1e-4, atol=1e-5)
+                assert np.isnan(read[0, prompt, length:]).all()
+            if name == "pattern":
+                assert np.isnan(store.read(name)[0, prompt, :, :, length:]).all()
+        scores = torch.from_numpy(store.read("scores", layer=0, prompt=prompt))[:length, :, :length]
+        np.testing.assert_allclose(scores.softmax(-1).numpy(), pattern, rtol=1e-4, atol=1e-5)
+
+
+def test_sites_with_heads_resume_and_round(run_folder: Callable[..., Path]) -> None:
+    collect = {"sites": ["pattern.*", "scores.2", "z.0.h1-2"], "positions": ["all"], "dtype": "bfloat16"}
+    whole = run_folder("whole", collect=collect)
+    stage.collect_activations()
+    expected = tree(whole / "activations.zarr")
+    store = open_store(whole / "activations.zarr", verify=True)
+    exact = run_folder("exact", collect={**collect, "dtype": "float32"})
+    stage.collect_activations()
+    single = open_store(exact / "activations.zarr")
+    for name in store.arrays:
+        rounded = torch.from_numpy(single.read(name)).to(torch.bfloat16).float().numpy()
+        np.testing.assert_array_equal(store.read(name), rounded)
+    assert np.isneginf(store.read("scores")).any()  # what is masked lies beyond bfloat16
+
+    killed = run_folder("killed", collect=collect)
+    for kill in (("^open .*/pattern/c/", 2), (r"^open .*/complete/\d+\.json", 1)):
+        run_stage("collect", killed, kill)
+    run_stage("collect", killed)
+    assert tree(killed / "activations.zarr") == expected
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])

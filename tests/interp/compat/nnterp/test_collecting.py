@@ -215,3 +215,17 @@ def test_prompts_as_encodings_and_columns() -> None:
                 call(model, wrong)
         with pytest.raises(InterpError, match="prompts: expected texts, Prompts or lists of token ids"):
             collect_token_activations_batched(model, wrong, batch_size=2)
+
+
+@pytest.mark.parametrize("column", [np.array, pd.Series, lambda texts: pd.Series(texts, index=[7, 1, 4])])
+def test_arrays_and_columns_of_tables_are_lists_of_prompts(column: Any) -> None:
+    model, prompts = standardized("gpt2"), column(PROMPTS)
+    whole = expected("gpt2", [0, 1, 2, 3])
+    torch.testing.assert_close(get_token_activations(model, prompts), whole, **CLOSE)
+    for collect in (collect_token_activations_batched, collect_last_token_activations_session):
+        torch.testing.assert_close(collect(model, prompts, 2), whole, **CLOSE)
+    probabilities = torch.stack([next_probs("gpt2", prompt) for prompt in PROMPTS])
+    torch.testing.assert_close(compute_next_token_probs(model, prompts), probabilities, **CLOSE)
+    torch.testing.assert_close(logit_lens(model, prompts)[:, -1], probabilities, **CLOSE)  # type: ignore[index]
+    with pytest.raises(InterpError, match=r"got a table of \['text'\]. Give one of its columns"):
+        collect_token_activations_batched(model, pd.DataFrame({"text": PROMPTS}), 2)

@@ -167,7 +167,7 @@ def test_module_accessor_with_the_users_names() -> None:
     model = build("gpt2")
     accessor = ModuleAccessor(model, RenameConfig(ln_final_name="ln_f"), rename={"transformer.drop": "dropout"})
     assert accessor.dropout is model.get_submodule("transformer.drop")
-    with pytest.raises(AttributeError, match="'config' is not a module"):
+    with pytest.raises(AttributeError, match="Attribute config is not a module"):
         accessor.config  # noqa: B018
     with pytest.raises(RenamingError, match="no such module"):
         ModuleAccessor(model, RenameConfig(ln_final_name="nothing"))

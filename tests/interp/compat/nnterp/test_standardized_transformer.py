@@ -219,7 +219,7 @@ def test_the_old_name_of_the_positions() -> None:
         model.steer(1, vector, 2, -1)
         logits = model.logits.clone().save()
     torch.testing.assert_close(logits, steered_by_hand([1], vector, (slice(None), -1)), **CLOSE)
-    with pytest.raises(InterpError, match="Give one of them"):
+    with pytest.raises(InterpError, match="Cannot specify both"):
         model.steer(1, vector, positions=0, token_positions=0)
 
 

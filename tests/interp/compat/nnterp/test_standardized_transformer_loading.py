@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import interp
-from interp.compat.nnterp import StandardizedTransformer
+from interp.compat.nnterp import ModuleAccessor, StandardizedTransformer
 from interp.compat.nnterp.interventions import logit_lens
 from interp.compat.nnterp.rename_utils import RenameConfig, RenamingError
 from interp.errors import InterpError
@@ -133,6 +133,58 @@ def test_eager_attention_is_loaded_where_probabilities_are_enabled(model_folder:
         StandardizedTransformer(folder, enable_attention_probs=True, attn_implementation="sdpa")
 
 
-def test_an_unknown_keyword_is_refused(model_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(InterpError, match="enable_attention"):
-        StandardizedTransformer(str(model_folder("llama")), enable_attention=True)
+def test_a_keyword_that_nothing_takes_is_left_out_with_a_warning(model_folder: Callable[[str], Path]) -> None:
+    folder = str(model_folder("llama"))
+    with pytest.warns(UserWarning, match="'attn_rename'"), pytest.warns(UserWarning, match="'mlp_rename'"):
+        model = StandardizedTransformer(folder, attn_rename="mha", mlp_rename="ffn", rms_norm_eps=0.1)
+    assert model.config.rms_norm_eps == 0.1  # the others count
+    plain = interp.StandardizedTransformer(folder, rms_norm_eps=0.1)
+    with torch.no_grad():
+        assert torch.equal(model.trace(TEXT, trace=False).logits, plain.trace(TEXT, trace=False).logits)
+    with pytest.raises(InterpError, match="attn_rename"):
+        interp.StandardizedTransformer(folder, attn_rename="mha")
+    with pytest.warns(UserWarning, match="'attn_rename'"):
+        StandardizedTransformer(build("gpt2"), tokenizer=tiny_tokenizer(), attn_rename="mha")
+
+
+@pytest.mark.parametrize(
+    ("family", "backbone", "paths"),
+    [
+        ("llama", "model", {"layers": "layers", "ln_final": "norm", "embed_tokens": "embed_tokens"}),
+        ("gpt2", "transformer", {"layers": "h", "ln_final": "ln_f", "embed_tokens": "wte"}),
+        ("gpt_neox", "gpt_neox", {"layers": "layers", "ln_final": "final_layer_norm", "embed_tokens": "embed_in"}),
+        ("bloom", "transformer", {"layers": "h", "ln_final": "ln_f", "embed_tokens": "word_embeddings"}),
+        ("phi", "model", {"layers": "layers", "ln_final": "final_layernorm", "embed_tokens": "embed_tokens"}),
+        ("falcon", "transformer", {"layers": "h", "ln_final": "ln_f", "embed_tokens": "word_embeddings"}),
+    ],
+)
+def test_names_stand_at_every_depth(family: str, backbone: str, paths: dict[str, str]) -> None:
+    model = StandardizedTransformer(build_family(family), tokenizer=tiny_tokenizer())
+    accessor = ModuleAccessor(model._model)
+    holder = model._model.get_submodule(backbone)
+    assert model.model._module is accessor.model is holder
+    for name, path in paths.items():
+        module = holder.get_submodule(path)
+        assert getattr(model.model, name)._module is getattr(model, name)._module is module
+        assert getattr(accessor.nn_model.model, name)._module is getattr(accessor, name) is module
+    seen: list[Any] = []
+    for module in (holder.get_submodule(paths["layers"])[1], holder.get_submodule(paths["ln_final"])):
+        module.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    with torch.no_grad():
+        model._model(input_ids=ids_of(TEXT))
+        with model.trace(TEXT):
+            after = model.model.layers[1].output
+            after = (after if isinstance(after, Tensor) else after[0]).clone().save()
+            normed = model.model.ln_final.output.clone().save()
+    torch.testing.assert_close(after, seen[0] if isinstance(seen[0], Tensor) else seen[0][0], **CLOSE)
+    torch.testing.assert_close(normed, seen[1], **CLOSE)
+
+
+def test_names_stand_at_every_depth_of_a_backbone_inside_another() -> None:
+    model = StandardizedTransformer(build_family("opt"), tokenizer=tiny_tokenizer())
+    decoder = model._model.model.decoder
+    for holder in (model, model.model, model.model.model):
+        assert holder.layers._module is decoder.layers
+        assert holder.ln_final._module is decoder.final_layer_norm
+        assert holder.embed_tokens._module is decoder.embed_tokens
+    assert model.model.decoder._module is model.model.model._module is decoder

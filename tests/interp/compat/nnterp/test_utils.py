@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import types
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 
 from interp.compat.nnterp import utils
+from interp.compat.nnterp.logging import logger
 from tests.interp.compat.nnterp.models import standardized
 
 
@@ -78,3 +80,8 @@ def test_where_both_fail_the_users_error_comes() -> None:
 
     with pytest.raises(ValueError, match="no"):
         utils.try_with_scan(model, failing, ValueError("no"), True, warn_if_scan_fails=False)
+
+
+def test_the_logger_is_nnterps_and_is_left_to_the_program() -> None:
+    assert logger is logging.getLogger("nnterp")
+    assert not logger.handlers and logger.level == logging.NOTSET
