@@ -227,5 +227,3 @@ def test_arrays_and_columns_of_tables_are_lists_of_prompts(column: Any) -> None:
     probabilities = torch.stack([next_probs("gpt2", prompt) for prompt in PROMPTS])
     torch.testing.assert_close(compute_next_token_probs(model, prompts), probabilities, **CLOSE)
     torch.testing.assert_close(logit_lens(model, prompts)[:, -1], probabilities, **CLOSE)  # type: ignore[index]
-    with pytest.raises(InterpError, match=r"got a table of \['text'\]. Give one of its columns"):
-        collect_token_activations_batched(model, pd.DataFrame({"text": PROMPTS}), 2)
