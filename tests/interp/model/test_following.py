@@ -11,11 +11,11 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
 from interp import StandardizedTransformer
 from interp.errors import InterpError
 from interp.lenses import logit_lens, patchscope_lens
+from tests.apart import torchao_quantization
 from tests.interp.reference import IDS
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -82,7 +82,8 @@ def _resize(module: Any, family: str) -> None:
 
 
 def _quantize(module: Any, family: str) -> None:
-    quantize_(module, Int8DynamicActivationInt8WeightConfig())
+    torchao = torchao_quantization()
+    torchao.quantize_(module, torchao.Int8DynamicActivationInt8WeightConfig())
 
 
 CHANGES: dict[str, Callable[[Any, str], None]] = {

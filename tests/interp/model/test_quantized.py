@@ -14,6 +14,7 @@ from interp.architectures import RenameConfig
 from interp.errors import InterpError
 from interp.lenses import logit_lens_on_prompts
 from interp.model.proof import prove
+from tests.apart import torchao_quantization
 from tests.interp.reference import IDS
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -26,16 +27,14 @@ def _dynamic(module: nn.Module) -> nn.Module:
 
 
 def _torchao(module: nn.Module) -> nn.Module:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-
-    quantize_(module, Int8DynamicActivationInt8WeightConfig())
+    torchao = torchao_quantization()
+    torchao.quantize_(module, torchao.Int8DynamicActivationInt8WeightConfig())
     return module
 
 
 def _torchao_weights(module: nn.Module) -> nn.Module:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    quantize_(module, Int8WeightOnlyConfig())
+    torchao = torchao_quantization()
+    torchao.quantize_(module, torchao.Int8WeightOnlyConfig())
     return module
 
 

@@ -79,7 +79,7 @@ def test_prompts_of_every_format(tmp_path: Path) -> None:
             writer.writerows(rows)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     (tmp_path / "a.NDJSON").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    (tmp_path / "a.CSV.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    (tmp_path / "a.CSV.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes(), mtime=0))
     for suffix in (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".NDJSON", ".CSV.gz"):
         mine = ("task=next_token", f"task.source={tmp_path}/a{suffix}", "task.prompt_column=text")
         valid("model=gpt2", *mine, "task.target_columns=[answer]", "task.label_columns=[answer]")
