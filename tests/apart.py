@@ -1,4 +1,4 @@
-"""Packages installed apart from the others, since to have them beside transformers changes what every process prints."""
+"""Packages installed apart from the others: had beside transformers, they change what every process prints."""
 
 from __future__ import annotations
 
