@@ -48,9 +48,18 @@ def position_limit(module: nn.Module) -> int | None:
     """How many positions a model has a table for, learned or fixed; None: it computes them, or needs none.
 
     Arguments:
-        module: what holds the layers; beside them there may be a tower for images, with positions of its own.
+        module: what holds the layers; beside them there may be towers for images and sound, which have layers and
+            positions of their own.
     """
+    towers = {
+        part
+        for tower in module.children()
+        if not isinstance(tower, nn.ModuleList) and any(isinstance(part, nn.ModuleList) for part in tower.modules())
+        for part in tower.modules()
+    }
     for name, part in module.named_modules():
+        if part in towers:
+            continue
         leaf = name.rpartition(".")[2]
         if isinstance(part, nn.Embedding) and (leaf == "wpe" or "pos" in leaf):
             return part.num_embeddings - int(getattr(part, "offset", 0))

@@ -200,9 +200,14 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         Raises:
             InterpError: the names do not fit the model any more, and what to do.
         """
-        with turn(self._module):
-            if not self.interleaver.interleaving and (self._tree is None or not self._tree.is_current()):
+        if self.interleaver.interleaving or self._follows():
+            return
+        with turn(self._module):  # another thread may be at it
+            if not self._follows():
                 follow(self)
+
+    def _follows(self) -> bool:
+        return self._tree is not None and self._tree.is_current()
 
     def _take_sizes(self, config: Any) -> None:
         given = self._given.rename_config or RenameConfig()

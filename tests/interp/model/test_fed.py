@@ -73,7 +73,16 @@ def test_ids_without_an_embedding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "limit"), [("gpt2", 256), ("opt", 256), ("gptj", 256), ("llama", None), ("bloom", None), ("gemma3", None)]
+    ("name", "limit"),
+    [
+        ("gpt2", 256),
+        ("opt", 256),
+        ("gptj", 256),
+        ("llama", None),
+        ("bloom", None),
+        ("gemma3", None),
+        ("phi4_multimodal", None),
+    ],
 )
 def test_positions_that_a_model_has_a_table_for(name: str, limit: int | None) -> None:
     model = StandardizedTransformer(build(name), tokenizer=tiny_tokenizer(), verify=False)
