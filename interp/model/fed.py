@@ -14,7 +14,7 @@ from interp.errors import InterpError
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["Fed", "check_fed", "position_limit"]
+__all__ = ["Fed", "check_fed", "is_fake", "position_limit"]
 
 
 def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], name: str, more: int = 0) -> None:
@@ -106,7 +106,7 @@ def _check_rows(model: StandardizedTransformer, ids: Tensor) -> None:
     if not isinstance(weight, Tensor) or weight.dim() != 2:  # quantized, or adapted
         return
     rows = weight.shape[0]
-    if not ids.numel() or not (ids.device.type == "cpu" or (pad is not None and pad >= rows)) or _is_fake(ids):
+    if not ids.numel() or not (ids.device.type == "cpu" or (pad is not None and pad >= rows)) or is_fake(ids):
         return
     most = int(ids.max())
     if most < rows and int(ids.min()) >= 0:
@@ -134,11 +134,12 @@ def _check_positions(model: StandardizedTransformer, tokens: int, kwargs: dict[s
         return
     positions = kwargs.get("position_ids")  # of a padded or packed batch, prompts' own
     if isinstance(positions, Tensor):
-        if _is_fake(positions) or int(positions.max()) < limit:
+        if is_fake(positions) or int(positions.max()) < limit:
             return
         tokens = int(positions.max()) + 1 - before
     raise InterpError(f"got {_beyond(model, before + tokens, limit)}. Shorten the prompt, or generate fewer tokens.")
 
 
-def _is_fake(tensor: Tensor) -> bool:
+def is_fake(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and no numbers, as in nnsight's `scan`."""
     return type(tensor) not in (Tensor, nn.Parameter) or isinstance(tensor, torch._subclasses.FakeTensor)

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from interp import passes
 from interp.architectures import Architecture, submodule
 from interp.errors import InterpError
+from interp.model.fed import is_fake
 from interp.model.hooks import hooks_aside
 from interp.model.verdicts import holds, is_changed, misfit, sample_ids
 
@@ -117,7 +118,7 @@ class PaddingWatch:
         fed = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
         if self.trying or not isinstance(mask, Tensor) or not isinstance(fed, Tensor) or mask.shape != fed.shape[:2]:
             return  # among others, what goes on from a cache
-        if mask.dim() != 2 or bool((mask[:, 0] != 0).all()):
+        if mask.dim() != 2 or is_fake(mask) or bool((mask[:, 0] != 0).all()):
             return
         self.trying = True
         try:

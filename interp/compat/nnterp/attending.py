@@ -22,7 +22,7 @@ __all__ = ["attended_probs", "can_attend"]
 _ROWS = 64
 
 
-def can_attend(nn_model: Any, targets: Sequence[str]) -> bool:
+def can_attend(nn_model: Any, targets: Sequence[str | list[int]]) -> bool:
     """Whether a model is one of ours, all of whose layers have attention, and the walk fits it for these prompts."""
     return (
         isinstance(nn_model, StandardizedTransformer)

@@ -40,9 +40,10 @@ def can_walk(nn_model: Any, layers: Sequence[int], prompts: Sequence[str]) -> bo
     return ours and walk_fits(nn_model, longest(nn_model, prompts))
 
 
-def longest(nn_model: StandardizedTransformer, prompts: Sequence[str]) -> int:
-    """Tokens of the longest of some prompts."""
-    return max((len(nn_model.tokenizer(prompt)["input_ids"]) for prompt in prompts), default=0)
+def longest(nn_model: StandardizedTransformer, prompts: Sequence[str | list[int]]) -> int:
+    """Tokens of the longest of some prompts, texts or token ids."""
+    ids = (nn_model.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt for prompt in prompts)
+    return max(map(len, ids), default=0)
 
 
 def can_generate(nn_model: Any, prompt: str, max_new_tokens: int) -> bool:

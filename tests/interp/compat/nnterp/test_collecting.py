@@ -25,6 +25,7 @@ from interp.errors import InterpError
 from tests.families.cases import build as build_family
 from tests.interp.compat.nnterp.models import CLOSE, PROMPTS, hidden, ids_of, next_probs, raw, standardized, wrap
 from tests.interp.reference import build
+from tests.made import watching
 from tests.tiny import tiny_tokenizer
 
 KINDS = ("standardized", "raw")
@@ -123,7 +124,7 @@ def test_no_graph_is_built() -> None:
     module: Any = build("llama")
     model = StandardizedTransformer(module, tokenizer=tiny_tokenizer())
     graphs: list[bool] = []
-    module.model.norm.register_forward_hook(lambda _, args, output: graphs.append(output.requires_grad))
+    module.model.norm.register_forward_hook(watching(lambda _, args, output: graphs.append(output.requires_grad)))
     compute_next_token_probs(model, PROMPTS)
     patch_object_attn_lens(model, PROMPTS[0], PROMPTS, -1, 1)
     assert len(graphs) == 3 and not any(graphs)
