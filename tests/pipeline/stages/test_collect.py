@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,14 @@ def test_values_positions_and_attributes(run_folder: Callable[..., Path], caplog
     assert not any(str(folder.parent).encode() in data for data in tree(Path("activations.zarr")).values())
 
 
+class WithoutInterp(LocalSimulationBackend):
+    """nnsight's simulation hides all packages that a server may lack; another thread writes to zarr meanwhile."""
+
+    def _hide_local_modules(self) -> dict[str, Any]:
+        names = [name for name in sys.modules if name.split(".")[0] == "interp"]
+        return {"modules": {name: sys.modules.pop(name) for name in names}, "paths": []}
+
+
 def test_a_remote_model_gives_what_it_gives_here(
     run_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -132,7 +141,7 @@ def test_a_remote_model_gives_what_it_gives_here(
 
     def backend(self: Any, *args: Any, **kwargs: Any) -> LocalSimulationBackend:  # packed as for a server
         sessions.append(self)
-        return LocalSimulationBackend(self)
+        return WithoutInterp(self)
 
     monkeypatch.setattr(StandardizedTransformer, "_remote_backend", backend)
     monkeypatch.setattr(stage, "load_model", lambda config: StandardizedTransformer(config.source))  # the server's
