@@ -79,7 +79,7 @@ class Template:
                 raise InterpError(f"unknown blank {{{blank}}} in {text!r}.{nearest(blank, known)}")
         for blank in (answer, query):
             if blank not in blanks:
-                raise InterpError(f"expected {{{blank}}}, got {text!r}.")
+                raise InterpError(f"expected {{{blank}}} in the template, got {text!r}.")
         if query not in blanks[: blanks.index(answer)]:
             raise InterpError(f"expected {{{query}}} before {{{answer}}}, got {text!r}.")
         self._answer, self._query = answer, query
