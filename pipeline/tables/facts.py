@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ class Sample:
         relation: what it is a fact of.
         subject: whom it is about.
         answers: the accepted answers, a cell.
-        line: where it stands in its file.
+        place: where it stands in its file, for messages (`line 7`).
         own: further columns, as the file has them.
         prompt: the prompt that the file itself gives for it, with the first character of its subject where known.
         slot: the template that the file itself gives for it alone.
@@ -48,7 +48,7 @@ class Sample:
     relation: str
     subject: str
     answers: Cell
-    line: int
+    place: str
     own: Mapping[str, Cell] = field(default_factory=dict)
     prompt: tuple[str, int | None] | None = None
     slot: Slot | None = None
@@ -66,6 +66,7 @@ class Found:
         zero_shot: those that are meant for prompts without examples, where the file has some of its own.
         separator: what stands between two examples.
         notes: what was left out.
+        cut: templates and prompts that go on in words after the answer, which is more than a model is asked.
     """
 
     format: str
@@ -74,6 +75,13 @@ class Found:
     zero_shot: dict[str, list[Slot | None]] = field(default_factory=dict)
     separator: str = "\n"
     notes: list[Note] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
+
+    def inside(self, file: Path) -> Found:
+        """The same, of a file in a folder: its samples say in which."""
+        self.samples = [replace(sample, place=f"{file}, {sample.place}") for sample in self.samples]
+        self.cut = [f"{file}, {text!r}" for text in self.cut]
+        return self
 
 
 def of_object(content: Mapping[str, Any], path: str) -> Found | None:
@@ -100,25 +108,27 @@ def of_rows(table: Table) -> Found | None:
     """What rows hold, by their columns; None where these are of no format."""
     columns, stem = set(table.columns), _stem(table.path)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    placed = list(zip(rows, table.lines, strict=True))
+    placed = [(row, table.place(number)) for number, row in enumerate(rows)]
     if {"prompt_templates", "samples"} <= columns:
         return joined([_relation(row, table.path) for row in rows], table.path)
     if columns == {"input", "output"}:
-        samples = [Sample(stem, _string(row["input"]), row["output"], line, row) for row, line in placed]
+        samples = [Sample(stem, _string(row["input"]), row["output"], place, row) for row, place in placed]
         return Found("function_vectors", samples, {stem: [slot_of(QUESTION)]}, separator="\n\n")
     if {"subject", "attribute", "template", "prompt"} <= columns:
-        return Found("known", [_known(row, line) for row, line in placed])
+        return Found("known", [_known(row, place) for row, place in placed])
     if {REWRITE + "prompt", REWRITE + "subject", REWRITE + "target_true.str"} <= columns:
-        return Found("counterfact", [_rewrite(row, line) for row, line in placed])
+        return Found("counterfact", [_rewrite(row, place) for row, place in placed])
     if "pattern" in columns and all("[X]" in str(row["pattern"]) for row in rows):
-        slots = [slot_of(str(row["pattern"]), "[X]") for row in rows]
-        return Found("pararel", templates={stem: slots})
+        texts = [str(row["pattern"]) for row in rows]
+        return Found("pararel", templates={stem: [slot_of(text, "[X]") for text in texts]}, cut=_cut(texts, "[Y]"))
     if {"relation", "template"} <= columns and all("[X]" in str(row["template"]) for row in rows):
         named = {str(row["relation"]): [slot_of(str(row["template"]), "[X]")] for row in rows}
-        return Found("lama", templates=named)
+        return Found("lama", templates=named, cut=_cut([str(row["template"]) for row in rows], "[Y]"))
     if "obj_label" in columns and columns & {"sub_label", "masked_sentences", "evidences"}:
         masked = bool(columns & {"masked_sentences", "evidences", "predicate_id"})
-        return Found("lama" if masked else "pararel", [_masked(row, line, stem) for row, line in placed])
+        samples = [_masked(row, place, stem) for row, place in placed]
+        own = [sentence for row in rows if (sentence := _sentence(row).strip()) and not sentence.startswith(MASK)]
+        return Found("lama" if masked else "pararel", samples, cut=_cut(own, MASK))
     return None
 
 
@@ -141,6 +151,7 @@ def joined(parts: Sequence[Found], path: str) -> Found:
             for name, slots in others.items():
                 own.setdefault(name, []).extend(slots)
         whole.notes += part.notes
+        whole.cut += part.cut
     return whole
 
 
@@ -164,65 +175,77 @@ def _relation(content: Mapping[str, Any], path: str) -> Found:
     for number, row in enumerate(content["samples"] or (), 1):
         if not isinstance(row, dict) or not {"subject", "object"} <= set(row):
             raise TableError(f"{path}, sample {number}: expected subject and object, got {row!r:.80}.")
-        samples.append(Sample(name, _string(row["subject"]), row["object"], number, row))
+        samples.append(Sample(name, _string(row["subject"]), row["object"], f"sample {number}", row))
     few_shot, zero_shot = (
         [slot_of(str(text)) for text in content.get(key) or ()] for key in ("prompt_templates", "prompt_templates_zs")
     )
     return Found("relations", samples, {name: few_shot}, {name: zero_shot})
 
 
-def _known(row: Mapping[str, Cell], line: int) -> Sample:
+def _known(row: Mapping[str, Cell], place: str) -> Sample:
     """A fact with a prompt of its own, which may go on after the template."""
     subject, prompt, template = (_string(row[key]) for key in ("subject", "prompt", "template"))
     slot = slot_of(template) if template.count("{}") == 1 else None
     start = len(slot.before) if slot and prompt.startswith(slot.before + subject) else None
     own = (prompt, start) if prompt and subject else None
-    return Sample(str(row.get("relation_id") or "known"), subject, row["attribute"], line, row, own, slot)
+    return Sample(str(row.get("relation_id") or "known"), subject, row["attribute"], place, row, own, slot)
 
 
-def _rewrite(row: Mapping[str, Cell], line: int) -> Sample:
+def _rewrite(row: Mapping[str, Cell], place: str) -> Sample:
     subject, template = _string(row[REWRITE + "subject"]), _string(row[REWRITE + "prompt"])
     slot = slot_of(template) if template.count("{}") == 1 else None
     own = (slot.filled(subject), len(slot.before)) if slot and subject else None
     relation = str(row.get(REWRITE + "relation_id") or "counterfact")
     kept = {**row, "target_new": row.get(REWRITE + "target_new.str")}
-    return Sample(relation, subject, row[REWRITE + "target_true.str"], line, kept, own, slot)
+    return Sample(relation, subject, row[REWRITE + "target_true.str"], place, kept, own, slot)
 
 
-def _masked(row: Mapping[str, Cell], line: int, stem: str) -> Sample:
+def _evidence(row: Mapping[str, Cell]) -> Mapping[str, Cell]:
+    return next((one for one in row.get("evidences") or () if isinstance(one, dict)), {})
+
+
+def _sentence(row: Mapping[str, Cell]) -> str:
+    return _string(_evidence(row).get("masked_sentence")) or " ".join(map(str, row.get("masked_sentences") or ()))
+
+
+def _masked(row: Mapping[str, Cell], place: str, stem: str) -> Sample:
     """A fact of LAMA or ParaRel, with its sentence up to the mask where it has one."""
-    evidence = next((one for one in row.get("evidences") or () if isinstance(one, dict)), {})
-    sentence = _string(evidence.get("masked_sentence")) or " ".join(map(str, row.get("masked_sentences") or ()))
-    before, mask, _ = sentence.partition(MASK)
+    before, mask, _ = _sentence(row).partition(MASK)
     own = (before.rstrip(), None) if mask and before.strip() else None
     kept = {key: value for key, value in row.items() if not isinstance(value, list)}
     relation = str(row.get("predicate_id") or row.get("pred") or stem)
-    surface = _string(evidence.get("sub_surface")) or None
-    return Sample(relation, _string(row.get("sub_label")), row["obj_label"], line, kept, own, surface=surface)
+    surface = _string(_evidence(row).get("sub_surface")) or None
+    return Sample(relation, _string(row.get("sub_label")), row["obj_label"], place, kept, own, surface=surface)
 
 
 def _entities(content: Mapping[str, Mapping[str, Cell]]) -> Found:
     """RAVEL's values; facts without a value are left out."""
-    facts = [(line, entity, name, value) for line, (entity, values) in enumerate(content.items(), 1)
-             for name, value in values.items()]  # fmt: skip
-    samples = [Sample(name, entity, value, line) for line, entity, name, value in facts if value]
+    facts = [(entity, name, value) for entity, values in content.items() for name, value in values.items()]
+    samples = [Sample(name, entity, value, f"entity {entity!r}") for entity, name, value in facts if value]
     return Found("ravel", samples, notes=[Note("values that are missing", len(facts) - len(samples))])
 
 
 def _translation_prompts(content: Mapping[str, Mapping[str, Cell]]) -> Found:
     samples = []
-    for line, (words, row) in enumerate(content.items(), 1):
-        prompt, word = _string(row["prompt"]), _string(first(listed_in(words, f"key {line}") or words))
+    for words, row in content.items():
+        place = f"key {words!r:.60}"
+        prompt, word = _string(row["prompt"]), _string(first(listed_in(words, place) or words))
         at = prompt.rfind(word)
-        samples.append(Sample("translation", word, _answers(row["target"], line), line,
+        samples.append(Sample("translation", word, _answers(row["target"], place), place,
                               {key: row[key] for key in row if key not in ("prompt", "target")},
                               (prompt, at if at >= 0 else None)))  # fmt: skip
     return Found("translation_prompts", samples)
 
 
-def _answers(cell: Cell, line: int) -> Cell:
-    listed = listed_in(cell, f"key {line}") if isinstance(cell, str) else None
+def _answers(cell: Cell, place: str) -> Cell:
+    listed = listed_in(cell, place) if isinstance(cell, str) else None
     return cell if listed is None else listed
+
+
+def _cut(texts: Sequence[str], mark: str) -> list[str]:
+    """The texts that say more than punctuation after the answer's place; a template that begins with it is not asked."""
+    asked = [text for text in texts if "[X]" not in text.partition(mark)[2]]
+    return [text for text in asked if any(map(str.isalnum, text.partition(mark)[2]))]
 
 
 def _string(cell: Cell) -> str:

@@ -119,7 +119,10 @@ def made(found: Found, path: str, choice: Choice, written: str) -> Table:
         TableError: it has no facts, or nothing of what the choice names.
     """
     name = FORMATS[found.format][0]
-    known = list(dict.fromkeys(sample.relation for sample in found.samples))
+    facts: dict[str, list[Sample]] = {}  # by relation
+    for sample in found.samples:
+        facts.setdefault(sample.relation, []).append(sample)
+    known = list(facts)
     if not known:
         raise TableError(
             f"{path} is {name}, and names no subjects. Name the file that does, or a folder that holds both."
@@ -127,26 +130,26 @@ def made(found: Found, path: str, choice: Choice, written: str) -> Table:
     for relation in choice.relations:
         if relation not in known:
             raise TableError(f"{path} is {name}, and has no relation {relation!r}.{nearest(relation, known)}")
-    wanted = list(choice.relations) or [name for name in known if _askable(found, name, choice)] or known
+    wanted = list(choice.relations) or [name for name in known if _askable(found, name, facts[name], choice)] or known
     unasked = 0 if choice.relations else len(known) - len(wanted)
     records, lines, skipped = [], [], 0
     for relation in wanted:
-        samples = [sample for sample in found.samples if sample.relation == relation]
-        for number, slot in _chosen(found, relation, choice, path):
-            examples = _Examples(samples, slot, found.separator, choice)
-            for sample in samples:
+        for number, slot in _chosen(found, relation, facts[relation], choice, path):
+            examples = _Examples(facts[relation], slot, found.separator, choice)
+            for sample in facts[relation]:
                 record = _record(sample, number, slot, examples, choice)
                 skipped += record is None
                 if record is not None:
                     records.append(record)
-                    lines.append(sample.line)
+                    lines.append(sample.place)
     slots = [slot for kind in (found.templates, found.zero_shot) for name in wanted for slot in kind.get(name, ())]
     counted = [_counted(len(wanted), "relation"), *([_counted(len(slots), "template")] if slots else [])]
-    counted.append(_counted(sum(sample.relation in wanted for sample in found.samples), "sample"))
+    counted.append(_counted(sum(len(facts[relation]) for relation in wanted), "sample"))
     table = Table.from_records(path, records, lines, f"{name}, {written}: {', '.join(counted)}")
     return table.noted(
         *found.notes,
         Note("templates in which the answer stands before the subject, left out", slots.count(None)),
+        Note("templates and prompts whose words after the answer are cut off", len(found.cut), tuple(found.cut[:3])),
         Note("relations without a template, left out", unasked),
         Note("samples without a prompt, left out", skipped),
     )
@@ -158,16 +161,18 @@ def _slots(found: Found, relation: str, choice: Choice) -> list[Slot | None]:
     return few_shot if choice.shots else found.zero_shot.get(relation) or few_shot
 
 
-def _own_prompts(found: Found, relation: str) -> bool:
-    return any(sample.prompt is not None for sample in found.samples if sample.relation == relation)
+def _own_prompts(samples: Sequence[Sample]) -> bool:
+    return any(sample.prompt is not None for sample in samples)
 
 
-def _askable(found: Found, relation: str, choice: Choice) -> bool:
+def _askable(found: Found, relation: str, samples: Sequence[Sample], choice: Choice) -> bool:
     named = choice.template is not None and choice.template != "all" and not choice.template.isdecimal()
-    return named or any(_slots(found, relation, choice)) or _own_prompts(found, relation)
+    return named or any(_slots(found, relation, choice)) or _own_prompts(samples)
 
 
-def _chosen(found: Found, relation: str, choice: Choice, path: str) -> list[tuple[str, Slot | None]]:
+def _chosen(
+    found: Found, relation: str, samples: Sequence[Sample], choice: Choice, path: str
+) -> list[tuple[str, Slot | None]]:
     """(name, template) of the templates that are asked for; no template where the file's own prompts are taken."""
     slots = _slots(found, relation, choice)
     usable: list[tuple[str, Slot | None]] = [
@@ -175,7 +180,7 @@ def _chosen(found: Found, relation: str, choice: Choice, path: str) -> list[tupl
     ]
     known = ", ".join(number for number, _ in usable) or "none"
     if choice.template is None or choice.template == "all":
-        if not usable and not _own_prompts(found, relation):
+        if not usable and not _own_prompts(samples):
             what = "in each the answer stands before the subject" if slots else "there is none"
             raise TableError(
                 f"{path}: no template of the relation {relation!r} can be asked: {what}. Give one, such as "
@@ -244,6 +249,8 @@ class _Examples:
         Raises:
             TableError: there are too few.
         """
+        if not self._shots:
+            return ""
         others = len(self._solved) - self._times[sample.subject]
         if others < self._shots:
             raise TableError(
