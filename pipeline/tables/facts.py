@@ -21,10 +21,16 @@ SPLITS = ("train", "val", "test")  # RAVEL, by entity or by prompt
 
 
 class Slot(NamedTuple):
-    """A template: what stands before its subject, and what stands between that and the answer."""
+    """A template: what stands before its subject, and what stands between that and the answer.
+
+    Arguments:
+        before, after: the two texts.
+        whole: the template, where it goes on in words after the answer, which are cut off; else nothing.
+    """
 
     before: str
     after: str
+    whole: str = ""
 
     def filled(self, subject: str) -> str:
         return self.before + subject + self.after
@@ -42,6 +48,7 @@ class Sample:
         own: further columns, as the file has them.
         prompt: the prompt that the file itself gives for it, with the first character of its subject where known.
         slot: the template that the file itself gives for it alone.
+        whole: that prompt, where it goes on in words after the answer, which are cut off; else nothing.
         surface: how the file's own prompt names the subject, where it is another way.
     """
 
@@ -53,6 +60,7 @@ class Sample:
     prompt: tuple[str, int | None] | None = None
     slot: Slot | None = None
     surface: str | None = None
+    whole: str = ""
 
 
 @dataclass(slots=True)
@@ -66,7 +74,6 @@ class Found:
         zero_shot: those that are meant for prompts without examples, where the file has some of its own.
         separator: what stands between two examples.
         notes: what was left out.
-        cut: templates and prompts that go on in words after the answer, which is more than a model is asked.
     """
 
     format: str
@@ -75,12 +82,10 @@ class Found:
     zero_shot: dict[str, list[Slot | None]] = field(default_factory=dict)
     separator: str = "\n"
     notes: list[Note] = field(default_factory=list)
-    cut: list[str] = field(default_factory=list)
 
     def inside(self, file: Path) -> Found:
         """The same, of a file in a folder: its samples say in which."""
         self.samples = [replace(sample, place=f"{file}, {sample.place}") for sample in self.samples]
-        self.cut = [f"{file}, {text!r}" for text in self.cut]
         return self
 
 
@@ -90,7 +95,7 @@ def of_object(content: Mapping[str, Any], path: str) -> Found | None:
     if {"prompt_templates", "samples"} <= set(content):
         return _relation(content, path)
     if values and all(isinstance(value, dict) for value in values):
-        if all({"prompt", "target"} <= set(value) for value in values):
+        if all({"prompt", "target", "word original"} <= set(value) for value in values):
             return _translation_prompts(content)
         if all(set(value) == {"split", "entity"} for value in values):
             return Found("ravel")  # sentences of Wikipedia, which ask for nothing
@@ -119,16 +124,14 @@ def of_rows(table: Table) -> Found | None:
     if {REWRITE + "prompt", REWRITE + "subject", REWRITE + "target_true.str"} <= columns:
         return Found("counterfact", [_rewrite(row, place) for row, place in placed])
     if "pattern" in columns and all("[X]" in str(row["pattern"]) for row in rows):
-        texts = [str(row["pattern"]) for row in rows]
-        return Found("pararel", templates={stem: [slot_of(text, "[X]") for text in texts]}, cut=_cut(texts, "[Y]"))
+        slots = [slot_of(str(row["pattern"]), "[X]") for row in rows]
+        return Found("pararel", templates={stem: slots})
     if {"relation", "template"} <= columns and all("[X]" in str(row["template"]) for row in rows):
         named = {str(row["relation"]): [slot_of(str(row["template"]), "[X]")] for row in rows}
-        return Found("lama", templates=named, cut=_cut([str(row["template"]) for row in rows], "[Y]"))
+        return Found("lama", templates=named)
     if "obj_label" in columns and columns & {"sub_label", "masked_sentences", "evidences"}:
         masked = bool(columns & {"masked_sentences", "evidences", "predicate_id"})
-        samples = [_masked(row, place, stem) for row, place in placed]
-        own = [sentence for row in rows if (sentence := _sentence(row).strip()) and not sentence.startswith(MASK)]
-        return Found("lama" if masked else "pararel", samples, cut=_cut(own, MASK))
+        return Found("lama" if masked else "pararel", [_masked(row, place, stem) for row, place in placed])
     return None
 
 
@@ -151,7 +154,6 @@ def joined(parts: Sequence[Found], path: str) -> Found:
             for name, slots in others.items():
                 own.setdefault(name, []).extend(slots)
         whole.notes += part.notes
-        whole.cut += part.cut
     return whole
 
 
@@ -166,7 +168,8 @@ def slot_of(template: str, mark: str = "{}") -> Slot | None:
     before, after = template.split(mark)
     if mark != "[X]":
         return Slot(before, after)
-    return None if "[Y]" in before else Slot(before, after.split("[Y]")[0].rstrip())
+    asked, _, cut = after.partition("[Y]")
+    return None if "[Y]" in before else Slot(before, asked.rstrip(), template if _says(cut) else "")
 
 
 def _relation(content: Mapping[str, Any], path: str) -> Found:
@@ -200,22 +203,17 @@ def _rewrite(row: Mapping[str, Cell], place: str) -> Sample:
     return Sample(relation, subject, row[REWRITE + "target_true.str"], place, kept, own, slot)
 
 
-def _evidence(row: Mapping[str, Cell]) -> Mapping[str, Cell]:
-    return next((one for one in row.get("evidences") or () if isinstance(one, dict)), {})
-
-
-def _sentence(row: Mapping[str, Cell]) -> str:
-    return _string(_evidence(row).get("masked_sentence")) or " ".join(map(str, row.get("masked_sentences") or ()))
-
-
 def _masked(row: Mapping[str, Cell], place: str, stem: str) -> Sample:
     """A fact of LAMA or ParaRel, with its sentence up to the mask where it has one."""
-    before, mask, _ = _sentence(row).partition(MASK)
+    evidence = next((one for one in row.get("evidences") or () if isinstance(one, dict)), {})
+    sentence = _string(evidence.get("masked_sentence")) or " ".join(map(str, row.get("masked_sentences") or ()))
+    before, mask, cut = sentence.partition(MASK)
     own = (before.rstrip(), None) if mask and before.strip() else None
     kept = {key: value for key, value in row.items() if not isinstance(value, list)}
     relation = str(row.get("predicate_id") or row.get("pred") or stem)
-    surface = _string(_evidence(row).get("sub_surface")) or None
-    return Sample(relation, _string(row.get("sub_label")), row["obj_label"], place, kept, own, surface=surface)
+    surface = _string(evidence.get("sub_surface")) or None
+    return Sample(relation, _string(row.get("sub_label")), row["obj_label"], place, kept, own, surface=surface,
+                  whole=sentence if own and _says(cut) else "")  # fmt: skip
 
 
 def _entities(content: Mapping[str, Mapping[str, Cell]]) -> Found:
@@ -242,10 +240,9 @@ def _answers(cell: Cell, place: str) -> Cell:
     return cell if listed is None else listed
 
 
-def _cut(texts: Sequence[str], mark: str) -> list[str]:
-    """The texts that say more than punctuation after the answer's place; a template that begins with it is not asked."""
-    asked = [text for text in texts if "[X]" not in text.partition(mark)[2]]
-    return [text for text in asked if any(map(str.isalnum, text.partition(mark)[2]))]
+def _says(text: str) -> bool:
+    """Whether a text has words, and not punctuation alone."""
+    return any(map(str.isalnum, text))
 
 
 def _string(cell: Cell) -> str:

@@ -15,7 +15,8 @@
 Each becomes rows with the same columns beside its own: `prompt` with the subject and the solved examples asked for,
 `prompt_source` without those, `subject`, `target` (also `object`), `relation`, `template`, and `prompt_target`, the
 template asked of a placeholder. Where the places of subject and placeholder are known, `subject_start`,
-`source_subject_start` and `placeholder_start` hold their first characters. CounterFact has `target_new` too.
+`source_subject_start` and `placeholder_start` hold their first characters; `asked_start`, where a prompt begins after its
+examples. CounterFact has `target_new` too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dataclasses import replace
 from typing import Any
 
 from interp.errors import nearest
-from pipeline.tables.choice import FORMATS, STARTS, Choice
+from pipeline.tables.choice import ASKED, FORMATS, STARTS, Choice
 from pipeline.tables.facts import Found, Sample, Slot, first, of_object, of_rows, slot_of
 from pipeline.tables.json_rows import Literal
 from pipeline.tables.list_cells import listed_in
@@ -133,8 +134,10 @@ def made(found: Found, path: str, choice: Choice, written: str) -> Table:
     wanted = list(choice.relations) or [name for name in known if _askable(found, name, facts[name], choice)] or known
     unasked = 0 if choice.relations else len(known) - len(wanted)
     records, lines, skipped = [], [], 0
+    cut: list[str] = []
     for relation in wanted:
         for number, slot in _chosen(found, relation, facts[relation], choice, path):
+            cut += [f"{relation}: {slot.whole!r}"] if slot and slot.whole else []
             examples = _Examples(facts[relation], slot, found.separator, choice)
             for sample in facts[relation]:
                 record = _record(sample, number, slot, examples, choice)
@@ -142,6 +145,7 @@ def made(found: Found, path: str, choice: Choice, written: str) -> Table:
                 if record is not None:
                     records.append(record)
                     lines.append(sample.place)
+                    cut += [f"{sample.place}: {sample.whole!r:.90}"] if sample.whole and not slot else []
     slots = [slot for kind in (found.templates, found.zero_shot) for name in wanted for slot in kind.get(name, ())]
     counted = [_counted(len(wanted), "relation"), *([_counted(len(slots), "template")] if slots else [])]
     counted.append(_counted(sum(len(facts[relation]) for relation in wanted), "sample"))
@@ -149,7 +153,7 @@ def made(found: Found, path: str, choice: Choice, written: str) -> Table:
     return table.noted(
         *found.notes,
         Note("templates in which the answer stands before the subject, left out", slots.count(None)),
-        Note("templates and prompts whose words after the answer are cut off", len(found.cut), tuple(found.cut[:3])),
+        Note("templates and prompts whose words after the answer are cut off", len(cut), tuple(cut[:3])),
         Note("relations without a template, left out", unasked),
         Note("samples without a prompt, left out", skipped),
     )
@@ -216,6 +220,8 @@ def _record(
         "relation": sample.relation,
         "template": number or sample.own.get("template"),
     }
+    if shown:
+        record[ASKED] = Literal(len(shown))
     if start is not None:
         record |= {STARTS["prompt"]: Literal(len(shown) + start), STARTS["prompt_source"]: Literal(start)}
     if template is not None:

@@ -109,10 +109,15 @@ def _object(path: str | Path, encoding: str) -> dict[str, Any] | None:
 
 
 def _frame(content: dict[str, Any], path: str) -> Table | None:
-    """The rows of a table as `DataFrame.to_json` writes it: column -> number of the row -> cell; None: it is none."""
+    """The rows of a table as `DataFrame.to_json` writes it; None: it is none.
+
+    By default column -> number of the row -> cell; with `orient="index"` number -> column -> cell.
+    """
     columns = list(content.values())
     if not columns or not all(isinstance(cells, dict) and cells for cells in columns):
         return None
+    if all(map(str.isdecimal, content)):
+        return Table.from_records(path, columns, [f"row {number}" for number in content], "JSON, rows by number")
     numbers = list(columns[0])
     if not all(map(str.isdecimal, numbers)) or any(list(cells) != numbers for cells in columns):
         return None
