@@ -45,7 +45,7 @@ def read_delimited(text: str, path: str, suffix: str, quoting: str, written: Seq
     Raises:
         TableError: no header, no rows, a row of another width than the header; the message names the line.
     """
-    lines, ends = _lines(text)
+    lines, ends = _lines(text, table=True)
     first = 0
     while first < len(lines) and (not lines[first] or lines[first].startswith("#")):
         first += 1
@@ -105,7 +105,7 @@ def read_lines(text: str, path: str, written: Sequence[str]) -> Table:
     Raises:
         TableError: all lines are blank.
     """
-    lines, _ = _lines(text)
+    lines, _ = _lines(text, table=False)
     kept = [number for number, line in enumerate(lines) if line]
     if not kept:
         raise TableError(f"{path} has no rows.")
@@ -114,9 +114,9 @@ def read_lines(text: str, path: str, written: Sequence[str]) -> Table:
     return table.noted(Note("blank lines left out", len(lines) - len(kept)))
 
 
-def _lines(text: str) -> tuple[list[str], list[str]]:
-    """Lines and what ends each: `\\n` or `\\r\\n`; `\\r` alone only where the first line ends so; nothing else."""
-    if re.match(r"[^\r\n]*(\r(?!\n)|\Z)", text):
+def _lines(text: str, table: bool) -> tuple[list[str], list[str]]:
+    """Lines and what ends each: `\\n` or `\\r\\n`; `\\r` alone where a table's first line or a whole text has it."""
+    if "\n" not in text or (table and re.match(r"[^\r\n]*\r(?!\n)", text)):
         lines, end = text.split("\r"), "\r"
         ends = [end] * len(lines)
     else:

@@ -15,8 +15,8 @@
 Each becomes rows with the same columns beside its own: `prompt` with the subject and the solved examples asked for,
 `prompt_source` without those, `subject`, `target` (also `object`), `relation`, `template`, and `prompt_target`, the
 template asked of a placeholder. Where the places of subject and placeholder are known, `subject_start`,
-`source_subject_start` and `placeholder_start` hold their first characters; `asked_start`, where a prompt begins after its
-examples. CounterFact has `target_new` too.
+`source_subject_start` and `placeholder_start` hold their first characters; `asked_start` is where a prompt begins after
+its examples. CounterFact has `target_new` too.
 """
 
 from __future__ import annotations

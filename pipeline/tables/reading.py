@@ -89,13 +89,15 @@ def from_arrow(table: pa.Table, path: str, written: str) -> Table:
     """
     columns = [_spelled(column.to_pylist(), column.type) for column in table.columns]
     names = table.column_names
-    records = [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)]
-    made = Table.from_records(path, records, range(table.num_rows), written)
     twice = [place for place, name in enumerate(names) if name in names[:place]]
+    once = [place for place in range(len(names)) if place not in twice]
+    cells = zip(*(columns[place] for place in once), strict=True)
+    records = [dict(zip((names[place] for place in once), row, strict=True)) for row in cells]
+    made = Table.from_records(path, records, range(table.num_rows), written)
     if not twice:
         return made
     further = zip(*(columns[place] for place in twice), strict=True)  # Arrow allows a name twice, and no mapping does
-    rows = [(*row, *cells) for row, cells in zip(made.rows, further, strict=True)]
+    rows = [(*row, *others) for row, others in zip(made.rows, further, strict=True)]
     return replace(made, columns=(*made.columns, *(names[place] for place in twice)), rows=rows)
 
 
