@@ -26,4 +26,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(str(name), names, n=3, cutoff=0.6)
     if close:
         return f" Did you mean {' or '.join(repr(c) for c in close)}?"
-    return f" Known: {', '.join(names)}."
+    shown = [name if name.isprintable() else repr(name) for name in names]  # a message has one line
+    return f" Known: {', '.join(shown)}."

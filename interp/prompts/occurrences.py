@@ -144,6 +144,7 @@ def _places(text: str, word: str, ignore_case: bool, compatible: bool) -> Iterat
         start, stop = min(origins[at:end]), max(origins[at:end]) + 1
         # Not a part of a character, nor a letter without the accents that are on it.
         cut = (at > 0 and origins[at - 1] >= start) or (end < len(letters) and origins[end] < stop)
+        cut = cut or _inside_emoji(letters, at, end)
         if not cut and not (end < len(letters) and _belongs_to_the_letter_before(letters[end])):
             yield Occurrence(
                 start, stop, not _joined(_last_letter(text[:start]), text[start]),
@@ -174,6 +175,14 @@ def _folded(text: str, ignore_case: bool, compatible: bool) -> tuple[str, list[i
             units[begin:index] = sorted(units[begin:index], key=lambda unit: unicodedata.combining(unit[0]))
             begin = index + 1
     return "".join(unit for unit, _ in units), [origin for _, origin in units]
+
+
+def _inside_emoji(letters: str, start: int, stop: int) -> bool:
+    """Whether characters are a part of one picture: of several that a joiner makes one, or one without its colour."""
+    picture = unicodedata.category(letters[start]) == "So" and letters[start - 1 : start] == "\u200d"
+    follows = letters[stop : stop + 1]
+    joined = follows == "\u200d" or "\U0001f3fb" <= follows <= "\U0001f3ff"
+    return picture or (joined and unicodedata.category(letters[stop - 1]) == "So")
 
 
 def _belongs_to_the_letter_before(character: str) -> bool:

@@ -51,8 +51,11 @@ def check_task(task: TaskConfig) -> None:
 
 
 def _check_translation(task: TranslationConfig) -> None:
+    _check_encoding(task.encoding)
     try:
-        lexicon = load_lexicon(located(task.lexicon), shared_words=task.shared_words, phrases=task.phrases)
+        lexicon = load_lexicon(
+            located(task.lexicon), task.encoding, shared_words=task.shared_words, phrases=task.phrases
+        )
     except (ValueError, OSError) as error:
         raise ConfigError(f"task.lexicon: {error}") from None
     known = lexicon.languages

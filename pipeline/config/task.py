@@ -40,6 +40,7 @@ class TranslationConfig:
         kind: `translation`.
         lexicon: path of the lexicon file, or of a word list as its paper ships it: the table of Dumas et al., a file of
             Wendler et al. or the folder of theirs.
+        encoding: of its text, as in `NextTokenConfig`.
         shared_words: what becomes of a word that two concepts have in one language: `drop` it from the one in which it
             is the lesser word, `keep` it in both, `refuse` the file. Pairs whose answers share a token are left out in
             any case.
@@ -63,6 +64,7 @@ class TranslationConfig:
 
     kind: str = "translation"
     lexicon: str = MISSING
+    encoding: str = "auto"
     shared_words: str = "drop"
     phrases: str = "keep"
     source_languages: list[str] = field(default_factory=lambda: ["de"])

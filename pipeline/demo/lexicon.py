@@ -72,12 +72,15 @@ class Lexicon:
         raise ValueError(f"expected the id of one of {len(known)} concepts, got {concept_id!r}; nearest: {nearest}")
 
 
-def load_lexicon(path: str | Path | None = None, *, shared_words: str = "refuse", phrases: str = "refuse") -> Lexicon:
+def load_lexicon(
+    path: str | Path | None = None, encoding: str = "auto", *, shared_words: str = "refuse", phrases: str = "refuse"
+) -> Lexicon:
     """Reads a lexicon file, or a published word list, and checks it.
 
     Arguments:
         path: a JSON file `{"languages": {code: name}, "concepts": [{"id": ..., "words": {code: [word, ...]}}]}`; or a
             word list as its paper ships it (see `pipeline.tables.word_lists`); None reads the embedded lexicon.
+        encoding: of its text; `auto`: as the byte-order mark says, else UTF-8.
         shared_words: what becomes of a word that two concepts have in one language, so that an answer could not be told
             right or wrong: `refuse` the file; `drop` it from the concept in which it is the lesser word (where it is
             the best word of both, the later concept has no words in that language); `keep` it.
@@ -94,12 +97,12 @@ def load_lexicon(path: str | Path | None = None, *, shared_words: str = "refuse"
         raise ValueError(f"expected a lexicon file, got {str(file)!r}, which does not exist; check the path")
     try:
         if is_word_list(file):
-            listed = read_word_list(file)
+            listed = read_word_list(file, encoding)
             concepts = [Concept(name, {code: tuple(words[code]) for code in words})
                         for name, words in listed.concepts.items()]  # fmt: skip
             lexicon = Lexicon(listed.languages, tuple(concepts), listed.written, listed.notes)
             return _told_apart(_without_quotes(lexicon), shared_words, phrases)
-        content = parse_json(file)
+        content = parse_json(file, encoding)
     except TableError as error:
         raise ValueError(f"expected JSON in {file}, or a word list: {error}") from None
     try:

@@ -124,6 +124,7 @@ def _page(
         highlights=[
             ("Model", readable(f"{params['model']['name']}, {params['model']['dtype']}")),
             *(_measured(sections, statistics, config) if sections else [("Collected", ", ".join(activations.arrays))]),
+            *_noted(tokens),
         ],
         facts=[
             ("Model", _facts({key: params["model"].get(key) for key in MODEL_FACTS})),
@@ -205,6 +206,14 @@ def _notes(tokens: Tokens) -> list[tuple[str, list[tuple[str, str]]]]:
     """What stage `tokenize` found odd about the data."""
     notes = [(note["what"], "; ".join([str(note["count"]), *note["examples"]])) for note in tokens.manifest["notes"]]
     return [("Noted in the data", [(readable(what), readable(told)) for what, told in notes])] if notes else []
+
+
+def _noted(tokens: Tokens) -> list[tuple[str, str]]:
+    """What of the notes stands under the title, where a reader begins."""
+    notes, counts = tokens.manifest["notes"], tokens.manifest["counts"]
+    lost = f"{counts['rows_left_out']} of {counts['rows']} rows left out; " if counts.get("rows_left_out") else ""
+    kinds = f"{len(notes)} note{'' if len(notes) == 1 else 's'} under What was run"
+    return [("Data", lost + kinds)] if notes else []
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["FORMATS", "STARTS", "Choice"]
+__all__ = ["ASKED", "FORMATS", "STARTS", "Choice"]
 
 # Format -> (its name for people, its keys).
 FORMATS: dict[str, tuple[str, str]] = {
@@ -23,6 +23,7 @@ FORMATS: dict[str, tuple[str, str]] = {
 }
 # Column of a prompt -> the column that says where its subject, or its placeholder, begins.
 STARTS = {"prompt": "subject_start", "prompt_source": "source_subject_start", "prompt_target": "placeholder_start"}
+ASKED = "asked_start"  # where a prompt begins after its solved examples: what they hold is no subject of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ __all__ = ["QUOTING", "read_delimited", "read_lines"]
 QUOTING = ("auto", "rfc4180", "none")
 DELIMITERS = ",;\t|"
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
 SHOWN = 60  # characters of a line in a message
 EXAMPLES = 3
 
@@ -44,23 +45,23 @@ def read_delimited(text: str, path: str, suffix: str, quoting: str, written: Seq
     Raises:
         TableError: no header, no rows, a row of another width than the header; the message names the line.
     """
-    lines, ends = _lines(text)
+    lines, ends = _lines(text, table=True)
     first = 0
     while first < len(lines) and (not lines[first] or lines[first].startswith("#")):
         first += 1
     comments = sum(line.startswith("#") for line in lines[:first])
     if first == len(lines):
         raise TableError(f"{path} has no header" + (", only lines that begin with #." if comments else "."))
-    declared = re.fullmatch(r"sep=(.)", lines[first])  # the line that spreadsheets write
+    declared = re.fullmatch(r'("?)sep=(.)\1', lines[first], re.IGNORECASE)  # the line that spreadsheets write
     first += declared is not None
     if first == len(lines):
         raise TableError(f"{path} has no header.")
     if suffix == ".tsv":
         candidates = ["\t"]
     elif declared:
-        candidates = [declared[1]]
+        candidates = [declared[2]]
     else:
-        unquoted = re.sub(r'"(?:[^"]|"")*"', "", lines[first])
+        unquoted = QUOTED.sub("", lines[first])
         candidates = sorted((sign for sign in DELIMITERS if sign in unquoted), key=lambda sign: -unquoted.count(sign))
     tried = [_Rows(lines, ends, path, sign, quoting) for sign in candidates or [","]]
     errors: list[TableError] = []
@@ -78,7 +79,8 @@ def read_delimited(text: str, path: str, suffix: str, quoting: str, written: Seq
     padded = sum(name != given for name, given in zip(columns, rows.header, strict=True))
     kind = "TSV" if suffix == ".tsv" else "CSV"
     between = "" if rows.delimiter == ("\t" if kind == "TSV" else ",") else f"separated by {_named(rows.delimiter)}"
-    opened = [(number, cell) for number, cell in sorted(rows.literal) if cell.startswith('"')]
+    opened = [(number, cell) for number, cell in sorted(rows.literal) if cell.lstrip(" ").startswith('"')]
+    hashed = [line for line, row in zip(rows.starts, rows.rows, strict=True) if (row[0] or "").startswith("#")]
     on_top = tuple(line[:SHOWN] for line in lines[:first] if line.startswith("#"))
     examples = tuple(f"line {number}: {cell[:SHOWN]!r}" for number, cell in opened[:EXAMPLES])
     joined = tuple(f"lines {start} to {last}" for start, last in rows.joined[:EXAMPLES])
@@ -87,6 +89,11 @@ def read_delimited(text: str, path: str, suffix: str, quoting: str, written: Seq
         Note("comment lines on top left out", comments, on_top[:EXAMPLES]),
         Note("column names without the spaces around them", padded),
         Note("blank lines left out", rows.blank),
+        Note(
+            "rows that begin with # as the comment lines on top do, and are read as rows",
+            len(hashed) if comments else 0,
+            tuple(f"line {line}" for line in hashed[:EXAMPLES]),
+        ),
         Note("rows of several lines, by quote signs (task.quoting)", len(rows.joined), joined),
         Note("cells that begin with a quote sign and are text, not quoted (task.quoting)", len(opened), examples),
     )
@@ -98,7 +105,7 @@ def read_lines(text: str, path: str, written: Sequence[str]) -> Table:
     Raises:
         TableError: all lines are blank.
     """
-    lines, _ = _lines(text)
+    lines, _ = _lines(text, table=False)
     kept = [number for number, line in enumerate(lines) if line]
     if not kept:
         raise TableError(f"{path} has no rows.")
@@ -107,9 +114,9 @@ def read_lines(text: str, path: str, written: Sequence[str]) -> Table:
     return table.noted(Note("blank lines left out", len(lines) - len(kept)))
 
 
-def _lines(text: str) -> tuple[list[str], list[str]]:
-    """Lines and what ends each: `\\n` or `\\r\\n`, and `\\r` alone only where a file has no `\\n`; nothing else."""
-    if "\n" not in text:
+def _lines(text: str, table: bool) -> tuple[list[str], list[str]]:
+    """Lines and what ends each: `\\n` or `\\r\\n`; `\\r` alone where a table's first line or a whole text has it."""
+    if "\n" not in text or (table and re.match(r"[^\r\n]*\r(?!\n)", text)):
         lines, end = text.split("\r"), "\r"
         ends = [end] * len(lines)
     else:
@@ -142,23 +149,26 @@ class _Rows:
     joined: list[tuple[int, int]] = field(default_factory=list)  # (line, last line) of rows of several lines
     needed: int = 0  # quoted cells that hold a delimiter, a quote sign or the end of a line: somebody wrote by rules
     padded: bool = False  # columns are aligned by spaces, which then also stand behind closing quote signs
+    led: bool = False  # a space stands behind each delimiter, and so before opening quote signs
 
     def __post_init__(self) -> None:
         self.quoted = self._pattern()
 
     def _pattern(self) -> re.Pattern[str]:
-        padding = " *" if self.padded else ""
-        return re.compile(rf'"([^"]*(?:""[^"]*)*)"{padding}(?={re.escape(self.delimiter)}|\Z)')
+        before, after = " *" if self.led else "", " *" if self.padded else ""
+        return re.compile(rf'{before}"([^"]*(?:""[^"]*)*)"{after}(?={re.escape(self.delimiter)}|\Z)')
 
     def read(self, first: int) -> None:
         """Read all from the header's line on."""
+        bare = QUOTED.sub("", self.lines[first])
+        self.led = re.search(re.escape(self.delimiter) + " ", bare) is not None
         quoted = self._spanning(first) if self.quoting != "none" else None
         self.header, at = quoted or (self.lines[first].split(self.delimiter), first + 1)
         self.padded = any(name.endswith(" ") for name in self.header)
         self.quoted = self._pattern()
         doubtful: list[tuple[int, int, int]] = []  # (place in rows, line, next line): see `_record`
         while at < len(self.lines):
-            if not self.lines[at]:
+            if not self.lines[at] or (len(self.header) > 1 and not self.lines[at].strip(" ")):
                 self.blank += 1
                 at += 1
                 continue
@@ -220,9 +230,12 @@ class _Rows:
         cells, after, place = [], at + 1, 0
         line = self.lines[at]
         while True:
-            if line.startswith('"', place):
+            opening = place
+            while self.led and line.startswith(" ", opening):
+                opening += 1
+            if line.startswith('"', opening):
                 parts: list[str] = []
-                place += 1
+                place = opening + 1
                 while True:
                     quote = line.find('"', place)
                     if quote < 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,16 @@ SPLITS = ("train", "val", "test")  # RAVEL, by entity or by prompt
 
 
 class Slot(NamedTuple):
-    """A template: what stands before its subject, and what stands between that and the answer."""
+    """A template: what stands before its subject, and what stands between that and the answer.
+
+    Arguments:
+        before, after: the two texts.
+        whole: the template, where it goes on in words after the answer, which are cut off; else nothing.
+    """
 
     before: str
     after: str
+    whole: str = ""
 
     def filled(self, subject: str) -> str:
         return self.before + subject + self.after
@@ -38,21 +44,23 @@ class Sample:
         relation: what it is a fact of.
         subject: whom it is about.
         answers: the accepted answers, a cell.
-        line: where it stands in its file.
+        place: where it stands in its file, for messages (`line 7`).
         own: further columns, as the file has them.
         prompt: the prompt that the file itself gives for it, with the first character of its subject where known.
         slot: the template that the file itself gives for it alone.
+        whole: that prompt, where it goes on in words after the answer, which are cut off; else nothing.
         surface: how the file's own prompt names the subject, where it is another way.
     """
 
     relation: str
     subject: str
     answers: Cell
-    line: int
+    place: str
     own: Mapping[str, Cell] = field(default_factory=dict)
     prompt: tuple[str, int | None] | None = None
     slot: Slot | None = None
     surface: str | None = None
+    whole: str = ""
 
 
 @dataclass(slots=True)
@@ -75,6 +83,11 @@ class Found:
     separator: str = "\n"
     notes: list[Note] = field(default_factory=list)
 
+    def inside(self, file: Path) -> Found:
+        """The same, of a file in a folder: its samples say in which."""
+        self.samples = [replace(sample, place=f"{file}, {sample.place}") for sample in self.samples]
+        return self
+
 
 def of_object(content: Mapping[str, Any], path: str) -> Found | None:
     """What one JSON object holds; None where its keys are of no format. Templates and facts may be in several files."""
@@ -82,7 +95,7 @@ def of_object(content: Mapping[str, Any], path: str) -> Found | None:
     if {"prompt_templates", "samples"} <= set(content):
         return _relation(content, path)
     if values and all(isinstance(value, dict) for value in values):
-        if all({"prompt", "target"} <= set(value) for value in values):
+        if all({"prompt", "target", "word original"} <= set(value) for value in values):
             return _translation_prompts(content)
         if all(set(value) == {"split", "entity"} for value in values):
             return Found("ravel")  # sentences of Wikipedia, which ask for nothing
@@ -100,16 +113,16 @@ def of_rows(table: Table) -> Found | None:
     """What rows hold, by their columns; None where these are of no format."""
     columns, stem = set(table.columns), _stem(table.path)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    placed = list(zip(rows, table.lines, strict=True))
+    placed = [(row, table.place(number)) for number, row in enumerate(rows)]
     if {"prompt_templates", "samples"} <= columns:
         return joined([_relation(row, table.path) for row in rows], table.path)
     if columns == {"input", "output"}:
-        samples = [Sample(stem, _string(row["input"]), row["output"], line, row) for row, line in placed]
+        samples = [Sample(stem, _string(row["input"]), row["output"], place, row) for row, place in placed]
         return Found("function_vectors", samples, {stem: [slot_of(QUESTION)]}, separator="\n\n")
     if {"subject", "attribute", "template", "prompt"} <= columns:
-        return Found("known", [_known(row, line) for row, line in placed])
+        return Found("known", [_known(row, place) for row, place in placed])
     if {REWRITE + "prompt", REWRITE + "subject", REWRITE + "target_true.str"} <= columns:
-        return Found("counterfact", [_rewrite(row, line) for row, line in placed])
+        return Found("counterfact", [_rewrite(row, place) for row, place in placed])
     if "pattern" in columns and all("[X]" in str(row["pattern"]) for row in rows):
         slots = [slot_of(str(row["pattern"]), "[X]") for row in rows]
         return Found("pararel", templates={stem: slots})
@@ -118,7 +131,7 @@ def of_rows(table: Table) -> Found | None:
         return Found("lama", templates=named)
     if "obj_label" in columns and columns & {"sub_label", "masked_sentences", "evidences"}:
         masked = bool(columns & {"masked_sentences", "evidences", "predicate_id"})
-        return Found("lama" if masked else "pararel", [_masked(row, line, stem) for row, line in placed])
+        return Found("lama" if masked else "pararel", [_masked(row, place, stem) for row, place in placed])
     return None
 
 
@@ -155,7 +168,8 @@ def slot_of(template: str, mark: str = "{}") -> Slot | None:
     before, after = template.split(mark)
     if mark != "[X]":
         return Slot(before, after)
-    return None if "[Y]" in before else Slot(before, after.split("[Y]")[0].rstrip())
+    asked, _, cut = after.partition("[Y]")
+    return None if "[Y]" in before else Slot(before, asked.rstrip(), template if _says(cut) else "")
 
 
 def _relation(content: Mapping[str, Any], path: str) -> Found:
@@ -164,65 +178,71 @@ def _relation(content: Mapping[str, Any], path: str) -> Found:
     for number, row in enumerate(content["samples"] or (), 1):
         if not isinstance(row, dict) or not {"subject", "object"} <= set(row):
             raise TableError(f"{path}, sample {number}: expected subject and object, got {row!r:.80}.")
-        samples.append(Sample(name, _string(row["subject"]), row["object"], number, row))
+        samples.append(Sample(name, _string(row["subject"]), row["object"], f"sample {number}", row))
     few_shot, zero_shot = (
         [slot_of(str(text)) for text in content.get(key) or ()] for key in ("prompt_templates", "prompt_templates_zs")
     )
     return Found("relations", samples, {name: few_shot}, {name: zero_shot})
 
 
-def _known(row: Mapping[str, Cell], line: int) -> Sample:
+def _known(row: Mapping[str, Cell], place: str) -> Sample:
     """A fact with a prompt of its own, which may go on after the template."""
     subject, prompt, template = (_string(row[key]) for key in ("subject", "prompt", "template"))
     slot = slot_of(template) if template.count("{}") == 1 else None
     start = len(slot.before) if slot and prompt.startswith(slot.before + subject) else None
     own = (prompt, start) if prompt and subject else None
-    return Sample(str(row.get("relation_id") or "known"), subject, row["attribute"], line, row, own, slot)
+    return Sample(str(row.get("relation_id") or "known"), subject, row["attribute"], place, row, own, slot)
 
 
-def _rewrite(row: Mapping[str, Cell], line: int) -> Sample:
+def _rewrite(row: Mapping[str, Cell], place: str) -> Sample:
     subject, template = _string(row[REWRITE + "subject"]), _string(row[REWRITE + "prompt"])
     slot = slot_of(template) if template.count("{}") == 1 else None
     own = (slot.filled(subject), len(slot.before)) if slot and subject else None
     relation = str(row.get(REWRITE + "relation_id") or "counterfact")
     kept = {**row, "target_new": row.get(REWRITE + "target_new.str")}
-    return Sample(relation, subject, row[REWRITE + "target_true.str"], line, kept, own, slot)
+    return Sample(relation, subject, row[REWRITE + "target_true.str"], place, kept, own, slot)
 
 
-def _masked(row: Mapping[str, Cell], line: int, stem: str) -> Sample:
+def _masked(row: Mapping[str, Cell], place: str, stem: str) -> Sample:
     """A fact of LAMA or ParaRel, with its sentence up to the mask where it has one."""
     evidence = next((one for one in row.get("evidences") or () if isinstance(one, dict)), {})
     sentence = _string(evidence.get("masked_sentence")) or " ".join(map(str, row.get("masked_sentences") or ()))
-    before, mask, _ = sentence.partition(MASK)
+    before, mask, cut = sentence.partition(MASK)
     own = (before.rstrip(), None) if mask and before.strip() else None
     kept = {key: value for key, value in row.items() if not isinstance(value, list)}
     relation = str(row.get("predicate_id") or row.get("pred") or stem)
     surface = _string(evidence.get("sub_surface")) or None
-    return Sample(relation, _string(row.get("sub_label")), row["obj_label"], line, kept, own, surface=surface)
+    return Sample(relation, _string(row.get("sub_label")), row["obj_label"], place, kept, own, surface=surface,
+                  whole=sentence if own and _says(cut) else "")  # fmt: skip
 
 
 def _entities(content: Mapping[str, Mapping[str, Cell]]) -> Found:
     """RAVEL's values; facts without a value are left out."""
-    facts = [(line, entity, name, value) for line, (entity, values) in enumerate(content.items(), 1)
-             for name, value in values.items()]  # fmt: skip
-    samples = [Sample(name, entity, value, line) for line, entity, name, value in facts if value]
+    facts = [(entity, name, value) for entity, values in content.items() for name, value in values.items()]
+    samples = [Sample(name, entity, value, f"entity {entity!r}") for entity, name, value in facts if value]
     return Found("ravel", samples, notes=[Note("values that are missing", len(facts) - len(samples))])
 
 
 def _translation_prompts(content: Mapping[str, Mapping[str, Cell]]) -> Found:
     samples = []
-    for line, (words, row) in enumerate(content.items(), 1):
-        prompt, word = _string(row["prompt"]), _string(first(listed_in(words, f"key {line}") or words))
+    for words, row in content.items():
+        place = f"key {words!r:.60}"
+        prompt, word = _string(row["prompt"]), _string(first(listed_in(words, place) or words))
         at = prompt.rfind(word)
-        samples.append(Sample("translation", word, _answers(row["target"], line), line,
+        samples.append(Sample("translation", word, _answers(row["target"], place), place,
                               {key: row[key] for key in row if key not in ("prompt", "target")},
                               (prompt, at if at >= 0 else None)))  # fmt: skip
     return Found("translation_prompts", samples)
 
 
-def _answers(cell: Cell, line: int) -> Cell:
-    listed = listed_in(cell, f"key {line}") if isinstance(cell, str) else None
+def _answers(cell: Cell, place: str) -> Cell:
+    listed = listed_in(cell, place) if isinstance(cell, str) else None
     return cell if listed is None else listed
+
+
+def _says(text: str) -> bool:
+    """Whether a text has words, and not punctuation alone."""
+    return any(map(str.isalnum, text))
 
 
 def _string(cell: Cell) -> str:

@@ -118,7 +118,8 @@ class _Reading:
             value, self.place = self._decoder.raw_decode(self.text, self.place)
             return _checked(_plain(value)) if self._halves else _plain(value)
         except json.JSONDecodeError as error:
-            what = f"got a syntax error: {error.msg} at column {error.colno} of line {error.lineno}"
+            said = error.msg.removesuffix(" at")  # some of Python's own messages end so
+            what = f"got a syntax error: {said} at column {error.colno} of line {error.lineno}"
         except RecursionError:
             what = "got one that is nested too deep to be read"
         except ValueError as error:
@@ -133,7 +134,10 @@ class _Reading:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = {key: _plain(value) for key, value in pairs}
+    made = dict(pairs)
+    for key, value in pairs:
+        if value is True or value is False or type(value) is list:
+            made[key] = _plain(value)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)

@@ -15,7 +15,8 @@
 Each becomes rows with the same columns beside its own: `prompt` with the subject and the solved examples asked for,
 `prompt_source` without those, `subject`, `target` (also `object`), `relation`, `template`, and `prompt_target`, the
 template asked of a placeholder. Where the places of subject and placeholder are known, `subject_start`,
-`source_subject_start` and `placeholder_start` hold their first characters. CounterFact has `target_new` too.
+`source_subject_start` and `placeholder_start` hold their first characters; `asked_start` is where a prompt begins after
+its examples. CounterFact has `target_new` too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dataclasses import replace
 from typing import Any
 
 from interp.errors import nearest
-from pipeline.tables.choice import FORMATS, STARTS, Choice
+from pipeline.tables.choice import ASKED, FORMATS, STARTS, Choice
 from pipeline.tables.facts import Found, Sample, Slot, first, of_object, of_rows, slot_of
 from pipeline.tables.json_rows import Literal
 from pipeline.tables.list_cells import listed_in
@@ -119,7 +120,10 @@ def made(found: Found, path: str, choice: Choice, written: str) -> Table:
         TableError: it has no facts, or nothing of what the choice names.
     """
     name = FORMATS[found.format][0]
-    known = list(dict.fromkeys(sample.relation for sample in found.samples))
+    facts: dict[str, list[Sample]] = {}  # by relation
+    for sample in found.samples:
+        facts.setdefault(sample.relation, []).append(sample)
+    known = list(facts)
     if not known:
         raise TableError(
             f"{path} is {name}, and names no subjects. Name the file that does, or a folder that holds both."
@@ -127,26 +131,29 @@ def made(found: Found, path: str, choice: Choice, written: str) -> Table:
     for relation in choice.relations:
         if relation not in known:
             raise TableError(f"{path} is {name}, and has no relation {relation!r}.{nearest(relation, known)}")
-    wanted = list(choice.relations) or [name for name in known if _askable(found, name, choice)] or known
+    wanted = list(choice.relations) or [name for name in known if _askable(found, name, facts[name], choice)] or known
     unasked = 0 if choice.relations else len(known) - len(wanted)
     records, lines, skipped = [], [], 0
+    cut: list[str] = []
     for relation in wanted:
-        samples = [sample for sample in found.samples if sample.relation == relation]
-        for number, slot in _chosen(found, relation, choice, path):
-            examples = _Examples(samples, slot, found.separator, choice)
-            for sample in samples:
+        for number, slot in _chosen(found, relation, facts[relation], choice, path):
+            cut += [f"{relation}: {slot.whole!r}"] if slot and slot.whole else []
+            examples = _Examples(facts[relation], slot, found.separator, choice)
+            for sample in facts[relation]:
                 record = _record(sample, number, slot, examples, choice)
                 skipped += record is None
                 if record is not None:
                     records.append(record)
-                    lines.append(sample.line)
+                    lines.append(sample.place)
+                    cut += [f"{sample.place}: {sample.whole!r:.90}"] if sample.whole and not slot else []
     slots = [slot for kind in (found.templates, found.zero_shot) for name in wanted for slot in kind.get(name, ())]
     counted = [_counted(len(wanted), "relation"), *([_counted(len(slots), "template")] if slots else [])]
-    counted.append(_counted(sum(sample.relation in wanted for sample in found.samples), "sample"))
+    counted.append(_counted(sum(len(facts[relation]) for relation in wanted), "sample"))
     table = Table.from_records(path, records, lines, f"{name}, {written}: {', '.join(counted)}")
     return table.noted(
         *found.notes,
         Note("templates in which the answer stands before the subject, left out", slots.count(None)),
+        Note("templates and prompts whose words after the answer are cut off", len(cut), tuple(cut[:3])),
         Note("relations without a template, left out", unasked),
         Note("samples without a prompt, left out", skipped),
     )
@@ -158,16 +165,18 @@ def _slots(found: Found, relation: str, choice: Choice) -> list[Slot | None]:
     return few_shot if choice.shots else found.zero_shot.get(relation) or few_shot
 
 
-def _own_prompts(found: Found, relation: str) -> bool:
-    return any(sample.prompt is not None for sample in found.samples if sample.relation == relation)
+def _own_prompts(samples: Sequence[Sample]) -> bool:
+    return any(sample.prompt is not None for sample in samples)
 
 
-def _askable(found: Found, relation: str, choice: Choice) -> bool:
+def _askable(found: Found, relation: str, samples: Sequence[Sample], choice: Choice) -> bool:
     named = choice.template is not None and choice.template != "all" and not choice.template.isdecimal()
-    return named or any(_slots(found, relation, choice)) or _own_prompts(found, relation)
+    return named or any(_slots(found, relation, choice)) or _own_prompts(samples)
 
 
-def _chosen(found: Found, relation: str, choice: Choice, path: str) -> list[tuple[str, Slot | None]]:
+def _chosen(
+    found: Found, relation: str, samples: Sequence[Sample], choice: Choice, path: str
+) -> list[tuple[str, Slot | None]]:
     """(name, template) of the templates that are asked for; no template where the file's own prompts are taken."""
     slots = _slots(found, relation, choice)
     usable: list[tuple[str, Slot | None]] = [
@@ -175,7 +184,7 @@ def _chosen(found: Found, relation: str, choice: Choice, path: str) -> list[tupl
     ]
     known = ", ".join(number for number, _ in usable) or "none"
     if choice.template is None or choice.template == "all":
-        if not usable and not _own_prompts(found, relation):
+        if not usable and not _own_prompts(samples):
             what = "in each the answer stands before the subject" if slots else "there is none"
             raise TableError(
                 f"{path}: no template of the relation {relation!r} can be asked: {what}. Give one, such as "
@@ -211,6 +220,8 @@ def _record(
         "relation": sample.relation,
         "template": number or sample.own.get("template"),
     }
+    if shown:
+        record[ASKED] = Literal(len(shown))
     if start is not None:
         record |= {STARTS["prompt"]: Literal(len(shown) + start), STARTS["prompt_source"]: Literal(start)}
     if template is not None:
@@ -244,6 +255,8 @@ class _Examples:
         Raises:
             TableError: there are too few.
         """
+        if not self._shots:
+            return ""
         others = len(self._solved) - self._times[sample.subject]
         if others < self._shots:
             raise TableError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,8 +88,17 @@ def from_arrow(table: pa.Table, path: str, written: str) -> Table:
         path, written: as in `Table`.
     """
     columns = [_spelled(column.to_pylist(), column.type) for column in table.columns]
-    records = [dict(zip(table.column_names, cells, strict=True)) for cells in zip(*columns, strict=True)]
-    return Table.from_records(path, records, range(table.num_rows), written)
+    names = table.column_names
+    twice = [place for place, name in enumerate(names) if name in names[:place]]
+    once = [place for place in range(len(names)) if place not in twice]
+    cells = zip(*(columns[place] for place in once), strict=True)
+    records = [dict(zip((names[place] for place in once), row, strict=True)) for row in cells]
+    made = Table.from_records(path, records, range(table.num_rows), written)
+    if not twice:
+        return made
+    further = zip(*(columns[place] for place in twice), strict=True)  # Arrow allows a name twice, and no mapping does
+    rows = [(*row, *others) for row, others in zip(made.rows, further, strict=True)]
+    return replace(made, columns=(*made.columns, *(names[place] for place in twice)), rows=rows)
 
 
 def _spelled(values: list[Any], kind: pa.DataType) -> list[Cell]:
@@ -101,7 +111,8 @@ def _spelled(values: list[Any], kind: pa.DataType) -> list[Cell]:
         fields = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
         inner = {name: _spelled([None if v is None else v[name] for v in values], of) for name, of in fields.items()}
         return [{name: inner[name][row] for name in fields} for row in range(len(values))]
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    listed = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view)
+    if any(is_one(kind) for is_one in listed):
         flat = iter(_spelled([item for value in values for item in value or ()], kind.value_type))
         return [None if value is None else [next(flat) for _ in value] for value in values]
     if types.is_timestamp(kind):

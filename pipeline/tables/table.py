@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from interp.errors import InterpError, nearest
@@ -29,7 +30,8 @@ class Table:
         path: the file, as messages name it.
         columns: names of the columns, in order; what nobody asks for may be empty or stand twice.
         rows: cells of each row, one per column.
-        lines: where each row begins in the file, counted from 1; without lines, the number of the row from 0 on.
+        lines: where each row begins in the file: the line, counted from 1; without lines, the number of the row from 0
+            on; or a text that says where (`france.json, sample 3`).
         written: how the file is written, for people (`CSV, separated by ';', latin-1, gzip`).
         typed: whether the format has lists, numbers and missing values of its own (JSON, parquet), so that a text is
             a text and never stands for one of them.
@@ -39,7 +41,7 @@ class Table:
     path: str
     columns: tuple[str, ...]
     rows: Sequence[Sequence[Cell]]
-    lines: Sequence[int]
+    lines: Sequence[int | str]
     written: str
     typed: bool = False
     notes: tuple[Note, ...] = ()
@@ -69,15 +71,23 @@ class Table:
 
     def where(self, row: int) -> str:
         """A row as messages name it: `own.csv, line 7`."""
-        counted = "row" if self.written.startswith(("parquet", "dataset")) else "line"
-        return f"{self.path}, {counted} {self.lines[row]}"
+        return f"{self.path}, {self.place(row)}"
+
+    def place(self, row: int) -> str:
+        """Where a row stands in the file: `line 7`."""
+        line = self.lines[row]
+        if isinstance(line, str):
+            return line
+        return f"{'row' if self.written.startswith(('parquet', 'dataset')) else 'line'} {line}"
 
     def noted(self, *notes: Note) -> Table:
         """The same table with further notes; those that count nothing are left out."""
         return replace(self, notes=(*self.notes, *(note for note in notes if note.count)))
 
     @classmethod
-    def from_records(cls, path: str, records: Iterable[dict[str, Cell]], lines: Sequence[int], written: str) -> Table:
+    def from_records(
+        cls, path: str, records: Iterable[dict[str, Cell]], lines: Sequence[int | str], written: str
+    ) -> Table:
         """A typed table from one mapping a row; columns stand in the order in which they first occur.
 
         Arguments:
@@ -86,14 +96,14 @@ class Table:
                 dotted names.
         """
         flat = [_flat(record) for record in records]
-        columns = tuple(dict.fromkeys(name for record in flat for name in record))
-        rows = [tuple(record.get(name) for name in columns) for record in flat]
+        columns = tuple(dict.fromkeys(chain.from_iterable(flat)))
+        rows = [tuple(map(record.get, columns)) for record in flat]
         return cls(path, columns, rows, lines, written, typed=True)
 
 
 def _flat(record: dict[str, Cell]) -> dict[str, Cell]:
     """A row whose objects are dotted names; a key that the file spells with dots goes before a nested one."""
-    if not any(isinstance(value, dict) for value in record.values()):
+    if dict not in map(type, record.values()):
         return record
     nested: list[tuple[int, str, Cell]] = []
     left = [(0, key, value) for key, value in reversed(record.items())]

@@ -50,17 +50,18 @@ def is_word_list(path: Path) -> bool:
     return path.is_dir() or suffix_of(path) in SUFFIXES
 
 
-def read_word_list(path: Path) -> WordList:
+def read_word_list(path: Path, encoding: str = "auto") -> WordList:
     """Read a published word list.
 
     Arguments:
         path: a file, or a folder with a file a language, at any depth.
+        encoding: of their text; `auto`: as the byte-order mark says, else UTF-8.
 
     Raises:
         TableError: it cannot be read, or its columns are of no known list.
     """
     files = [file for file in sorted(path.rglob("*")) if suffix_of(file) in SUFFIXES] if path.is_dir() else [path]
-    tables = [read_table(file) for file in files]
+    tables = [read_table(file, encoding) for file in files]
     single = [table for table in tables if _named(table) >= ONE_LANGUAGE]
     if single:
         return _by_file(single, path, len(tables))

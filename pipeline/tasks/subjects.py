@@ -44,7 +44,10 @@ class Subjects:
         if start is not None:
             return values[column], (start, start + len(subject))
         text, place = filled(values[column], subject)
-        place = place or self._found(where, text, subject, what)
+        if place is None:
+            asked = self._rows.asked(values, column)
+            found = self._found(where, text[asked:], subject, what)
+            place = None if found is None else (asked + found[0], asked + found[1])
         return None if place is None else (text, place)
 
     def _found(self, where: str, text: str, subject: str, what: str) -> tuple[int, int] | None:

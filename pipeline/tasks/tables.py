@@ -14,7 +14,7 @@ from typing import Any
 from interp.errors import InterpError
 from pipeline.config.base import ConfigError
 from pipeline.config.task import AttributeExtractionConfig, NextTokenConfig, choice_of
-from pipeline.tables.choice import STARTS, Choice
+from pipeline.tables.choice import ASKED, STARTS, Choice
 from pipeline.tables.json_rows import Literal
 from pipeline.tables.list_cells import listed_in
 from pipeline.tables.names import is_table_file
@@ -94,7 +94,8 @@ class Rows:
                     self._places[column] = self._table.index(column)
                 except TableError as error:
                     raise ConfigError(f"task.{setting}: {error}{formats_hint(self._table)}") from None
-        for marks in [STARTS[column] for column in self._places if column in STARTS]:
+        known = [STARTS[column] for column in self._places if column in STARTS]
+        for marks in [*known, *([ASKED] if STARTS["prompt"] in known else [])]:
             if self._table.columns.count(marks) == 1:
                 self._places[marks] = self._table.index(marks)
         self.total = len(self._table.rows)
@@ -214,6 +215,11 @@ class Rows:
         if isinstance(start, str) and start.isdecimal() and values[column].startswith(word, int(start)):
             return int(start)
         return None
+
+    def asked(self, values: Mapping[str, Cell], column: str) -> int:
+        """Where a prompt begins after the solved examples that a data set was given; 0 where it has none."""
+        start = values.get(ASKED) if STARTS.get(column) == STARTS["prompt"] else None
+        return int(start) if isinstance(start, Literal) and start.isdecimal() else 0
 
     def labels(self, values: Mapping[str, Cell], columns: Sequence[str]) -> dict[str, str]:
         """Labels by their source text; empty where a row has none."""

@@ -273,7 +273,9 @@ class _Translation:
 def _lexicon(config: TranslationConfig) -> Lexicon:
     """The lexicon, checked against the config."""
     try:
-        lexicon = load_lexicon(config.lexicon, shared_words=config.shared_words, phrases=config.phrases)
+        lexicon = load_lexicon(
+            config.lexicon, config.encoding, shared_words=config.shared_words, phrases=config.phrases
+        )
     except (ValueError, OSError) as error:
         raise ConfigError(f"task.lexicon: {error}") from None
     into = config.patch_into

@@ -48,6 +48,10 @@ def found(text: str, word: str | list[str], **rules: object) -> list[tuple[int, 
         ("각", "가", []),
         ("ไม้", "ไม", []),  # a tone mark is a part of its letter
         ("tax excise", "x", []),
+        ("👩\u200d👧 👩", "👩", [4]),  # a joiner makes one picture of two
+        ("👩\u200d👧 👧", "👧", [4]),
+        ("👍🏽 👍", "👍", [3]),
+        ("👩\u200d👧 👩", "👩\u200d👧", [0]),
         ("x1 1x x", "x", [6]),
         ("C++ and C", "C++", [0]),
         ("Ｆｒａｎｃｅ ﬁsh", "France", [0]),

@@ -28,6 +28,11 @@ TWO = ("prompt", "target")
     [
         ("a.csv", "prompt,target\r\na,b\r\n\r\nc,d", TWO, [("a", "b"), ("c", "d")], [2, 4], "CSV"),
         ("a.csv", "prompt,target\ra,b\rc,d\r", TWO, [("a", "b"), ("c", "d")], [2, 3], "CSV"),
+        ("a.csv", 'prompt,target\r"a\nb",c\r', TWO, [("a\nb", "c")], [2], "CSV"),
+        ("a.csv", '"SEP=;"\r\nprompt;target\r\na,b;c\r\n', TWO, [("a,b", "c")], [3], "CSV, separated by semicolons"),
+        ("a.csv", 'prompt, target\n"a, b", "c"\n   \nd, "e ""f"""\n', TWO, [("a, b", "c"), ("d", 'e "f"')], [2, 4],
+         "CSV"),
+        ("a.csv", '"prompt, all",target\n"a", "b"\n', ("prompt, all", "target"), [("a", ' "b"')], [2], "CSV"),
         ("a.CSV", "prompt;target\na, b;1,5\n", TWO, [("a, b", "1,5")], [2], "CSV, separated by semicolons"),
         ("a.csv", "sep=|\nprompt|target\na;b|\n", TWO, [("a;b", None)], [3], "CSV, separated by vertical bars"),
         ("a.csv", "prompt, given;target\na;b\n", ("prompt, given", "target"), [("a", "b")], [2],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,10 @@ def test_a_folder_joins_templates_and_facts(tmp_path: Path) -> None:
         ("The home of Nara is the", "2", "Oz"), ("The home of Velm is the", "2", "Ur"),
     ]  # fmt: skip
     assert [(note.count, note.what) for note in pararel.notes] == [
-        (1, "templates in which the answer stands before the subject, left out")
+        (1, "templates in which the answer stands before the subject, left out"),
+        (1, "templates and prompts whose words after the answer are cut off"),
     ]
+    assert pararel.where(0) == f"{tmp_path / 'pararel'}, facts/P1.jsonl, line 1"
     with pytest.raises(TableError, match=r"no template 0 of the relation 'P1' can be asked. It has 1, 2"):
         read_source(tmp_path / "pararel", choice=Choice(template="0"))
     written(tmp_path, "lama/relations.jsonl", LAMA_TEMPLATES)
@@ -200,6 +203,9 @@ def test_a_folder_joins_templates_and_facts(tmp_path: Path) -> None:
     assert told(lama, "prompt", "subject") == [
         ("Nara of Oz was born in", "Nara of Oz"), ("Velm was born in", "Velm"), ("Tolm was born in", "Tolm")
     ]  # fmt: skip
+    assert not lama.notes  # the sentences are not asked, so that nothing of them is cut
+    (alone,) = [note for note in read_source(tmp_path / "lama/TREx/P19.jsonl").notes if "cut off" in note.what]
+    assert (alone.count, alone.examples) == (1, ("line 1: 'Good Nara was born in [MASK] long ago.'",))
     written(tmp_path, "relations/sea/river.json", RIVERS)
     written(tmp_path, "relations/town.json", RIVERS | {"name": "town", "prompt_templates_zs": [], "samples": FACTS[:0]})
     assert read_source(tmp_path / "relations").written.startswith("the relations data set, 2 files: 1 relation,")
@@ -268,6 +274,24 @@ def test_next_token_reads_prompts_spans_and_answers(tmp_path: Path, tokenizer: P
     assert data.prompts[0].labels["relation"] == "words" and data.prompts[0].labels["template"] == "0"
     ids = {tokenizer.encode(text, add_special_tokens=False)[0] for text in ("low", " low")}
     assert set(data.prompts[1].answers["target"]) <= ids
+
+
+def test_solved_examples_hold_no_subject_of_a_prompt(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A sentence of a file's own may name its subject otherwise, and an example may name it."""
+    own = [
+        {"sub_label": name, "obj_label": "Oz", "masked_sentences": [text]}
+        for name, text in (("Nara", "He lives in [MASK] ."), ("Velm", "Velm of Nara is in [MASK] ."))
+    ]
+    task = NextTokenConfig(source=str(written(tmp_path, "own.jsonl", own)), subject_column="subject", shots=1)
+    (row,) = make(task, tokenizer, None).prompts
+    assert row.prompt == "He lives in Oz\nVelm of Nara is in" and spelled(tokenizer, row) == "Velm"
+    for several in ("folder/a.jsonl", "folder/b.jsonl"):
+        written(tmp_path, several, own)
+    data = make(replace(task, source=str(tmp_path / "folder"), shots=0), tokenizer, None)
+    (note,) = [note for note in data.notes if "does not hold the subject" in note.what]
+    assert note.count == 2 and [example.split(" '")[0].split(' "')[0] for example in note.examples] == [
+        "a.jsonl, line 1", "b.jsonl, line 1"
+    ]  # fmt: skip
 
 
 def test_attribute_extraction_asks_a_template_of_its_placeholder(

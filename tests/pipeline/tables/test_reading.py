@@ -5,17 +5,22 @@ from __future__ import annotations
 import codecs
 import datetime
 import decimal
+import gc
 import gzip
+import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from pipeline.tables import source
 from pipeline.tables.json_rows import Literal, parse_json
 from pipeline.tables.reading import read_table
-from pipeline.tables.table import TableError
+from pipeline.tables.source import read_source
+from pipeline.tables.table import Table, TableError
 
 CSV = "prompt,target\nLe café,\u65e5\u672c\n"
 LINES = '{"prompt": "Le café", "target": "\u65e5\u672c"}\n'
@@ -145,6 +150,49 @@ def test_faults_of_json_are_named_by_line(tmp_path: Path, text: str, message: st
     path.write_text(text)
     with pytest.raises(TableError, match=message):
         read_table(path)
+
+
+def test_a_column_of_parquet_that_stands_twice_is_none(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["a"]), pa.array(["x"]), pa.array(["y"])], names=["prompt", "target", "target"])
+    pyarrow.parquet.write_table(table, tmp_path / "own.parquet")
+    read = read_table(tmp_path / "own.parquet")
+    assert list(read.rows) == [("a", "x", "y")] and read.index("prompt") == 0
+    with pytest.raises(TableError, match="has 2 columns 'target'"):
+        read.index("target")
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "records"])
+def test_json_as_pandas_writes_it(tmp_path: Path, orient: Any) -> None:
+    frame = pd.DataFrame({"prompt": ["a", "b"], "target": ["x", None], "year": [1735, 7]})
+    frame.to_json(tmp_path / "own.json", orient=orient)
+    table = read_source(tmp_path / "own.json")
+    assert table.columns == ("prompt", "target", "year")
+    assert list(table.rows) == [("a", "x", "1735"), ("b", None, "7")]
+
+
+def test_a_table_is_read_once_and_never_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, reads = tmp_path / "own.csv", []
+    whole = source.read_table
+    monkeypatch.setattr(source, "read_table", lambda *given: reads.append(given) or whole(*given))
+    path.write_text("prompt,target\na,b\n")
+    stamp = path.stat().st_mtime_ns
+    assert [list(read_source(path).rows) for _ in range(3)] == [[("a", "b")]] * 3
+    assert len(reads) == 1
+    path.write_text("prompt,target\na,c\n")  # of the same size, and of the same time
+    os.utime(path, ns=(stamp, stamp))
+    assert list(read_source(path).rows) == [("a", "c")]
+    assert list(read_source(path, quoting="none").rows) == [("a", "c")]
+    assert len(reads) == 3 and gc.isenabled()
+
+    def changing(*given: Any) -> Table:
+        path.write_text("prompt,target\na,e\n")
+        return whole(*given)
+
+    monkeypatch.setattr(source, "read_table", changing)
+    path.write_text("prompt,target\na,d\n")
+    with pytest.raises(TableError, match=r"own.csv changed while it was read"):
+        read_source(path)
+    assert gc.isenabled()
 
 
 def test_json_of_any_shape(tmp_path: Path) -> None:

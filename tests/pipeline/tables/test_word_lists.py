@@ -110,7 +110,13 @@ def test_a_folder_with_a_file_a_language(tmp_path: Path) -> None:
     assert words(lexicon, "zh") == {"water": ("水",), "salt": ("盐",)}
     assert [concept.id for concept in lexicon.speaking("de", "zh")] == ["water", "salt"]
     assert [(note.count, note.what) for note in lexicon.notes] == [(1, "files left out (no cleaned word list)")]
-    one = load_lexicon(tmp_path / "zh" / "clean.csv")
+    for file in ("de/clean.csv", "zh/clean.csv"):
+        (tmp_path / file).write_text((tmp_path / file).read_text(encoding="utf-8"), encoding="gb18030")
+    (tmp_path / "de" / "text.csv").unlink()
+    assert words(load_lexicon(tmp_path, "gb18030"), "zh") == words(lexicon, "zh")
+    with pytest.raises(ValueError, match=r"zh.clean.csv is not written in utf-8 .* task.encoding="):
+        load_lexicon(tmp_path)
+    one = load_lexicon(tmp_path / "zh" / "clean.csv", "gb18030")
     assert dict(one.languages) == {"en": "English", "zh": "中文"}
 
 
