@@ -144,10 +144,8 @@ def _why_by_right(model: StandardizedTransformer, input_ids: Tensor, site: Site)
         return f"{added} is the same whatever enters the layer (weights of zero?)"
     if same[0]:
         return "the attention pattern is the same whatever enters the layer (queries or keys of zero?)"
-    before, after = (value.double() for value in _added(model, input_ids, site, watched[-1]))
-    if (after - before).abs().max() > 2 * torch.finfo(
-        model.dtype
-    ).eps * before.abs().max():  # the edit arrives: what becomes of it is proved by edits of what is added
+    before, after = _added(model, input_ids, site, watched[-1])
+    if not torch.equal(before, after):  # the edit arrives: what becomes of it is proved by edits of what is added
         return f"it changes {added} by less than the logits' own roundings show"
     return None
 
