@@ -1,4 +1,4 @@
-"""Keyword arguments of a trace: transformers' models swallow those that they do not know; here they are refused."""
+"""What a trace is given: keywords that transformers' models would swallow, and prompts that are none, are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from interp.errors import InterpError
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["check_inputs", "check_keywords"]
+__all__ = ["check_inputs", "check_keywords", "check_prompts"]
 
 # What a forward pass reads beyond its signature, in most families.
 _SHARED = {*TransformersKwargs.__annotations__, "cache_position", "return_dict", "logits_to_keep", "use_cache"}
@@ -70,3 +70,32 @@ def check_inputs(given: Sequence[Any], keywords: Mapping[str, Any]) -> None:
             "there is nothing to run the model on: give it a text, token ids or input_ids=..., e.g. "
             "model.trace('The Eiffel Tower is in', trace=False)."
         )
+
+
+def check_prompts(given: Sequence[Any]) -> None:
+    """Refuse what nnsight would hand to the tokenizer, and that is no text and no list of texts.
+
+    Arguments:
+        given: the inputs of one invoke.
+
+    Raises:
+        InterpError: lists of lists of texts, texts among other things, a number, or a mapping of texts.
+    """
+    data = given[0] if given else None
+    items = data if isinstance(data, list | tuple) else []
+    nested = [item for item in items if isinstance(item, list | tuple) and any(isinstance(one, str) for one in item)]
+    texts = sum(isinstance(item, str) for item in items)
+    if nested:
+        got = (
+            f"lists of texts in a list, such as {nested[0]!r:.60}: flatten them, or give each list an invoke of its own"
+        )
+    elif 0 < texts < len(items):
+        other = next(item for item in items if not isinstance(item, str))
+        got = f"{other!r:.60} ({type(other).__name__}) among texts"
+    elif isinstance(data, int | float):
+        got = f"{data!r}"
+    elif isinstance(data, Mapping) and any(isinstance(value, str) for value in data.values()):
+        got = f"a mapping of texts, with keys {', '.join(map(str, data))}: give the texts alone"
+    else:
+        return
+    raise InterpError(f"expected a text, a list of texts, token ids or what a tokenizer returned, got {got}.")

@@ -130,14 +130,29 @@ def reject_load_options(**given: Any) -> None:
         raise InterpError(f"{', '.join(named)}: of no use with a model in memory. Load it so in the first place.")
 
 
-def load_skeleton(source: str | Path, *, revision: str | None, trust_remote_code: bool) -> nn.Module:
+def load_skeleton(
+    source: str | Path, *, revision: str | None, trust_remote_code: bool, options: Mapping[str, Any], **given: Any
+) -> nn.Module:
     """The model without its weights, on the `meta` device, for traces that run elsewhere.
 
+    Arguments:
+        source: a local folder or a hub id; the rest as in `StandardizedTransformer`.
+        options: keyword arguments of `from_pretrained`; those that say where the files are.
+        given: what else was said of how the weights are loaded.
+
     Raises:
-        InterpError: there is no such model.
+        InterpError: there is no such model; or something is given that the machine with the weights decides.
     """
+    placed = {**given, **{name: value for name, value in options.items() if name not in _HUB_OPTIONS}}
+    named = [name for name, value in placed.items() if value is not None and (name, value) != ("device_map", "auto")]
+    if named:
+        raise InterpError(
+            f"{', '.join(named)}: of no use with remote=True, where the server has loaded the model in its own way. "
+            "Leave it out."
+        )
+    shared = {"revision": revision, "trust_remote_code": trust_remote_code, **options}
     try:
-        config = AutoConfig.from_pretrained(str(source), revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(str(source), **shared)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except _LOAD_ERRORS as error:

@@ -144,7 +144,23 @@ def _why_by_right(model: StandardizedTransformer, input_ids: Tensor, site: Site)
         return f"{added} is the same whatever enters the layer (weights of zero?)"
     if same[0]:
         return "the attention pattern is the same whatever enters the layer (queries or keys of zero?)"
+    before, after = _added(model, input_ids, site, watched[-1])
+    if not torch.equal(before, after):  # the edit arrives: what becomes of it is proved by edits of what is added
+        return f"it changes {added} by less than the logits' own roundings show"
     return None
+
+
+def _added(model: StandardizedTransformer, input_ids: Tensor, site: Site, added: Site) -> list[Tensor]:
+    """What a sublayer adds, as it is and after an edit inside it."""
+    kept: list[Tensor] = []
+    with model.trace(use_cache=False) as tracer:
+        for changed in (False, True):
+            with tracer.invoke(input_ids=input_ids):
+                if changed:
+                    live = model.read(site)
+                    model.write(site, _edited(site, live))
+                kept.append(model.read(added).clone())
+    return kept
 
 
 def _another(live: Tensor) -> Tensor:

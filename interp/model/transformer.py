@@ -23,7 +23,7 @@ from interp.model.aliases import aliases, merged
 from interp.model.digest import model_digest
 from interp.model.fed import Fed, position_limit
 from interp.model.following import RESERVED, Given, ModuleTree, follow
-from interp.model.keywords import check_inputs, check_keywords
+from interp.model.keywords import check_inputs, check_keywords, check_prompts
 from interp.model.layout import Attentions, place_of, projection_width, why_missing
 from interp.model.loading import (
     check_options,
@@ -153,7 +153,15 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             if tokenizer is None:
                 raise InterpError("a model in memory needs its tokenizer: pass tokenizer=, an object or a folder.")
         elif remote:
-            module = load_skeleton(model, revision=revision, trust_remote_code=trust_remote_code)
+            module = load_skeleton(
+                model,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                options=options,
+                dtype=dtype,
+                device_map=device_map,
+                attn_implementation=attn_implementation,
+            )
         else:
             module = load_model(
                 model,
@@ -331,6 +339,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
                 self.trace_memory.values.clear()
 
     def _batch(self, invokes: list[Any], fn: Any) -> Any:
+        for given, _ in invokes:
+            check_prompts(given)
         # nnsight makes masks and positions on torch's default device, which need not be where the prompts are.
         with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
             return TransformersModel._batch(self, invokes, fn)

@@ -22,7 +22,8 @@ class ModelConfig:
         trust_remote_code: run code that the hub repository carries.
         remote: run `collect` and the lenses in sessions on NDIF, and load no weights. The API key is read from the
             environment variable NDIF_API_KEY, and kept nowhere; NDIF_HOST names a server of one's own. The server has
-            its own dtype, devices and attention; `dtype` is what activations are kept in.
+            its own dtype, devices and attention: `device_map` has to be `auto`, `attention_implementation` is not used,
+            and `dtype` is what activations are kept in.
         num_layers: known depth, so that a bad layer is rejected before anything is loaded; null: read it from a local
             folder's config, or not checked.
         depends_on: file or folder whose content the stages depend on: the folder itself for a local model, and this

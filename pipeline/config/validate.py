@@ -279,6 +279,11 @@ def _check_remote(config: Config) -> None:
             "model.remote: expected an API key of NDIF in the environment variable NDIF_API_KEY, or in NDIF_HOST the "
             "address of a server that asks for none; found neither."
         )
+    if config.model.device_map != ModelConfig.device_map:
+        raise ConfigError(
+            f"model.device_map: expected {ModelConfig.device_map} with model.remote=true, since the server has devices "
+            f"of its own, got {config.model.device_map!r}."
+        )
     if config.tune.kind != "off":
         raise ConfigError(
             "tune: maps are trained on gradients and text, which stay here. Choose tune=off, or model.remote=false."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from transformers.utils import logging as transformers_logging
@@ -10,6 +11,8 @@ from interp.model import StandardizedTransformer
 from pipeline.config.model import ModelConfig
 
 __all__ = ["load_model"]
+
+log = logging.getLogger("interpipe")
 
 
 def load_model(config: ModelConfig) -> StandardizedTransformer:
@@ -21,6 +24,11 @@ def load_model(config: ModelConfig) -> StandardizedTransformer:
     if not sys.stderr.isatty():  # plain log lines where there is no terminal
         transformers_logging.disable_progress_bar()
     if config.remote:  # the names and sizes alone
+        log.info(
+            "the model runs on a server, in its own dtype, on its own devices and with its own attention: "
+            "model.attention_implementation=%s is not used",
+            config.attention_implementation,
+        )
         return StandardizedTransformer(
             config.source, revision=config.revision, trust_remote_code=config.trust_remote_code, remote=True
         )

@@ -27,6 +27,8 @@ from interp.model.loading import UnknownKeyword
 __all__ = ["GetLayerObject", "StandardizedTransformer"]
 
 GetLayerObject = Callable[[int], Tensor]
+# How weights are loaded, which scripts say of remote models too.
+_OF_THE_SERVER = ("device_map", "dtype", "torch_dtype", "attn_implementation")
 
 
 class StandardizedTransformer(_Base):
@@ -74,6 +76,13 @@ class StandardizedTransformer(_Base):
         """
         for needless in ("dispatch", "meta_buffers"):
             kwargs.pop(needless, None)
+        if remote:
+            nnsight.ndif.register("interp")
+            enable_attention_probs = False  # attention is read whatever the server runs it with
+            for name in _OF_THE_SERVER:
+                value = kwargs.pop(name, None)
+                if value not in (None, "auto"):
+                    warnings.warn(f"{name}={value!r} is left out: remotely it is the server's to decide.", stacklevel=2)
         implementation = kwargs.pop("attn_implementation", None)
         if enable_attention_probs and implementation not in (None, "eager"):
             raise InterpError(
@@ -87,11 +96,9 @@ class StandardizedTransformer(_Base):
             if implementation is not None:
                 model.set_attn_implementation(implementation)  # type: ignore[operator]
             kwargs.pop("device_map", None)
-        else:
+        elif not remote:
             kwargs = {"device_map": "auto", "attn_implementation": implementation, **kwargs}
         tokenizer_kwargs = kwargs.get("tokenizer_kwargs") or {}
-        if remote:
-            nnsight.ndif.register("interp")
         while True:
             try:
                 super().__init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,17 @@ def _unload(module: Any, family: str) -> None:
     peft.get_peft_model(module, _lora(family)).merge_and_unload()
 
 
+def _load_adapter(module: Any, family: str) -> None:
+    """An adapter of transformers' own, from a folder as `save_pretrained` writes it."""
+    other = peft.get_peft_model(tiny_model(family), _lora(family))
+    with tempfile.TemporaryDirectory() as folder:
+        other.save_pretrained(folder)
+        module.load_adapter(folder)
+    found = dict(module.named_parameters())
+    for name, value in other.base_model.model.named_parameters():
+        assert torch.equal(found[name], value), name
+
+
 def _layers(module: Any, family: str) -> Any:
     return module.transformer.h if family == "gpt2" else module.model.layers
 
@@ -89,6 +101,7 @@ def _quantize(module: Any, family: str) -> None:
 CHANGES: dict[str, Callable[[Any, str], None]] = {
     "inject_adapter_in_model": _inject,
     "add_adapter": _add_adapter,
+    "load_adapter": _load_adapter,
     "get_peft_model": _get_peft_model,
     "merge_and_unload": _unload,
     "assign": _assign,
@@ -142,7 +155,12 @@ def _agrees(model: StandardizedTransformer, paths: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("family", "change"),
-    [*(("llama", change) for change in CHANGES), ("gpt2", "inject_adapter_in_model"), ("gpt2", "assign")],
+    [
+        *(("llama", change) for change in CHANGES),
+        ("gpt2", "inject_adapter_in_model"),
+        ("gpt2", "load_adapter"),
+        ("gpt2", "assign"),
+    ],
 )
 @torch.no_grad()
 def test_replaced_modules_are_followed(family: str, change: str) -> None:

@@ -129,9 +129,22 @@ def test_one_call_without_a_block(family: str) -> None:
     torch.testing.assert_close(model(IDS).logits, by_ids)
 
 
-def test_lists_of_lists_of_strings_are_refused() -> None:
-    with pytest.raises(TypeError):
-        wrapped("llama").trace([[PROMPT], [OTHER]], trace=False)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([[PROMPT], [OTHER]], "lists of texts in a list, such as .*: flatten them, or give each list an invoke"),
+        ((PROMPT, 3), r"3 \(int\) among texts"),
+        (3, "3"),
+        ({"text": PROMPT}, "a mapping of texts, with keys text: give the texts alone"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(given: Any, message: str) -> None:
+    model = wrapped("llama")
+    with pytest.raises(InterpError, match=f"expected a text, a list of texts, token ids .*, got {message}"):
+        model.trace(given, trace=False)
+    with pytest.raises(InterpError, match="expected a text, a list of texts"), model.trace() as tracer:  # noqa: SIM117
+        with tracer.invoke(given):
+            model.logits.save()
 
 
 def test_a_pass_without_a_trace_needs_inputs() -> None:

@@ -13,6 +13,7 @@ from interp import StandardizedTransformer
 from interp.architectures import RenameConfig
 from interp.errors import InterpError
 from interp.lenses import logit_lens_on_prompts
+from interp.model.digest import model_digest
 from interp.model.proof import prove
 from tests.apart import torchao_quantization
 from tests.interp.reference import IDS
@@ -167,3 +168,24 @@ def test_a_lens_of_a_quantized_model(how: str) -> None:
             logits = module(**model.tokenizer(text, return_tensors="pt")).logits[0, -1]
             expected = logits.log_softmax(-1)[[5, 17]].logsumexp(-1)
             assert lens.log_prob[row, -1, 0] == pytest.approx(float(expected), abs=1e-5 if how == "torchao" else 0.05)
+
+
+@pytest.mark.parametrize("how", [*ACTIVATIONS, *WEIGHTS])
+@torch.no_grad()
+def test_digests_of_quantized_models_are_those_of_their_weights(how: str) -> None:
+    """Packed weights are no parameters, and scales may lie beside them; asking changes no number."""
+
+    def quantized(scale: float) -> nn.Module:
+        module = tiny_model("llama", **SIZES)
+        module.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(scale)
+        made = {**ACTIVATIONS, **WEIGHTS}[how](module)
+        made(input_ids=IDS)  # bitsandbytes packs weights as it runs
+        return made
+
+    digests = [model_digest(quantized(scale)) for scale in (1.0, 1.0, 1.5, -1.0)]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    module = quantized(1.0)
+    logits = module(input_ids=IDS).logits
+    assert model_digest(module) == digests[0]
+    assert torch.equal(module(input_ids=IDS).logits, logits)

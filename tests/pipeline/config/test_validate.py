@@ -267,6 +267,7 @@ def test_what_cannot_run_remotely_is_refused_before_anything_starts(monkeypatch:
     monkeypatch.setenv("NDIF_API_KEY", "a key")
     remote = ("model=gpt2", "model.remote=true")
     assert valid(*remote, "lens=[logit_lens,patchscope,patchscope_query_mean]").model.remote
+    assert valid("model=gemma2_2b", "model.remote=true").model.attention_implementation == "eager"  # not used: said
     for overrides, message in (
         (["lens=patchscope_grid"], "lens.patchscope_grid: kind patchscope_grid does not run remotely"),
         (["lens=[logit_lens,knockout]"], "lens.knockout: kind knockout does not run remotely"),
@@ -274,6 +275,7 @@ def test_what_cannot_run_remotely_is_refused_before_anything_starts(monkeypatch:
         (["lens=patchscope_generate"], "kind patchscope_generate does not run remotely"),
         (["tune=default", "lens=tuned_lens"], "tune: maps are trained on gradients and text, which stay here"),
         (["tune=default", "lens=affine_lens"], "tune: maps are trained"),
+        (["model.device_map=cpu"], "model.device_map: expected auto with model.remote=true, since the server has"),
     ):
         with pytest.raises(ConfigError, match=message):
             valid(*remote, *overrides)
