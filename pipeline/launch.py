@@ -6,11 +6,13 @@ processes or on other machines. What they have to know of one another lies in th
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,26 @@ LAUNCHERS_HERE = ("BasicLauncher", "JoblibLauncher")  # others may run a job on 
 def complain(message: str) -> None:
     """Write one message to standard error, without the password of an address."""
     print(f"error: {masked(message)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def masked_logs() -> Iterator[None]:
+    """Log without the passwords of addresses, whoever logs: handlers come and go with Hydra's own configuration."""
+    former = logging.getLogRecordFactory()
+
+    def make(*arguments: Any, **named: Any) -> logging.LogRecord:
+        record = former(*arguments, **named)
+        with contextlib.suppress(TypeError, ValueError):  # what does not fit its arguments logging itself reports
+            told = record.getMessage()
+            if masked(told) != told:
+                record.msg, record.args = masked(told), ()
+        return record
+
+    logging.setLogRecordFactory(make)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(former)
 
 
 def checked(config: DictConfig, standing: Path) -> tuple[dict[str, Any], Config]:

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -215,8 +216,22 @@ def _check_tracking(tracking: TrackingConfig) -> None:
         raise ConfigError(f"{expected}, got {shown!r}. MLflow no longer writes to plain folders.")
     if scheme in ("http", "https") and not host:
         raise ConfigError(f"{expected}, got {shown!r}, which names no host.")
-    if scheme == "sqlite" and not parts.path.strip("/"):
-        raise ConfigError(f"{expected}, got {shown!r}, which names no file.")
+    if any(character.isspace() for character in parts.netloc):
+        raise ConfigError(f"{expected}, got {shown!r}, whose host holds a space.")
+    if scheme == "sqlite":
+        _check_database(f"{expected}, got {shown!r}", parts.path)
+
+
+def _check_database(message: str, path: str) -> None:
+    """What sqlite would refuse after the run: no name, a folder, a folder that is a file."""
+    if not path.strip("/"):
+        raise ConfigError(f"{message}, which names no file.")
+    place = Path("/", path.lstrip("/"))
+    if place.is_dir():
+        raise ConfigError(f"{message}, which is a folder.")
+    for above in place.parents:
+        if above.exists() and not above.is_dir():
+            raise ConfigError(f"{message}, where {above} is a file.")
 
 
 def _listed(config: Config, rules: Mapping[str, Rule]) -> Iterable[tuple[str, Rule, Any]]:
