@@ -33,7 +33,8 @@ def main() -> int:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here as exceptions, not as text and an exit
     try:
-        hydra.main(config_path=str(CONFIG_FOLDER), config_name="config", version_base="1.3")(launch.job)()
+        with launch.masked_logs():  # Hydra tells each job's overrides
+            hydra.main(config_path=str(CONFIG_FOLDER), config_name="config", version_base="1.3")(launch.job)()
     except KeyboardInterrupt as interrupt:
         launch.complain("interrupted. What is finished is kept: the same command goes on from there.")
         launch.stop("KILLED")

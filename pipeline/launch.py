@@ -6,11 +6,13 @@ processes or on other machines. What they have to know of one another lies in th
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,10 @@ from pipeline.config.base import ConfigError
 from pipeline.config.explain import explain
 from pipeline.config.machine import check_machine
 from pipeline.config.paths import check_place, localize
-from pipeline.config.tracking import TrackingConfig, load_tracking_config
+from pipeline.config.tracking import TrackingConfig, load_tracking_config, masked
 from pipeline.config.validate import Config, plain, validate
 from pipeline.summary import summary_lines
-from pipeline.sweep import described, job_began, job_ended, jobs_of, new_sweep
+from pipeline.sweep import described, job_began, job_ended, jobs_of, new_sweep, sweep_ended
 
 REJECTED = 2  # exit status for a config that cannot be run
 FAILED = 1
@@ -41,8 +43,28 @@ LAUNCHERS_HERE = ("BasicLauncher", "JoblibLauncher")  # others may run a job on 
 
 
 def complain(message: str) -> None:
-    """Write one message to standard error."""
-    print(f"error: {message}", file=sys.stderr)
+    """Write one message to standard error, without the password of an address."""
+    print(f"error: {masked(message)}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def masked_logs() -> Iterator[None]:
+    """Log without the passwords of addresses, whoever logs: handlers come and go with Hydra's own configuration."""
+    former = logging.getLogRecordFactory()
+
+    def make(*arguments: Any, **named: Any) -> logging.LogRecord:
+        record = former(*arguments, **named)
+        with contextlib.suppress(TypeError, ValueError):  # what does not fit its arguments logging itself reports
+            told = record.getMessage()
+            if masked(told) != told:
+                record.msg, record.args = masked(told), ()
+        return record
+
+    logging.setLogRecordFactory(make)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(former)
 
 
 def checked(config: DictConfig, standing: Path) -> tuple[dict[str, Any], Config]:
@@ -72,7 +94,7 @@ def job(config: DictConfig) -> None:
     """
     settings = HydraConfig.get()
     standing, folder = Path(settings.runtime.cwd), Path(settings.runtime.output_dir)  # the process may have moved
-    overrides = list(settings.overrides.task)
+    overrides = [masked(override) for override in settings.overrides.task]  # they are written down
     if settings.mode != RunMode.MULTIRUN:
         if not _told(_run(config, folder, overrides, None, standing), folder, standing):
             raise SystemExit(FAILED)
@@ -151,6 +173,7 @@ class Sweep:
             if settle(job.folder):
                 config = load_tracking_config(str(job.folder / "params.yaml"))
                 log_run(job.folder, Allowance(config, self.folder))
+        sweep_ended(self.folder, status)  # so that `python -m pipeline.tracking sync` can close it, should this fail
         for config in self.tracking:
             end_sweep(config, self.known, status, Allowance(config, self.folder))
 
@@ -211,7 +234,8 @@ class Preflight(Callback):
             complain(str(error))
             raise SystemExit(REJECTED) from None
         name = folder.relative_to(Path.cwd()).as_posix() if folder.is_relative_to(Path.cwd()) else str(folder)
-        known = new_sweep(folder, name, list(config.hydra.overrides.task), fixed)
+        asked = [masked(override) for override in config.hydra.overrides.task]
+        known = new_sweep(folder, name, asked, [masked(override) for override in fixed])
 
         from pipeline.tracking.runs import Allowance, begin_sweep
 

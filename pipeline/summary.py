@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.lens import load_lens_configs
-from pipeline.config.tracking import load_tracking_config
+from pipeline.config.tracking import load_tracking_config, masked
 
 CURVES_A_LENS = 3
 LENSES = 5
@@ -29,7 +29,7 @@ def summary_lines(folder: Path, standing: Path | None = None) -> list[str]:
     shown = os.path.relpath(folder, standing) if folder.is_relative_to(standing) else str(folder)
     lines = [f"run       {shown}", f"report    {shown}/report/index.html"]
     if tracking.enabled:
-        lines.append(f"tracking  {tracking.uri or 'make ui'}, experiment {tracking.experiment}")
+        lines.append(f"tracking  {masked(tracking.uri or 'make ui')}, experiment {tracking.experiment}")
     if not load_lens_configs(str(folder / "params.yaml")):
         lines.append(f"collected {shown}/activations.zarr; no lens was asked for")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """What a sweep and its jobs know of one another; all of it lies in the sweep's folder.
 
-    sweep.json      the sweep's name and key, its command line, what its jobs share; the parent writes it first
+    sweep.json      the sweep's name and key, its command line, what its jobs share; the parent writes it first, and at
+                    the end how the sweep ended
     .jobs/3.json    job 3: its overrides, its run folder, how it stands; the job itself writes it, wherever it runs
 
 Where a job runs is Hydra's to decide (`hydra.sweep.subdir`, a launcher, another machine): the parent never guesses it.
@@ -19,7 +20,7 @@ from typing import Any
 
 from pipeline.stages.common import write_json
 
-__all__ = ["Job", "described", "job_began", "job_ended", "jobs_of", "new_sweep"]
+__all__ = ["Job", "described", "job_began", "job_ended", "jobs_of", "new_sweep", "sweep_ended", "sweep_of"]
 
 RECORD, JOBS = "sweep.json", ".jobs"
 WAITED = ".tracking"  # what tracking has cost the sweep (`pipeline.tracking.bounded`)
@@ -71,6 +72,30 @@ def described(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def sweep_ended(folder: Path, status: str) -> None:
+    """Say how a sweep ended: `FINISHED`, `FAILED` or `KILLED`.
+
+    Arguments:
+        folder: the sweep's folder.
+        status: how.
+    """
+    with contextlib.suppress(OSError):  # a full disk: the sweep is over all the same
+        write_json(folder / RECORD, described(folder) | {"status": status})
+
+
+def sweep_of(run: Path, name: str, key: str, root: Path) -> Path | None:
+    """The folder of the sweep that a run belongs to; None: it is not where it was, or is another sweep's now.
+
+    Arguments:
+        run: the run folder, absolute.
+        name: of the sweep: its folder, by the record of the run.
+        key: the sweep's key, likewise.
+        root: the repository, where a relative name begins.
+    """
+    places = [*run.parents, root / name]  # first where it is, should both have been moved
+    return next((place for place in places if described(place).get("key") == key), None)
+
+
 def job_began(sweep: Path, number: int, overrides: Sequence[str], folder: Path) -> None:
     """Say that a job runs, and where."""
     _write(sweep, Job(number, " ".join(overrides), folder, RUNNING))
@@ -85,7 +110,7 @@ def jobs_of(sweep: Path) -> list[Job]:
     """The jobs that have begun, by number."""
     jobs = []
     for file in (sweep / JOBS).glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # half of one: the job is told as not begun
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # half of one: the job is told as not begun
             said = json.loads(file.read_text(encoding="utf-8"))
             jobs.append(Job(said["number"], said["overrides"], Path(said["folder"]), said["status"]))
     return sorted(jobs, key=lambda job: job.number)

@@ -86,6 +86,8 @@ def _unknown_key(key: str, overrides: Sequence[str], config_folder: str | None) 
             return f"unknown key {part!r}{where}.{nearest(part, {*node, *([] if walked else groups)})}"
         node = node[part]
         walked.append(part)
+    if isinstance(node, dict):
+        return f"{key}: what it does not hold yet is added with '+{key}.NAME=VALUE'."
     return f"{key}: this override cannot be applied."
 
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.config.base import bounded, load_section, section_from
+
+PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):[^\s/]*@")
+
+
+def masked(text: str) -> str:
+    """A text without the passwords of the addresses in it: `http://me:***@host`.
+
+    Arguments:
+        text: what is shown, logged or written where others read it.
+    """
+    return PASSWORD.sub(r"\1:***@", text)
 
 
 @dataclass(frozen=True)
@@ -15,6 +27,7 @@ class TrackingConfig:
     Arguments:
         enabled: track at all.
         uri: MLflow tracking URI; null: `mlflow.db` (sqlite) in the repository's root, artifacts beside it.
+            A password in it is masked wherever it is shown or sent; `MLFLOW_TRACKING_PASSWORD` keeps it out of files.
         experiment: name of the MLflow experiment.
         tags: further tags.
         timeout: seconds that a server may cost a run, or a whole sweep, in all.

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,7 +39,7 @@ from pipeline.config.paths import HUB_MODEL
 from pipeline.config.report import ReportConfig, report_from
 from pipeline.config.store import StoreConfig, store_from
 from pipeline.config.task import TaskConfig, spans_of, task_from
-from pipeline.config.tracking import TrackingConfig, tracking_from
+from pipeline.config.tracking import TrackingConfig, masked, tracking_from
 from pipeline.config.tune import AFFINE, KINDS, LOSSES, OPTIMIZERS, TuneConfig, tune_from
 from pipeline.config.validate_lens import check_lens, check_span, close
 from pipeline.config.validate_tune import check_tune
@@ -203,19 +204,34 @@ def _check_tracking(tracking: TrackingConfig) -> None:
             raise ConfigError(f"tracking.tags: expected names of letters, digits, '_-. :/', got {tag!r}.")
     if tracking.uri is None:
         return
+    shown = masked(tracking.uri)
     expected = "tracking.uri: expected a server (http://HOST:PORT) or a database (sqlite:////absolute/path.db)"
     try:
         parts = urlsplit(tracking.uri)
         host, _ = parts.hostname, parts.port  # reading them checks them
     except ValueError as error:
-        raise ConfigError(f"{expected}, got {tracking.uri!r}: {error}.") from None
+        raise ConfigError(f"{expected}, got {shown!r}: {masked(str(error))}.") from None
     scheme = parts.scheme.split("+")[0]
     if scheme not in TRACKING_SCHEMES:
-        raise ConfigError(f"{expected}, got {tracking.uri!r}. MLflow no longer writes to plain folders.")
+        raise ConfigError(f"{expected}, got {shown!r}. MLflow no longer writes to plain folders.")
     if scheme in ("http", "https") and not host:
-        raise ConfigError(f"{expected}, got {tracking.uri!r}, which names no host.")
-    if scheme == "sqlite" and not parts.path.strip("/"):
-        raise ConfigError(f"{expected}, got {tracking.uri!r}, which names no file.")
+        raise ConfigError(f"{expected}, got {shown!r}, which names no host.")
+    if any(character.isspace() for character in parts.netloc):
+        raise ConfigError(f"{expected}, got {shown!r}, whose host holds a space.")
+    if scheme == "sqlite":
+        _check_database(f"{expected}, got {shown!r}", parts.path)
+
+
+def _check_database(message: str, path: str) -> None:
+    """What sqlite would refuse after the run: no name, a folder, a folder that is a file."""
+    if not path.strip("/"):
+        raise ConfigError(f"{message}, which names no file.")
+    place = Path("/", path.lstrip("/"))
+    if place.is_dir():
+        raise ConfigError(f"{message}, which is a folder.")
+    for above in place.parents:
+        if above.exists() and not above.is_dir():
+            raise ConfigError(f"{message}, where {above} is a file.")
 
 
 def _listed(config: Config, rules: Mapping[str, Rule]) -> Iterable[tuple[str, Rule, Any]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from pipeline.config.tracking import TrackingConfig
+from pipeline.config.tracking import TrackingConfig, masked
 from pipeline.stages.common import repository_root
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ class Target:
     uri: str
     experiment: str
     root: str
+
+    @property
+    def shown(self) -> str:
+        """The URI without a password."""
+        return masked(self.uri)
 
     @property
     def local(self) -> bool:
@@ -139,5 +144,5 @@ def make_ready(target: Target, seconds: float = 60) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's first line, cut to a readable length."""
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    """An error's first line, cut to a readable length, without the password of an address."""
+    return masked((str(error) or type(error).__name__).splitlines()[0])[:200]

@@ -13,7 +13,7 @@ from pipeline.tracking.bounded import Allowance, TrackingFailed, ask
 from pipeline.tracking.client import Target, first_line, target_of
 from pipeline.tracking.sending import sent_already
 
-__all__ = ["Allowance", "begin_sweep", "end_sweep", "log_run", "prepare", "send"]
+__all__ = ["Allowance", "begin_sweep", "close_sweep", "end_sweep", "log_run", "prepare", "send"]
 
 log = logging.getLogger("interpipe")
 
@@ -36,7 +36,7 @@ def prepare(config: TrackingConfig, allowance: Allowance) -> bool:
     why = _tried(target, "make_ready", {}, allowance)
     if why:
         log.warning(
-            "tracking: %s cannot be reached (%s). The run goes on and keeps its results on disk.", target.uri, why
+            "tracking: %s cannot be reached (%s). The run goes on and keeps its results on disk.", target.shown, why
         )
     return not why
 
@@ -59,13 +59,13 @@ def begin_sweep(config: TrackingConfig, sweep: Mapping[str, Any], allowance: All
     why = _tried(target, "open_sweep", arguments, allowance)
     if why:
         log.warning(
-            "tracking: %s cannot be reached (%s). The sweep goes on and keeps its results on disk.", target.uri, why
+            "tracking: %s cannot be reached (%s). The sweep goes on and keeps its results on disk.", target.shown, why
         )
     return not why
 
 
 def end_sweep(config: TrackingConfig, sweep: Mapping[str, Any], status: str, allowance: Allowance) -> None:
-    """Close a sweep's parent run.
+    """Close a sweep's parent run; a server that is down or hangs costs a warning and leaves that to `sync`.
 
     Arguments:
         config: section `tracking`.
@@ -75,10 +75,24 @@ def end_sweep(config: TrackingConfig, sweep: Mapping[str, Any], status: str, all
     """
     if not config.enabled:
         return
+    try:
+        close_sweep(config, sweep, status, allowance)
+    except Exception as error:  # as in `log_run`
+        log.warning(
+            "tracking: the sweep's parent run could not be closed (%s); do it later, and send what is missing, with\n"
+            "    python -m pipeline.tracking sync %s",
+            first_line(error), shlex.quote(sweep["name"]),
+        )  # fmt: skip
+
+
+def close_sweep(config: TrackingConfig, sweep: Mapping[str, Any], status: str, allowance: Allowance) -> None:
+    """As `end_sweep`, whether tracking is enabled or not.
+
+    Raises:
+        TrackingFailed: MLflow did not do it.
+    """
     arguments = {"name": sweep["name"], "key": sweep["key"], "status": status}
-    why = _tried(target_of(config), "close_sweep", arguments, allowance)
-    if why:
-        log.warning("tracking: the sweep's parent run could not be closed (%s)", why)
+    _asked(target_of(config), "close_sweep", arguments, allowance)
 
 
 def log_run(folder: str | Path, allowance: Allowance | None = None) -> bool:
@@ -104,7 +118,7 @@ def log_run(folder: str | Path, allowance: Allowance | None = None) -> bool:
         log.warning(
             "tracking: %s did not take the run (%s). Its results are complete in %s; send it later with\n"
             "    python -m pipeline.tracking sync %s",
-            target_of(config).uri, first_line(error), folder, shlex.quote(str(folder)),
+            target_of(config).shown, first_line(error), folder, shlex.quote(str(folder)),
         )  # fmt: skip
         return False
     return True

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config.tracking import masked
 from pipeline.stages.common import file_digest, write_json
 from pipeline.tracking.client import Target, connect, experiment_id, made_once
 from pipeline.tracking.payload import Payload, read_json, read_run
@@ -81,7 +82,9 @@ def open_sweep(target: Target, name: str, key: str, overrides: Sequence[str], *,
 def close_sweep(target: Target, name: str, key: str, status: str, *, seconds: float = 60) -> None:
     """Close a sweep's parent run as `FINISHED`, `FAILED` (some job failed) or `KILLED`; else as `open_sweep`."""
     client = connect(target.uri, seconds)
-    client.set_terminated(_sweep_parent(client, experiment_id(client, target), name, key), status=status)
+    parent = _sweep_parent(client, experiment_id(client, target), name, key)
+    if client.get_run(parent).info.status != status:  # closed again it would seem to have taken until now
+        client.set_terminated(parent, status=status)
 
 
 def _sweep_parent(client: MlflowClient, experiment: str, name: str, key: str) -> str:
@@ -116,7 +119,7 @@ def send(target: Target, folder: str, *, seconds: float = 60) -> str:
         record = read_json(record_path)
     state = file_digest(place / "run.json")
     key = record.get("key") or uuid.uuid4().hex
-    write_json(record_path, {"key": key, "uri": target.uri, "sent": None})
+    write_json(record_path, {"key": key, "uri": target.shown, "sent": None})
     with made_once(target):
         client = connect(target.uri, seconds)
         experiment = experiment_id(client, target)
@@ -130,7 +133,7 @@ def send(target: Target, folder: str, *, seconds: float = 60) -> str:
 
     run_id = the_one(client, experiment, KEY_TAG, key, make)
     fill(client, run_id, payload, tags)
-    write_json(record_path, {"key": key, "uri": target.uri, "sent": state, "run_id": run_id})
+    write_json(record_path, {"key": key, "uri": target.shown, "sent": state, "run_id": run_id})
     return run_id
 
 
@@ -142,7 +145,7 @@ def sent_already(target: Target, folder: Path) -> str | None:
     except ValueError:  # by a full disk or another program; ours is written whole
         log.warning("tracking: %s cannot be read, so that a run which it named is left, and another one begun", file)
         return None
-    same = record.get("uri") == target.uri and (folder / "run.json").is_file()
+    same = record.get("uri") == target.shown and (folder / "run.json").is_file()
     return str(record["run_id"]) if same and record.get("sent") == file_digest(folder / "run.json") else None
 
 
@@ -168,7 +171,9 @@ def fill(client: MlflowClient, run_id: str, payload: Payload, tags: dict[str, st
         context = [InputTag("mlflow.data.context", "prompts")]
         client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), context)])
     for artifact in payload.artifacts:
-        if artifact.is_dir():
+        if artifact.name == "params.yaml":  # the run folder's own has all that it takes to send the run
+            client.log_text(run_id, masked(artifact.read_text(encoding="utf-8")), artifact.name)
+        elif artifact.is_dir():
             client.log_artifacts(run_id, str(artifact), artifact.name)
         else:
             client.log_artifact(run_id, str(artifact))

@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from interp.errors import InterpError
 from pipeline.config.paths import ROOT
+from pipeline.config.tracking import masked
 from pipeline.stages.common import write_json
 from pipeline.workflow.process import Killed, interruptible, reproduce
 from pipeline.workflow.record import git_state, now, outputs, versions
@@ -108,7 +109,8 @@ def _earlier(folder: Path) -> dict[str, Any]:
     except ValueError:
         log.warning("%s cannot be read; it is written anew, without the name of a sweep", record)
     with contextlib.suppress(OSError, YAMLError):
-        return {"overrides": list(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))}
+        found = OmegaConf.load(folder / ".hydra" / "overrides.yaml")  # perhaps cut short as well
+        return {"overrides": [masked(text) for text in found if isinstance(text, str)]}
     return {}
 
 

@@ -63,7 +63,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         world.tracked.append(f"prepare {config.experiment}")
 
     def begin_sweep(config: TrackingConfig, sweep: dict[str, Any], allowance: Allowance) -> None:
-        assert allowance.left == 4 * config.timeout
+        assert allowance.left == (4 if config.uri is None else 1) * config.timeout
         if config.enabled:
             world.tracked.append(f"begin_sweep {config.experiment} {sweep['overrides']}")
 
@@ -95,6 +95,24 @@ def test_a_run(command_line: CommandLine, world: World, tmp_path: Path, capsys: 
         "tracking  make ui, experiment interpipe",
         "logit_lens (7 examples): P(answer) up to 0.900 at layer 11",
     ]
+
+
+def test_a_password_is_not_told(
+    command_line: CommandLine, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = "tracking.uri='http://me:secret@localhost:{}'"
+    assert command_line(*CONFIG, uri.format(80)) == 0
+    assert command_line("-m", *CONFIG, uri.format("80,x"), "hydra.sweep.dir=swept") == 2
+    assert command_line("-m", *CONFIG, "task.shots=1,2", uri.format(80), "hydra.sweep.dir=swept") == 0
+    (_, params, overrides, _), (*_, swept) = world.runs[0], world.runs[1]
+    assert params["tracking"]["uri"] == "http://me:secret@localhost:80", "what is needed to send it"
+    assert "tracking.uri='http://me:***@localhost:80'" in overrides
+    assert swept is not None and set(swept["swept"]) == {"task.shots"}
+    told = "".join(capsys.readouterr()) + "".join(world.tracked)
+    assert "me:***@localhost" in told and "secret" not in told
+    records = [path.read_text() for path in (tmp_path / "swept").rglob("*.json")]
+    assert sum("me:***@" in record for record in records) == 3, "the sweep's and two jobs'"
+    assert not any("secret" in record for record in records)
 
 
 def test_runs_that_start_in_the_same_second(command_line: CommandLine, world: World, tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ import pytest
 
 from interp.errors import InterpError
 from pipeline.config.tracking import TrackingConfig
+from pipeline.sweep import job_ended, new_sweep, sweep_ended
+from pipeline.tracking import __main__ as main_module
 from pipeline.tracking import client as client_module
 from pipeline.tracking.__main__ import main
-from pipeline.tracking.client import connect, target_of, tracking_uri
+from pipeline.tracking.client import Target, connect, target_of, tracking_uri
 from pipeline.tracking.runs import Allowance, begin_sweep, end_sweep, log_run, prepare
 from pipeline.tracking.sending import KEY_TAG, send, the_one
 from tests.pipeline.tracking.run_folders import make_run_folder, write_run
@@ -145,6 +147,58 @@ def test_a_sweep_has_one_parent_whatever_it_is_called(root: Path) -> None:
     assert {child.info.run_name for child in children} == {"lens=a", "lens=b"} and len(runs) == 3
     assert parent.info.status == "FAILED" and parent.data.tags["overrides"] == "lens=a,b"
     assert parent.info.run_name == SWEEP["name"]
+
+
+def test_sync_closes_a_sweep_that_could_not_be_closed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its server was gone from the first job on; one run is synced, then the whole sweep."""
+    monkeypatch.setattr(main_module, "repository_root", lambda: root)
+    config = TrackingConfig(uri=f"sqlite:///{root}/tracked.db", experiment="tests")
+    folder = root / "outputs/it's"
+    folder.mkdir(parents=True)
+    sweep = new_sweep(folder, "outputs/it's", ["lens=a,b"], [])
+    places = []
+    for number, lens in enumerate("ab"):
+        record = {"name": sweep["name"], "key": sweep["key"], "swept": {"lens": lens}}
+        places.append(make_run_folder(folder / f"{number}", str(config.uri), sweep=record))
+        job_ended(folder, number, [f"lens={lens}"], places[-1], finished=True)
+    nothing = Allowance(config, folder)
+    nothing.spend(1000)
+    end_sweep(config, sweep, "FAILED", nothing)
+    assert "python -m pipeline.tracking sync 'outputs/it'\"'\"'s'" in caplog.text
+
+    def statuses() -> dict[str, str]:
+        return {run.info.run_name: run.info.status for run in all_runs(config)}
+
+    assert main(["sync", str(places[0])]) == 0
+    assert statuses() == {"outputs/it's": "RUNNING", "lens=a": "FINISHED"}, "nobody has said that the sweep is over"
+    sweep_ended(folder, "FAILED")
+    assert main(["sync", str(places[0])]) == 0, "the run is there already; its sweep is closed"
+    assert statuses() == {"outputs/it's": "FAILED", "lens=a": "FINISHED"}
+    ended = {run.info.run_name: run.info.end_time for run in all_runs(config)}
+    capsys.readouterr()
+    assert main(["sync", str(folder)]) == 0
+    assert statuses() == {"outputs/it's": "FAILED", "lens=a": "FINISHED", "lens=b": "FINISHED"}
+    assert {run.info.run_name: run.info.end_time for run in all_runs(config)}.items() >= ended.items()
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3 and said[-1] == f"{folder}: the sweep is FAILED at {config.uri}"
+
+
+def test_a_password_is_sent_nowhere(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    secret, port = "geh:e@im", free_port()
+    config = TrackingConfig(uri=f"http://me:{secret}@127.0.0.1:{port}", experiment="tests", timeout=5)
+    folder = make_run_folder(root / "run", str(config.uri))
+    assert not prepare(config, Allowance(config)) and not log_run(folder)
+    assert caplog.text.count(f"http://me:***@127.0.0.1:{port}") >= 2 and secret not in caplog.text
+    assert json.loads((folder / "tracking.json").read_text())["uri"] == f"http://me:***@127.0.0.1:{port}"
+    reached = Target(f"sqlite:///{root}/tracked.db", "tests", str(root))
+    send(reached, str(folder))
+    files = [path for path in (root / "mlartifacts").rglob("*") if path.is_file()]
+    assert "params.yaml" in {path.name for path in files}
+    assert not [path for path in files if secret in path.read_text(errors="replace")]
+    assert secret.encode() not in (root / "tracked.db").read_bytes()
+    assert secret in (folder / "params.yaml").read_text(), "the run folder's own can still be sent"
 
 
 def test_of_runs_that_are_made_at_once_one_stays(root: Path, config: TrackingConfig) -> None:

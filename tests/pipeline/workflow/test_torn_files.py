@@ -91,7 +91,7 @@ def test_a_run_goes_on_whatever_files_are_cut_short(finished: Path, share: float
     root, folder = finished, finished / "outputs/1"
     whole = artifacts(folder)
     (folder / ".hydra").mkdir()
-    (folder / ".hydra/overrides.yaml").write_text("- a=b\n")
+    (folder / ".hydra/overrides.yaml").write_text("- a=b\n- ")  # cut short where the second begins
     for name in TORN:
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[: int(len(content) * share)])
