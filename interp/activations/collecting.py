@@ -25,6 +25,7 @@ from interp.forward.rotary import forget_lengths, rotary_limit
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.model.fed import check_fed
 from interp.model.padding import pads
+from interp.model.verdicts import is_changed
 from interp.passes import turn
 from interp.products import faster_products
 from interp.prompts.given import token_ids
@@ -82,7 +83,8 @@ def collect(
 
     Raises:
         InterpError: no prompt, no site, a site twice, one kind with all heads and with one, an empty prompt, a position
-            outside its prompt, or layers of one kind that differ in width or in the number of heads.
+            outside its prompt, layers of one kind that differ in width or in the number of heads, or a hook of the
+            user's that was put on the model meanwhile.
     """
     input_ids = token_ids(input_ids)
     if not input_ids or not sites:
@@ -184,8 +186,16 @@ class _Collector:
     def in_turns(self, block: Block) -> Iterator[int]:
         """Read a block, each batch in one turn of the model: other threads may run it in between."""
         batches = self.run(block)
+        changed: bool | None = None
         while True:
             with turn(self.model._module):
+                if changed is None:
+                    changed = is_changed(self.model)
+                elif not changed and is_changed(self.model):  # batches are planned, and would show it other tokens
+                    raise InterpError(
+                        "a hook, a forward pass or an edit of yours was put on the model while it was collected from. "
+                        "Put it there before, or collect first."
+                    )
                 forget_lengths(self.model)
                 done = next(batches, None)
             if done is None:

@@ -29,14 +29,14 @@ def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]
     Raises:
         InterpError: an id outside the vocabulary, a prompt without tokens, or one beyond its table of positions.
     """
-    limit = model.position_limit
+    limit, vocabulary = model.position_limit, model.vocab_size  # asked for once: the model looks at all its modules
     for index, ids in enumerate(input_ids):
         one = f"{name}: example {index} has"
         if not len(ids):
             raise InterpError(f"{one} 0 tokens, expected at least one.")
-        if min(ids) < 0 or max(ids) >= model.vocab_size:
+        if min(ids) < 0 or max(ids) >= vocabulary:
             raise InterpError(
-                f"{one} ids {min(ids)} to {max(ids)}, expected token ids from 0 to {model.vocab_size - 1}. Were they "
+                f"{one} ids {min(ids)} to {max(ids)}, expected token ids from 0 to {vocabulary - 1}. Were they "
                 "made with another model's tokenizer?"
             )
         if limit is not None and len(ids) + more > limit:

@@ -32,16 +32,22 @@ def users_hook(module: nn.Module) -> str | None:
     """
     if any(not _known(hook) for hooks in _global_hooks() for hook in hooks.values()):
         return "a forward hook on all modules"
-    for path, part in module.named_modules():
+    for part in module.modules():  # at every batch: paths are looked for where there is something to say
         if is_hooked(part):
-            return f"a forward hook on {path or 'the model'}"
+            return f"a forward hook on {_path(module, part)}"
         if not _known(_forward(part)):
-            return f"a forward pass of its own on {path or 'the model'}"
+            return f"a forward pass of its own on {_path(module, part)}"
     return None
+
+
+def _path(module: nn.Module, part: nn.Module) -> str:
+    return next(path for path, other in module.named_modules() if other is part) or "the model"
 
 
 def is_hooked(part: nn.Module) -> bool:
     """Whether a module itself carries a hook of the user's."""
+    if not part._forward_pre_hooks and not part._forward_hooks:
+        return False
     return any(not _known(hook) for hooks in _hooks(part) for hook in hooks.values())
 
 
@@ -82,11 +88,15 @@ def _global_hooks() -> tuple[MutableMapping[int, Any], ...]:
 def _forward(part: nn.Module) -> Any:
     """What a module runs: its class's forward pass, or what was put in its place on this one module."""
     forward = part.__dict__.get("forward")
-    if forward is not None and type(forward).__module__.startswith("nnsight."):
+    if forward is None:
+        return None
+    if type(forward).__module__.startswith("nnsight."):
         forward = forward.state.original  # what nnsight has put itself before
+        if forward is type(part).forward:
+            return None
         if getattr(forward, "__closure__", None):  # a function of nnsight's, around one that is no method
             forward = inspect.getclosurevars(forward).nonlocals.get("forward", forward)
-    is_its_class_s = forward is None or getattr(forward, "__func__", forward) is type(part).forward
+    is_its_class_s = getattr(forward, "__func__", forward) is type(part).forward
     return None if is_its_class_s else forward
 
 

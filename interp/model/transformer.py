@@ -370,7 +370,9 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
     def in_order(self, sites: Sequence[Spelling]) -> list[Site]:
         """Sites in the order in which this model's forward pass meets them, which a trace must keep."""
-        return sorted((self.site(site) for site in sites), key=self._depth)
+        layers = self.num_layers  # asked for once: it looks at all modules
+        places = (parse_site(site, layers, self.num_heads, self.num_kv_heads) for site in sites)
+        return sorted(places, key=self._depth)
 
     def _depth(self, site: Site) -> tuple[Any, ...]:
         if not self.architecture.mixer_first or not site.kind.startswith("mixer"):

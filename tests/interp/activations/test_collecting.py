@@ -545,3 +545,25 @@ def test_a_prompt_that_does_not_fit_alone_and_other_faults_are_raised() -> None:
     assert not any(module._forward_hooks for module in model._module.modules())
     with pytest.raises(InterpError, match="batch_tokens: expected at least 1, got 0"):
         collect(*given, batch_tokens=0)
+
+
+def test_a_hook_put_on_while_batches_are_run_is_refused_and_one_taken_off_is_not() -> None:
+    model = StandardizedTransformer(tiny_model("llama"), tokenizer=tiny_tokenizer())
+    prompts = [list(range(3, 3 + length)) for length in LENGTHS]
+    last = [[length - 1] for length in LENGTHS]
+    sites = [Site("resid_post", 1)]
+    plain = collect(model, prompts, sites, last)["resid_post"]
+    handles: list[Any] = []
+
+    def put_on(_: int) -> None:
+        if not handles:
+            hook = lambda _, __, output: output + 1  # noqa: E731
+            handles.append(model._module.get_submodule("model.layers.1").register_forward_hook(hook))
+
+    with pytest.raises(InterpError, match="was put on the model while it was collected from"):
+        collect(model, prompts, sites, last, batch_tokens=12, progress=put_on)
+    found = collect(model, prompts, sites, last, batch_tokens=12, progress=lambda _: handles[0].remove())["resid_post"]
+    moved = [bool((found[:, row] - plain[:, row]).mean() > 0.5) for row in range(len(prompts))]
+    assert any(moved) and not all(moved)  # each as the model was when its batch ran
+    expected = plain + torch.tensor(moved)[None, :, None, None]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
