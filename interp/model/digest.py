@@ -80,7 +80,7 @@ def _saved(owner: nn.Module) -> Mapping[str, Any]:
         for name, parameter in owner._parameters.items():
             if parameter is not None:
                 saved[name], saved[f"{name} beside"] = parameter.data, vars(parameter)
-    return saved  # type: ignore[no-any-return]
+    return saved
 
 
 def _described(value: Any) -> str:

@@ -10,6 +10,7 @@ told of no mask: a left-padded prompt would read its padding as text, and give o
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from interp import passes
 from interp.architectures import Architecture, submodule
 from interp.errors import InterpError
 from interp.model.fed import is_fake
 from interp.model.hooks import hooks_aside
 from interp.model.verdicts import holds, is_changed, misfit, sample_ids
+from interp.passes import after, before  # by name: what travels to a server must not name a module of ours
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
@@ -50,7 +51,6 @@ def _stands_padding(model: StandardizedTransformer, longest: int) -> bool:
     return holds(model, _NAME, lambda length: _misfit(model, length), consequence, longest=longest)
 
 
-@torch.no_grad()
 def _misfit(model: StandardizedTransformer, length: int) -> str | None:
     """Why padding does not fit, by prompts up to a length; not by lengths alike that blocks of keys may hide."""
     lengths = (length, length - 3, 6)
@@ -63,7 +63,7 @@ def _misfit(model: StandardizedTransformer, length: int) -> str | None:
     interleaving = model.interleaver.interleaving
     model.interleaver.interleaving = False  # a trace may be about to run, which these passes are no part of
     try:
-        with hooks_aside(model._module):
+        with torch.no_grad(), hooks_aside(model._module):
             padded = list(zip(ids, lengths, strict=True))[1:]  # the longest is not
             alone = torch.cat([_final(model, input_ids=row[None, -own:])[0] for row, own in padded])
             return misfit(model, lambda: _final(model, **inputs)[1:][mask[1:].bool().to(alone.device)], alone)
@@ -83,7 +83,7 @@ def _final(model: StandardizedTransformer, **inputs: Tensor) -> Tensor:
         found.append(output if isinstance(output, Tensor) else output[0])
         raise _Final
 
-    hook = passes.after(model.layer(model.num_layers - 1)._module, stop)
+    hook = after(model.layer(model.num_layers - 1)._module, stop)
     try:
         model._module(**inputs, use_cache=False)
     except _Final:
@@ -106,7 +106,7 @@ class PaddingWatch:
 
     def watch(self) -> RemovableHandle:
         """Stand before the model's other hooks, which keep what it was given last: a trial here runs the model."""
-        return passes.before(self.model._module, self._take, prepend=True)
+        return before(self.model._module, self._take, prepend=True)
 
     def _take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Look at what a pass is given.
@@ -116,6 +116,8 @@ class PaddingWatch:
         """
         mask = kwargs.get("attention_mask")
         fed = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        if "interp.model.padding" not in sys.modules:
+            return  # on a server, which has families that transformers has, and must not be tried things on
         if self.trying or not isinstance(mask, Tensor) or not isinstance(fed, Tensor) or mask.shape != fed.shape[:2]:
             return  # among others, what goes on from a cache
         if mask.dim() != 2 or is_fake(mask) or bool((mask[:, 0] != 0).all()):
