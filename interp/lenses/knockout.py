@@ -31,10 +31,10 @@ from interp.forward.batches import WALKING_TOKENS
 from interp.lenses.knockout_plan import Blocks, Heads, KnockoutPlan, attends, check_attention, cut_heads, cuts_of
 from interp.lenses.layer_windows import windows_of
 from interp.lenses.reading import read_layers
-from interp.lenses.result import LensResult
 from interp.passes import in_turn
 from interp.prompts.given import token_ids
 from interp.readout import Groups, TokenGroups, reduce_hidden
+from interp.results import LensResult
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

@@ -22,9 +22,9 @@ from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.lenses.reading import read_layers
 from interp.lenses.remote import patch_elsewhere
-from interp.lenses.result import Floats, LensResult
 from interp.passes import in_turn
 from interp.readout import Groups, TokenGroups, reduce_hidden
+from interp.results import Floats, LensResult
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

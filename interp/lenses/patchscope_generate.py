@@ -27,11 +27,11 @@ from interp.forward import (
     whole_batches,
 )
 from interp.forward.batches import WALKING_TOKENS
-from interp.lenses.generation import GenerationResult
 from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.model.fed import check_fed
 from interp.passes import in_turn
+from interp.results import GenerationResult
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

@@ -22,9 +22,9 @@ from interp.lenses.maps import AffinePairs, LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, TargetPositions, check_patch
 from interp.lenses.patchscope import check_lens_inputs, read_baseline, run_unpatched
 from interp.lenses.reading import check_lens_layers, read_layers
-from interp.lenses.result import LensResult
 from interp.passes import in_turn
 from interp.readout import Groups, TokenGroups
+from interp.results import LensResult
 from interp.sites import HIDDEN_KINDS, Site
 
 if TYPE_CHECKING:
