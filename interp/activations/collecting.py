@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.activations.batches import batches_by_tokens, batches_in_one_row, right_padded, whole_inputs
 from interp.activations.block import Block, Entries, checked_block, checked_sites
 from interp.activations.copies import Copies
-from interp.activations.memory import ACCELERATOR_TOKENS, Budget, is_out_of_memory
 from interp.activations.reading import read_tokens
 from interp.activations.remote import collect_elsewhere
+from interp.batching import (
+    ACCELERATOR_TOKENS,
+    Budget,
+    batches_by_tokens,
+    batches_in_one_row,
+    is_out_of_memory,
+    right_padded,
+)
 from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.feeding import Feed, packing_fits
@@ -23,7 +29,7 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.ready import check_ready
 from interp.forward.rotary import forget_lengths, rotary_limit
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
-from interp.model.fed import check_fed
+from interp.model.fed import check_fed, whole_inputs
 from interp.model.padding import pads
 from interp.passes import turn
 from interp.products import faster_products

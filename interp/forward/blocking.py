@@ -10,12 +10,12 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.activations import whole_inputs
 from interp.errors import InterpError
 from interp.forward.check import fits
 from interp.forward.clean import CleanRun
 from interp.forward.rotary import first_changed, forget_lengths
 from interp.forward.windows import walk_windows
+from interp.model.fed import whole_inputs
 from interp.model.verdicts import sample_ids
 from interp.products import faster_products
 from interp.sites import Site

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from interp.batching import how_many
 from interp.forward.clean import CleanRun
 from interp.forward.continuing import Continuations
 from interp.forward.histories import Histories
@@ -26,7 +27,6 @@ from interp.forward.running import run_rows
 from interp.forward.sharing import sharing
 from interp.forward.walk import walk_up
 from interp.products import faster_products
-from interp.readout.plan import how_many
 from interp.sites import Site
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.activations import whole_inputs
 from interp.forward.rotary import forget_lengths
+from interp.model.fed import whole_inputs
 from interp.products import faster_products
 from interp.sites import Site
 

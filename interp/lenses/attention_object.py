@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.batching import batches_alike
 from interp.errors import InterpError
 from interp.forward import (
     CleanRun,
-    batches_alike,
     check_ready,
     receiving_fits,
     run_patched,

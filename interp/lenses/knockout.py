@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.batching import WALKING_TOKENS, batches_alike
 from interp.errors import InterpError
 from interp.forward import (
     CleanRun,
-    batches_alike,
     blocking_fits,
     check_ready,
     check_something_is_left,
@@ -27,7 +27,6 @@ from interp.forward import (
     walk_blocked,
     whole_batches,
 )
-from interp.forward.batches import WALKING_TOKENS
 from interp.lenses.knockout_plan import Blocks, Heads, KnockoutPlan, attends, check_attention, cut_heads, cuts_of
 from interp.lenses.layer_windows import windows_of
 from interp.lenses.reading import read_layers

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.batching import batches_alike
 from interp.errors import InterpError
-from interp.forward import batches_alike, run_patched, walk, walk_fits, whole_batches
+from interp.forward import run_patched, walk, walk_fits, whole_batches
 from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.lenses.reading import read_layers

@@ -14,7 +14,7 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.activations.batches import left_padded
+from interp.batching import left_padded
 from interp.errors import InterpError
 from interp.readout import TokenGroups
 from interp.results import LensResult

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.activations import whole_inputs
 from interp.errors import InterpError
 from interp.forward import check_ready, whole_batches
 from interp.lenses.tuned.sequences import TokenSequence
-from interp.model.fed import check_fed
+from interp.model.fed import check_fed, whole_inputs
 from interp.passes import in_turn
 from interp.products import faster_products
 
