@@ -29,10 +29,10 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.ready import check_ready
 from interp.forward.rotary import forget_lengths, rotary_limit
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
+from interp.matmul import faster_products
 from interp.model.fed import check_fed, whole_inputs
 from interp.model.padding import pads
 from interp.passes import turn
-from interp.products import faster_products
 from interp.prompts.given import token_ids
 from interp.sites import ATTENTION_KINDS, Site
 
@@ -303,6 +303,8 @@ class _Collector:
     def _read(self, block: Block, feed: Feed, entries: Entries) -> None:
         """One forward pass, and a copy of what it gives at some tokens."""
         rows, columns = sent(entries.rows, self.model.device), sent(entries.columns, self.model.device)
-        with faster_products(self.model, feed.inputs["input_ids"].numel()):
+        with faster_products(
+            feed.inputs["input_ids"].numel(), self.model.hidden_size, self.model.dtype, self.model.device
+        ):
             gathered = read_tokens(self.model, feed, self.sites, rows, columns)
         self.copies.start(gathered, lambda values: block.keep(self.sites, entries, values))

@@ -15,8 +15,8 @@ from interp.model.interventions import skip_layers, steer
 from interp.model.layout import place_of, sublayer_of
 from interp.model.places import ModulePlace
 from interp.model.tokens import bare_tokenizer, closest_tokens
-from interp.order import check_not_passed
 from interp.sites import Site
+from interp.tracing import check_not_passed
 
 __all__ = ["NamedValues"]
 

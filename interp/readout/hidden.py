@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.batching import how_many
 from interp.errors import InterpError
-from interp.products import give_back
+from interp.matmul import give_back
 from interp.readout.groups import Groups, TokenGroups
 from interp.readout.logits import GivenLogits, check_masses, check_top_k, groups_of, in_blocks
 from interp.readout.members import Places
