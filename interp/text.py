@@ -1,12 +1,16 @@
-"""Text from data (tokens, prompts, names) made harmless to show: no control character and no override of the writing
-direction reaches a page, a figure or a terminal.
+"""Text of tokens, and text from data (tokens, prompts, names) made harmless to show: no control character and no
+override of the writing direction reaches a page, a figure or a terminal.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
 
-__all__ = ["readable", "visible"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["readable", "token_text", "visible"]
 
 _SHOWN = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"}
 # control, format, surrogate, unassigned or private characters, separators other than the plain space
@@ -28,3 +32,23 @@ def _spelled(character: str) -> str:
         return character
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """The text of one token.
+
+    Decoding alone drops the space that a SentencePiece word begins with, and shows part of a character as U+FFFD; there
+    the token's own spelling tells more.
+
+    Arguments:
+        tokenizer: the model's.
+        token_id: from 0; `<unused 50300>` for one that the output layer has and the tokenizer lacks.
+    """
+    piece = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
+    if piece is None:
+        return f"<unused {token_id}>"
+    text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    if piece.startswith("▁") and not text.startswith(" "):
+        text = " " + text
+    return text if text and "\ufffd" not in text else piece

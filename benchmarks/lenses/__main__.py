@@ -7,7 +7,7 @@ Results are compared first, probabilities to 1e-5: where they differ no time is 
 
 `share of the floor` is the operations that the result needs (`benchmarks/lenses/floor.py`), divided by what this
 machine multiplies matrices at, measured in between, divided by our time: at the rate of torch's own products, which all
-tools have, and at that of the faster library, where Interpipe uses another (`interp.products`).
+tools have, and at that of the faster library, where Interpipe uses another (`interp.matmul`).
 """
 
 from __future__ import annotations

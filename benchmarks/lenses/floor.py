@@ -27,7 +27,7 @@ def _onednn(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 # What multiplies matrices: torch as every tool of the table calls it, and the library that Interpipe calls where that
-# one is faster (`interp.products`).
+# one is faster (`interp.matmul`).
 LIBRARIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch": linear}
 if torch.backends.mkldnn.is_available():
     LIBRARIES["onednn"] = _onednn

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.activations.batches import batches_by_tokens, batches_in_one_row, right_padded, whole_inputs
 from interp.activations.block import Block, Entries, checked_block, checked_sites
 from interp.activations.copies import Copies
-from interp.activations.memory import ACCELERATOR_TOKENS, Budget, is_out_of_memory
 from interp.activations.reading import read_tokens
 from interp.activations.remote import collect_elsewhere
+from interp.batching import (
+    ACCELERATOR_TOKENS,
+    Budget,
+    batches_by_tokens,
+    batches_in_one_row,
+    is_out_of_memory,
+    right_padded,
+)
 from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.feeding import Feed, packing_fits
@@ -23,11 +29,11 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.ready import check_ready
 from interp.forward.rotary import forget_lengths, rotary_limit
 from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
-from interp.model.fed import check_fed
+from interp.matmul import faster_products
+from interp.model.fed import check_fed, whole_inputs
 from interp.model.padding import pads
 from interp.model.verdicts import is_changed
 from interp.passes import turn
-from interp.products import faster_products
 from interp.prompts.given import token_ids
 from interp.sites import ATTENTION_KINDS, Site
 
@@ -307,6 +313,8 @@ class _Collector:
     def _read(self, block: Block, feed: Feed, entries: Entries) -> None:
         """One forward pass, and a copy of what it gives at some tokens."""
         rows, columns = sent(entries.rows, self.model.device), sent(entries.columns, self.model.device)
-        with faster_products(self.model, feed.inputs["input_ids"].numel()):
+        with faster_products(
+            feed.inputs["input_ids"].numel(), self.model.hidden_size, self.model.dtype, self.model.device
+        ):
             gathered = read_tokens(self.model, feed, self.sites, rows, columns)
         self.copies.start(gathered, lambda values: block.keep(self.sites, entries, values))

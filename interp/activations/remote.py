@@ -9,10 +9,9 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.activations.batches import batches_by_tokens, left_padded
 from interp.activations.block import Block
-from interp.activations.memory import Budget
 from interp.activations.reading import read_places
+from interp.batching import Budget, batches_by_tokens, left_padded
 from interp.sites import Site
 
 if TYPE_CHECKING:

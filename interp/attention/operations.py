@@ -15,7 +15,7 @@ from nnsight.intervention.source import compiled, decorator_chain
 from torch import Tensor
 
 from interp.attention.points import await_location
-from interp.order import check_not_passed
+from interp.tracing import check_not_passed
 
 __all__ = ["OPERATIONS", "Operation", "OperationPoint", "operations_of"]
 

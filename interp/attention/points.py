@@ -13,7 +13,7 @@ from typing import Any
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
-from interp.order import check_not_passed
+from interp.tracing import check_not_passed
 
 __all__ = ["KINDS", "Points", "await_location", "calls"]
 

@@ -1,6 +1,5 @@
 """Running part of a model: a frozen prefix that continuations share; a walk up the layers from where they differ."""
 
-from interp.forward.batches import batches_alike
 from interp.forward.blocking import (
     Cut,
     CutHeads,
@@ -33,7 +32,6 @@ __all__ = [
     "FrozenPrefix",
     "Sampling",
     "SharedPrefix",
-    "batches_alike",
     "blocking_fits",
     "check_ready",
     "check_something_is_left",

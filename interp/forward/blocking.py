@@ -10,14 +10,14 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.activations import whole_inputs
 from interp.errors import InterpError
 from interp.forward.check import fits
 from interp.forward.clean import CleanRun
 from interp.forward.rotary import first_changed, forget_lengths
 from interp.forward.windows import walk_windows
+from interp.matmul import faster_products
+from interp.model.fed import whole_inputs
 from interp.model.verdicts import sample_ids
-from interp.products import faster_products
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def run_blocked(
     seen: list[Tensor] = []
     final: Tensor
     fed = inputs["input_ids"].numel()
-    with faster_products(model, fed), model.trace(**inputs, use_cache=False) as tracer:
+    products = faster_products(fed, model.hidden_size, model.dtype, model.device)
+    with products, model.trace(**inputs, use_cache=False) as tracer:
         for layer in layers:
             scores = model.read(Site("scores", layer))
             lowest = torch.finfo(scores.dtype).min  # what the models' own masks write

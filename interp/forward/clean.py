@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.forward.prefix import Call, FrozenPrefix, calls_of
 from interp.forward.rotary import forget_lengths
 from interp.forward.sharing import sharing
-from interp.products import faster_products
+from interp.matmul import faster_products
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -76,7 +76,7 @@ class CleanRun:
                 raise NotImplementedError("layers of this family are not given an attention mask")
             keywords = keywords | {"attention_mask": self._without(keywords["attention_mask"], blocked, hidden.dtype)}
         model, part = self.model, self.model.layer(layer)._module
-        products = faster_products(model, hidden.shape[0] * hidden.shape[1])
+        products = faster_products(hidden.shape[0] * hidden.shape[1], model.hidden_size, model.dtype, model.device)
         with sharing(model._module, part=part) if model.shares_prefix else nullcontext(), products:
             output: Any = part(hidden, **keywords)
         return output if isinstance(output, Tensor) else output[0]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from interp.batching import how_many
 from interp.forward.clean import CleanRun
 from interp.forward.continuing import Continuations
 from interp.forward.histories import Histories
@@ -25,8 +26,7 @@ from interp.forward.prefix import Call, FrozenPrefix, calls_of
 from interp.forward.running import run_rows
 from interp.forward.sharing import sharing
 from interp.forward.walk import walk_up
-from interp.products import faster_products
-from interp.readout.plan import how_many
+from interp.matmul import faster_products
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def generate_walked(
 def _chosen(model: StandardizedTransformer, hidden: Tensor, runs: Tensor, step: int, choose: Choose) -> Tensor:
     """(run,) the next token of each run, on the CPU; some runs' logits at a time."""
     size = how_many(model.vocab_size, hidden.device)
-    with faster_products(model, len(hidden)):
+    with faster_products(len(hidden), model.hidden_size, model.dtype, model.device):
         chosen = [
             choose(model.readout(hidden[at : at + size]), runs[at : at + size], step)
             for at in range(0, len(hidden), size)
@@ -163,7 +163,10 @@ def _next(model: StandardizedTransformer, states: Continuations, histories: Hist
         return hidden[rows.to(hidden.device)]
 
     fed = histories.fed(tokens)[:, None].to(model.device)
-    with sharing(model._module) if model.shares_prefix else nullcontext(), faster_products(model, len(tokens)):
+    with (
+        sharing(model._module) if model.shares_prefix else nullcontext(),
+        faster_products(len(tokens), model.hidden_size, model.dtype, model.device),
+    ):
         hidden = run_rows(model, fed, states.cache, states.length, entering)
     states.advance(1)
     return entering(model.num_layers, hidden)[:, -1]

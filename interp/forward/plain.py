@@ -9,9 +9,9 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.activations import whole_inputs
 from interp.forward.rotary import forget_lengths
-from interp.products import faster_products
+from interp.matmul import faster_products
+from interp.model.fed import whole_inputs
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def run_patched(
     last = Site("resid_post", model.num_layers - 1)
     final: Tensor
     fed = inputs["input_ids"].numel()
-    with faster_products(model, fed), model.trace(**inputs, use_cache=False) as tracer:
+    products = faster_products(fed, model.hidden_size, model.dtype, model.device)
+    with products, model.trace(**inputs, use_cache=False) as tracer:
         for site, latent in writes:
             patched = model.read(site).clone()  # others may hold the tensor that the model made
             patched[rows.to(patched.device), columns.to(patched.device)] = latent.to(patched)

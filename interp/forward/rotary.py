@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from interp.activations.batches import batches_by_length
+from interp.batching import batches_by_length
 from interp.model.padding import pads
 from interp.model.regimes import rotations_by_length
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from interp import passes
-from interp.products import faster_products
+from interp.matmul import faster_products
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -37,7 +37,10 @@ def run_layers(model: StandardizedTransformer, input_ids: Tensor, cache: Dynamic
     Returns:
         (row, position, hidden), the residual stream after the last layer.
     """
-    with faster_products(model, input_ids.numel()), _up_to_the_last_layer(model) as final:
+    with (
+        faster_products(input_ids.numel(), model.hidden_size, model.dtype, model.device),
+        _up_to_the_last_layer(model) as final,
+    ):
         _forward(model, input_ids, cache, start)
     return final[0]
 

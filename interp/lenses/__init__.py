@@ -2,8 +2,7 @@
 
 from interp.lenses.attention_object import attention_object_lens
 from interp.lenses.attention_on_prompts import attention_knockout_on_prompts, attention_object_lens_on_prompts
-from interp.lenses.attribution import Attribution, direct_logit_attribution
-from interp.lenses.generation import GenerationResult
+from interp.lenses.attribution import direct_logit_attribution
 from interp.lenses.knockout import attention_knockout
 from interp.lenses.logit_lens import logit_lens, logit_lens_on_prompts
 from interp.lenses.maps import AffineMap, IdentityMap, LatentMap
@@ -16,16 +15,12 @@ from interp.lenses.patchscope_on_prompts import (
     patchscope_grid_on_prompts,
     patchscope_lens_on_prompts,
 )
-from interp.lenses.result import LensResult
 from interp.lenses.tuned import TunedLens, tuned_lens
 
 __all__ = [
     "AffineMap",
-    "Attribution",
-    "GenerationResult",
     "IdentityMap",
     "LatentMap",
-    "LensResult",
     "Patch",
     "TunedLens",
     "attention_knockout",

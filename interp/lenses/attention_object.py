@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.batching import batches_alike
 from interp.errors import InterpError
 from interp.forward import (
     CleanRun,
-    batches_alike,
     check_ready,
     receiving_fits,
     run_patched,
@@ -28,10 +28,10 @@ from interp.lenses.layer_windows import windows_of
 from interp.lenses.patching import PatchedPrompts, TargetPositions
 from interp.lenses.patchscope import check_lens_inputs, run_unpatched
 from interp.lenses.reading import check_lens_layers, read_layers
-from interp.lenses.result import LensResult
 from interp.model.layout import sublayer_of
 from interp.passes import in_turn
 from interp.readout import Groups, TokenGroups
+from interp.results import LensResult
 from interp.sites import Site
 
 if TYPE_CHECKING:

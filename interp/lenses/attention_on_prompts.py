@@ -14,8 +14,8 @@ from interp.lenses.attention_object import AttentionWindows, attention_object_le
 from interp.lenses.knockout import attention_knockout
 from interp.lenses.knockout_plan import Heads
 from interp.lenses.prompted import LensPrompt, LensPrompts, Targets, encode_prompts
-from interp.lenses.result import LensResult
 from interp.prompts.given import listed
+from interp.results import LensResult
 from interp.sites import Site
 
 if TYPE_CHECKING:

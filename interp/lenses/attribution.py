@@ -8,99 +8,28 @@ sums of it; `apply_ln_to_stack` of TransformerLens is the same arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from interp.architectures import Sublayer
 from interp.errors import InterpError
-from interp.lenses.axes import Coordinate, Coordinates, NamedArrays
 from interp.lenses.linear_tail import FrozenNorm, HeadRows
 from interp.lenses.prompted import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
-from interp.lenses.result import Floats
 from interp.readout import TokenGroups, logits_of
+from interp.results import Attribution
 from interp.sites import Site, Spelling
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from plotly.graph_objects import Figure
-
     from interp.model import StandardizedTransformer
 
-__all__ = ["Attribution", "direct_logit_attribution"]
+__all__ = ["direct_logit_attribution"]
 
 _ROLES = {"attn_out": "attention", "head_out": "attention", "mixer_out": "mixer", "mlp_out": "mlp"}
 _PARTS = ("embed", *_ROLES)
 Scale = float | Tensor
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Attribution(NamedArrays):
-    """What parts of a model add to the logits of groups of tokens, in logits.
-
-        logit == sum of contribution over sites + constant + remainder
-
-    The leading axes are `example`, `position` where several are asked for, and `site`. A group of several tokens has
-    the mean of their logits; the difference of two groups is the difference of their numbers.
-
-    Arguments:
-        coordinates: the leading axes -> what stands along each.
-        contribution: (..., group).
-        logit: (example[, position], group), the model's own, with its scale and before its softcap.
-        constant: (example, group), what the biases of final norm and head give, whatever the prompt.
-        remainder: (example[, position], group), what the sites leave to others; with all of them, roundings.
-        group_names: names along the axis `group`.
-    """
-
-    coordinates: Coordinates  # type: ignore[assignment]
-    contribution: Floats
-    logit: Floats
-    constant: Floats
-    remainder: Floats
-    group_names: tuple[str, ...] = ()
-
-    ARRAYS: ClassVar[Mapping[str, tuple[tuple[str, ...], type]]] = {
-        "contribution": (("...", "group"), np.float32),
-        "logit": (("prompt", "group"), np.float32),
-        "constant": (("example", "group"), np.float32),
-        "remainder": (("prompt", "group"), np.float32),
-    }
-
-    def to_frame(self) -> pd.DataFrame:
-        """A tidy table: a row for each example, position, site and group, with its `contribution` in logits.
-
-        Positions that an example does not have have no rows.
-        """
-        import pandas as pd
-
-        index = pd.MultiIndex.from_product(
-            [*self.coordinates.values(), self.group_names], names=[*self.coordinates, "group"]
-        )
-        frame = index.to_frame(index=False)
-        frame["contribution"] = self.contribution.ravel()
-        return frame.dropna(ignore_index=True)
-
-    def plot(
-        self, *, groups: Sequence[str] | None = None, example: Coordinate | None = None, title: str | None = None
-    ) -> Figure:
-        """A plotly figure: bars of the contributions of every site, by group.
-
-        Arguments:
-            groups: which, in order; None: all.
-            example: the example that is shown; None: the mean of all.
-            title: above the figure.
-
-        Raises:
-            ImportError: plotly is not installed.
-            InterpError: several positions (`select` one first), or no such group or example.
-        """
-        display: Any = import_module("interp.display")  # as in `LensResult.plot`
-        return display.attribution_figure(self, groups=groups, example=example, title=title)
 
 
 @torch.no_grad()

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.batching import WALKING_TOKENS, batches_alike
 from interp.errors import InterpError
 from interp.forward import (
     CleanRun,
-    batches_alike,
     blocking_fits,
     check_ready,
     check_something_is_left,
@@ -27,14 +27,13 @@ from interp.forward import (
     walk_blocked,
     whole_batches,
 )
-from interp.forward.batches import WALKING_TOKENS
 from interp.lenses.knockout_plan import Blocks, Heads, KnockoutPlan, attends, check_attention, cut_heads, cuts_of
 from interp.lenses.layer_windows import windows_of
 from interp.lenses.reading import read_layers
-from interp.lenses.result import LensResult
 from interp.passes import in_turn
 from interp.prompts.given import token_ids
 from interp.readout import Groups, TokenGroups, reduce_hidden
+from interp.results import LensResult
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.axes import Coordinate
 from interp.lenses.prompted import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
 from interp.lenses.reading import check_lens_layers, read_layers
 from interp.lenses.remote import read_out_elsewhere
-from interp.lenses.result import LensResult
 from interp.readout import Groups, TokenGroups
+from interp.results import Coordinate, LensResult
 from interp.sites import Site, Spelling
 
 if TYPE_CHECKING:

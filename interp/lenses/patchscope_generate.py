@@ -15,23 +15,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.batching import WALKING_TOKENS, batches_alike
 from interp.errors import InterpError
 from interp.forward import (
     Choose,
     Sampling,
-    batches_alike,
     generate_plainly,
     generate_walked,
     generation_fits,
     stays_within,
     whole_batches,
 )
-from interp.forward.batches import WALKING_TOKENS
-from interp.lenses.generation import GenerationResult
 from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.model.fed import check_fed
 from interp.passes import in_turn
+from interp.results import GenerationResult
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from interp.errors import InterpError
-from interp.lenses.generation import GenerationResult
 from interp.lenses.maps import AffinePairs, LatentMap
 from interp.lenses.patching import Patch
 from interp.lenses.patchscope import patchscope_lens
@@ -31,8 +30,8 @@ from interp.lenses.patchscope_prompts import (
 )
 from interp.lenses.prompted import Targets
 from interp.lenses.reading import surprisal_of
-from interp.lenses.result import LensResult
 from interp.readout import reduce_hidden
+from interp.results import GenerationResult, LensResult
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interp.activations import collect_blocks
+from interp.batching import how_many
 from interp.errors import InterpError
-from interp.lenses.axes import Coordinate
 from interp.model.fed import check_fed
 from interp.model.layout import place_of
 from interp.model.places import HeadOutPlace
@@ -22,7 +22,7 @@ from interp.prompts import AnswerTokens, Encoded, Prompt, encode
 from interp.prompts.given import is_ids, listed
 from interp.prompts.prompt import Accepted
 from interp.readout import Groups
-from interp.readout.plan import how_many
+from interp.results import Coordinate
 from interp.sites import Site, Spelling, parse_sites
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.result import Floats, LensResult
 from interp.readout import Reduced, TokenGroups, logits_of, reduce_hidden
+from interp.results import Floats, LensResult
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

@@ -14,10 +14,10 @@ import nnsight
 import torch
 from torch import Tensor
 
-from interp.activations.batches import left_padded
+from interp.batching import left_padded
 from interp.errors import InterpError
-from interp.lenses.result import LensResult
 from interp.readout import TokenGroups
+from interp.results import LensResult
 from interp.sites import Site
 
 if TYPE_CHECKING:

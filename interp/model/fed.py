@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from interp.batching import left_padded
 from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["Fed", "check_fed", "is_fake", "position_limit"]
+__all__ = ["Fed", "check_fed", "is_fake", "position_limit", "whole_inputs"]
 
 
 def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], name: str, more: int = 0) -> None:
@@ -143,3 +145,21 @@ def _check_positions(model: StandardizedTransformer, tokens: int, kwargs: dict[s
 def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor has a shape and no numbers, as in nnsight's `scan`."""
     return type(tensor) not in (Tensor, nn.Parameter) or isinstance(tensor, torch._subclasses.FakeTensor)
+
+
+def whole_inputs(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """What a forward pass of whole prompts is given; of one length, unless padding leaves the model's numbers alone.
+
+    Arguments:
+        model: the model.
+        input_ids: token ids of each prompt, unpadded.
+
+    Returns:
+        `input_ids`, and `attention_mask` and `position_ids` where the model takes them, each (row, position).
+    """
+    inputs = left_padded(input_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
+    if "attention_mask" not in inspect.signature(type(model._module).forward).parameters:
+        del inputs["attention_mask"]
+    if not model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
+        del inputs["position_ids"]
+    return inputs

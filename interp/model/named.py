@@ -10,14 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from interp.errors import InterpError
-from interp.interventions.skipping import skip_layers
-from interp.interventions.steering import steer
 from interp.model.accessors import LayerModules, LayerValues
+from interp.model.interventions import skip_layers, steer
 from interp.model.layout import place_of, sublayer_of
 from interp.model.places import ModulePlace
 from interp.model.tokens import bare_tokenizer, closest_tokens
-from interp.order import check_not_passed
 from interp.sites import Site
+from interp.tracing import check_not_passed
 
 __all__ = ["NamedValues"]
 
@@ -149,11 +148,11 @@ class NamedValues:
     # Interventions ------------------------------------------------------------------------------------------------
 
     def skip_layer(self: Any, layer: int, skip_with: Tensor | None = None) -> None:
-        """Skip one layer, inside a trace; see `interp.interventions.skip_layers`."""
+        """Skip one layer, inside a trace; see `interp.model.interventions.skip_layers`."""
         skip_layers(self, layer, layer, skip_with)
 
     def skip_layers(self: Any, start_layer: int, end_layer: int, skip_with: Tensor | None = None) -> None:
-        """Skip layers, inside a trace; see `interp.interventions.skip_layers`."""
+        """Skip layers, inside a trace; see `interp.model.interventions.skip_layers`."""
         skip_layers(self, start_layer, end_layer, skip_with)
 
     def steer(
@@ -164,7 +163,7 @@ class NamedValues:
         token_positions: int | Sequence[int] | Tensor | None = None,
         batch_index: int | Sequence[int] | Tensor | None = None,
     ) -> None:
-        """Add a vector to the residual stream after layers, inside a trace; see `interp.interventions.steer`."""
+        """Add a vector to the residual stream after layers, inside a trace; see `interp.model.interventions.steer`."""
         steer(self, layers, steering_vector, factor, token_positions=token_positions, batch_index=batch_index)
 
     def project_on_vocab(self: Any, hidden: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from nnsight.intervention.interleaver import Mediator
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.order import check_not_passed
+from interp.tracing import check_not_passed
 
 __all__ = [
     "AddedPlace",

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.matmul import product
 from interp.model.tail import Tail
-from interp.products import product
 
 __all__ = ["ReadoutParts", "plain_head"]
 

@@ -15,27 +15,7 @@ from interp.errors import InterpError
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["bare_tokenizer", "closest_tokens", "token_text"]
-
-
-def token_text(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """The text of one token.
-
-    Decoding alone drops the space that a SentencePiece word begins with, and shows part of a character as U+FFFD; there
-    the token's own spelling tells more.
-
-    Arguments:
-        tokenizer: the model's.
-        token_id: from 0; `<unused 50300>` for one that the output layer has and the tokenizer lacks.
-    """
-    piece = tokenizer.convert_ids_to_tokens(token_id) if token_id < len(tokenizer) else None
-    if piece is None:
-        return f"<unused {token_id}>"
-    text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    if piece.startswith("▁") and not text.startswith(" "):
-        text = " " + text
-    return text if text and "\ufffd" not in text else piece
+__all__ = ["bare_tokenizer", "closest_tokens"]
 
 
 def closest_tokens(

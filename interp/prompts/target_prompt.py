@@ -2,7 +2,7 @@
 
 batch = TargetPromptBatch([TargetPrompt("king king\n?"), TargetPrompt(translation, "query.last")])  # a Prompt has spans
 resolved = batch.resolve(tokenizer)
-inputs = left_padded(resolved.input_ids, pad_id, device)     # interp.activations
+inputs = left_padded(resolved.input_ids, pad_id, device)     # interp.batching
 hidden[range(len(batch)), resolved.columns] = latents        # hidden: (prompt, length, hidden_size)
 """
 
@@ -37,7 +37,7 @@ class ResolvedTargets:
 
     @property
     def columns(self) -> list[int]:
-        """The positions in a batch that `interp.activations.left_padded` made of these prompts."""
+        """The positions in a batch that `interp.batching.left_padded` made of these prompts."""
         longest = max(len(ids) for ids in self.input_ids)
         return [longest - len(ids) + at for ids, at in zip(self.input_ids, self.positions, strict=True)]
 

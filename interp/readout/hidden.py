@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.batching import how_many
 from interp.errors import InterpError
-from interp.products import give_back
+from interp.matmul import give_back
 from interp.readout.groups import Groups, TokenGroups
 from interp.readout.logits import GivenLogits, check_masses, check_top_k, groups_of, in_blocks
 from interp.readout.members import Places
-from interp.readout.plan import Plan, Workspace, how_many
+from interp.readout.plan import Plan, Workspace
 from interp.readout.reduced import Reduced
 from interp.readout.stream import stream
 

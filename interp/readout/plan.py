@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interp.batching import buffer_elements
 from interp.readout.order import BLOCK
 
-__all__ = ["Plan", "Workspace", "how_many"]
+__all__ = ["Plan", "Workspace"]
 
-# Numbers in the buffer of logits, and tokens in a chunk at most. 8 MiB on a CPU: larger ones leave the cache, smaller
-# ones make matrix products slower. An accelerator wants long kernels.
-CPU_ELEMENTS, CPU_TOKENS = 1 << 21, 1 << 12
-ACCELERATOR_ELEMENTS, ACCELERATOR_TOKENS = 1 << 26, 1 << 14
+# Tokens in a chunk at most; `interp.batching` says how many numbers a buffer of logits holds.
+CPU_TOKENS, ACCELERATOR_TOKENS = 1 << 12, 1 << 14
 # Numbers in the buffers of the sums, which go over the logits several times: 1 MiB on a CPU, for its nearer cache.
 CPU_SUMMED = 1 << 18
 
@@ -44,10 +43,8 @@ class Plan:
             vocabulary: number of logits.
             device: where.
         """
-        if device.type == "cpu":
-            elements, most, summed = CPU_ELEMENTS, CPU_TOKENS, CPU_SUMMED
-        else:
-            elements, most, summed = ACCELERATOR_ELEMENTS, ACCELERATOR_TOKENS, ACCELERATOR_ELEMENTS
+        elements = buffer_elements(device)
+        most, summed = (CPU_TOKENS, CPU_SUMMED) if device.type == "cpu" else (ACCELERATOR_TOKENS, elements)
         most = min(most, max(elements // layers, BLOCK))  # all layers of one row at the least
         chunks = -(-vocabulary // most)
         tokens = -(-vocabulary // (chunks * BLOCK)) * BLOCK
@@ -57,11 +54,6 @@ class Plan:
     def starts(self) -> range:
         """The first token of each chunk."""
         return range(0, self.vocabulary, self.tokens)
-
-
-def how_many(size: int, device: torch.device) -> int:
-    """How many things of `size` numbers a buffer holds; one at the least."""
-    return max(1, (CPU_ELEMENTS if device.type == "cpu" else ACCELERATOR_ELEMENTS) // max(size, 1))
 
 
 class Workspace:

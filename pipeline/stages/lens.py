@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.errors import InterpError
-from interp.model.tokens import token_text
+from interp.text import token_text
 from pipeline.config.lens import load_lens_configs
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.store import StoreConfig, load_store_config

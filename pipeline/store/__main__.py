@@ -17,9 +17,8 @@ from typing import Any
 from interp.errors import InterpError
 from pipeline.config.paths import ROOT
 from pipeline.object_cache import Cache, remove_result, shared_cache
-from pipeline.store.reader import open_store
+from pipeline.store.reader import open_store, stores_at, verify_root, verify_store
 from pipeline.store.schema import how_to_mend
-from pipeline.store.verify import stores_at, verify_root, verify_store
 
 
 def info(path: Path) -> dict[str, Any]:

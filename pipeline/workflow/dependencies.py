@@ -4,7 +4,8 @@
     python -m pipeline.workflow dependencies --write    # mend it
 
 Imports inside functions count, those under `if TYPE_CHECKING:` do not, for they never run. A page template counts where
-a module or another template names it. Imports that cannot be read off the text are an error.
+a module or another template names it. Imports that cannot be read off the text are an error. What a result is drawn by
+in a notebook (`interp.results.drawing`) is left out, for no stage draws by it: an import contract holds that.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pipeline.stages.common import write_text
 __all__ = ["closure", "differences", "stage_code", "write"]
 
 NAMED_TEMPLATE = re.compile(r"""["']([\w.-]+\.j2)["']""")
+FOR_NOTEBOOKS = "interp.plots"  # named at run time by `result.plot()` alone
 PRINTS_ALL_CODE = "report"  # the page says which code made the run, so it is of that code
 
 
@@ -142,7 +144,7 @@ def _dynamic(call: ast.Call, path: Path, where: str) -> Iterator[str]:
     """
     argument = call.args[0] if call.args else None
     if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-        if _is_ours(argument.value):
+        if _is_ours(argument.value) and argument.value != FOR_NOTEBOOKS:
             yield argument.value
     elif path.name != "__init__.py":
         raise InterpError(f"{where}: a computed import hides what a stage depends on. Name the module.")

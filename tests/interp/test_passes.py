@@ -29,7 +29,7 @@ from interp.lenses import (
     patchscope_generate_on_prompts,
     patchscope_lens_on_prompts,
 )
-from interp.products import SETTING, faster_products
+from interp.matmul import SETTING, faster_products
 from interp.sites import Site
 from tests.families import build
 from tests.interp.forward.test_rotary import standardized as with_rotation

@@ -11,7 +11,8 @@ from benchmarks.lenses.tools.common import load_transformers
 from benchmarks.lenses.works import Inputs, Result
 from interp import StandardizedTransformer
 from interp.activations import collect
-from interp.lenses import LensResult, logit_lens_on_prompts, patchscope_generate, patchscope_lens
+from interp.lenses import logit_lens_on_prompts, patchscope_generate, patchscope_lens
+from interp.results import LensResult
 from interp.sites import Site
 
 __all__ = ["WithInterpipe"]

@@ -11,8 +11,8 @@ import pandas as pd
 from torch import Tensor
 
 from interp.compat.nnterp.prompt_utils import Prompt
-from interp.display import graph_objects, make_subplots, save_figure, token_heat_map
 from interp.errors import InterpError
+from interp.plots import graph_objects, make_subplots, save_figure, token_heat_map
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from interp.activations import collect
+from interp.batching import how_many
 from interp.model import StandardizedTransformer
-from interp.readout.plan import how_many
 from interp.sites import Site
 
 __all__ = ["last_states", "probabilities", "prompt_ids"]

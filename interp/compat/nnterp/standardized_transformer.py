@@ -20,8 +20,8 @@ from interp.compat.nnterp.renaming import RenameConfig, RenamingError, for_inter
 from interp.compat.nnterp.utils import dummy_inputs
 from interp.compat.nnterp.validation import check_io
 from interp.errors import InterpError
-from interp.interventions.steering import Indices
 from interp.model import StandardizedTransformer as _Base
+from interp.model.interventions import Indices
 from interp.model.loading import UnknownKeyword
 
 __all__ = ["GetLayerObject", "StandardizedTransformer"]
@@ -244,7 +244,7 @@ class StandardizedTransformer(_Base):
         """Add `factor * steering_vector` to the residual stream after layers, inside a trace.
 
         Arguments:
-            layers, steering_vector, factor, token_positions, batch_index: as in `interp.interventions.steer`.
+            layers, steering_vector, factor, token_positions, batch_index: as in `interp.model.interventions.steer`.
             positions: the old name of `token_positions`.
             get_layer_object_to_steer: of nnterp 1.0: layer -> another value (batch, position, hidden) that is steered.
                 An accessor's is replaced; what another function gives is changed in place.

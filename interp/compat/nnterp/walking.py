@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.batching import batches_alike
 from interp.compat.nnterp.probabilities import probabilities
 from interp.compat.nnterp.target_prompts import TargetPrompt, TargetPromptBatch
 from interp.errors import InterpError
-from interp.forward import batches_alike, generation_fits, walk, walk_fits
+from interp.forward import generation_fits, walk, walk_fits
 from interp.lenses import patchscope_generate
 from interp.model import StandardizedTransformer
 from interp.passes import in_turn

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses.logit_lens import logit_lens
-from interp.lenses.result import LensResult
 from interp.lenses.tuned.lens import TunedLens
 from interp.readout import Groups
+from interp.results import LensResult
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.activations import whole_inputs
 from interp.errors import InterpError
 from interp.forward import check_ready, whole_batches
 from interp.lenses.tuned.sequences import TokenSequence
-from interp.model.fed import check_fed
+from interp.matmul import faster_products
+from interp.model.fed import check_fed, whole_inputs
 from interp.passes import in_turn
-from interp.products import faster_products
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -115,7 +114,8 @@ def _run(
     inputs = whole_inputs(model, ids)
     longest = inputs["input_ids"].shape[1]
     held: dict[int, Tensor] = {}
-    with faster_products(model, inputs["input_ids"].numel()), model.trace(**inputs, use_cache=False) as tracer:
+    products = faster_products(inputs["input_ids"].numel(), model.hidden_size, model.dtype, model.device)
+    with products, model.trace(**inputs, use_cache=False) as tracer:
         for layer in layers:
             held[layer] = model.read(f"resid_post.{layer}").detach().clone()
         tracer.stop()

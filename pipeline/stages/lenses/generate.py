@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from interp.errors import InterpError
-from interp.lenses import GenerationResult, Patch, patchscope_generate
+from interp.lenses import Patch, patchscope_generate
+from interp.results import GenerationResult
 from pipeline.config.lens import PatchscopeGenerateConfig
 from pipeline.stages.lenses.base import Arrays, Lens
 from pipeline.stages.lenses.examples import Examples, patched_examples

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp.lenses import LensResult, logit_lens
+from interp.lenses import logit_lens
+from interp.results import LensResult
 from pipeline.config.lens import PatchedConfig
 from pipeline.stages.lenses.base import Arrays, Config, Lens
 from pipeline.stages.lenses.examples import Examples, patched_examples

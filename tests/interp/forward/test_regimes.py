@@ -104,7 +104,7 @@ def off_by(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("name", CASES)
 def test_collecting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("interp.activations.memory.BATCH_COST", 0.01)
+    monkeypatch.setattr("interp.batching.BATCH_COST", 0.01)
     monkeypatch.setattr("interp.activations.reading.WORTH", 1)
     model = wrapped(name)
     few = [row for row, ids in enumerate(PROMPTS) if len(ids) < 10]

@@ -99,7 +99,7 @@ def test_some_layers_and_a_batch_larger_than_the_budget(monkeypatch: pytest.Monk
     latents = latents_of(model)
     ids, positions = [list(ids) for ids, _ in TARGETS], [position for _, position in TARGETS]
     whole = patchscope_lens(model, latents, ids, positions, GROUPS, layers=range(model.num_layers))
-    monkeypatch.setattr("interp.forward.batches.WALKING_TOKENS", 1)
+    monkeypatch.setattr("interp.batching.WALKING_TOKENS", 1)
     few = patchscope_lens(model, latents[1:3], ids, positions, GROUPS, layers=[1, 2])
     np.testing.assert_allclose(few.log_prob, whole.log_prob[:, 1:3], atol=1e-5)
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from interp.lenses import (
-    LensResult,
     attention_knockout,
     attention_knockout_on_prompts,
     attention_object_lens,
@@ -30,6 +29,7 @@ from interp.lenses import (
 )
 from interp.lenses.maps import AffineMap, AffinePairs
 from interp.prompts import answer_tokens
+from interp.results import LensResult
 from tests.interp.lenses.attention_twins import attention_inputs
 from tests.interp.lenses.patched import PatchedTwin, wrapped
 from tests.tiny import tiny_tokenizer

@@ -157,7 +157,7 @@ def test_batches_order_memory_and_the_slow_way_change_nothing(name: str, monkeyp
     model, _, _ = loaded(name)
     latents = sources(name)
     whole = attention_object_lens(model, latents, TARGETS, POSITIONS, GROUPS, num_layers=2)
-    monkeypatch.setattr("interp.forward.batches.WALKING_TOKENS", 1)
+    monkeypatch.setattr("interp.batching.WALKING_TOKENS", 1)
     backwards: Any = [part[::-1] for part in (TARGETS, POSITIONS, GROUPS)]
     other = attention_object_lens(model, latents.flip(1), *backwards, num_layers=2, batch_size=1)
     monkeypatch.setitem(model.verdicts, "attention that receives other vectors", False)

@@ -12,7 +12,6 @@ import torch
 from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses import (
-    LensResult,
     attention_knockout,
     attention_knockout_on_prompts,
     attention_object_lens,
@@ -20,6 +19,7 @@ from interp.lenses import (
 )
 from interp.model import StandardizedTransformer
 from interp.prompts import Prompt, encode
+from interp.results import LensResult
 from interp.sites import Site
 
 Standardized = Callable[[str], StandardizedTransformer]

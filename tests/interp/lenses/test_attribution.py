@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.lenses import Attribution, direct_logit_attribution
+from interp.lenses import direct_logit_attribution
 from interp.model import StandardizedTransformer
+from interp.results import Attribution
 from tests.families import build
 from tests.interp.lenses.plain import TOLD, plain
 from tests.tiny import tiny_tokenizer

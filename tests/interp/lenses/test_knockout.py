@@ -234,7 +234,7 @@ def test_rows_that_walk_together_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
         return through(self, layer, hidden, blocked)
 
     monkeypatch.setattr(CleanRun, "through", watched)
-    for module in ("interp.lenses.knockout", "interp.forward.batches"):
+    for module in ("interp.lenses.knockout", "interp.batching"):
         monkeypatch.setattr(f"{module}.WALKING_TOKENS", 40)
     for copies in (1, 5):  # 3 blocks in 4 windows
         attention_knockout(model, PROMPTS * copies, BLOCKS * copies, GROUPS * copies, window=2)

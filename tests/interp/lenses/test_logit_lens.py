@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.lenses import LensResult, logit_lens, logit_lens_on_prompts
+from interp.lenses import logit_lens, logit_lens_on_prompts
 from interp.model import StandardizedTransformer
+from interp.results import LensResult
 from tests.interp.lenses.twins import FAMILIES, HookTwin, assert_equal, expected
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS
 

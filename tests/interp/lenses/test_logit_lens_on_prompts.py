@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from interp.compat import nnterp
 from interp.errors import InterpError
-from interp.lenses import LensResult, logit_lens_on_prompts
+from interp.lenses import logit_lens_on_prompts
 from interp.model import StandardizedTransformer
 from interp.prompts import Prompt
+from interp.results import LensResult
 from tests.families import build
 from tests.interp.lenses.plain import TOLD, PlainModel, plain
 from tests.interp.lenses.twins import assert_equal, expected

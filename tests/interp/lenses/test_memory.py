@@ -86,7 +86,7 @@ def rows_of_logits(made: TensorsMade) -> int:
 def test_no_row_of_logits_is_made(lens: str, standardized: Standardized, monkeypatch: pytest.MonkeyPatch) -> None:
     model, other = standardized("gemma2"), standardized("llama")
     run(lens, model, other, 8)  # what is found out about a model once is found out
-    monkeypatch.setattr("interp.readout.plan.CPU_ELEMENTS", 64 * (2 * NUM_LAYERS + 2))
+    monkeypatch.setattr("interp.batching.CPU_ELEMENTS", 64 * (2 * NUM_LAYERS + 2))
     monkeypatch.setattr("interp.readout.plan.CPU_TOKENS", 64)
     with TensorsMade() as made:
         run(lens, model, other, 16)
@@ -96,7 +96,7 @@ def test_no_row_of_logits_is_made(lens: str, standardized: Standardized, monkeyp
 def test_generation_holds_the_logits_of_a_few_runs(standardized: Standardized, monkeypatch: pytest.MonkeyPatch) -> None:
     model = standardized("llama")
     whole = run("generation", model, model, 16)
-    monkeypatch.setattr("interp.readout.plan.CPU_ELEMENTS", 3 * VOCABULARY_SIZE)
+    monkeypatch.setattr("interp.batching.CPU_ELEMENTS", 3 * VOCABULARY_SIZE)
     with TensorsMade() as made:
         parts = run("generation", model, model, 16)
     assert rows_of_logits(made) == 3
@@ -109,7 +109,7 @@ def test_what_is_made_does_not_grow_with_the_prompts(
 ) -> None:
     """Four times the prompts, in batches of the same size: no larger tensor (results of these few are smaller)."""
     monkeypatch.setattr("interp.lenses.patchscope_prompts._AT_ONCE", 8)
-    monkeypatch.setattr("interp.readout.plan.CPU_ELEMENTS", 1 << 15)
+    monkeypatch.setattr("interp.batching.CPU_ELEMENTS", 1 << 15)
     model, other = standardized("gemma2"), standardized("llama")
     run(lens, model, other, 8)
     largest = []

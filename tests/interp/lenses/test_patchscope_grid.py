@@ -105,7 +105,7 @@ def test_any_layers_positions_and_budget(data: st.DataObject) -> None:
     latents = latents_of(data.draw(st.integers(1, 3)), model.hidden_size, count, seed=data.draw(st.integers(0, 9)))
     budget, batch_size = data.draw(st.sampled_from([1, 30, 10_000])), data.draw(st.integers(1, 5))
     with pytest.MonkeyPatch.context() as patched:
-        for module in ("interp.lenses.patchscope_grid", "interp.forward.batches"):
+        for module in ("interp.lenses.patchscope_grid", "interp.batching"):
             patched.setattr(import_module(module), "WALKING_TOKENS", budget)
         found = patchscope_grid(
             model, latents, IDS, at, GROUPS,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from interp.activations import left_padded
+from interp.batching import left_padded
 from interp.errors import InterpError
 from interp.positions import Position
 from interp.prompts import Prompt, ResolvedTargets, TargetPrompt, TargetPromptBatch, repeat_prompt

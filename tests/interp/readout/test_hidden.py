@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import interp.readout.plan
+import interp.readout.order
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from interp.readout import Reduced, TokenGroups, logits_of, reduce_hidden, reduce_logits
@@ -66,8 +66,9 @@ GROUPS = [[[3, 4, 3], [], [399]], [[0], [7, 300], [5]], [list(range(0, 400, 3)),
 def divided(elements: int, tokens: int, summed: int) -> Iterator[None]:
     """Small buffers, so that tiny models have many chunks and blocks of rows."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("CPU_ELEMENTS", elements), ("CPU_TOKENS", tokens), ("CPU_SUMMED", summed)):
-            patch.setattr(interp.readout.plan, name, value)
+        patch.setattr("interp.batching.CPU_ELEMENTS", elements)
+        patch.setattr("interp.readout.plan.CPU_TOKENS", tokens)
+        patch.setattr("interp.readout.plan.CPU_SUMMED", summed)
         yield
 
 

@@ -81,7 +81,7 @@ def test_chunks_of_rows_change_nothing(monkeypatch):
     whole = reduce_logits(logits, groups, 3, kl_reference=reference)
     whole_kl = kl_divergence(reference, log_probabilities(logits))
     monkeypatch.setattr(interp.readout.distributions, "CHUNK_ELEMENTS", 4 * 50 + 7)
-    monkeypatch.setattr(interp.readout.plan, "CPU_ELEMENTS", 4 * 64 + 7)
+    monkeypatch.setattr("interp.batching.CPU_ELEMENTS", 4 * 64 + 7)
     chunked = reduce_logits(logits, groups, 3, kl_reference=reference)
     for name in ("log_prob", "rank", "top_ids", "top_log_prob", "entropy", "kl"):
         torch.testing.assert_close(getattr(chunked, name), getattr(whole, name), rtol=0, atol=0, equal_nan=True)

@@ -18,7 +18,7 @@ import pytest
 from interp.errors import InterpError
 from pipeline.store import open_store
 from pipeline.store.__main__ import main
-from pipeline.store.verify import verify_store
+from pipeline.store.reader import verify_store
 from tests.pipeline.store.example import on_operation, specs, tree, values, write_pending, write_store, writer
 
 SHARD = "resid_post/c/0/1/0/0"

@@ -61,6 +61,12 @@ def test_dvc_yaml_lists_each_stages_code() -> None:
     assert differences() == [], "run `python -m pipeline.workflow dependencies --write`"
 
 
+def test_no_stage_depends_on_how_notebooks_draw() -> None:
+    for name, files in stage_code().items():
+        assert not [file for file in files if file.startswith("interp/plots/")], name
+    assert "interp/plots/lens.py" in closure("interp.compat.nnterp.display")  # who imports it depends on it
+
+
 def test_what_python_imports_is_listed() -> None:
     stages = ["tokenize", "collect", "tune", "lens", "evaluate", "report"]
     ran = subprocess.run(

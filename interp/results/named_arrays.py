@@ -2,10 +2,13 @@
 
 The axes that all of a result's arrays may share come first: `example`, then for instance `layer`, or `position` and
 `layer`, or `source_layer` and `target_layer`. Behind them an array may have axes of its own: `group`, `top`.
+
+On disk a result is one safetensors file: its arrays, and what describes them as JSON in its metadata. No pickle.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral
@@ -15,15 +18,18 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from interp.errors import InterpError, nearest
-from interp.lenses.files import read_arrays, write_arrays
 
-__all__ = ["Coordinate", "Coordinates", "NamedArrays"]
+__all__ = ["Coordinate", "Coordinates", "NamedArrays", "read_arrays", "write_arrays"]
 
 Coordinate = int | str
 Coordinates = Mapping[str, Sequence[Coordinate]]
 _PROMPT_AXES = ("example", "position")
+_KEY = "interpipe"  # one key alone: safetensors writes several in an order of chance
+_VERSION = 1
 
 
 class NamedArrays:
@@ -234,3 +240,40 @@ def _checked_coordinates(coordinates: Coordinates) -> Mapping[str, tuple[Coordin
             raise InterpError(f"coordinates: {axis!r} holds one of {list(plain)} twice.")
         checked[axis] = plain
     return MappingProxyType(checked)
+
+
+def write_arrays(path: str | Path, kind: str, arrays: Mapping[str, NDArray], described: Mapping[str, Any]) -> None:
+    """Write arrays and their description; the same bytes for the same content.
+
+    Arguments:
+        path: of the file; its folder has to exist.
+        kind: what the file holds, by which `read_arrays` knows it.
+        arrays: name -> array.
+        described: what JSON can hold.
+    """
+    text = json.dumps({"kind": kind, "version": _VERSION, **described}, sort_keys=True, ensure_ascii=False)
+    Path(path).write_bytes(save(dict(arrays), metadata={_KEY: text}))
+
+
+def read_arrays(path: str | Path, kind: str) -> tuple[dict[str, NDArray], dict[str, Any]]:
+    """Read what `write_arrays` wrote.
+
+    Returns:
+        The arrays by name, and the description.
+
+    Raises:
+        InterpError: no such file, or one that holds something else.
+    """
+    if not Path(path).is_file():
+        raise InterpError(f"there is no file {str(path)!r}.")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+    except SafetensorError as error:
+        raise InterpError(f"{str(path)!r} is no whole safetensors file: {error}. Save the result again.") from None
+    described: dict[str, Any] = json.loads(metadata.get(_KEY, "{}"))
+    if (described.get("kind"), described.get("version")) != (kind, _VERSION):
+        found = f"{described.get('kind')} (version {described.get('version')})"
+        raise InterpError(f"{str(path)!r}: expected a {kind} (version {_VERSION}), found {found}.")
+    return arrays, described

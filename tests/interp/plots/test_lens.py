@@ -12,11 +12,11 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from interp.display import lens_figure
-from interp.display.lens import mean_and_band
 from interp.errors import InterpError
-from interp.lenses import LensResult
-from tests.interp.lenses.results import random_result
+from interp.plots import lens_figure
+from interp.plots.lens import mean_and_band
+from interp.results import LensResult
+from tests.interp.results.made import random_result
 from tests.tiny import tiny_tokenizer
 
 BY_LAYER = {"example": range(5), "layer": (1, 4, 5)}
@@ -175,7 +175,7 @@ def test_without_plotly_the_error_says_what_to_install(monkeypatch: pytest.Monke
 
 
 def test_importing_the_lenses_imports_no_plotly() -> None:
-    code = "import sys, interp.lenses, interp.display; print('plotly' in sys.modules)"
+    code = "import sys, interp.lenses, interp.plots; print('plotly' in sys.modules)"
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "False"

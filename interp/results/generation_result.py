@@ -5,15 +5,15 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from interp.errors import InterpError
-from interp.lenses.files import read_arrays, write_arrays
+from interp.results.drawing import plots
+from interp.results.named_arrays import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,8 +137,7 @@ class GenerationResult:
             ImportError: plotly is not installed.
             InterpError: no such example.
         """
-        display: Any = import_module("interp.display")  # as in `LensResult.plot`
-        return display.generation_figure(self, examples, title=title)
+        return plots().generation_figure(self, examples, title=title)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self], order: Sequence[int] | None = None) -> Self:

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from interp import StandardizedTransformer, products
+from interp import StandardizedTransformer, matmul
 from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses import logit_lens_on_prompts, patchscope_lens
-from interp.products import by_onednn, faster_products, give_back, product
+from interp.matmul import by_onednn, faster_products, give_back, product
 from interp.sites import Site
 from tests.made import TensorsMade
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, tiny_model, tiny_tokenizer
 
-ROWS, INNER, COLUMNS = 96, 256, 384  # more than `products.WORTH` multiplications
+ROWS, INNER, COLUMNS = 96, 256, 384  # more than `matmul.WORTH` multiplications
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +32,13 @@ def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """The shapes of what oneDNN was given."""
     seen: list[torch.Size] = []
-    multiply = products._multiply
+    multiply = matmul._multiply
 
     def counted(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         seen.append(rows.shape)
         return multiply(rows, weight, bias)
 
-    monkeypatch.setattr(products, "_multiply", counted)
+    monkeypatch.setattr(matmul, "_multiply", counted)
     return seen
 
 
@@ -83,7 +83,7 @@ def test_any_number_of_rows(rows: int, calls: list[torch.Size]) -> None:
 
 
 def test_few_numbers_of_rows_are_fed() -> None:
-    fed = [products._rounded(rows) for rows in range(1, 5000)]
+    fed = [matmul._rounded(rows) for rows in range(1, 5000)]
     assert all(rows <= one <= rows * 17 / 16 for rows, one in enumerate(fed, start=1))
     assert len(set(fed)) < 160
 
@@ -184,7 +184,7 @@ def test_a_pass_that_does_not_gain_is_left_alone(
 ) -> None:
     weights = tiny_model("llama", hidden_size=256, intermediate_size=512).to(dtype)
     model = StandardizedTransformer(weights, tokenizer=tiny_tokenizer())
-    with faster_products(model, tokens):
+    with faster_products(tokens, model.hidden_size, model.dtype, model.device):
         _linear()(_drawn(ROWS, INNER))
     assert len(calls) == expected
 
@@ -194,11 +194,11 @@ def test_memory_goes_back_where_onednn_multiplies(
     setting: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(products.ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=asked.append))
+    monkeypatch.setattr(matmul.ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=asked.append))
     monkeypatch.setenv("INTERP_PRODUCTS", setting)
     give_back()
     assert asked == expected
-    monkeypatch.setattr(products.ctypes, "CDLL", lambda _: SimpleNamespace())  # a system without it
+    monkeypatch.setattr(matmul.ctypes, "CDLL", lambda _: SimpleNamespace())  # a system without it
     give_back()
 
 
@@ -256,7 +256,7 @@ def test_a_tensor_is_filled_by_small_products(monkeypatch: pytest.MonkeyPatch) -
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(ROWS, INNER, generator=generator)
     weight, bias = torch.randn(COLUMNS, INNER, generator=generator), torch.randn(COLUMNS, generator=generator)
-    monkeypatch.setattr(products, "AT_ONCE", 7 * COLUMNS + 1)
+    monkeypatch.setattr(matmul, "AT_ONCE", 7 * COLUMNS + 1)
     for given in (bias, None):
         out = torch.empty(ROWS, COLUMNS)
         with torch.no_grad(), TensorsMade() as made:

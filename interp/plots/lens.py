@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from interp.display.heat_map import token_heat_map
-from interp.display.plotly import COLORS, FONT, graph_objects, make_subplots, with_alpha
-from interp.display.text import escaped
 from interp.errors import InterpError, nearest
-from interp.lenses.axes import Coordinate
-from interp.lenses.result import FigureKind, LensResult, Quantity
-from interp.model.tokens import token_text
-from interp.text import visible
+from interp.plots.style import COLORS, FONT, escaped, graph_objects, make_subplots, token_heat_map, with_alpha
+from interp.results import Coordinate, FigureKind, LensResult, Quantity
+from interp.text import token_text, visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,15 +1,29 @@
-"""Which prompts go together, against all other ways; and what they look like."""
+"""Which prompts go together, against all other ways, and what they look like; when memory has run out, by what
+allocators really say, and what becomes of the budget.
+"""
 
 from __future__ import annotations
 
+import logging
 from itertools import combinations, pairwise
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.activations import batches_by_length, batches_by_tokens, left_padded, right_padded
-from interp.activations.batches import batches_in_one_row
+from interp.batching import (
+    ACCELERATOR_TOKENS,
+    PROCESSOR_TOKENS,
+    Budget,
+    batches_by_length,
+    batches_by_tokens,
+    batches_in_one_row,
+    is_out_of_memory,
+    left_padded,
+    right_padded,
+)
+from interp.errors import InterpError
 
 LENGTHS = [5, 9, 3, 12, 7, 5, 1]
 
@@ -79,3 +93,42 @@ def test_padding_on_either_side() -> None:
         "position_ids": [[0, 1], [0, 0]],
     }
     assert right_padded([[7, 8, 3], [9]]).tolist() == [[7, 8, 3], [9, 9, 9]]
+
+
+def test_what_allocators_say() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 50)
+    assert is_out_of_memory(refused.value)
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        MemoryError("std::bad_alloc"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:75] DefaultCPUAllocator: not enough memory: you tried to allocate"
+        ),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 18.04 GB"),
+    ):
+        assert is_out_of_memory(error)
+    for other in (
+        RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"),
+        ValueError("out of memory"),
+        InterpError("not enough memory"),
+    ):
+        assert not is_out_of_memory(other)
+
+
+def test_the_budget_suits_the_device_and_is_halved_from_what_was_spent(caplog: pytest.LogCaptureFixture) -> None:
+    assert Budget.of(None, torch.device("cpu")).tokens == PROCESSOR_TOKENS
+    assert Budget.of(None, torch.device("cuda", 1)).tokens == ACCELERATOR_TOKENS
+    budget = Budget.of(100, torch.device("cpu"))
+    with caplog.at_level(logging.WARNING, "interp"):
+        for spent, left in ((90, 45), (200, 22), (1, 1)):
+            budget.halve(spent)
+            assert budget.tokens == max(1, left)
+    assert caplog.messages[0] == (
+        "out of memory with 90 tokens in a forward pass: going on with at most 45 (batch_tokens)."
+    )
+    assert len(caplog.messages) == 3
+    with pytest.raises(InterpError, match="batch_tokens: expected at least 1, got -3"):
+        Budget.of(-3, torch.device("cpu"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from interp.errors import InterpError
-from interp.lenses import LensResult
-from tests.interp.lenses.results import random_result
+from interp.results import LensResult
+from tests.interp.results.made import random_result
 from tests.tiny import tiny_tokenizer
 
 BY_LAYER = {"example": range(3), "layer": (1, 4, 5)}
@@ -214,3 +216,15 @@ def test_files_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(InterpError, match="no whole safetensors file"):
         LensResult.load(path)
+
+
+def test_results_open_without_torch(tmp_path: Path) -> None:
+    random_result(BY_LAYER).save(tmp_path / "lens.safetensors")
+    code = """if True:
+    import sys
+    from interp.results import LensResult
+    print(LensResult.load(sys.argv[1]), *sorted({"torch", "transformers", "nnsight", "plotly"} & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", code, str(tmp_path / "lens.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "LensResult(example: 3, layer: 3; groups: it, en)\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from interp.errors import InterpError
-from interp.lenses import GenerationResult
+from interp.results import GenerationResult
 from tests.tiny import tiny_tokenizer
 
 LAYERS = (5, 0, 2)

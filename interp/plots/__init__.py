@@ -3,12 +3,9 @@
 plotly is needed when a figure is drawn, not before: `pip install 'interpipe[display]'`.
 """
 
-from interp.display.attribution import attribution_figure
-from interp.display.generation import generation_figure
-from interp.display.heat_map import token_heat_map
-from interp.display.lens import lens_figure
-from interp.display.plotly import graph_objects, make_subplots, save_figure
-from interp.display.text import escaped
+from interp.plots.lens import lens_figure
+from interp.plots.results import attribution_figure, generation_figure
+from interp.plots.style import escaped, graph_objects, make_subplots, save_figure, token_heat_map
 from interp.text import visible
 
 __all__ = [

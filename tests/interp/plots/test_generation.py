@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import pytest
 
 from interp.errors import InterpError
-from interp.lenses import GenerationResult
+from interp.results import GenerationResult
 
 RESULT = GenerationResult((5, 0), (((1,), (2,)), ((3,), (4,))), (("a <i>b</i>\nc", "d e"), ("f", "g\x00")))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from interp.display import escaped, visible
+from interp.plots import escaped, visible
 
 
 @pytest.mark.parametrize(

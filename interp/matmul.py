@@ -11,7 +11,7 @@ import ctypes
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from interp.errors import InterpError
-
-if TYPE_CHECKING:
-    from interp.model import StandardizedTransformer
 
 __all__ = ["by_onednn", "faster_products", "give_back", "product"]
 
@@ -34,7 +31,12 @@ AT_ONCE = 1 << 20
 _linear, _addmm = functional.linear, torch.addmm  # what `nn.Linear` and transformers' `Conv1D` call
 
 
-def faster_products(model: StandardizedTransformer | None = None, tokens: int = 0) -> AbstractContextManager[Any]:
+def faster_products(
+    tokens: int | None = None,
+    hidden_size: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> AbstractContextManager[Any]:
     """Within this, large float32 products of linear layers on a CPU are oneDNN's, where that is the faster library.
 
     For the calling thread alone. Whatever needs gradients, autocast or another tensor type is left to torch. Which
@@ -42,15 +44,16 @@ def faster_products(model: StandardizedTransformer | None = None, tokens: int = 
     environment variable `INTERP_PRODUCTS` overrides it: `torch` never, `onednn` wherever torch has it.
 
     Arguments:
-        model, tokens: of the pass that comes, if it is known: one that is too small to gain, elsewhere than on a CPU or
-            in another dtype is left alone, since looking at each call of torch costs a little.
+        tokens, hidden_size, dtype, device: of the pass that comes, where they are known: one that is too small to gain,
+            elsewhere than on a CPU or in another dtype is left alone, since looking at each call of torch costs a
+            little.
 
     Raises:
         InterpError: `INTERP_PRODUCTS` is something else.
     """
-    if model is not None and (
-        tokens * model.hidden_size**2 < WORTH or model.dtype is not torch.float32 or model.device.type != "cpu"
-    ):
+    if tokens is not None and hidden_size is not None and tokens * hidden_size**2 < WORTH:
+        return nullcontext()
+    if dtype not in (None, torch.float32) or (device is not None and device.type != "cpu"):
         return nullcontext()
     return _OneDNN() if by_onednn() else nullcontext()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from interp.errors import InterpError
-from interp.lenses import Attribution
+from interp.results import Attribution
 
 
 def attribution(axes: dict) -> Attribution:

@@ -1,24 +1,25 @@
-"""What a lens returns: arrays with named axes, as a table, a figure or a file."""
+"""What lenses return: arrays with named axes, as a table, a figure or a file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from interp.errors import InterpError, nearest
-from interp.lenses.axes import Coordinate, Coordinates, NamedArrays
+from interp.results.drawing import plots
+from interp.results.named_arrays import Coordinate, Coordinates, NamedArrays
+from interp.text import token_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["FigureKind", "Floats", "Integers", "LensResult", "Quantity"]
+__all__ = ["Attribution", "FigureKind", "Floats", "Integers", "LensResult", "Quantity"]
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int32]
@@ -122,8 +123,6 @@ class LensResult(NamedArrays):
         for name, values in columns.items():
             frame[name] = np.broadcast_to(values, shape).ravel()
         if tokenizer is not None:
-            from interp.model.tokens import token_text
-
             texts = {token: token_text(tokenizer, int(token)) for token in np.unique(self.top_ids) if token >= 0}
             frame.insert(list(frame.columns).index("log_prob"), "token", frame["token_id"].map(texts))
         read = self.top_ids[..., 0] >= 0
@@ -169,9 +168,70 @@ class LensResult(NamedArrays):
             ImportError: plotly is not installed.
             InterpError: more axes than the figure has (`select` first), or no such group or example.
         """
-        # Not a plain import: what draws is no part of what computes a result, for whoever follows imports (DVC).
-        display: Any = import_module("interp.display")
-        return display.lens_figure(
+        return plots().lens_figure(
             self, kind, quantity=quantity, groups=groups, example=example, tokenizer=tokenizer,
             position_names=position_names, confidence=confidence, title=title,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(NamedArrays):
+    """What parts of a model add to the logits of groups of tokens, in logits.
+
+        logit == sum of contribution over sites + constant + remainder
+
+    The leading axes are `example`, `position` where several are asked for, and `site`. A group of several tokens has
+    the mean of their logits; the difference of two groups is the difference of their numbers.
+
+    Arguments:
+        coordinates: the leading axes -> what stands along each.
+        contribution: (..., group).
+        logit: (example[, position], group), the model's own, with its scale and before its softcap.
+        constant: (example, group), what the biases of final norm and head give, whatever the prompt.
+        remainder: (example[, position], group), what the sites leave to others; with all of them, roundings.
+        group_names: names along the axis `group`.
+    """
+
+    coordinates: Coordinates  # type: ignore[assignment]
+    contribution: Floats
+    logit: Floats
+    constant: Floats
+    remainder: Floats
+    group_names: tuple[str, ...] = ()
+
+    ARRAYS: ClassVar[Mapping[str, tuple[tuple[str, ...], type]]] = {
+        "contribution": (("...", "group"), np.float32),
+        "logit": (("prompt", "group"), np.float32),
+        "constant": (("example", "group"), np.float32),
+        "remainder": (("prompt", "group"), np.float32),
+    }
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table: a row for each example, position, site and group, with its `contribution` in logits.
+
+        Positions that an example does not have have no rows.
+        """
+        import pandas as pd
+
+        index = pd.MultiIndex.from_product(
+            [*self.coordinates.values(), self.group_names], names=[*self.coordinates, "group"]
+        )
+        frame = index.to_frame(index=False)
+        frame["contribution"] = self.contribution.ravel()
+        return frame.dropna(ignore_index=True)
+
+    def plot(
+        self, *, groups: Sequence[str] | None = None, example: Coordinate | None = None, title: str | None = None
+    ) -> Figure:
+        """A plotly figure: bars of the contributions of every site, by group.
+
+        Arguments:
+            groups: which, in order; None: all.
+            example: the example that is shown; None: the mean of all.
+            title: above the figure.
+
+        Raises:
+            ImportError: plotly is not installed.
+            InterpError: several positions (`select` one first), or no such group or example.
+        """
+        return plots().attribution_figure(self, groups=groups, example=example, title=title)

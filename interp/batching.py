@@ -1,25 +1,46 @@
-"""Which prompts go through the model together, and the tensors that they go as."""
+"""Which prompts go through the model together, the tensors that they go as, and how much goes at once: budgets of
+tokens, sizes of buffers, and what happens when memory runs out.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from interp.model import StandardizedTransformer
+from interp.errors import InterpError
 
 __all__ = [
+    "WALKING_TOKENS",
+    "Budget",
+    "batches_alike",
     "batches_by_length",
     "batches_by_tokens",
     "batches_in_one_row",
+    "buffer_elements",
+    "how_many",
+    "is_out_of_memory",
     "left_padded",
     "right_padded",
-    "whole_inputs",
 ]
+
+# On a processor, few enough for their activations to stay in its caches; elsewhere, many enough to keep it busy.
+PROCESSOR_TOKENS, ACCELERATOR_TOKENS = 512, 8192
+# A forward pass costs something besides its tokens: the weights are read once more, kernels are started. About what a
+# sixteenth of those tokens costs: on a processor, 25 to 30 were measured.
+BATCH_COST = 1 / 16
+# What allocators say that raise no `torch.OutOfMemoryError`: torch's own on a processor (Linux, Windows), CUDA beside
+# torch's allocator, Apple's, cuBLAS.
+_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+# Numbers in a buffer: 8 MiB on a CPU (larger ones leave the cache, smaller ones make matrix products slower). An
+# accelerator wants long kernels.
+CPU_ELEMENTS, ACCELERATOR_ELEMENTS = 1 << 21, 1 << 26
+# Tokens of runs that walk at once: what bounds the memory.
+WALKING_TOKENS = 1 << 16
+_log = logging.getLogger(__name__)
 
 
 def batches_by_tokens(lengths: Sequence[int], batch_tokens: int, batch_cost: float) -> list[list[int]]:
@@ -93,6 +114,39 @@ def batches_by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
+def batches_alike(
+    target_ids: Sequence[Sequence[int]],
+    positions: Sequence[Hashable],
+    batch_size: int,
+    runs: int,
+    *,
+    new_tokens: int = 0,
+    budget: int | None = None,
+) -> list[list[int]]:
+    """Batches of target prompts of one length that are patched at the same tokens, equal prompts together.
+
+    Arguments:
+        target_ids: token ids of each prompt, unpadded.
+        positions: the token of each, or the tuple of tokens, that is written.
+        batch_size: prompts in a batch at most.
+        runs: how many runs each prompt has, which walk together, each beside the keys of the whole prompt.
+        new_tokens: how many each run goes on for.
+        budget: tokens of all runs of a batch at most, though a batch has one prompt at least; None: `WALKING_TOKENS`.
+
+    Returns:
+        Row numbers by batch.
+    """
+    budget = WALKING_TOKENS if budget is None else budget
+    found: dict[tuple[int, Hashable], list[int]] = {}
+    for row in sorted(range(len(target_ids)), key=lambda row: tuple(target_ids[row])):
+        found.setdefault((len(target_ids[row]), positions[row]), []).append(row)
+    batches = []
+    for (length, _), rows in sorted(found.items(), key=lambda item: item[0][0]):
+        size = max(1, min(batch_size, budget // (runs * (length + new_tokens))))
+        batches += [rows[start : start + size] for start in range(0, len(rows), size)]
+    return batches
+
+
 def right_padded(input_ids: Sequence[Sequence[int]]) -> torch.Tensor:
     """Prompts side by side, each filled up with its own last token.
 
@@ -132,19 +186,61 @@ def left_padded(input_ids: Sequence[Sequence[int]], pad_id: int, device: torch.d
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def whole_inputs(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """What a forward pass of whole prompts is given; of one length, unless padding leaves the model's numbers alone.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the device or beside it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+@dataclass
+class Budget:
+    """Tokens in a forward pass at most, padding included; less once memory has run out.
 
     Arguments:
-        model: the model.
-        input_ids: token ids of each prompt, unpadded.
-
-    Returns:
-        `input_ids`, and `attention_mask` and `position_ids` where the model takes them, each (row, position).
+        tokens: how many.
     """
-    inputs = left_padded(input_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
-    if "attention_mask" not in inspect.signature(type(model._module).forward).parameters:
-        del inputs["attention_mask"]
-    if not model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
-        del inputs["position_ids"]
-    return inputs
+
+    tokens: int
+
+    @classmethod
+    def of(cls, batch_tokens: int | None, device: torch.device) -> Budget:
+        """The budget that is asked for; None: what suits the device.
+
+        Raises:
+            InterpError: it is not positive.
+        """
+        if batch_tokens is None:
+            return cls(PROCESSOR_TOKENS if device.type == "cpu" else ACCELERATOR_TOKENS)
+        if batch_tokens < 1:
+            raise InterpError(f"batch_tokens: expected at least 1, got {batch_tokens}.")
+        return cls(batch_tokens)
+
+    @property
+    def batch_cost(self) -> float:
+        """What a forward pass costs besides its tokens, in tokens."""
+        return self.tokens * BATCH_COST
+
+    def halve(self, spent: int) -> None:
+        """Go on with half of what a forward pass spent that ran out of memory, and say so.
+
+        Arguments:
+            spent: its tokens, padding included.
+        """
+        self.tokens = max(1, min(self.tokens, spent) // 2)
+        _log.warning(
+            "out of memory with %d tokens in a forward pass: going on with at most %d (batch_tokens).",
+            spent, self.tokens,
+        )  # fmt: skip
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def buffer_elements(device: torch.device) -> int:
+    """Numbers that a buffer on a device holds."""
+    return CPU_ELEMENTS if device.type == "cpu" else ACCELERATOR_ELEMENTS
+
+
+def how_many(size: int, device: torch.device) -> int:
+    """How many things of `size` numbers a buffer holds; one at the least."""
+    return max(1, buffer_elements(device) // max(size, 1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.lenses import LensResult
+from interp.results import LensResult
 
 NAMES = ("it", "en")
 
