@@ -132,7 +132,7 @@ def collect_blocks(
     if remote:
         budget = Budget(ACCELERATOR_TOKENS) if batch_tokens is None else Budget.of(batch_tokens, torch.device("cpu"))
         for input_ids, positions in blocks:
-            block = checked_block(input_ids, positions, rows_of_kind)
+            block = _checked(model, input_ids, positions, rows_of_kind)
             yield collect_elsewhere(model, block, model.in_order(sites), budget, remote)
             if progress is not None:
                 progress(len(block.input_ids))
@@ -146,8 +146,7 @@ def collect_blocks(
     )
     waiting: Block | None = None  # its last copy is under way
     for input_ids, positions in blocks:
-        block = checked_block(token_ids(input_ids), positions, rows_of_kind)
-        check_fed(model, block.input_ids, "input_ids")
+        block = _checked(model, input_ids, positions, rows_of_kind)
         with model.session():
             for done in collector.in_turns(block):
                 if progress is not None:
@@ -162,6 +161,18 @@ def collect_blocks(
     collector.copies.finish()
     if waiting is not None:
         yield waiting.values()
+
+
+def _checked(
+    model: StandardizedTransformer,
+    input_ids: Prompts,
+    positions: Sequence[Sequence[int]],
+    rows_of_kind: dict[str, dict[Site, int]],
+) -> Block:
+    """Prompts and positions that the model can be fed."""
+    block = checked_block(token_ids(input_ids), positions, rows_of_kind)
+    check_fed(model, block.input_ids, "input_ids")
+    return block
 
 
 @dataclass

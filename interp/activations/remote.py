@@ -43,7 +43,7 @@ def collect_elsewhere(
     for batch in batches:
         ids = [block.input_ids[row] for row in batch]
         longest = max(map(len, ids))
-        inputs = left_padded(ids, model.tokenizer.pad_token_id or 0, torch.device("cpu"))
+        inputs = left_padded(ids, 0, torch.device("cpu"))  # 0 is in every vocabulary, a pad token may not be
         if not model.takes_position_ids:
             del inputs["position_ids"]
         entries.append(block.entries(batch, 0).moved([longest - len(own) for own in ids]))

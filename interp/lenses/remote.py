@@ -74,7 +74,7 @@ def patch_elsewhere(
     for rows in batches:
         fed = _fed(model, target_ids[rows], positions[rows])
         runs = [[(site, latent[rows]) for site, latent in layer] for layer in [*writes, []]]
-        work.append((torch.empty(0), [(*fed, pairs) for pairs in runs]))
+        work.append((torch.empty(0, dtype=torch.float32, device="cpu"), [(*fed, pairs) for pairs in runs]))
     found = _read(model, work, _given(batches, groups, reference), top_k, False, remote)
     return _joined(found, layers, with_baseline=True)
 
@@ -112,7 +112,7 @@ def _read(
                     end = model.read(last)[:, -1].clone()
                     tracer.stop()
                 ends.append(end)
-            with model.trace(input_ids=torch.zeros(1, 1, dtype=torch.long)) as tracer:
+            with model.trace(input_ids=torch.zeros(1, 1, dtype=torch.long, device="cpu")) as tracer:
                 hidden = states if not ends else torch.stack(ends[:-1])
                 read = read_plainly(model, hidden, ids, valid, top_k, own, inverted)
                 if ends:
@@ -141,7 +141,7 @@ def read_plainly(
         ids, valid: (row, group, width), as in `TokenGroups`.
         top_k: how many top tokens are kept.
         reference: (row, hidden), the residual stream after the model's last layer; None: not known.
-        inverted: turn the sign after the final norm (of `hidden`).
+        inverted: negate `hidden` after the final norm.
 
     Returns:
         `log_prob`, `rank` (layer, row, group), `top_ids`, `top_log_prob` (layer, row, k), `entropy`, `kl`, `surprisal`
@@ -169,8 +169,8 @@ def read_plainly(
     top_ids = logits.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]  # equal logits: by id
     p = log_p.exp()
     kl = torch.where(p[-1:] > 0, p[-1:] * (log_p[-1:] - log_p), 0.0).sum(-1)
-    surprisal = torch.full((layers, rows), torch.nan, device=logits.device)
-    model_top = torch.full((rows,), -1, device=logits.device)
+    surprisal = torch.full((layers, rows), torch.nan, dtype=torch.float32, device=logits.device)
+    model_top = torch.full((rows,), -1, dtype=torch.long, device=logits.device)
     if reference is not None:
         says = model.readout(reference[None]).float()[0]
         model_top = says.sort(dim=-1, descending=True, stable=True).indices[:, 0]
@@ -187,8 +187,9 @@ def _fed(
     inputs = left_padded(ids, 0, torch.device("cpu"))
     if not model.takes_position_ids:
         del inputs["position_ids"]
-    padding = torch.tensor([inputs["input_ids"].shape[1] - len(own) for own in ids])
-    return inputs, torch.arange(len(ids))[:, None], torch.tensor([list(own) for own in positions]) + padding[:, None]
+    padding = torch.tensor([inputs["input_ids"].shape[1] - len(own) for own in ids], device="cpu")
+    columns = torch.tensor([list(own) for own in positions], device="cpu") + padding[:, None]
+    return inputs, torch.arange(len(ids), device="cpu")[:, None], columns
 
 
 def _cut(examples: int, batch_size: int) -> Iterator[slice]:
