@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable
@@ -15,12 +17,11 @@ import pytest
 import torch
 import xarray
 import zarr
-from nnsight.intervention.backends.local import LocalSimulationBackend
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from interp.errors import InterpError
-from interp.model import StandardizedTransformer
+from pipeline.config.paths import ROOT
 from pipeline.stages import collect as stage
 from pipeline.stages.common import stage_main
 from pipeline.stages.tokenize import write_tokens
@@ -121,41 +122,26 @@ def test_values_positions_and_attributes(run_folder: Callable[..., Path], caplog
     assert not any(str(folder.parent).encode() in data for data in tree(Path("activations.zarr")).values())
 
 
-class WithoutInterp(LocalSimulationBackend):
-    """nnsight's simulation hides all packages that a server may lack; another thread writes to zarr meanwhile."""
-
-    def _hide_local_modules(self) -> dict[str, Any]:
-        names = [name for name in sys.modules if name.split(".")[0] == "interp"]
-        return {"modules": {name: sys.modules.pop(name) for name in names}, "paths": []}
-
-
-def test_a_remote_model_gives_what_it_gives_here(
-    run_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_remote_model_gives_what_it_gives_here(run_folder: Callable[..., Path]) -> None:
+    """In a process of its own: nnsight's simulation of a server takes modules and classes of this one apart."""
     sites = {"sites": ["resid_post.*", "z.1"], "positions": ["last"], "batch_tokens": 12}
     run_folder("here", collect=sites)
     stage.collect_activations()
     here = open_store("activations.zarr")
     far = run_folder("far", collect=sites, model={"remote": True})
-    sessions: list[Any] = []
-
-    def backend(self: Any, *args: Any, **kwargs: Any) -> LocalSimulationBackend:  # packed as for a server
-        sessions.append(self)
-        return WithoutInterp(self)
-
-    monkeypatch.setattr(StandardizedTransformer, "_remote_backend", backend)
-    monkeypatch.setattr(stage, "load_model", lambda config: StandardizedTransformer(config.source))  # the server's
-    monkeypatch.setenv("NDIF_API_KEY", "this-is-no-one's-key")
-    with caplog.at_level("DEBUG"):
-        stage.collect_activations()
+    key = "this-is-no-one's-key"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NDIF_API_KEY": key}
+    command = [sys.executable, "-c", "from tests.pipeline.stages.simulated import main; main()"]
+    ran = subprocess.run(command, cwd=far, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
     there = open_store("activations.zarr", verify=True)
-    assert len(sessions) == there.num_blocks + 1  # and one that sees how wide heads are
+    assert ran.stdout.split() == [str(there.num_blocks + 1)]  # sessions; one sees how wide heads are
     for name in here.arrays:
         np.testing.assert_allclose(there.read(name), here.read(name), rtol=1e-4, atol=1e-5)
     assert there.attributes["model"]["remote"] is True
     assert there.attributes["model"]["digest"] != here.attributes["model"]["digest"]  # of no weights
     kept = b"".join(file.read_bytes() for file in far.rglob("*") if file.is_file())
-    assert b"no-one's-key" not in kept and "no-one's-key" not in caplog.text
+    assert key.encode() not in kept and key not in ran.stderr
 
 
 def test_sites_with_heads(run_folder: Callable[..., Path]) -> None:
