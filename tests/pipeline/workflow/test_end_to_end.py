@@ -179,6 +179,7 @@ def test_a_killed_collect_is_resumed(copy: Path) -> None:
 
 def test_broken_objects_of_each_kind_are_computed_again_to_the_same_bytes(copy: Path) -> None:
     first, cache = copy / "outputs/first", Cache(copy / ".dvc/cache")
+    shutil.rmtree(copy / ".dvc/cache/verified", ignore_errors=True)  # nobody has looked since all was computed
     assert list(cache.broken_objects()) == list(cache.broken_results()) == []
 
     def member(artifact: str, start: str) -> Path:
