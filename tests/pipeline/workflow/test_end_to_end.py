@@ -102,7 +102,7 @@ def test_another_lens_shares_the_activations(copy: Path) -> None:
 
 def test_a_run_without_a_lens_is_tracked(copy: Path) -> None:
     """`lens=[]` and `lens=none` are the same run: tokenize and collect, and a page about them."""
-    uri = f"sqlite:///{copy}/none.db"
+    uri = f"sqlite:///{copy}/outputs/none.db"
     said = pipeline(copy, "hydra.run.dir=outputs/none", "lens=[]", "tracking=default", f"tracking.uri={uri}")
     assert "collected outputs/none/activations.zarr; no lens was asked for" in said
     assert computed(copy / "outputs/none") == ["lens", "evaluate", "report"]
