@@ -20,6 +20,7 @@ from filelock import FileLock
 
 import pipeline
 from interp.errors import InterpError
+from pipeline.interrupts import quiet_interrupts
 
 Item = TypeVar("Item")
 log = logging.getLogger("interpipe")
@@ -191,6 +192,7 @@ def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:
     from pipeline.stages.versions import write_record
 
     logging.basicConfig(level=logging.INFO, format=f"[{name}] %(message)s", stream=sys.stderr)
+    quiet_interrupts()
     started = time.perf_counter()
     try:
         measured = stage() or {}

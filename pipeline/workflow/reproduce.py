@@ -37,6 +37,7 @@ from dvc.stage import Stage
 from filelock import FileLock, Timeout
 
 from pipeline.config.cache import load_cache_config
+from pipeline.interrupts import quiet_interrupts
 from pipeline.stages.common import digest_of, repository_root
 from pipeline.stages.versions import VERSIONS_FILE, changes, installed
 from pipeline.workflow.cache import RunFolder, own_copies, read_json
@@ -251,6 +252,7 @@ def main() -> int:
     if os.getpgrp() != os.getpid():
         raise SystemExit("expected a process group of its own, see pipeline.workflow.process")
     follow_into_death(driver)
+    quiet_interrupts()
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # the driver says what there is to say
     stages = Stages(driver)
     told = False

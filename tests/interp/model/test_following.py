@@ -191,6 +191,7 @@ def test_what_cannot_be_followed_is_refused_at_every_pass_until_it_is_mended(cap
         with pytest.raises(InterpError, match="were changed since"):
             logit_lens(model, torch.zeros(1, 2, 32), [[[5]]] * 2, layers=[0])
     layers[2] = second
+    caplog.clear()
     with caplog.at_level(logging.INFO, "interp.model.following"), torch.no_grad():
         _agrees(model, PATHS["llama"])
     assert caplog.messages == [
