@@ -28,7 +28,8 @@ from interp.sites import HEAD_KINDS, MAP_KINDS, Site, parse_sites
 from pipeline.config.collect import CollectConfig, load_collect_config
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.store import load_store_config
-from pipeline.stages.common import beside, code_digest, digest_of, progress, publish, scratch, stage_main
+from pipeline.files import digest_of, publish
+from pipeline.stages.common import beside, code_digest, progress, scratch, stage_main
 from pipeline.stages.loading import load_model
 from pipeline.stages.tokens import Row, load_prompts, prompts_digest
 from pipeline.store.schema import ArraySpec, Static

@@ -4,53 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 import logging
-import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from filelock import FileLock
 
-import pipeline
 from interp.errors import InterpError
+from pipeline.files import digest_of, file_digest, repository_root, write_json
 from pipeline.interrupts import quiet_interrupts
 
 Item = TypeVar("Item")
 log = logging.getLogger("interpipe")
-
-
-def repository_root() -> Path:
-    """The folder that holds the code, also when it is reached through a run folder's links."""
-    return Path(pipeline.__file__).resolve().parent.parent
-
-
-def digest_of(*parts: Any) -> str:
-    """SHA-256, in hexadecimal, of plain values written as JSON with sorted keys.
-
-    Arguments:
-        parts: anything that JSON can write; dataclasses through `dataclasses.asdict` first.
-    """
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256, in hexadecimal, of a file's bytes, or of a folder's relative names and bytes in sorted order."""
-    path = Path(path)
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        digest.update(file.relative_to(path).as_posix().encode("utf-8") + b"\0")
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def progress(items: Iterable[Item] | Sequence[Item], label: str, total: int | None = None) -> Iterator[Item]:
@@ -120,50 +90,6 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
         folder.mkdir(exist_ok=True)
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def publish(finished: Path, destination: str | Path) -> None:
-    """Move a finished file or folder to its place, by one rename, so that nothing half-written is ever seen there.
-
-    Arguments:
-        finished: the finished file or folder, in a scratch folder.
-        destination: its place; what is there is replaced.
-    """
-    destination = Path(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    staged = destination.with_name(f".{destination.name}.incoming")
-    replaced = destination.with_name(f".{destination.name}.outgoing")
-    for left in (staged, replaced):  # of a process that was killed
-        _remove(left)
-    shutil.move(finished, staged)  # may cross file systems; the renames below never do
-    if staged.is_dir() or destination.is_dir():
-        # No rename replaces a folder, and one that is removed where it stands would stand there in half.
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(destination, replaced)
-    os.replace(staged, destination)
-    _remove(replaced)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file by one rename: whoever is killed meanwhile leaves the old one, whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.incoming")
-    staged.write_text(text, encoding="utf-8")
-    os.replace(staged, path)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON with sorted keys and a final newline, by one rename."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def code_digest(stage: str) -> str:

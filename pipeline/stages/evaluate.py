@@ -35,7 +35,8 @@ import numpy as np
 from interp.errors import nearest
 from pipeline.config.base import ConfigError
 from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
-from pipeline.stages.common import stage_main, write_json
+from pipeline.files import write_json
+from pipeline.stages.common import stage_main
 from pipeline.stages.quantities import ENTROPY_UNITS, quantities
 from pipeline.stages.statistics import Curve, curve, leads
 from pipeline.stages.tables import STATISTICS, CurveRow, GridRow, write_curves, write_grids

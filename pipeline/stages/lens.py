@@ -23,7 +23,8 @@ from interp.text import token_text
 from pipeline.config.lens import load_lens_configs
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.store import StoreConfig, load_store_config
-from pipeline.stages.common import code_digest, digest_of, file_digest, progress, publish, scratch, stage_main
+from pipeline.files import digest_of, file_digest, publish
+from pipeline.stages.common import code_digest, progress, scratch, stage_main
 from pipeline.stages.lenses import TUNED_LENS, Inputs, Lens, prepare
 from pipeline.stages.loading import load_model
 from pipeline.stages.tokens import Tokens, load_tokens, prompts_digest

@@ -24,7 +24,8 @@ from pipeline.config.base import ConfigError, load_section
 from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
 from pipeline.config.lens import load_lens_configs
 from pipeline.config.report import ReportConfig, load_report_config
-from pipeline.stages.common import code_digest, digest_of, publish, stage_main
+from pipeline.files import digest_of, publish
+from pipeline.stages.common import code_digest, stage_main
 from pipeline.stages.report_content import LensSection, Source, axis_top, comparisons, lens_section
 from pipeline.stages.report_figures import save_comparison, save_figure
 from pipeline.stages.report_page import Page, readable_value, render

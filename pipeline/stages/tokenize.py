@@ -20,7 +20,8 @@ from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.model_size import CONTEXT_KEYS
 from pipeline.config.paths import TASK_FILES
 from pipeline.config.task import load_task_config
-from pipeline.stages.common import digest_of, log, publish, scratch, stage_main, write_json
+from pipeline.files import digest_of, publish, write_json
+from pipeline.stages.common import log, scratch, stage_main
 from pipeline.stages.tokens import FORMAT, prompts_digest
 from pipeline.tasks.records import Pair, Row, TaskData
 from pipeline.tasks.registry import make

@@ -24,7 +24,8 @@ from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.paths import located
 from pipeline.config.tune import TuneConfig, load_tune_config
 from pipeline.config.validate_tune import tuned_layers
-from pipeline.stages.common import code_digest, digest_of, publish, scratch, stage_main, write_json
+from pipeline.files import digest_of, publish, write_json
+from pipeline.stages.common import code_digest, scratch, stage_main
 from pipeline.stages.tokens import load_prompts
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from importlib import metadata
 import yaml
 
 from pipeline.config.cache import load_cache_config
-from pipeline.stages.common import repository_root, stage_main, write_json
+from pipeline.files import repository_root, write_json
+from pipeline.stages.common import stage_main
 
 VERSIONS_FILE = "versions.json"
 ANY = "any"  # in place of a stage's versions, where they are not to matter

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from interp.errors import InterpError
 from pipeline.config.tracking import TrackingConfig, load_tracking_config
-from pipeline.stages.common import repository_root
+from pipeline.files import repository_root
 from pipeline.sweep import described, jobs_of, sweep_of
 from pipeline.tracking.client import first_line, target_of, tracking_uri
 from pipeline.tracking.payload import read_json

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config.tracking import TrackingConfig
-from pipeline.stages.common import repository_root, write_json
+from pipeline.files import repository_root, write_json
 from pipeline.tracking import sending
 from pipeline.tracking.client import Target, first_line, make_ready, target_of
 from pipeline.tracking.payload import read_json

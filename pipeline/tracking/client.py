@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from pipeline.config.tracking import TrackingConfig, masked
-from pipeline.stages.common import repository_root
+from pipeline.files import repository_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

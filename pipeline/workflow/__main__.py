@@ -18,9 +18,9 @@ from pipeline.config.machine import check_machine
 from pipeline.config.model import model_from
 from pipeline.config.paths import ROOT, check_path
 from pipeline.config.tracking import tracking_from
-from pipeline.stages.common import write_text
-from pipeline.workflow import dependencies
-from pipeline.workflow.defaults import default_params
+from pipeline.files import write_text
+from pipeline.workflow import generated
+from pipeline.workflow.generated import default_params
 from pipeline.workflow.run import resume
 from pipeline.workflow.run_folder import read_params
 
@@ -79,8 +79,8 @@ def _resume(folder: Path) -> int:
 
 def _dependencies(write: bool) -> int:
     if write:
-        dependencies.write()
-    lines = dependencies.differences()
+        generated.write()
+    lines = generated.differences()
     print("\n".join([*lines, f"{MEND} dependencies --write"] if lines else ["dvc.yaml lists each stage's code"]))
     return 1 if lines else 0
 

@@ -21,8 +21,8 @@ from dvc.stage.cache import StageCache, _can_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc.utils.serialize import ParseError, dumps_yaml
 
+from pipeline.files import digest_of, repository_root, write_text
 from pipeline.object_cache import Cache, remove_result, result_key, result_value
-from pipeline.stages.common import digest_of, repository_root, write_text
 from pipeline.stages.versions import ANY, VERSIONS_FILE
 
 __all__ = ["RunFolder", "own_copies", "read_json"]

@@ -19,8 +19,8 @@ from yaml import YAMLError
 from interp.errors import InterpError
 from pipeline.config.paths import ROOT
 from pipeline.config.tracking import masked
-from pipeline.stages.common import write_json
-from pipeline.workflow.process import Killed, interruptible, reproduce
+from pipeline.files import write_json
+from pipeline.workflow.driver import Killed, interruptible, reproduce
 from pipeline.workflow.record import git_state, now, outputs, versions
 from pipeline.workflow.run_folder import prepare, read_params
 

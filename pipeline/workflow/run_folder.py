@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 
 from interp.errors import InterpError
 from pipeline.config.paths import LINKED, ROOT
+from pipeline.files import write_text
 from pipeline.object_cache import shared_cache
-from pipeline.stages.common import write_text
 
 __all__ = ["prepare", "read_params"]
 

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 from interp.errors import InterpError
 from pipeline.config.model import ModelConfig
 from pipeline.config.task import task_from
+from pipeline.files import repository_root
 from pipeline.stages import tokenize as stage
-from pipeline.stages.common import repository_root
 from pipeline.stages.tokens import load_prompts, load_tokens, prompts_digest
 from pipeline.tasks.registry import make
 

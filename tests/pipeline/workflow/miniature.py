@@ -25,7 +25,8 @@ import os, signal, time
 from pathlib import Path
 from interp.errors import InterpError
 from pipeline.config.base import load_section
-from pipeline.stages.common import repository_root, stage_main
+from pipeline.stages.common import stage_main
+from pipeline.files import repository_root
 
 def run():
     config = load_section("first")
@@ -49,7 +50,8 @@ if __name__ == "__main__":
 SECOND = """
 from pathlib import Path
 from pipeline.config.base import load_section
-from pipeline.stages.common import repository_root, stage_main
+from pipeline.stages.common import stage_main
+from pipeline.files import repository_root
 
 def run():
     with (repository_root() / "ran.txt").open("a") as ran:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import io
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from ruamel.yaml.comments import CommentedSeq
 
 from interp.errors import InterpError
 from pipeline.config.paths import LINKED, ROOT
-from pipeline.stages.common import write_text
+from pipeline.files import write_text
 
-__all__ = ["closure", "differences", "stage_code", "write"]
+__all__ = ["closure", "default_params", "differences", "stage_code", "write"]
+
 
 NAMED_TEMPLATE = re.compile(r"""["']([\w.-]+\.j2)["']""")
 FOR_NOTEBOOKS = "interp.plots"  # named at run time by `result.plot()` alone
@@ -219,3 +221,13 @@ def write(root: Path = ROOT) -> None:
     stream = io.StringIO()
     yaml.dump(content, stream)
     write_text(root / "dvc.yaml", stream.getvalue())
+
+
+def default_params() -> str:
+    """The text of `params.yaml` as `dvc exp run` writes it: by DVC's own function, so that the two cannot part."""
+    from dvc.utils.hydra import compose_and_dump
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        compose_and_dump(str(path), str(ROOT / "conf"), None, "config", str(ROOT), [])
+        return path.read_text(encoding="utf-8")

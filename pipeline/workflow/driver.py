@@ -61,7 +61,7 @@ def interruptible() -> Iterator[None]:
 
 
 def reproduce(folder: Path) -> Generator[dict[str, Any], None, None]:
-    """Bring all stages of a run folder up to date; see `pipeline.workflow.reproduce` for what is told meanwhile.
+    """Bring all stages of a run folder up to date; see `pipeline.workflow.worker` for what is told meanwhile.
 
     Arguments:
         folder: a run folder that `prepare` made.
@@ -78,7 +78,7 @@ def reproduce(folder: Path) -> Generator[dict[str, Any], None, None]:
     with ours:
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.workflow.reproduce", str(theirs.fileno())],
+                [sys.executable, "-m", "pipeline.workflow.worker", str(theirs.fileno())],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,

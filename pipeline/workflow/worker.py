@@ -1,6 +1,6 @@
-"""The process that runs the stages of one run folder through DVC; `pipeline.workflow.process` starts it there.
+"""The process that runs the stages of one run folder through DVC; `pipeline.workflow.driver` starts it there.
 
-    python -m pipeline.workflow.reproduce DESCRIPTOR
+    python -m pipeline.workflow.worker DESCRIPTOR
 
 DVC does what `dvc repro` does: nothing for a stage that is up to date, a checkout from the cache for one that any run
 has computed before, else the stage's command. What is added here: a lock, so that of several runs which need the same
@@ -37,8 +37,8 @@ from dvc.stage import Stage
 from filelock import FileLock, Timeout
 
 from pipeline.config.cache import load_cache_config
+from pipeline.files import digest_of, repository_root
 from pipeline.interrupts import quiet_interrupts
-from pipeline.stages.common import digest_of, repository_root
 from pipeline.stages.versions import VERSIONS_FILE, changes, installed
 from pipeline.workflow.cache import RunFolder, own_copies, read_json
 from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, write_lock
@@ -250,7 +250,7 @@ def main() -> int:
     """Run all stages of the run folder in which the process stands; returns the exit status."""
     driver = socket.socket(fileno=int(sys.argv[1]))
     if os.getpgrp() != os.getpid():
-        raise SystemExit("expected a process group of its own, see pipeline.workflow.process")
+        raise SystemExit("expected a process group of its own, see pipeline.workflow.driver")
     follow_into_death(driver)
     quiet_interrupts()
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # the driver says what there is to say

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from interp.errors import InterpError
-from pipeline.workflow.dependencies import _running, closure, differences, stage_code, write
+from pipeline.workflow.generated import _running, closure, differences, stage_code, write
 from tests.pipeline.workflow.miniature import REPOSITORY
 
 # For each stage: the files of this repository that importing the stage's module imports.
