@@ -121,7 +121,7 @@ def _numbers(proof: dict[str, Any]) -> str:
 
 def _families(as_json: bool) -> int:
     from interp.architectures import REFUSED
-    from interp.architectures.describe import described
+    from interp.architectures.find import described
 
     rows = described()
     if as_json:
