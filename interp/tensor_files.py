@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, as maps, lenses and checkpoints write them. No pickle."""
+"""Writes tensors into safetensors files, by one rename. No pickle."""
 
 from __future__ import annotations
 

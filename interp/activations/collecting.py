@@ -1,4 +1,4 @@
-"""Reading sites of a model at chosen positions of many prompts."""
+"""Collects sites of a model at chosen positions of many prompts."""
 
 from __future__ import annotations
 

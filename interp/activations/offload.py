@@ -1,4 +1,4 @@
-"""From the device to the CPU: one copy a batch, which runs beside the batch that comes next."""
+"""Copies activations from the device to the CPU, one copy a batch, while the next batch runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Copy:
     Arguments:
         arrived: waits for it, and gives what came, flat.
         shapes, dtypes: of the tensors that it holds one behind the other.
-        take: whom they are for.
+        take: callback that receives the tensors.
     """
 
     arrived: Callable[[], Tensor]

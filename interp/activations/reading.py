@@ -1,4 +1,4 @@
-"""One forward pass of a batch, and what sites hold at some of its tokens."""
+"""Runs one forward pass of a batch and reads sites at some of its tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where things are in each family of models: one record a family, all of them data.
+"""Module paths of each family of models: one record a family, all of them data.
 
 To add a family, add a record to `interp.architectures.table`; the loader proves it on the loaded weights
 (`interp.model.verify`).

@@ -1,4 +1,4 @@
-"""Which record describes a model: its family's own, the user's, or a layout of another family that is proved."""
+"""Finds the record that describes a model: its family's, the user's, or a similar layout that is then proved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standing between a model and its attention function, for the time of a trace that asks.
+"""Intercepts a model's attention function during a trace that reads or writes q, k, v, scores or pattern.
 
 While a module is watched, what its attention is given in place of its function (`interp.attention.switch`) serves the
 points and goes on to the one that it asked for. The name of the
@@ -129,7 +129,7 @@ def _attend(
             output, weights = eager(module, query, key, value, attention_mask, **kwargs)
         if missing := {"scores", "pattern"} - softmax.values.keys():
             raise InterpError(
-                f"{points.path}: {' and '.join(sorted(missing))} cannot be had: {_called(eager)} "
+                f"{points.path}: {' and '.join(sorted(missing))} is not available: {_called(eager)} "
                 "does not take a softmax over the keys and multiply the values by it."
             )
         final |= softmax.values

@@ -1,4 +1,4 @@
-"""Lenses: what a model would say if it had to speak at layer k."""
+"""Lenses: decode what a model holds at layer k into tokens."""
 
 from interp.lenses.attention_object import attention_object_lens
 from interp.lenses.attention_on_prompts import attention_knockout_on_prompts, attention_object_lens_on_prompts

@@ -58,7 +58,7 @@ def logit_lens(
         batch_size: examples that are read out at once.
         reference: (example, hidden_size), the residual stream after the model's last layer at the same token, which
             gives `surprisal` and `model_top_id`; None: not known.
-        inverted: turn the sign of `hidden` after the final norm: which tokens it speaks against.
+        inverted: negate `hidden` after the final norm: the tokens that it lowers.
         remote: True: read out on NDIF, in one session; `local`: packed as for a server, and run here; or an address.
 
     Returns:
@@ -132,7 +132,7 @@ def logit_lens_on_prompts(
             the prompts that are `Prompt`s.
         policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
         top_k: how many top tokens are kept.
-        inverted: turn the sign after the final norm: which tokens a state speaks against.
+        inverted: negate after the final norm: the tokens that a state lowers.
         batch_tokens: tokens in a forward pass at most; see `interp.activations.collect`.
         reference: also read what the model itself says at each position, for `surprisal` and `model_top_id`.
 

@@ -1,4 +1,4 @@
-"""Prompts as a lens takes them, and their hidden states at some sites and positions, batch by batch."""
+"""Encodes prompts for a lens and yields their hidden states at sites and positions, batch by batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tuned lens as a lens: translate, then read out."""
+"""The tuned lens: translate hidden states, then read them out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Modules put in the place of others after a model was wrapped: noticed, and followed.
+"""Notices modules that were replaced after a model was wrapped, and resolves the names again.
 
 Adapters (peft's `add_adapter`, `inject_adapter_in_model`), `quantize_`, `resize_token_embeddings`, pruned layers and
 plain assignments change a model's modules under its wrapper, which would then read and write where nothing runs.

@@ -58,7 +58,7 @@ class Tail:
         Arguments:
             hidden: (..., hidden), on the device and in the dtype of the first module.
             modules: path -> what is called.
-            negate: turn the sign of what the final norm gives, or of `hidden` where there is none.
+            negate: negate the output of the final norm, or `hidden` where there is none.
         """
         hidden = _called(modules(self.paths[-1]), self.before_head(hidden, modules, negate=negate))
         if self.scale is not None:

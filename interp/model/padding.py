@@ -1,4 +1,4 @@
-"""What padding on the left does to a model, found out by trial; and padding kept out of recurrent layers.
+"""Tries what left padding does to a model, and keeps padding out of recurrent layers.
 
 A model that counts positions from the first column, or reads no attention mask, takes padding for text. Which prompts
 may stand beside longer ones is asked here by everything that pads: lenses, collecting, generation, traces of several

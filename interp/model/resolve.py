@@ -1,4 +1,4 @@
-"""From a site to its place in one model: the record of its family, applied to its modules."""
+"""Resolves a site to its place in one model: the family's record, applied to its modules."""
 
 from __future__ import annotations
 

@@ -435,7 +435,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
         Arguments:
             hidden: (..., hidden), moved to the device and dtype of the model's last norm.
-            negate: turn the sign after the norm: which tokens the direction speaks against.
+            negate: negate after the norm: the tokens that the direction lowers.
 
         Returns:
             Logits (..., vocabulary), on the device of the head.

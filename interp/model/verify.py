@@ -1,4 +1,4 @@
-"""The proofs at load: that the names mean on this very model what the vocabulary says they mean.
+"""Proves at load that the names mean on this very model what the vocabulary says.
 
 On a few random tokens, at every layer (the sites are those of `interp.sites`):
 

@@ -1,4 +1,4 @@
-"""Which tokens count as an answer.
+"""Chooses which tokens count as an answer.
 
 The probability of a word is measured at one position, so it is the summed probability of the tokens that the word can
 begin with. Which tokens those are is a choice that changes the numbers; each choice has a name here. A token that is

@@ -1,4 +1,4 @@
-"""From a text with marked characters to token ids with marked tokens."""
+"""Encodes a text with marked characters as token ids with marked tokens."""
 
 from __future__ import annotations
 

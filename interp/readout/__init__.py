@@ -1,4 +1,4 @@
-"""From hidden states or logits to the few numbers that a lens keeps, in chunks of the vocabulary.
+"""Reduces hidden states or logits to the few numbers that a lens keeps, in chunks of the vocabulary.
 
 No (example, layer, vocabulary) tensor exists: memory is that of some buffers of fixed size, and of what is kept.
 Probabilities are kept as natural logarithms (nats).

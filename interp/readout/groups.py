@@ -1,4 +1,4 @@
-"""Which token ids count as an answer, row by row; and what is kept of the logits of these rows."""
+"""Token ids that count as an answer, row by row; and what is kept of a row's logits."""
 
 from __future__ import annotations
 

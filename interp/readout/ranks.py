@@ -1,4 +1,4 @@
-"""The order of tokens: by logit, equal logits by id. A total order, the same on every device, exact in chunks.
+"""Orders tokens by logit, equal logits by id: a total order, the same on every device, exact in chunks.
 
 `topk` leaves the order of equal values open, and bfloat16 logits have many. So a logit and its token become one
 integer, a key: the larger the key, the further up the token.

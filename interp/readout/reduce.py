@@ -1,4 +1,4 @@
-"""Reduces hidden states, through the model's own readout, or logits at hand to the few numbers that a lens keeps."""
+"""Reduces hidden states (through the model's own readout) or logits to the numbers that a lens keeps."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def reduce_hidden(
         kl_log_probs: instead of it: (row, vocabulary) log-probabilities p (nats).
         masses: (sets, vocabulary) bool, sets of tokens whose probability is summed for every row, `log_mass`. What is
             improbable by more than 87 nats against the row's best token counts nothing there.
-        inverted: turn the sign after the final norm: which tokens a state speaks against.
+        inverted: negate after the final norm: the tokens that a state lowers.
 
     Returns:
         The reduced rows, (row, ...) or (layer, row, ...) as `hidden`, on the device of the head.

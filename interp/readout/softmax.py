@@ -1,4 +1,4 @@
-"""Sums over the vocabulary that give a softmax, its entropy and its divergences, collected chunk by chunk.
+"""Softmax, entropy and divergences over the vocabulary, from sums collected chunk by chunk.
 
 Of each chunk, with y = (logit - the chunk's largest logit) in bits: the sum of 2^y, that of y 2^y, and the sum of y
 with the exponentials of a reference. Within a chunk they are summed in float32, between chunks in float64. Powers of

@@ -1,4 +1,4 @@
-"""From what a user writes to sites: ranges, lists, counting from the end, and the names of other systems."""
+"""Parses sites: ranges, lists, counting from the end, and other systems' names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps from the latents of one layer to those of another, or of another model's: what a patchscope puts in between.
+"""Affine maps between layers, or between two models: what a patchscope puts latents through.
 
 Ghandeharioun et al., "Patchscopes" (2024), arXiv 2401.06102, sections 2 and 4: the identity, an affine map fitted by
 least squares from a layer to the last one, and affine maps between two models. A tuned lens is a map too

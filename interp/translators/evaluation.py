@@ -1,4 +1,4 @@
-"""How well a tuned lens says what the model will say, beside the logit lens."""
+"""Measures a tuned lens against the model's own prediction, beside the logit lens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a tuned lens is trained."""
+"""Settings of a tuned lens's training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The residual streams that a tuned lens is trained and measured on: all layers of a batch from one forward pass."""
+"""Residual streams that a tuned lens is trained on: all layers of a batch from one forward pass."""
 
 from __future__ import annotations
 

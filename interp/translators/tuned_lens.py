@@ -1,4 +1,4 @@
-"""The tuned lens itself: one affine translator a layer, kept in safetensors beside what it was trained for.
+"""`TunedLens`: one affine translator a layer, kept in safetensors beside what it was trained for.
 
 Belrose et al., "Eliciting Latent Predictions from Transformers with the Tuned Lens" (2023), arXiv 2303.08112.
 """

@@ -1,4 +1,4 @@
-"""One read-only view of any family's config."""
+"""`ModelSpec`: one read-only view of any family's config."""
 
 from __future__ import annotations
 

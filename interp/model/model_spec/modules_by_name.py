@@ -1,4 +1,4 @@
-"""What a model's modules are where no config says it: by their classes, shapes and parameters."""
+"""Reads off modules what no config says: by their classes, shapes and parameters."""
 
 from __future__ import annotations
 
