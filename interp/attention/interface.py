@@ -129,7 +129,7 @@ def _attend(
             output, weights = eager(module, query, key, value, attention_mask, **kwargs)
         if missing := {"scores", "pattern"} - softmax.values.keys():
             raise InterpError(
-                f"{points.path}: {' and '.join(sorted(missing))} is not available: {_called(eager)} "
+                f"{points.path}: {' and '.join(sorted(missing))} not available: {_called(eager)} "
                 "does not take a softmax over the keys and multiply the values by it."
             )
         final |= softmax.values
