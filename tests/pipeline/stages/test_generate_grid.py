@@ -14,9 +14,11 @@ from torch import Tensor
 
 from interp.model import StandardizedTransformer
 from interp.text import readable
-from pipeline.stages import common, evaluate, lens, report
+from pipeline.stages import common, lens
+from pipeline.stages.evaluate import __main__ as evaluate
+from pipeline.stages.evaluate.tables import read_grids
 from pipeline.stages.lenses.inputs import evenly
-from pipeline.stages.tables import read_grids
+from pipeline.stages.report import __main__ as report
 from pipeline.store import StoreWriter, open_store
 from pipeline.tasks.records import TaskData
 from tests.interp.lenses.twins import HookTwin

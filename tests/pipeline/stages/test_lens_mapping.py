@@ -19,7 +19,7 @@ from interp.model import StandardizedTransformer
 from interp.translators import TunedLens
 from interp.translators.affine_maps import AffineMap, AffinePairs
 from pipeline.stages import lens
-from pipeline.stages.report_text import describe_mapping
+from pipeline.stages.report.words import describe_mapping
 from pipeline.store import StoreWriter, open_store
 from tests.interp.lenses.twins import HookTwin, assert_equal, expected
 from tests.pipeline.stages.lens_run import PAIRS, PROMPTS, TARGETS, arrays, files, isolate, make_run

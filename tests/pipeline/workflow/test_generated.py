@@ -114,7 +114,7 @@ def test_a_stage_depends_on_its_own_sections_and_on_nothing_else() -> None:
     assert set(code["report"]) >= set().union(*code.values())
     assert "interp/activations/collecting.py" not in code["tokenize"]
     assert not any(file.startswith("interp/lenses") for file in code["collect"] + code["tokenize"] + code["evaluate"])
-    assert "pipeline/stages/report.html.j2" in code["report"]
+    assert "pipeline/stages/report/page.html.j2" in code["report"]
 
 
 def test_a_stage_depends_on_the_libraries_that_its_numbers_come_from() -> None:

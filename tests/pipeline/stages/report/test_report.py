@@ -19,15 +19,16 @@ import interp
 from interp.errors import InterpError
 from interp.prompts.patchscopes import IDENTITY_PROMPTS
 from pipeline.config.base import ConfigError
-from pipeline.stages import evaluate, report
-from pipeline.stages.report_content import axis_top, chosen
-from pipeline.stages.report_page import number, percent, rank, readable_value
-from pipeline.stages.tables import CurveRow, read_curves
+from pipeline.stages.evaluate import __main__ as evaluate
+from pipeline.stages.evaluate.tables import CurveRow, read_curves
+from pipeline.stages.report import __main__ as report
+from pipeline.stages.report.page import number, percent, rank, readable_value
+from pipeline.stages.report.sections import axis_top, chosen
 from pipeline.store import open_store
 from tests.pipeline.stages.finished_run import LENSES, NUM_LAYERS, SCRIPT, VOCABULARY, make_run, pairs
 from tests.pipeline.stages.page import Element, parse
 
-ROOT = Path(report.__file__).parents[2]
+ROOT = Path(report.__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -389,7 +390,7 @@ def test_numbers_for_people() -> None:
 
 def test_the_stage_imports_nothing_heavy() -> None:
     code = (
-        "import pipeline.stages.report, sys;"
+        "import pipeline.stages.report.__main__, sys;"
         "assert not {'torch', 'transformers', 'datasets', 'pandas', 'scipy'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -14,12 +14,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipeline.stages.report_chart import COMPACT, HALF, SMALL, WIDE, Chart, draw, style_of
-from pipeline.stages.report_content import Comparison, LensSection
-from pipeline.stages.report_content.parts import Group, HeatMap, Panel, Series
-from pipeline.stages.report_heat import HeatChart, draw_heat_map
-from pipeline.stages.report_text import number, percent, rank
-from pipeline.stages.statistics import LEAD_FLOOR
+from pipeline.stages.evaluate.statistics import LEAD_FLOOR
+from pipeline.stages.report.curve_chart import COMPACT, HALF, SMALL, WIDE, Chart, draw, style_of
+from pipeline.stages.report.heat_chart import HeatChart, draw_heat_map
+from pipeline.stages.report.sections import Comparison, LensSection
+from pipeline.stages.report.sections.parts import Group, HeatMap, Panel, Series
+from pipeline.stages.report.words import number, percent, rank
 
 __all__ = ["Page", "render"]
 
@@ -94,7 +94,7 @@ def render(page: Page, sections: Sequence[LensSection], comparisons: Sequence[Co
     environment.filters |= {
         function.__name__: function for function in (number, rank, percent, bounds, share, style_of)
     }
-    template = environment.get_template("report.html.j2")
+    template = environment.get_template("page.html.j2")
     return template.render(
         page=page,
         floor=LEAD_FLOOR,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.stages.report_chart import (
+from pipeline.stages.report.curve_chart import (
     COMPACT,
     SMALL,
     WIDE,
@@ -23,7 +23,7 @@ from pipeline.stages.report_chart import (
     value_axis,
     wrapped,
 )
-from pipeline.stages.report_content.parts import Baseline, Group, Panel, Series
+from pipeline.stages.report.sections.parts import Baseline, Group, Panel, Series
 
 GROUP = Group("a", "answer", 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.config.lens import LogitLensConfig, PatchscopeConfig
-from pipeline.stages.report_text import baseline_label, describe, spelled_position
+from pipeline.stages.report.words import baseline_label, describe, spelled_position
 
 
 @pytest.mark.parametrize(

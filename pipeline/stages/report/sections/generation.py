@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.stages.report_content.examples import text_examples, text_grid_examples
-from pipeline.stages.report_content.grid import best_cell, cells_of, heat_map
-from pipeline.stages.report_content.parts import LensSection, Panel, Table
-from pipeline.stages.report_content.source import SINGLE_PANELS, Source, or_nan, sample_text, single_panels
-from pipeline.stages.report_text import number, percent
-from pipeline.stages.tables import CurveRow
+from pipeline.stages.evaluate.tables import CurveRow
+from pipeline.stages.report.sections.examples import text_examples, text_grid_examples
+from pipeline.stages.report.sections.grid import best_cell, cells_of, heat_map
+from pipeline.stages.report.sections.parts import LensSection, Panel, Table
+from pipeline.stages.report.sections.source import SINGLE_PANELS, Source, or_nan, sample_text, single_panels
+from pipeline.stages.report.words import number, percent
 
 __all__ = ["generation_grid_section", "generation_section"]
 

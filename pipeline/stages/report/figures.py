@@ -17,9 +17,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from pipeline.stages.report_chart import layer_ticks, name_places, spread, value_axis, wrapped
-from pipeline.stages.report_content.parts import Comparison, HeatMap, LensSection, Panel, Series
-from pipeline.stages.report_heat import layer_places
+from pipeline.stages.report.curve_chart import layer_ticks, name_places, spread, value_axis, wrapped
+from pipeline.stages.report.heat_chart import layer_places
+from pipeline.stages.report.sections.parts import Comparison, HeatMap, LensSection, Panel, Series
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType

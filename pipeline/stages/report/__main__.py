@@ -26,10 +26,10 @@ from pipeline.config.lens import load_lens_configs
 from pipeline.config.report import ReportConfig, load_report_config
 from pipeline.files import digest_of, publish
 from pipeline.stages.common import code_digest, stage_main
-from pipeline.stages.report_content import LensSection, Source, axis_top, comparisons, lens_section
-from pipeline.stages.report_figures import save_comparison, save_figure
-from pipeline.stages.report_page import Page, readable_value, render
-from pipeline.stages.tables import read_curves, read_grids
+from pipeline.stages.evaluate.tables import read_curves, read_grids
+from pipeline.stages.report.figures import save_comparison, save_figure
+from pipeline.stages.report.page import Page, readable_value, render
+from pipeline.stages.report.sections import LensSection, Source, axis_top, comparisons, lens_section
 from pipeline.stages.tokens import Tokens, load_tokens
 from pipeline.store import Store, open_store
 

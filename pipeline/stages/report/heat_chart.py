@@ -1,4 +1,4 @@
-"""Where things lie in the page's heat maps over source and target layers. The markup is in `report.html.j2`.
+"""Where things lie in the page's heat maps over source and target layers. The markup is in `page.html.j2`.
 
 Columns are target layers, from left to right; rows are source layers, from the bottom up.
 """
@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.stages.report_chart import layer_ticks
-from pipeline.stages.report_content.parts import HeatMap
-from pipeline.stages.report_text import number
+from pipeline.stages.report.curve_chart import layer_ticks
+from pipeline.stages.report.sections.parts import HeatMap
+from pipeline.stages.report.words import number
 
 __all__ = ["HeatChart", "Tile", "draw_heat_map", "layer_places"]
 

@@ -11,8 +11,8 @@ import numpy as np
 from interp.prompts.patchscopes import identity_prompt
 from interp.text import readable, visible
 from pipeline.config.lens import IntoTarget
-from pipeline.stages.report_content.parts import Cell, Example, Text
-from pipeline.stages.report_content.source import Source, chosen
+from pipeline.stages.report.sections.parts import Cell, Example, Text
+from pipeline.stages.report.sections.source import Source, chosen
 
 __all__ = ["block_examples", "grid_examples", "text_examples", "text_grid_examples", "token_examples"]
 

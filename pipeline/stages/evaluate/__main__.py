@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,12 +36,12 @@ from pipeline.config.base import ConfigError
 from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
 from pipeline.files import write_json
 from pipeline.stages.common import stage_main
-from pipeline.stages.quantities import ENTROPY_UNITS, quantities
-from pipeline.stages.statistics import Curve, curve, leads
-from pipeline.stages.tables import STATISTICS, CurveRow, GridRow, write_curves, write_grids
+from pipeline.stages.evaluate.quantities import ENTROPY_UNITS, quantities
+from pipeline.stages.evaluate.statistics import Curve, curve, leads
+from pipeline.stages.evaluate.tables import STATISTICS, CurveRow, GridRow, means_by_group, write_curves, write_grids
 from pipeline.store import Store, list_stores, open_store
 
-__all__ = ["LensRows", "evaluate_lens", "means_by_group", "summarize"]
+__all__ = ["LensRows", "evaluate_lens", "summarize"]
 
 log = logging.getLogger("interpipe")
 
@@ -140,7 +139,7 @@ def summarize(rows: LensRows, examples: int) -> dict[str, Any]:
         its layer, the earliest one in a tie, and the largest `n`; of a grid the highest or lowest mean, its layers and
         `n`. Then `baseline`, `leading_layers` (where each group leads) and `crossing_layer`: `a__b` is the layer at
         which b takes the lead from a (the last time, where it does so more than once); both are defined at
-        `pipeline.stages.statistics.leads`.
+        `pipeline.stages.evaluate.statistics.leads`.
     """
     curves: dict[tuple[str, ...], list[CurveRow]] = {}
     for row in rows.curves:
@@ -195,15 +194,6 @@ def _summary_of_grids(rows: list[GridRow]) -> dict[str, Any]:
             numbers |= {word: sign * best, f"{word}_source_layer": -source, f"{word}_target_layer": -target}
         _put(summary, (metric, group), numbers)
     return summary
-
-
-def means_by_group(rows: Iterable[CurveRow]) -> dict[str, list[float]]:
-    """Mean probability by layer of each group of one lens; NaN where no example has the group. None for a knock-out."""
-    means: dict[str, list[float]] = {}
-    for row in rows:
-        if row.metric == "probability" and not row.block:
-            means.setdefault(row.group, []).append(math.nan if row.mean is None else row.mean)
-    return means
 
 
 def _check(config: EvaluateConfig) -> None:

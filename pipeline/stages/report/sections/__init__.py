@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.stages.report_content.comparison import comparisons
-from pipeline.stages.report_content.generation import generation_grid_section, generation_section
-from pipeline.stages.report_content.grid import grid_section
-from pipeline.stages.report_content.knockout import knockout_section
-from pipeline.stages.report_content.parts import Comparison, LensSection
-from pipeline.stages.report_content.readings import readings_section
-from pipeline.stages.report_content.source import Source, axis_top, chosen
+from pipeline.stages.report.sections.comparison import comparisons
+from pipeline.stages.report.sections.generation import generation_grid_section, generation_section
+from pipeline.stages.report.sections.grid import grid_section
+from pipeline.stages.report.sections.knockout import knockout_section
+from pipeline.stages.report.sections.parts import Comparison, LensSection
+from pipeline.stages.report.sections.readings import readings_section
+from pipeline.stages.report.sections.source import Source, axis_top, chosen
 
 __all__ = ["Comparison", "LensSection", "Source", "axis_top", "chosen", "comparisons", "lens_section"]
 

@@ -176,7 +176,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Finding:
-    """A stretch of layers that one group leads (`pipeline.stages.statistics.leads`), and its highest mean there."""
+    """A stretch of layers that one group leads (`pipeline.stages.evaluate.statistics`), and its highest mean there."""
 
     group: Group
     first_layer: int

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from pipeline.config.evaluate import EvaluateConfig
-from pipeline.stages import evaluate
-from pipeline.stages.evaluate import LensRows, evaluate_lens, summarize
-from pipeline.stages.tables import CurveRow, GridRow, read_curves, read_grids
+from pipeline.stages.evaluate import __main__ as evaluate
+from pipeline.stages.evaluate.__main__ import LensRows, evaluate_lens, summarize
+from pipeline.stages.evaluate.tables import CurveRow, GridRow, read_curves, read_grids
 from pipeline.store import open_store
 from tests.pipeline.stages.finished_forms import (
     BLOCKS,

@@ -6,8 +6,9 @@ Each lies beside a CSV of the same rows for `dvc plots`. The same rows give the 
 from __future__ import annotations
 
 import csv
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +17,16 @@ import pyarrow.parquet as parquet
 
 from interp.errors import InterpError
 
-__all__ = ["STATISTICS", "CurveRow", "GridRow", "read_curves", "read_grids", "write_curves", "write_grids"]
+__all__ = [
+    "STATISTICS",
+    "CurveRow",
+    "GridRow",
+    "means_by_group",
+    "read_curves",
+    "read_grids",
+    "write_curves",
+    "write_grids",
+]
 
 STATISTICS = ("mean", "std", "n", "normal_low", "normal_high", "bootstrap_low", "bootstrap_high")
 _TEXT = ("lens", "metric", "group", "block")
@@ -90,6 +100,15 @@ def read_grids(path: str | Path = "grids.parquet") -> list[GridRow]:
         InterpError: it has not run there.
     """
     return _read(Path(path), GridRow)
+
+
+def means_by_group(rows: Iterable[CurveRow]) -> dict[str, list[float]]:
+    """Mean probability by layer of each group of one lens; NaN where no example has the group. None for a knock-out."""
+    means: dict[str, list[float]] = {}
+    for row in rows:
+        if row.metric == "probability" and not row.block:
+            means.setdefault(row.group, []).append(math.nan if row.mean is None else row.mean)
+    return means
 
 
 def _type(column: str) -> pa.DataType:

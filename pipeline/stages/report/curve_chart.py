@@ -1,4 +1,4 @@
-"""Where things lie in the page's charts: from a panel's numbers to coordinates. The markup is in `report.html.j2`.
+"""Where things lie in the page's charts: from a panel's numbers to coordinates. The markup is in `page.html.j2`.
 
 The y axis of an SVG runs down: `Axis.at` turns a value into a coordinate.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pipeline.stages.report_content.parts import Group, Panel, Series
+from pipeline.stages.report.sections.parts import Group, Panel, Series
 
 __all__ = [
     "COMPACT",

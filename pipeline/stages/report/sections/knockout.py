@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.config.lens import KnockoutConfig
-from pipeline.stages.report_content.examples import block_examples
-from pipeline.stages.report_content.parts import Baseline, Group, LensSection, Panel, Series, Table
-from pipeline.stages.report_content.readings import baseline_means
-from pipeline.stages.report_content.source import Source, layer_label, or_nan, sample_text
-from pipeline.stages.report_text import number, percent, spelled_block
-from pipeline.stages.tables import CurveRow
+from pipeline.stages.evaluate.tables import CurveRow
+from pipeline.stages.report.sections.examples import block_examples
+from pipeline.stages.report.sections.parts import Baseline, Group, LensSection, Panel, Series, Table
+from pipeline.stages.report.sections.readings import baseline_means
+from pipeline.stages.report.sections.source import Source, layer_label, or_nan, sample_text
+from pipeline.stages.report.words import number, percent, spelled_block
 
 __all__ = ["knockout_section"]
 

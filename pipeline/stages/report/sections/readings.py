@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.stages.evaluate import means_by_group
-from pipeline.stages.report_content.examples import token_examples
-from pipeline.stages.report_content.parts import Baseline, Finding, Group, LensSection, Panel, Table
-from pipeline.stages.report_content.source import Source, layer_label, or_nan, sample_text, single_panels
-from pipeline.stages.report_text import baseline_label, number, rank
-from pipeline.stages.statistics import leads
+from pipeline.stages.evaluate.statistics import leads
+from pipeline.stages.evaluate.tables import means_by_group
+from pipeline.stages.report.sections.examples import token_examples
+from pipeline.stages.report.sections.parts import Baseline, Finding, Group, LensSection, Panel, Table
+from pipeline.stages.report.sections.source import Source, layer_label, or_nan, sample_text, single_panels
+from pipeline.stages.report.words import baseline_label, number, rank
 
 __all__ = ["BASELINES", "baseline_means", "readings_section"]
 

@@ -19,10 +19,10 @@ from omegaconf import OmegaConf
 from interp.errors import InterpError
 from pipeline.config.base import ConfigError
 from pipeline.config.evaluate import EvaluateConfig
-from pipeline.stages import evaluate
-from pipeline.stages.evaluate import LensRows, evaluate_lens, summarize
-from pipeline.stages.statistics import leads
-from pipeline.stages.tables import CurveRow, read_curves
+from pipeline.stages.evaluate import __main__ as evaluate
+from pipeline.stages.evaluate.__main__ import LensRows, evaluate_lens, summarize
+from pipeline.stages.evaluate.statistics import leads
+from pipeline.stages.evaluate.tables import CurveRow, read_curves
 from pipeline.store import open_store
 from tests.pipeline.stages import finished_run
 from tests.pipeline.stages.finished_run import LENSES, NUM_LAYERS, RISES, distributions, make_run, token_of, write_lens
@@ -264,7 +264,7 @@ def test_curves_that_are_not_there(tmp_path: Path) -> None:
 
 def test_the_stage_is_a_command_without_torch(run: Path) -> None:
     """As DVC calls it; and nothing heavy is imported."""
-    root = Path(evaluate.__file__).parents[2]
+    root = Path(evaluate.__file__).parents[3]
     before = (run / "metrics.json").read_bytes()
     (run / "metrics.json").unlink()
     code = (

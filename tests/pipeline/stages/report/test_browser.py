@@ -13,7 +13,8 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
-from pipeline.stages import evaluate, report
+from pipeline.stages.evaluate import __main__ as evaluate
+from pipeline.stages.report import __main__ as report
 from tests.pipeline.stages.finished_run import LENSES, NUM_LAYERS, SCRIPT, make_run
 
 TOP_K, EXAMPLES = 5, 3

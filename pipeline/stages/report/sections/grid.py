@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pipeline.stages.report_content.examples import grid_examples
-from pipeline.stages.report_content.parts import Group, HeatMap, LensSection, Table
-from pipeline.stages.report_content.readings import BASELINES, baseline_means
-from pipeline.stages.report_content.source import SINGLE_PANELS, Source, metric_note, or_nan, sample_text
-from pipeline.stages.report_text import baseline_label, number, rank
-from pipeline.stages.statistics import LEAD_FLOOR
-from pipeline.stages.tables import GridRow
+from pipeline.stages.evaluate.statistics import LEAD_FLOOR
+from pipeline.stages.evaluate.tables import GridRow
+from pipeline.stages.report.sections.examples import grid_examples
+from pipeline.stages.report.sections.parts import Group, HeatMap, LensSection, Table
+from pipeline.stages.report.sections.readings import BASELINES, baseline_means
+from pipeline.stages.report.sections.source import SINGLE_PANELS, Source, metric_note, or_nan, sample_text
+from pipeline.stages.report.words import baseline_label, number, rank
 
 __all__ = ["best_cell", "cells_of", "grid_section", "heat_map"]
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.stages import statistics
-from pipeline.stages.statistics import Lead, bootstrap_interval, curve, leads
+from pipeline.stages.evaluate import statistics
+from pipeline.stages.evaluate.statistics import Lead, bootstrap_interval, curve, leads
 
 FIELDS = ("mean", "std", "normal_low", "normal_high", "bootstrap_low", "bootstrap_high")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.config.lens_reads import reads_of
-from pipeline.stages.report_content.parts import Comparison, Group, Panel
-from pipeline.stages.report_content.source import SINGLE_PANELS, Source, sample_text
-from pipeline.stages.report_text import spelled_position
+from pipeline.stages.report.sections.parts import Comparison, Group, Panel
+from pipeline.stages.report.sections.source import SINGLE_PANELS, Source, sample_text
+from pipeline.stages.report.words import spelled_position
 
 __all__ = ["comparisons"]
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from interp.text import readable
 from pipeline.config.lens import AttentionObjectConfig, IntoTarget, LensConfig
-from pipeline.stages.report_content.parts import Group, Panel, Series
-from pipeline.stages.report_text import PAPERS, describe, describe_mapping
-from pipeline.stages.tables import CurveRow, GridRow
+from pipeline.stages.evaluate.tables import CurveRow, GridRow
+from pipeline.stages.report.sections.parts import Group, Panel, Series
+from pipeline.stages.report.words import PAPERS, describe, describe_mapping
 from pipeline.stages.tokens import Tokens
 from pipeline.store import Store
 

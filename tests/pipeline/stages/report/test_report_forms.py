@@ -10,11 +10,12 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from pipeline.stages import evaluate, report
-from pipeline.stages.report_content.parts import Group, HeatMap
-from pipeline.stages.report_heat import EXPLAINED, draw_heat_map
-from pipeline.stages.report_page import number, percent
-from pipeline.stages.tables import CurveRow, GridRow, read_curves, read_grids
+from pipeline.stages.evaluate import __main__ as evaluate
+from pipeline.stages.evaluate.tables import CurveRow, GridRow, read_curves, read_grids
+from pipeline.stages.report import __main__ as report
+from pipeline.stages.report.heat_chart import EXPLAINED, draw_heat_map
+from pipeline.stages.report.page import number, percent
+from pipeline.stages.report.sections.parts import Group, HeatMap
 from pipeline.store import open_store
 from tests.pipeline.stages.finished_forms import BLOCKS, FORMS, LAYERS, SOURCES, TARGETS, TEXTS, make_run_of_forms
 from tests.pipeline.stages.finished_run import GROUP_LABELS, PAIR_GROUPS, VOCABULARY
