@@ -1,12 +1,11 @@
 """Lenses: what a model would say if it had to speak at layer k."""
 
+from interp.lenses.attention_knockout import attention_knockout
 from interp.lenses.attention_object import attention_object_lens
 from interp.lenses.attention_on_prompts import attention_knockout_on_prompts, attention_object_lens_on_prompts
 from interp.lenses.attribution import direct_logit_attribution
-from interp.lenses.knockout import attention_knockout
 from interp.lenses.logit_lens import logit_lens, logit_lens_on_prompts
 from interp.lenses.maps import AffineMap, IdentityMap, LatentMap
-from interp.lenses.patching import Patch
 from interp.lenses.patchscope import patchscope_lens
 from interp.lenses.patchscope_generate import patchscope_generate
 from interp.lenses.patchscope_grid import patchscope_grid
@@ -16,6 +15,7 @@ from interp.lenses.patchscope_on_prompts import (
     patchscope_lens_on_prompts,
 )
 from interp.lenses.tuned import TunedLens, tuned_lens
+from interp.patching import Patch
 
 __all__ = [
     "AffineMap",

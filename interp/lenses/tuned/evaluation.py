@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.reading import check_lens_layers
 from interp.lenses.tuned.lens import TunedLens
 from interp.lenses.tuned.sequences import GivenSequences, TokenSequence
 from interp.lenses.tuned.states import TextSize, TokenStates, batches_of_tokens, token_states
 from interp.lenses.tuned.text import PackedText
 from interp.readout import reduce_hidden
+from interp.sites.parsing import check_lens_layers
 
 if TYPE_CHECKING:
     import pandas as pd

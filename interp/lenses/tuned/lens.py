@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from interp.errors import InterpError
 from interp.lenses.files import write_tensors
-from interp.lenses.reading import check_lens_layers
 from interp.lenses.tuned.unembedding import unembedding_digest
+from interp.sites.parsing import check_lens_layers
 
 if TYPE_CHECKING:
     from interp.lenses.maps import LatentMap

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready
-from interp.lenses.maps import LatentMap
-from interp.lenses.reading import check_lens_layers
 from interp.model.fed import check_fed
 from interp.prompts.given import token_ids
 from interp.sites import HIDDEN_KINDS, Site
+from interp.sites.parsing import check_lens_layers
 
 if TYPE_CHECKING:
+    from interp.lenses.maps import LatentMap
     from interp.model import StandardizedTransformer
 
 __all__ = ["Patch", "PatchPlan", "PatchedPrompts", "TargetPositions", "check_number", "check_patch"]
