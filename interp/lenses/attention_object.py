@@ -15,21 +15,12 @@ from torch import Tensor
 
 from interp.batching import batches_alike
 from interp.errors import InterpError
-from interp.forward import (
-    CleanRun,
-    check_ready,
-    receiving_fits,
-    run_patched,
-    stays_within,
-    walk_receiving,
-    whole_batches,
-)
-from interp.lenses.layer_windows import windows_of
-from interp.lenses.patching import PatchedPrompts, TargetPositions
+from interp.forward import check_ready, stays_within, whole_batches
 from interp.lenses.patchscope import check_lens_inputs, run_unpatched
-from interp.lenses.reading import read_layers
+from interp.lenses.reading import read_layers, windows_of
 from interp.model.resolve import sublayer_of
 from interp.passes import in_turn
+from interp.patching import CleanRun, PatchedPrompts, TargetPositions, receiving_fits, run_patched, walk_receiving
 from interp.readout import Groups, TokenGroups
 from interp.results import LensResult
 from interp.sites import Site

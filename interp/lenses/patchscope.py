@@ -18,11 +18,20 @@ from torch import Tensor
 
 from interp.batching import batches_alike
 from interp.errors import InterpError
-from interp.forward import run_patched, walk, walk_fits, whole_batches
-from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
+from interp.forward import whole_batches
 from interp.lenses.reading import read_layers
 from interp.lenses.remote import patch_elsewhere
 from interp.passes import in_turn
+from interp.patching import (
+    Patch,
+    PatchedPrompts,
+    PatchPlan,
+    TargetPositions,
+    check_number,
+    run_patched,
+    walk,
+    walk_fits,
+)
 from interp.readout import Groups, TokenGroups, reduce_hidden
 from interp.results import Floats, LensResult
 from interp.translators.affine_maps import LatentMap

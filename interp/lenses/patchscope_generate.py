@@ -17,18 +17,21 @@ from torch import Tensor
 
 from interp.batching import WALKING_TOKENS, batches_alike
 from interp.errors import InterpError
-from interp.forward import (
+from interp.forward import stays_within, whole_batches
+from interp.model.fed import check_fed
+from interp.passes import in_turn
+from interp.patching import (
     Choose,
+    Patch,
+    PatchedPrompts,
+    PatchPlan,
     Sampling,
+    TargetPositions,
+    check_number,
     generate_plainly,
     generate_walked,
     generation_fits,
-    stays_within,
-    whole_batches,
 )
-from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
-from interp.model.fed import check_fed
-from interp.passes import in_turn
 from interp.results import GenerationResult
 from interp.translators.affine_maps import LatentMap
 

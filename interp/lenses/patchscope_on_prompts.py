@@ -15,11 +15,11 @@ import torch
 
 from interp.errors import InterpError
 from interp.lenses.on_prompts import Targets
-from interp.lenses.patching import Patch
 from interp.lenses.patchscope import patchscope_lens
 from interp.lenses.patchscope_generate import patchscope_generate
 from interp.lenses.patchscope_grid import patchscope_grid
-from interp.lenses.patchscope_prompts import (
+from interp.lenses.reading import surprisal_of
+from interp.lenses.sources import (
     Positions,
     SourcePrompts,
     Sources,
@@ -28,7 +28,7 @@ from interp.lenses.patchscope_prompts import (
     groups_of,
     written_into,
 )
-from interp.lenses.reading import surprisal_of
+from interp.patching import Patch
 from interp.readout import reduce_hidden
 from interp.results import GenerationResult, LensResult
 from interp.translators.affine_maps import AffinePairs, LatentMap

@@ -21,6 +21,7 @@ from interp.model.places import (
     Place,
     ZPlace,
 )
+from interp.model.verdicts import once
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -94,11 +95,12 @@ def why_missing(model: StandardizedTransformer, site: Site) -> str | None:
 
 def _projects_linearly(model: StandardizedTransformer, layer: int, path: str) -> bool:
     """Whether the heads of a layer can be projected one by one; tried once."""
-    name = f"linear projection of layer {layer}"
-    if name not in model.verdicts:
+
+    def find() -> bool:
         envoy = model.layer(layer).get(path)
-        model.verdicts[name] = is_linear(envoy._module, envoy, model.dtype, model.device)
-    return model.verdicts[name]
+        return is_linear(envoy._module, envoy, model.dtype, model.device)
+
+    return once(model, f"linear projection of layer {layer}", find)
 
 
 def _class_of(module: Any) -> str:

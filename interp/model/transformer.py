@@ -38,6 +38,7 @@ from interp.model.model_spec import ModelSpec
 from interp.model.padding import PaddingWatch, guard_padding
 from interp.model.places import TraceMemory
 from interp.model.resolve import Attentions, place_of, projection_width, why_missing
+from interp.model.verdicts import verdicts_of
 from interp.model.verify import failures, never_reached, prove
 from interp.passes import ThreadInterleaver, before, check_not_open, turn
 from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
@@ -76,8 +77,6 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     fed: Fed
     position_limit: int | None  # positions that it has a table for; None: it computes them
     trace_memory: TraceMemory
-    shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
-    verdicts: dict[str, bool]  # what was found out of the family by small cases (`interp.model.verdicts`)
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -191,7 +190,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             self.repo_id, self.revision = str(model), revision
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
-        self.fed, self.trace_memory, self.shares_prefix, self.verdicts = Fed(), TraceMemory(), False, {}
+        self.fed, self.trace_memory = Fed(), TraceMemory()
+        verdicts_of(self).clear()  # the module may have been wrapped before, and changed since
         self._given = Given(rename_config, rename, verify)
         self._choose(found, config)
 

@@ -11,11 +11,10 @@ from torch import Tensor
 from interp.compat.nnterp.probabilities import probabilities
 from interp.compat.nnterp.walking import longest
 from interp.errors import InterpError
-from interp.forward import receiving_fits
 from interp.lenses.attention_object import AttentionWindows, final_states
-from interp.lenses.patching import PatchedPrompts
 from interp.model import StandardizedTransformer
 from interp.passes import in_turn
+from interp.patching import PatchedPrompts, receiving_fits
 
 __all__ = ["attended_probs", "can_attend"]
 

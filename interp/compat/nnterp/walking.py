@@ -12,10 +12,10 @@ from interp.batching import batches_alike
 from interp.compat.nnterp.probabilities import probabilities
 from interp.compat.nnterp.target_prompts import TargetPrompt, TargetPromptBatch
 from interp.errors import InterpError
-from interp.forward import generation_fits, walk, walk_fits
 from interp.lenses import patchscope_generate
 from interp.model import StandardizedTransformer
 from interp.passes import in_turn
+from interp.patching import generation_fits, walk, walk_fits
 
 __all__ = ["can_generate", "can_walk", "end_ids", "generated_ids", "longest", "walked_probs"]
 

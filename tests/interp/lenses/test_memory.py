@@ -107,7 +107,7 @@ def test_what_is_made_does_not_grow_with_the_prompts(
     lens: str, standardized: Standardized, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four times the prompts, in batches of the same size: no larger tensor (results of these few are smaller)."""
-    monkeypatch.setattr("interp.lenses.patchscope_prompts._AT_ONCE", 8)
+    monkeypatch.setattr("interp.lenses.sources._AT_ONCE", 8)
     monkeypatch.setattr("interp.batching.CPU_ELEMENTS", 1 << 15)
     model, other = standardized("gemma2"), standardized("llama")
     run(lens, model, other, 8)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from interp.forward.feeding import READS_ONE_PREFIX, Feed, last_states
+from interp.forward.batch import READS_ONE_PREFIX, Feed, last_states
 from interp.forward.prefix import FrozenPrefix
-from interp.model.regimes import regime_of
-from interp.model.verdicts import misfit, verdict
+from interp.model.verdicts import Pair, regime_of, verdict
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -109,7 +108,7 @@ def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[in
     """Whether going on from a frozen prefix gives what whole prompts give.
 
     Found out once a regime, by the shortest and the longest of the prompts at hand; recurrent layers, caches of other
-    forms and the like do not fit, and then one line of the log says so. The verdict is kept by the model.
+    forms and the like do not fit, and then one line of the log says so. The verdict is kept.
 
     Arguments:
         model: the model.
@@ -122,27 +121,24 @@ def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[in
     limit = regime_of(model, length)
     name = "prefixes" + f" of more than {limit}" * bool(limit)
     return verdict(
-        model, name, lambda _: _misfit(model, chosen, length), consequence, longest=max(lengths), at_hand=True
-    )
+        model, name, lambda _: _trial(model, chosen, length), consequence, longest=max(lengths), at_hand=True,
+        choice=READS_ONE_PREFIX,
+    )  # fmt: skip
 
 
-def _misfit(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], length: int) -> str | None:
-    """Why it does not fit; None where it does. Leaves the model with the faster way that fits."""
+def _trial(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], length: int) -> list[Pair]:
+    """The prompts behind their shared beginning, and each whole."""
     longest = max(len(ids) for ids in prompts)
     padded = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in prompts], device=model.device)
     lengths = [len(ids) for ids in prompts]
-    alone = [row[None, :count] for row, count in zip(padded, lengths, strict=True)]
-    plain = [last_states(model, Feed.of(model, ids))[0, length:] for ids in alone]
 
     def shared() -> Tensor:
         prefix = FrozenPrefix.of(model, padded[:1, :length])
         hidden = last_states(model, Feed.of(model, padded[:, length:], prefix))
         return torch.cat([row[: count - length] for row, count in zip(hidden, lengths, strict=True)])
 
-    reason = None
-    known = model.verdicts.get(READS_ONE_PREFIX)  # in another regime, whose verdict holds for this way alone
-    for model.verdicts[READS_ONE_PREFIX] in (True, False) if known is None else (known,):
-        reason = misfit(model, shared, torch.cat(plain))
-        if reason is None:
-            break
-    return reason
+    def whole() -> Tensor:
+        alone = [row[None, :count] for row, count in zip(padded, lengths, strict=True)]
+        return torch.cat([last_states(model, Feed.of(model, ids))[0, length:] for ids in alone])
+
+    return [(shared, whole)]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.batching import batches_by_length
 from interp.model.padding import pads
-from interp.model.regimes import rotations_by_length
+from interp.model.verdicts import rotations_by_length, warn_once
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
 __all__ = ["first_changed", "forget_lengths", "rotary_limit", "stays_within", "whole_batches"]
-
-_log = logging.getLogger(__name__)
 
 
 def rotary_limit(model: StandardizedTransformer) -> int | None:
@@ -61,10 +58,8 @@ def stays_within(model: StandardizedTransformer, lengths: Sequence[int], more: i
     limit = rotary_limit(model)
     if limit is None or max(lengths, default=0) + more <= limit:
         return True
-    if model.verdicts.setdefault("rotation by length", True):
-        family = type(model._module).__name__
-        _log.warning("%s: prompts of more than %d tokens, by whose length it rotates, run as a whole.", family, limit)
-        model.verdicts["rotation by length"] = False
+    message = "prompts of more than %d tokens, by whose length it rotates, run as a whole."
+    warn_once(model, "rotation by length", message, limit)
     return False
 
 

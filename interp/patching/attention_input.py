@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from interp import passes
 from interp.errors import InterpError
-from interp.forward.check import fits
-from interp.forward.clean import CleanRun
-from interp.forward.plain import run_patched
-from interp.forward.windows import walk_windows
 from interp.model.resolve import sublayer_of
-from interp.model.verdicts import sample_ids
+from interp.model.verdicts import Pair, sample_ids
+from interp.patching.fits import fits
+from interp.patching.patched_runs import CleanRun, run_patched, walk_windows
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -96,10 +94,10 @@ def receiving_fits(model: StandardizedTransformer, longest: int) -> bool:
         model: the model, which has attention.
         longest: tokens of the longest prompt.
     """
-    return fits(model, _NAME, lambda length: _case(model, length), longest=longest)
+    return fits(model, _NAME, lambda length: _trial(model, length), longest=longest)
 
 
-def _case(model: StandardizedTransformer, length: int) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+def _trial(model: StandardizedTransformer, length: int) -> list[Pair]:
     """Two prompts of a length, and what they end with, each way."""
     ids = sample_ids(model, length=length)
     attending = [layer for layer in range(model.num_layers) if model.has(Site("attn_in", layer))]
@@ -133,4 +131,4 @@ def _case(model: StandardizedTransformer, length: int) -> tuple[Callable[[], Ten
             ]
         )
 
-    return fast, slow
+    return [(fast, slow)]

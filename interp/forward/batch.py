@@ -13,8 +13,8 @@ from torch import Tensor
 
 from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
-from interp.forward.sharing import sharing
-from interp.model.verdicts import misfit, sample_ids, verdict
+from interp.forward.shared_attention import sharing
+from interp.model.verdicts import Pair, sample_ids, verdict, verdicts_of
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Feed:
 
     @property
     def keys(self) -> int:
-        """Tokens of a row, with those before it: what decides on the model's path (`interp.model.regimes`)."""
+        """Tokens of a row, with those before it: what decides on the model's path (`interp.model.verdicts`)."""
         return int(self.inputs["input_ids"].shape[1]) + (0 if self.prefix is None else self.prefix.length)
 
     @property
@@ -94,7 +94,7 @@ class Feed:
 
     def sharing(self, model: StandardizedTransformer) -> AbstractContextManager[None]:
         """Where the family shares, all rows read the one prefix in this; elsewhere each has a copy."""
-        shares = self.prefix is not None and model.verdicts.get(READS_ONE_PREFIX)
+        shares = self.prefix is not None and verdicts_of(model).get(READS_ONE_PREFIX)
         return sharing(model._module) if shares else nullcontext()
 
 
@@ -103,7 +103,7 @@ def packing_fits(model: StandardizedTransformer, longest: int, *, behind_prefix:
     """Whether prompts in one row give what each gives alone, where they are whole, or go on from a prefix.
 
     Found out once by a small case done both ways; layers that carry a state along the row do not fit, nor does
-    attention of a family's own. The verdict is kept by the model.
+    attention of a family's own. The verdict is kept.
 
     Arguments:
         model: the model, which is causal.
@@ -115,31 +115,33 @@ def packing_fits(model: StandardizedTransformer, longest: int, *, behind_prefix:
     consequence = f"is given prompts side by side: {name} it"
     # The slow way costs little: no warning.
     return verdict(
-        model, name, lambda length: _misfit(model, start, length), consequence, longest=longest, level=logging.INFO
+        model, name, lambda length: _trial(model, start, length), consequence, longest=longest, level=logging.INFO
     )
 
 
-def _misfit(model: StandardizedTransformer, start: int, longest: int) -> str | None:
-    """Why it does not fit, with a prefix of so many tokens before the longest; None where it does."""
+def _trial(model: StandardizedTransformer, start: int, longest: int) -> list[Pair] | str:
+    """Three prompts in one row and each alone, with a prefix of so many tokens before the longest; or why not."""
     config: Any = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"attends by {config._attn_implementation!r}"
     if not model.takes_position_ids or getattr(config, "attn_temperature_tuning", False):
         return "counts the tokens of a row"
-    if start and not model.verdicts.get(READS_ONE_PREFIX, False):
+    if start and not verdicts_of(model).get(READS_ONE_PREFIX, False):
         return "is given copies of the prefix"
     ids = sample_ids(model, 3, start + longest)
     ids[:, :start] = ids[0, :start]
     lengths = [longest, 4, longest - 2]
     ends = [row[: start + length] for row, length in zip(ids, lengths, strict=True)]
-    plain = [last_states(model, Feed.of(model, end[None]))[0, start:] for end in ends]
+
+    def alone() -> Tensor:
+        return torch.cat([last_states(model, Feed.of(model, end[None]))[0, start:] for end in ends])
 
     def packed() -> Tensor:
         prefix = FrozenPrefix.of(model, ids[:1, :start]) if start else None
         row = torch.cat([end[start:] for end in ends])[None]
         return last_states(model, Feed.of(model, row, prefix, Packed.of(lengths, model.device)))[0]
 
-    return misfit(model, packed, torch.cat(plain))
+    return [(packed, alone)]
 
 
 def last_states(model: StandardizedTransformer, feed: Feed) -> Tensor:

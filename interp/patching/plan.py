@@ -15,10 +15,10 @@ from interp.model.fed import check_fed
 from interp.prompts.given import token_ids
 from interp.sites import HIDDEN_KINDS, Site
 from interp.sites.parsing import check_lens_layers
-from interp.translators.affine_maps import LatentMap
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
+    from interp.translators.affine_maps import LatentMap
 
 __all__ = ["Patch", "PatchPlan", "PatchedPrompts", "TargetPositions", "check_number", "check_patch"]
 

@@ -8,7 +8,6 @@ have written the same so far are one row up to their patches (`Histories`): neig
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,15 +17,11 @@ from torch import Tensor
 from transformers import Cache
 
 from interp.batching import how_many
-from interp.forward.clean import CleanRun
-from interp.forward.continuing import Continuations
-from interp.forward.histories import Histories
-from interp.forward.plain import run_patched
-from interp.forward.prefix import Call, FrozenPrefix, calls_of
-from interp.forward.running import run_rows
-from interp.forward.sharing import sharing
-from interp.forward.walk import walk_up
+from interp.forward.layers import run_rows
+from interp.forward.prefix import FrozenPrefix
 from interp.matmul import faster_products
+from interp.patching.continuations import Continuations, Histories
+from interp.patching.patched_runs import Call, CleanRun, calls_of, run_patched, walk_up, walking
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -164,7 +159,7 @@ def _next(model: StandardizedTransformer, states: Continuations, histories: Hist
 
     fed = histories.fed(tokens)[:, None].to(model.device)
     with (
-        sharing(model._module) if model.shares_prefix else nullcontext(),
+        walking(model),
         faster_products(len(tokens), model.hidden_size, model.dtype, model.device),
     ):
         hidden = run_rows(model, fed, states.cache, states.length, entering)

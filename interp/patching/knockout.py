@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.forward.check import fits
-from interp.forward.clean import CleanRun
-from interp.forward.rotary import first_changed, forget_lengths
-from interp.forward.windows import walk_windows
+from interp.forward.rope import first_changed, forget_lengths
 from interp.matmul import faster_products
 from interp.model.fed import whole_inputs
-from interp.model.verdicts import sample_ids
+from interp.model.verdicts import Pair, once, sample_ids
+from interp.patching.fits import fits
+from interp.patching.patched_runs import CleanRun, walk_windows
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -206,13 +205,14 @@ def check_something_is_left(
 @torch.no_grad()
 def _has_sink(model: StandardizedTransformer, layer: int) -> bool:
     """Whether the pattern of a layer sums to less than 1, so that attention may look at no key at all."""
-    name = f"sink in layer {layer}"
-    if name not in model.verdicts:
+
+    def find() -> bool:
         with model.trace(input_ids=sample_ids(model), use_cache=False) as tracer:
             least = nnsight.save(model.read(Site("pattern", layer)).float().sum(-1).min())
             tracer.stop()
-        model.verdicts[name] = bool(least < 1 - 1e-2)
-    return model.verdicts[name]
+        return bool(least < 1 - 1e-2)
+
+    return once(model, f"sink in layer {layer}", find)
 
 
 def seen_keys(clean: CleanRun, layer: int) -> Tensor:
@@ -236,16 +236,14 @@ def blocking_fits(model: StandardizedTransformer, longest: int, *, heads: bool =
         longest: tokens of the longest prompt.
         heads: in some heads only.
     """
-    chooses = "indexed" in (model.spec.attention_types or ())
-    reason = "would let attention choose other keys in place of those that are cut" if chooses else None
     name = _NAME_OF_HEADS if heads else _NAME
-    return fits(model, name, lambda length: _case(model, length, heads=heads), longest=longest, known=reason)
+    return fits(model, name, lambda length: _trial(model, length, heads=heads), longest=longest)
 
 
-def _case(
-    model: StandardizedTransformer, length: int, *, heads: bool
-) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Two prompts of a length, and what they end with, each way."""
+def _trial(model: StandardizedTransformer, length: int, *, heads: bool) -> list[Pair] | str:
+    """Two prompts of a length, and what they end with, each way; or why it is not tried."""
+    if "indexed" in (model.spec.attention_types or ()):
+        return "would let attention choose other keys in place of those that are cut"
     ids = sample_ids(model, length=length)
     rows = len(ids)
     attending = [layer for layer in range(model.num_layers) if model.has(Site("scores", layer))]
@@ -272,4 +270,4 @@ def _case(
             ]
         )
 
-    return fast, slow
+    return [(fast, slow)]

@@ -1,4 +1,4 @@
-"""Whether a model looks ahead: whether what follows a token changes what it computes at that token."""
+"""Can the model be run here and now, and is it causal: does what follows a token change what it computes there?"""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import nnsight
 import torch
 from torch import Tensor
 
+from interp.errors import InterpError
 from interp.model.verdicts import off_by, sample_ids, verdict
+from interp.passes import check_not_open
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["is_causal"]
+__all__ = ["check_ready", "is_causal"]
+
 
 _SHORT, _AFTER = 6, 4  # tokens of a short prompt, and those that follow
 
@@ -53,3 +56,20 @@ def _final(model: StandardizedTransformer, ids: Tensor) -> Tensor:
         hidden: Tensor = nnsight.save(model.read(Site("resid_post", model.num_layers - 1)).clone())
         tracer.stop()
     return hidden
+
+
+def check_ready(model: StandardizedTransformer) -> None:
+    """Refuse to run a model whose numbers would be drawn at random, or that is in the middle of a run.
+
+    Arguments:
+        model: the model.
+
+    Raises:
+        InterpError: it is in training mode, or a trace of it is open.
+    """
+    if model._module.training:
+        raise InterpError(
+            f"{type(model._module).__name__} is in training mode, where dropout draws at random. It was in eval mode "
+            "when it was loaded: call `.eval()` on it first, and `.train()` afterwards."
+        )
+    check_not_open(model)

@@ -1,25 +1,23 @@
-"""Whether the walk up the layers fits a model's family, found out once by small cases done both ways."""
+"""Does the walk up the layers, and generation by it, give what plain forward passes give? Tried once on small cases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import nnsight
 import torch
 from torch import Tensor
 
-from interp.forward.plain import run_patched
-from interp.forward.walk import walk
-from interp.model.regimes import SMALL
-from interp.model.verdicts import is_changed, misfit, sample_ids, verdict
+from interp.model.verdicts import SMALL, Trial, is_changed, sample_ids, verdict, verdicts_of
+from interp.patching.generate import generate_walked
+from interp.patching.patched_runs import WALKERS_READ_ONE_PREFIX, run_patched, walk
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Case", "cases", "fits", "walk_fits"]
+__all__ = ["Case", "cases", "fits", "generation_fits", "walk_fits"]
 
 
 @torch.no_grad()
@@ -27,49 +25,43 @@ def walk_fits(model: StandardizedTransformer, longest: int) -> bool:
     """Whether `walk` gives what plain forward passes give.
 
     Recurrent layers, keys shared between layers and the like do not fit; then one line of the log says so. The verdict
-    is kept by the model.
+    is kept.
 
     Arguments:
         model: the model.
         longest: tokens of the longest prompt.
     """
     consequence = "target prompts are run as a whole, layer by layer (slow): the fast way"
-    return verdict(model, "walk", lambda length: _misfit(model, length), consequence, longest=longest)
+    return verdict(
+        model, "walk", lambda length: [(case.walked, case.plain) for case in cases(model, length)], consequence,
+        longest=longest, choice=WALKERS_READ_ONE_PREFIX,
+    )  # fmt: skip
 
 
 @torch.no_grad()
 def fits(
     model: StandardizedTransformer,
     name: str,
-    case: Callable[[int], tuple[Callable[[], Tensor], Callable[[], Tensor]]],
+    trial: Trial,
     *,
     longest: int,
-    known: str | None = None,
 ) -> bool:
     """Whether another fast way that walks gives what the slow one gives; where not, one line of the log says so.
 
     Where patches do not walk (`walk_fits`, which has its own line), nothing else does.
 
     Arguments:
-        model: keeps the verdict.
+        model: the model.
         name: what is done, as the log calls it.
-        case: from a number of tokens to a case of prompts that long, the fast way and the slow one.
+        trial: a case of so many tokens, done both ways.
         longest: tokens of the longest prompt.
-        known: a reason why not that is known without trying.
     """
     if not walk_fits(model, longest):
         if not is_changed(model) and not walk_fits(model, SMALL):
-            model.verdicts[name] = False
+            verdicts_of(model)[name] = False
         return False
     consequence = f"for {name}, prompts are run as a whole (slow): the fast way"
-
-    def reason(length: int) -> str | None:
-        if known is not None:
-            return known
-        fast, slow = case(length)
-        return misfit(model, fast, slow())
-
-    return verdict(model, name, reason, consequence, longest=longest)
+    return verdict(model, name, trial, consequence, longest=longest)
 
 
 @dataclass(frozen=True)
@@ -131,20 +123,6 @@ def cases(model: StandardizedTransformer, length: int = SMALL) -> list[Case]:
     return [Case(model, ids, [middle, middle + 2], latents, True), Case(model, ids, [length - 1], first, False)]
 
 
-def _misfit(model: StandardizedTransformer, length: int) -> str | None:
-    """Why it does not fit; None where it does. Leaves the model with the faster way that fits few tokens."""
-    small = cases(model, length)
-    slow = [case.plain() for case in small]
-    reason = None
-    ways = (True, False) if length == SMALL else (model.shares_prefix,)
-    for model.shares_prefix in ways:
-        reasons = (misfit(model, case.walked, plain) for case, plain in zip(small, slow, strict=True))
-        reason = next((reason for reason in reasons if reason is not None), None)
-        if reason is None:
-            break
-    return reason
-
-
 def _typical_size(model: StandardizedTransformer, ids: Tensor) -> float:
     """Root mean square of the residual stream in the middle of the model."""
     last = Site("resid_post", model.num_layers // 2)
@@ -152,3 +130,79 @@ def _typical_size(model: StandardizedTransformer, ids: Tensor) -> float:
         size = nnsight.save(model.read(last).float().square().mean().sqrt())
         tracer.stop()
     return float(size)
+
+
+_STEPS = 3
+
+
+@torch.no_grad()
+def generation_fits(model: StandardizedTransformer, longest: int) -> bool:
+    """Whether `generate_walked` predicts what plain forward passes predict, token by token.
+
+    Where it does not, one line of the log says so. The verdict is kept.
+
+    Arguments:
+        model: the model.
+        longest: tokens of the longest prompt, new ones included.
+    """
+    return fits(
+        model,
+        "patchscope generation",
+        lambda length: [
+            (
+                lambda: torch.stack([_walked(case) for case in _cases(model, length)]),
+                lambda: torch.stack([_plain(case) for case in _cases(model, length)]),
+            )
+        ],
+        longest=longest,
+    )
+
+
+def _cases(model: StandardizedTransformer, length: int) -> list[Case]:
+    """Two prompts; and one, whose runs are one row as long as they say the same. It passes a limit as it goes on."""
+    several, one = cases(model, length)
+    first = replace(one, ids=one.ids[:1].expand_as(one.ids))
+    if length > SMALL:
+        limit = length - SMALL
+        first = replace(first, ids=first.ids[:, : limit - 1], positions=[limit - 2])
+    return [several, first]
+
+
+def _following(case: Case) -> Tensor:
+    """(layer, row, token), tokens that are given: were they chosen, roundings could change them. They are those of the
+    row, but for the last layer's, which are others from the second on."""
+    tokens = (
+        torch.arange(_STEPS, device="cpu") + _STEPS * torch.arange(len(case.ids), device="cpu")[:, None] + 3
+    )  # (row, token)
+    by_layer = tokens.repeat(len(case.layers), 1, 1)
+    by_layer[-1, :, 1:] += 2
+    return by_layer
+
+
+def _walked(case: Case) -> Tensor:
+    """(layer, row, token, vocabulary), logits before each of these tokens. The first row's runs end behind their first
+    one, so that the others go on without them; after that theirs are zero."""
+    model, layers = case.model, case.layers
+    ids = case.ids[:1] if bool((case.ids == case.ids[0]).all()) else case.ids
+    tokens = _following(case).flatten(0, 1)  # (run, token)
+    seen = torch.zeros(*tokens.shape, model.vocab_size, dtype=torch.float32, device="cpu")
+
+    def choose(logits: Tensor, runs: Tensor, step: int) -> Tensor:
+        seen[runs, step] = logits.float().cpu()
+        return tokens[runs, step]
+
+    generate_walked(
+        model, ids.to(model.device), case.positions, case.latents, layers=layers,
+        later=case.latents if case.from_layer else None, max_new_tokens=_STEPS, choose=choose,
+        stop_ids=[int(tokens[0, 0])],
+    )  # fmt: skip
+    return seen.unflatten(0, (len(layers), -1))
+
+
+def _plain(case: Case) -> Tensor:
+    """The same by whole forward passes."""
+    following = _following(case)
+    steps = [case.model.readout(case.plain(following[..., :step])).float().cpu() for step in range(_STEPS)]
+    seen = torch.stack(steps, dim=2)
+    seen[:, 0, 1:] = 0
+    return seen

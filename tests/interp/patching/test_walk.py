@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from interp import StandardizedTransformer
 from interp.architectures import submodule
 from interp.lenses import patchscope_lens
+from interp.model.verdicts import verdicts_of
 from tests.families import FAMILIES, build
 from tests.made import watching
 from tests.tiny import tiny_tokenizer
@@ -90,7 +91,7 @@ def test_the_lens_is_what_single_patched_prompts_give(name: str, caplog: pytest.
             np.testing.assert_allclose(np.exp(result.baseline[example]), sums, atol=1e-5)
     said = [record.message for record in caplog.records if "as a whole" in record.message]
     assert len(said) == (name in SLOW), said  # said once, in one line
-    assert model.verdicts["walk"] == (name not in SLOW)
+    assert verdicts_of(model)["walk"] == (name not in SLOW)
 
 
 @torch.no_grad()
@@ -123,5 +124,5 @@ def test_a_family_whose_walk_gives_other_numbers_is_found_out(
     with caplog.at_level(logging.WARNING, logger="interp"):
         patchscope_lens(model, latents, ids, positions, GROUPS, layers=range(model.num_layers))
     assert "gives other numbers in this family" in caplog.text
-    assert model.verdicts["walk"] is False
+    assert verdicts_of(model)["walk"] is False
     assert calls[0] > 0

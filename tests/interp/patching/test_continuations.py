@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from interp.forward.histories import Histories
+from interp.patching.continuations import Histories
 
 LAYERS = 4
 
