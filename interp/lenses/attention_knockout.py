@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.batching import WALKING_TOKENS, batches_alike
+from interp.batching import WALKING_TOKENS
 from interp.errors import InterpError
-from interp.forward import check_ready, first_changed, whole_batches
+from interp.forward import check_ready
 from interp.lenses.reading import read_layers, windows_of
 from interp.model.fed import check_fed
 from interp.model.resolve import sublayer_of, why_missing
@@ -29,10 +29,10 @@ from interp.patching import (
     check_something_is_left,
     heads_in,
     run_blocked,
-    run_patched,
     seen_keys,
     walk_blocked,
 )
+from interp.patching.run import Ends, EndsPlan, run
 from interp.prompts.given import token_ids
 from interp.readout import Groups, TokenGroups, reduce_hidden
 from interp.results import LensResult
@@ -109,84 +109,28 @@ def attention_knockout(
     input_ids = token_ids(input_ids)
     windows = windows_of(layers, window, model.num_layers, centred=centred)
     check_attention(model, windows)
-    if batch_size < 1:
-        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
     names, cuts = cuts_of(model, input_ids, blocks, query_positions)
     if groups is not None and len(groups) != len(input_ids):
         raise InterpError(f"groups: expected one entry for each of {len(input_ids)} examples, got {len(groups)}.")
     padded = None if groups is None else TokenGroups.pad(groups, model.vocab_size)
-    plan = KnockoutPlan(input_ids, cuts, list(windows.values()), cut_heads(model, heads, windows))
+    plan = KnockoutPlan(model, input_ids, cuts, list(windows.values()), cut_heads(model, heads, windows))
     parts, order = [], []
-    for chosen, hidden, clean in _final_states(model, plan, batch_size):
+    for chosen, (hidden, clean) in run(plan, batch_size):
         order += chosen
         parts.append(
             read_layers(
                 model,
-                torch.cat([hidden, clean[None]]),  # the last is what `kl` compares with
+                torch.cat([hidden.flatten(0, 1), clean[None]]),  # the last is what `kl` compares with
                 _own_answers(model, clean)
                 if padded is None
                 else padded.rows(torch.tensor(chosen, dtype=torch.long, device="cpu")),
-                layers=tuple(range(len(hidden) + 1)),
+                layers=tuple(range(plan.num_runs + 1)),
                 top_k=top_k,
                 reference=clean,
             )
         )
     flat = LensResult.concatenate(parts, order=order)
     return _by_window_and_block(flat, list(windows), names, ("own",) if groups is None else ())
-
-
-def _final_states(
-    model: StandardizedTransformer, plan: KnockoutPlan, batch_size: int
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """By batch: the examples; (window x block, row, hidden), what they end with; (row, hidden), the same unblocked."""
-    lengths = [len(ids) for ids in plan.input_ids]
-    entries = len(plan.windows) * plan.num_blocks
-    if not entries:  # results of length 0
-        yield (
-            [],
-            torch.empty(entries, 0, model.hidden_size, dtype=torch.float32, device="cpu"),
-            torch.empty(0, model.hidden_size, dtype=torch.float32, device="cpu"),
-        )
-    elif blocking_fits(model, max(lengths), heads=plan.heads is not None):
-        for chosen in batches_alike(plan.input_ids, plan.starts(), batch_size, entries):
-            yield chosen, *_walked(model, plan, chosen)
-    else:
-        for chosen in whole_batches(model, lengths, batch_size):
-            yield chosen, *_plain(model, plan, chosen)
-
-
-def _walked(model: StandardizedTransformer, plan: KnockoutPlan, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """What `_plain` gives, of prompts of one length that change from one position on, by a walk up the layers."""
-    ids = torch.tensor([list(plan.input_ids[example]) for example in chosen], device=model.device)
-    length = ids.shape[1]
-    start = first_changed(model, length, plan.starts()[chosen[0]])
-    clean = CleanRun.of(model, ids, start)
-    masks = [
-        [plan.cuts[example][block].mask(length, start=start) for example in chosen] for block in range(plan.num_blocks)
-    ]
-    blocked = torch.stack([torch.stack(rows) for rows in masks]).to(model.device)  # (block, row, position, key)
-    for layer in sorted({layer for window in plan.windows for layer in plan.cut_in(window)}):
-        check_something_is_left(model, layer, seen_keys(clean, layer), blocked, chosen)
-    entries = [(window, block) for window in plan.windows for block in range(plan.num_blocks)]
-    at_once = max(1, WALKING_TOKENS // ids.numel())
-    parts = []
-    for first in range(0, len(entries), at_once):
-        part = entries[first : first + at_once]
-        windows, chosen_blocks = [window for window, _ in part], [block for _, block in part]
-        parts.append(walk_blocked(clean, windows, blocked[chosen_blocks], plan.heads))
-    return torch.cat(parts), clean.hidden(model.num_layers - 1)[:, -1]
-
-
-def _plain(model: StandardizedTransformer, plan: KnockoutPlan, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The same by a traced forward pass of the whole prompts for each window and block."""
-    ids = [plan.input_ids[example] for example in chosen]
-    hidden = []
-    for window in plan.windows:
-        layers = [layer for layer in plan.cut_in(window) if attends(model, layer)]
-        for block in range(plan.num_blocks):
-            cuts = [plan.cuts[example][block] for example in chosen]
-            hidden.append(run_blocked(model, ids, cuts, layers, heads=plan.heads, examples=chosen))
-    return torch.stack(hidden), run_patched(model, ids, [0] * len(ids), [])
 
 
 def _own_answers(model: StandardizedTransformer, clean: Tensor) -> TokenGroups:
@@ -227,32 +171,78 @@ Heads = Sequence[int] | Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class KnockoutPlan:
-    """What is cut where.
+class KnockoutPlan(EndsPlan):
+    """What is cut where; entries are (window, block).
 
     Arguments:
-        input_ids: token ids of each prompt.
+        of: the model.
+        prompts: token ids of each prompt.
         cuts: the edges of each block, by example.
         windows: the layers of each window, ascending by the first of them.
         heads: in which heads of which layers; None: in all.
     """
 
-    input_ids: Sequence[Sequence[int]]
+    of: StandardizedTransformer
+    prompts: Sequence[Sequence[int]]
     cuts: list[list[Cut]]
     windows: list[range]
     heads: CutHeads | None
 
     @property
+    def model(self) -> StandardizedTransformer:
+        return self.of
+
+    @property
+    def input_ids(self) -> Sequence[Sequence[int]]:
+        return self.prompts
+
+    @property
+    def positions(self) -> list[int]:
+        """The first position of each prompt that anything changes at."""
+        return [min((min(cut.queries) for cut in cuts), default=0) for cuts in self.cuts]
+
+    @property
     def num_blocks(self) -> int:
         return len(self.cuts[0]) if self.cuts else 0
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        return len(self.windows), self.num_blocks
 
     def cut_in(self, window: range) -> list[int]:
         """The layers of a window in which something is cut."""
         return [layer for layer in window if self.heads is None or layer in self.heads]
 
-    def starts(self) -> list[int]:
-        """The first position of each prompt that anything changes at."""
-        return [min((min(cut.queries) for cut in cuts), default=0) for cuts in self.cuts]
+    def fits(self) -> bool:
+        return blocking_fits(self.model, self.longest, heads=self.heads is not None)
+
+    def fast(self, rows: list[int]) -> Iterator[Ends]:
+        ids = torch.tensor([list(self.input_ids[row]) for row in rows], device=self.model.device)
+        clean = CleanRun.of(self.model, ids, self.positions[rows[0]])
+        masks = [
+            torch.stack([self.cuts[row][block].mask(ids.shape[1], start=clean.start) for row in rows])
+            for block in range(self.num_blocks)
+        ]
+        blocked = torch.stack(masks).to(self.model.device)  # (block, row, position, key)
+        for layer in sorted({layer for window in self.windows for layer in self.cut_in(window)}):
+            check_something_is_left(self.model, layer, seen_keys(clean, layer), blocked, rows)
+        entries = [(window, block) for window in self.windows for block in range(self.num_blocks)]
+        at_once = max(1, WALKING_TOKENS // ids.numel())
+        parts = []
+        for first in range(0, len(entries), at_once):
+            part = entries[first : first + at_once]
+            windows, blocks = [window for window, _ in part], [block for _, block in part]
+            parts.append(walk_blocked(clean, windows, blocked[blocks], self.heads))
+        yield Ends(torch.cat(parts).unflatten(0, self.entries), clean.ends(len(rows)))
+
+    def plain(self, rows: list[int]) -> Iterator[Tensor]:
+        ids, hidden = [self.input_ids[row] for row in rows], []
+        for window in self.windows:
+            layers = [layer for layer in self.cut_in(window) if attends(self.model, layer)]
+            for block in range(self.num_blocks):
+                cuts = [self.cuts[row][block] for row in rows]
+                hidden.append(run_blocked(self.model, ids, cuts, layers, heads=self.heads, examples=rows))
+        yield torch.stack(hidden).unflatten(0, self.entries)
 
 
 def attends(model: StandardizedTransformer, layer: int) -> bool:

@@ -114,9 +114,8 @@ def _trial(model: StandardizedTransformer, length: int) -> list[Pair]:
         tracer.stop()
 
     def fast() -> Tensor:
-        return walk_receiving(
-            CleanRun.of(model, ids, positions[0]), windows, latents, [position - positions[0] for position in positions]
-        )
+        clean = CleanRun.of(model, ids, positions[0])
+        return walk_receiving(clean, windows, latents, [position - clean.start for position in positions])
 
     def slow() -> Tensor:
         return torch.stack(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.forward.rope import first_changed, forget_lengths
+from interp.forward.rope import forget_lengths
 from interp.matmul import faster_products
 from interp.model.fed import whole_inputs
 from interp.model.verdicts import Pair, once, sample_ids
@@ -250,15 +250,15 @@ def _trial(model: StandardizedTransformer, length: int, *, heads: bool) -> list[
     first, middle = attending[0], attending[len(attending) // 2]
     windows = [range(first, middle + 1), range(middle, middle + 1)]
     cuts = [Cut((length - 1,), (0, 2, length - 2)), Cut((length // 2, length - 1), (1, length // 2 - 1))]
-    start = first_changed(model, length, min(cuts[1].queries))
     # The first head alone, and all but the first: in both, heads of one group of keys differ.
     some = {layer: range(1, heads_in(model, layer)) if index % 2 else [0] for index, layer in enumerate(attending)}
     chosen = some if heads else None
 
     def fast() -> Tensor:
-        masks = torch.stack([cut.mask(length, start=start) for cut in cuts])
+        clean = CleanRun.of(model, ids, min(cuts[1].queries))
+        masks = torch.stack([cut.mask(length, start=clean.start) for cut in cuts])
         blocked = masks[:, None].expand(-1, rows, -1, -1).to(ids.device)
-        return walk_blocked(CleanRun.of(model, ids, start), windows, blocked, chosen)
+        return walk_blocked(clean, windows, blocked, chosen)
 
     def slow() -> Tensor:
         return torch.stack(

@@ -84,12 +84,10 @@ def walk(
         (layer, variant, row, hidden), the residual stream after the last layer at the last token, for a patch at each
         of `layers`; and (row, hidden), the same of the unpatched prompts.
     """
-    start = first_changed(model, target_ids.shape[1], min(positions))
-    clean = CleanRun.of(model, target_ids, start)
+    clean = CleanRun.of(model, target_ids, min(positions))
     variants, rows = latents[layers[0]].shape[:2]
-    walked = walk_up(clean, [position - start for position in positions], latents, layers=layers, later=later)
-    unpatched = clean.hidden(model.num_layers - 1)[:, -1].expand(rows, -1)
-    return walked[:, -1].unflatten(0, (len(layers), variants, rows)), unpatched
+    walked = walk_up(clean, [position - clean.start for position in positions], latents, layers=layers, later=later)
+    return walked[:, -1].unflatten(0, (len(layers), variants, rows)), clean.ends(rows)
 
 
 @torch.no_grad()
@@ -154,17 +152,30 @@ class CleanRun:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: StandardizedTransformer, input_ids: Tensor, start: int) -> CleanRun:
+    def of(cls, model: StandardizedTransformer, input_ids: Tensor, changed: int) -> CleanRun:
         """Run some prompts.
+
+        They are run as a whole, from position 0 on, where they are so long that the rotation depends on their length:
+        what lies before the change, run alone, would be rotated otherwise.
 
         Arguments:
             model: the model.
             input_ids: (row, length), without padding.
-            start: the first position that anything is changed at, counted from 0.
+            changed: the first position that anything is changed at, counted from 0.
         """
         forget_lengths(model)
+        start = first_changed(model, input_ids.shape[1], changed)
         prefix = FrozenPrefix.of(model, input_ids[:, :start])
         return cls(model, prefix, calls_of(model, prefix, input_ids[:, start:]))
+
+    @property
+    def start(self) -> int:
+        """The first position that rows have."""
+        return self.prefix.length
+
+    def ends(self, rows: int) -> Tensor:
+        """(row, hidden), the residual stream after the last layer at the last token, of one prompt a row or for all."""
+        return self.hidden(self.model.num_layers - 1)[:, -1].expand(rows, -1)
 
     def hidden(self, layer: int) -> Tensor:
         """(row, position, hidden), the residual stream after a layer, from position `start` on; -1: before layer 0."""

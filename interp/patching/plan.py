@@ -12,6 +12,7 @@ from torch import Tensor
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready
 from interp.model.fed import check_fed
+from interp.patching.run import Found, Plan
 from interp.prompts.given import token_ids
 from interp.sites import HIDDEN_KINDS, Site
 from interp.sites.parsing import check_lens_layers
@@ -20,80 +21,20 @@ if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
     from interp.translators.affine_maps import LatentMap
 
-__all__ = ["Patch", "PatchPlan", "PatchedPrompts", "TargetPositions", "check_number", "check_patch"]
+__all__ = [
+    "Patch",
+    "PatchPlan",
+    "PatchedPrompts",
+    "TargetPositions",
+    "check_held",
+    "check_number",
+    "check_patch",
+    "held_layers",
+]
 
 Patch = Literal["one_layer", "from_layer"]
 TargetPositions = Sequence[int] | Sequence[Sequence[int]]
 """Per example: the token that is written, or several that are written at once, equally many in every example."""
-
-
-@dataclass(frozen=True)
-class PatchPlan:
-    """Which latents are written where, for each layer that is asked for.
-
-    Arguments:
-        kind: the kind of site.
-        patch: at one layer, or from it on.
-        layers: those that are asked for, ascending.
-        latent_layers: those that there are latents of, ascending.
-        mapping: turns the latents into what is written; None: they are written as they are.
-    """
-
-    kind: str
-    patch: Patch
-    layers: tuple[int, ...]
-    latent_layers: tuple[int, ...]
-    mapping: LatentMap | None
-
-    @classmethod
-    def of(
-        cls,
-        layers: Sequence[int],
-        latent_layers: Sequence[int] | None,
-        patch: Patch,
-        site: str,
-        mapping: LatentMap | None,
-        num_layers: int,
-    ) -> PatchPlan:
-        """The plan, checked.
-
-        Raises:
-            InterpError: layers that the model or the latents do not have, an unknown patch or kind of site.
-        """
-        layers = check_lens_layers(layers, num_layers)
-        check_patch(patch)
-        if site not in HIDDEN_KINDS:
-            raise InterpError(
-                f"site: expected a kind of site that each layer has, got {site!r}.{nearest(site, HIDDEN_KINDS)} What "
-                "is patched is a hidden state (batch, position, hidden)."
-            )
-        held = layers if latent_layers is None else check_lens_layers(latent_layers, num_layers)
-        needed = layers if patch == "one_layer" else range(layers[0], num_layers)
-        missing = [layer for layer in needed if layer not in held]
-        if missing:
-            raise InterpError(
-                f"patch {patch!r} of layers {list(layers)} needs latents of layers {list(needed)}, got none of "
-                f"{missing}. Collect those layers too, or choose other layers or patch='one_layer'."
-            )
-        return cls(site, patch, layers, held, mapping)
-
-    def writes(self, layer: int, latents: Tensor) -> list[tuple[Site, Tensor]]:
-        """The sites to write for one layer, in the order of a forward pass, with (row, position, hidden) each."""
-        return [
-            (Site(self.kind, held), latent)
-            for held, latent in zip(self.latent_layers, latents, strict=True)
-            if held == layer or (self.patch == "from_layer" and held > layer)
-        ]
-
-    def by_layer(self, latents: Tensor) -> dict[int, Tensor]:
-        """Layer -> (row, position, hidden)."""
-        return dict(zip(self.latent_layers, latents, strict=True))
-
-
-def check_patch(patch: str) -> None:
-    """Raises InterpError on an unknown way to patch."""
-    if patch not in get_args(Patch):
-        raise InterpError(f"patch: unknown {patch!r}.{nearest(patch, get_args(Patch))}")
 
 
 @dataclass(frozen=True)
@@ -199,6 +140,95 @@ class PatchedPrompts:
         prompts = list(dict.fromkeys(tuple(self.input_ids[example]) for example in examples))
         fed = prompts if len(prompts) == 1 else [list(self.input_ids[example]) for example in examples]
         return torch.tensor(fed, device=self.device)
+
+
+@dataclass(frozen=True)
+class PatchPlan(Plan[Found]):
+    """Which latents are written into which prompts, for each layer that is asked for.
+
+    Arguments:
+        prompts: the target prompts, with latents of some layers.
+        kind: the kind of site.
+        patch: at one layer, or from it on.
+        layers: those that are asked for, ascending.
+        mapping: turns the latents into what is written; None: they are written as they are.
+    """
+
+    prompts: PatchedPrompts
+    kind: str
+    patch: Patch
+    layers: tuple[int, ...]
+    mapping: LatentMap | None
+
+    @property
+    def model(self) -> StandardizedTransformer:
+        return self.prompts.model
+
+    @property
+    def input_ids(self) -> Sequence[Sequence[int]]:
+        return self.prompts.input_ids
+
+    @property
+    def positions(self) -> Sequence[tuple[int, ...]]:
+        return self.prompts.positions
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.layers)
+
+    def writes(self, layer: int, latents: Tensor) -> list[tuple[Site, Tensor]]:
+        """The sites to write for one layer, in the order of a forward pass, with (row, position, hidden) each."""
+        return [
+            (Site(self.kind, held), latent)
+            for held, latent in zip(self.prompts.layers, latents, strict=True)
+            if held == layer or (self.patch == "from_layer" and held > layer)
+        ]
+
+    def written(self, rows: Sequence[int]) -> dict[int, Tensor]:
+        """Layer -> (row, position, hidden), what is written into some prompts."""
+        return dict(zip(self.prompts.layers, self.prompts.written(rows, self.mapping), strict=True))
+
+
+def held_layers(
+    layers: Sequence[int], latent_layers: Sequence[int] | None, patch: Patch, kind: str, num_layers: int
+) -> tuple[int, ...]:
+    """The layers that there are latents of, checked: all that are written among them.
+
+    Arguments:
+        layers: those that are asked for, ascending.
+        latent_layers: those that there are latents of, ascending; None: the same.
+        patch, kind: as in `PatchPlan`.
+        num_layers: of the model.
+
+    Raises:
+        InterpError: layers that the model or the latents do not have, an unknown patch or kind of site.
+    """
+    layers = check_lens_layers(layers, num_layers)
+    check_patch(patch, kind)
+    held = layers if latent_layers is None else check_lens_layers(latent_layers, num_layers)
+    check_held(patch, layers, layers if patch == "one_layer" else range(layers[0], num_layers), held)
+    return held
+
+
+def check_patch(patch: str, kind: str) -> None:
+    """Raises InterpError on an unknown way to patch, or a kind of site that not every layer has."""
+    if patch not in get_args(Patch):
+        raise InterpError(f"patch: unknown {patch!r}.{nearest(patch, get_args(Patch))}")
+    if kind not in HIDDEN_KINDS:
+        raise InterpError(
+            f"site: expected a kind of site that each layer has, got {kind!r}.{nearest(kind, HIDDEN_KINDS)} What is "
+            "patched is a hidden state (batch, position, hidden)."
+        )
+
+
+def check_held(patch: str, layers: Sequence[int], needed: Sequence[int], held: Sequence[int]) -> None:
+    """Raises InterpError where there are no latents of a layer whose own are written."""
+    missing = [layer for layer in needed if layer not in held]
+    if missing:
+        raise InterpError(
+            f"patch {patch!r} of layers {list(layers)} needs latents of layers {list(needed)}, got none of {missing}. "
+            "Collect those layers too, or choose other layers or patch='one_layer'."
+        )
 
 
 def check_number(name: str, given: Sequence[object], examples: int) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from interp.compat.nnterp.probabilities import probabilities
 from interp.compat.nnterp.walking import longest
 from interp.errors import InterpError
-from interp.lenses.attention_object import AttentionWindows, final_states
+from interp.lenses.attention_object import AttentionInputPlan, AttentionWindows
 from interp.model import StandardizedTransformer
 from interp.passes import in_turn
 from interp.patching import PatchedPrompts, receiving_fits
+from interp.patching.run import run
 
 __all__ = ["attended_probs", "can_attend"]
 
@@ -56,18 +57,18 @@ def attended_probs(
     for row, own in enumerate(ids):
         if not -len(own) <= index < len(own):
             raise InterpError(f"prompt {row} has {len(own)} tokens, none of them is token {index}.")
-    plan = AttentionWindows.of(nn_model, None, num_layers)
+    windows = AttentionWindows.of(nn_model, None, num_layers)
     prompts = PatchedPrompts.of(
         nn_model,
         received.expand(-1, len(ids), -1),
-        plan.attending,
+        windows.attending,
         ids,
         [index % len(own) for own in ids],
         mapped=False,
     )
     order: list[int] = []
     parts = []
-    for rows, hidden, _ in final_states(prompts, plan, _ROWS):
+    for rows, (hidden, _) in run(AttentionInputPlan(prompts, windows), _ROWS):
         order += rows
         parts.append(hidden)
     by_layer = torch.cat(parts, dim=1)[:, torch.tensor(order, device="cpu").argsort()]  # (layer, target prompt, hidden)

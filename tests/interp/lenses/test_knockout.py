@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -220,7 +221,9 @@ def test_batches_order_and_memory_change_nothing(name: str, monkeypatch: pytest.
     model, _ = loaded(name)
     whole = attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, query_positions=QUERIES)
     backwards = [part[::-1] for part in (PROMPTS, BLOCKS, GROUPS, QUERIES)]
-    monkeypatch.setattr("interp.lenses.attention_knockout.WALKING_TOKENS", 1)  # one entry walks at a time
+    monkeypatch.setattr(
+        import_module("interp.lenses.attention_knockout"), "WALKING_TOKENS", 1
+    )  # one entry walks at a time
     other = attention_knockout(model, *backwards[:3], window=2, query_positions=backwards[3], batch_size=1)
     for key, values in whole.arrays().items():
         np.testing.assert_allclose(other.arrays()[key], values[::-1], atol=1e-4, rtol=1e-4, err_msg=key)
@@ -236,7 +239,7 @@ def test_rows_that_walk_together_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(CleanRun, "through", watched)
     for module in ("interp.lenses.attention_knockout", "interp.batching"):
-        monkeypatch.setattr(f"{module}.WALKING_TOKENS", 40)
+        monkeypatch.setattr(import_module(module), "WALKING_TOKENS", 40)
     for copies in (1, 5):  # 3 blocks in 4 windows
         attention_knockout(model, PROMPTS * copies, BLOCKS * copies, GROUPS * copies, window=2)
         assert max(tokens) <= 40
