@@ -29,13 +29,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from interp.errors import InterpError
 from pipeline.config.base import ConfigError
-from pipeline.config.explain import explain
-from pipeline.config.machine import check_machine
 from pipeline.config.paths import check_place, localize
 from pipeline.config.tracking import TrackingConfig, load_tracking_config, masked
-from pipeline.config.validate import Config, plain, validate
 from pipeline.summary import summary_lines
 from pipeline.sweep import described, job_began, job_ended, jobs_of, new_sweep, sweep_ended
+from pipeline.validate import Config, plain, validate
+from pipeline.validate.explain import explain
+from pipeline.validate.model import check_machine
 
 REJECTED = 2  # exit status for a config that cannot be run
 FAILED = 1

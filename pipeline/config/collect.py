@@ -1,4 +1,4 @@
-"""Section `collect`: which activations are kept."""
+"""Sections `collect` and `store`: which activations are kept, and in what form."""
 
 from __future__ import annotations
 
@@ -38,3 +38,26 @@ def collect_from(values: dict[str, Any]) -> CollectConfig:
 def load_collect_config(params: str = "params.yaml") -> CollectConfig:
     """The section of a run folder's `params.yaml`."""
     return collect_from(load_section("collect", params))
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Form of the zarr stores.
+
+    Arguments:
+        chunk_bytes: size of an inner chunk at most, in bytes.
+        compression: `none` or `zstd`.
+    """
+
+    chunk_bytes: int = bounded(1 << 20, 8, 1 << 30)  # 8: one element of any dtype
+    compression: str = "none"
+
+
+def store_from(values: dict[str, Any]) -> StoreConfig:
+    """The section from plain values; see `section_from`."""
+    return section_from(StoreConfig, values, "store")
+
+
+def load_store_config(params: str = "params.yaml") -> StoreConfig:
+    """The section of a run folder's `params.yaml`."""
+    return store_from(load_section("store", params))

@@ -1,4 +1,4 @@
-"""Section `evaluate`: the statistics of the curves."""
+"""Sections `evaluate` and `report`: the statistics of the curves, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -33,3 +33,30 @@ def evaluate_from(values: dict[str, Any]) -> EvaluateConfig:
 def load_evaluate_config(params: str = "params.yaml") -> EvaluateConfig:
     """The section of a run folder's `params.yaml`."""
     return evaluate_from(load_section("evaluate", params))
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the page shows.
+
+    Arguments:
+        title: headline of the page.
+        interval: band around the curves: `normal` or `bootstrap`.
+        examples: how many examples get a heat map of top tokens by layer.
+        figure_format: `svg` or `png`, of the static figures beside the page.
+    """
+
+    title: str = "Interpipe run"
+    interval: str = "normal"
+    examples: int = bounded(3, 0, 1000)
+    figure_format: str = "svg"
+
+
+def report_from(values: dict[str, Any]) -> ReportConfig:
+    """The section from plain values; see `section_from`."""
+    return section_from(ReportConfig, values, "report")
+
+
+def load_report_config(params: str = "params.yaml") -> ReportConfig:
+    """The section of a run folder's `params.yaml`."""
+    return report_from(load_section("report", params))

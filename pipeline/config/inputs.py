@@ -11,7 +11,7 @@ from typing import Any
 from interp.errors import InterpError
 from interp.prompts.templates import Template
 from pipeline.config.base import ConfigError
-from pipeline.config.model_size import HUB_ID
+from pipeline.config.model import HUB_ID
 from pipeline.config.paths import HUB_DATASET, located
 from pipeline.config.task import (
     AttributeExtractionConfig,
@@ -23,11 +23,10 @@ from pipeline.config.task import (
 )  # fmt: skip
 from pipeline.demo.lexicon import load_lexicon
 from pipeline.tables.decoding import check_encoding
-from pipeline.tables.names import SUFFIXES, is_table_file
 from pipeline.tables.published import formats_hint
+from pipeline.tables.reading import read_source
 from pipeline.tables.sentences import read_sentences
-from pipeline.tables.source import read_source
-from pipeline.tables.table import TableError
+from pipeline.tables.table import SUFFIXES, TableError, is_table_file
 
 
 def check_task(task: TaskConfig) -> None:

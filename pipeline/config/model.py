@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,3 +51,9 @@ def model_from(values: dict[str, Any]) -> ModelConfig:
 def load_model_config(params: str = "params.yaml") -> ModelConfig:
     """The section of a run folder's `params.yaml`."""
     return model_from(load_section("model", params))
+
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")

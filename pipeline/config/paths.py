@@ -10,7 +10,7 @@ from typing import Any
 
 import pipeline
 from pipeline.config.base import ConfigError, check_text
-from pipeline.tables.names import is_table_file
+from pipeline.tables.table import is_table_file
 
 ROOT = Path(pipeline.__file__).resolve().parent.parent
 LINKED = ("interp", "pipeline")  # a run folder links to these folders of the repository

@@ -16,7 +16,7 @@ from pipeline.config.base import (
     passage,
     section_from,
 )
-from pipeline.tables.choice import Choice
+from pipeline.tables.facts import Choice
 
 
 @dataclass  # not frozen: OmegaConf cannot merge into a nested frozen dataclass

@@ -1,4 +1,4 @@
-"""Section `tracking`: where MLflow runs go. No stage depends on it."""
+"""Sections `tracking` and `cache`, on which no result depends: where MLflow runs go, when a cached result is taken."""
 
 from __future__ import annotations
 
@@ -48,3 +48,28 @@ def tracking_from(values: dict[str, Any]) -> TrackingConfig:
 def load_tracking_config(params: str = "params.yaml") -> TrackingConfig:
     """The section of a run folder's `params.yaml`."""
     return tracking_from(load_section("tracking", params))
+
+
+VERSIONS = ("recompute", "warn", "ignore")
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """What makes a cached result another one.
+
+    Arguments:
+        versions: what another minor version of a library that computed it does: `recompute`, or take it and `warn`, or
+            take it and `ignore` the versions.
+    """
+
+    versions: str = "recompute"
+
+
+def cache_from(values: dict[str, Any]) -> CacheConfig:
+    """The section from plain values; see `section_from`."""
+    return section_from(CacheConfig, values, "cache")
+
+
+def load_cache_config(params: str = "params.yaml") -> CacheConfig:
+    """The section of a run folder's `params.yaml`."""
+    return cache_from(load_section("cache", params))

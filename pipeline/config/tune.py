@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from interp.sites import parse_layers
 from pipeline.config.base import LARGEST_COUNT, LARGEST_SEED, bounded, load_section, section_from
 
-__all__ = ["AFFINE", "KINDS", "LOSSES", "OPTIMIZERS", "TEXT_FILES", "TuneConfig", "load_tune_config", "tune_from"]
+__all__ = [
+    "AFFINE",
+    "KINDS",
+    "LOSSES",
+    "OPTIMIZERS",
+    "TEXT_FILES",
+    "TuneConfig",
+    "load_tune_config",
+    "tune_from",
+    "tuned_layers",
+]
+
 
 KINDS = ("off", "prompts", "text", "lens")
 LOSSES = ("kl", "cross_entropy")
@@ -105,3 +117,16 @@ def tune_from(values: dict[str, Any]) -> TuneConfig:
 def load_tune_config(params: str = "params.yaml") -> TuneConfig:
     """The section of a run folder's `params.yaml`."""
     return tune_from(load_section("tune", params))
+
+
+def tuned_layers(text: str, num_layers: int) -> list[int]:
+    """The layers that get a translator: `*` is all but the last.
+
+    Arguments:
+        text: `*`, a range, a list.
+        num_layers: of the model.
+
+    Raises:
+        InterpError: it cannot be read, or the model has no such layers.
+    """
+    return list(range(num_layers - 1)) if text.strip() == "*" else parse_layers(text, num_layers)

@@ -25,13 +25,12 @@ from interp.errors import InterpError, nearest
 from interp.model import StandardizedTransformer
 from interp.positions import check_positions
 from interp.sites import HEAD_KINDS, MAP_KINDS, Site, parse_sites
-from pipeline.config.collect import CollectConfig, load_collect_config
+from pipeline.artifacts.tokens import Row, load_prompts, prompts_digest
+from pipeline.config.collect import CollectConfig, load_collect_config, load_store_config
 from pipeline.config.model import ModelConfig, load_model_config
-from pipeline.config.store import load_store_config
 from pipeline.files import digest_of, publish
 from pipeline.stages.common import beside, code_digest, progress, scratch, stage_main
 from pipeline.stages.loading import load_model
-from pipeline.stages.tokens import Row, load_prompts, prompts_digest
 from pipeline.store.schema import ArraySpec, Static
 from pipeline.store.writer import StoreWriter
 

@@ -20,17 +20,16 @@ from omegaconf import OmegaConf
 from interp import __version__
 from interp.errors import InterpError, nearest
 from interp.text import readable
+from pipeline.artifacts.tokens import Tokens, load_tokens
 from pipeline.config.base import ConfigError, load_section
-from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
+from pipeline.config.evaluate import EvaluateConfig, ReportConfig, load_evaluate_config, load_report_config
 from pipeline.config.lens import load_lens_configs
-from pipeline.config.report import ReportConfig, load_report_config
 from pipeline.files import digest_of, publish
 from pipeline.stages.common import code_digest, stage_main
 from pipeline.stages.report_content import LensSection, Source, axis_top, comparisons, lens_section
 from pipeline.stages.report_figures import save_comparison, save_figure
 from pipeline.stages.report_page import Page, readable_value, render
 from pipeline.stages.tables import read_curves, read_grids
-from pipeline.stages.tokens import Tokens, load_tokens
 from pipeline.store import Store, open_store
 
 __all__ = ["run"]

@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from interp.errors import InterpError
-from pipeline.config.model import ModelConfig, load_model_config
-from pipeline.config.model_size import CONTEXT_KEYS
+from pipeline.artifacts.tokens import FORMAT, Pair, Row, TaskData, prompts_digest
+from pipeline.config.model import CONTEXT_KEYS, ModelConfig, load_model_config
 from pipeline.config.paths import TASK_FILES
 from pipeline.config.task import load_task_config
 from pipeline.files import digest_of, publish, write_json
 from pipeline.stages.common import log, scratch, stage_main
-from pipeline.stages.tokens import FORMAT, prompts_digest
-from pipeline.tasks.records import Pair, Row, TaskData
 from pipeline.tasks.registry import make
 
 if TYPE_CHECKING:

@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
 from interp.sites import parse_layers
+from pipeline.artifacts.tokens import load_prompts
 from pipeline.config.model import ModelConfig, load_model_config
 from pipeline.config.paths import located
-from pipeline.config.tune import TuneConfig, load_tune_config
-from pipeline.config.validate_tune import tuned_layers
+from pipeline.config.tune import TuneConfig, load_tune_config, tuned_layers
 from pipeline.files import digest_of, publish, write_json
 from pipeline.stages.common import code_digest, scratch, stage_main
-from pipeline.stages.tokens import load_prompts
 
 if TYPE_CHECKING:
     from interp.lenses.tuned import TokenSequence, TokenStream, TunedLens, TuningStep
@@ -124,7 +123,7 @@ def _affine_settings(config: TuneConfig) -> dict[str, Any]:
 
 def _affine(config: TuneConfig, model: StandardizedTransformer, folder: Path) -> dict[str, Any]:
     """Fit affine maps into a folder; what the manifest says of them."""
-    from pipeline.stages.affine_maps import AFFINE_FILE, fit_affine
+    from pipeline.artifacts.affine_maps import AFFINE_FILE, fit_affine
 
     stream = _stream(config, model, repeat=False)
     described = stream.describe()

@@ -14,7 +14,7 @@ from importlib import metadata
 
 import yaml
 
-from pipeline.config.cache import load_cache_config
+from pipeline.config.tracking import load_cache_config
 from pipeline.files import repository_root, write_json
 from pipeline.stages.common import stage_main
 

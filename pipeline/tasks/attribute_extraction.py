@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
 from interp.prompts import find_word
+from pipeline.artifacts.tokens import Pair, Row, TaskData
 from pipeline.config.task import AttributeExtractionConfig
 from pipeline.tasks.build import Answer, Answers, make_row
-from pipeline.tasks.records import Pair, Row, TaskData
-from pipeline.tasks.subjects import Subjects
-from pipeline.tasks.tables import Rows, source_of
+from pipeline.tasks.rows import Rows, Subjects, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from interp.errors import InterpError, nearest
 from interp.prompts.templates import BLANK
+from pipeline.artifacts.tokens import Row, TaskData
 from pipeline.config.base import ConfigError
 from pipeline.config.task import ClozeConfig
 from pipeline.tables.sentences import Sentence, read_sentences
 from pipeline.tables.table import TableError
 from pipeline.tasks.build import Answers, configured_template, make_row
-from pipeline.tasks.records import Row, TaskData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

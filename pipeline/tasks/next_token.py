@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.artifacts.tokens import TaskData
 from pipeline.config.base import ConfigError
 from pipeline.config.task import NextTokenConfig
 from pipeline.tasks.build import Answer, Answers, make_row
-from pipeline.tasks.records import TaskData
-from pipeline.tasks.subjects import Subjects
-from pipeline.tasks.tables import Rows, source_of
+from pipeline.tasks.rows import Rows, Subjects, source_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.artifacts.tokens import TaskData
 from pipeline.config.task import AttributeExtractionConfig, ClozeConfig, NextTokenConfig, TaskConfig, TranslationConfig
 from pipeline.tasks.attribute_extraction import make_attribute_extraction
+from pipeline.tasks.build import odd_prompts
 from pipeline.tasks.cloze import make_cloze
-from pipeline.tasks.findings import odd_prompts
 from pipeline.tasks.next_token import make_next_token
-from pipeline.tasks.records import TaskData
 from pipeline.tasks.translation import make_translation
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from interp.errors import InterpError, nearest
 from interp.prompts import encode
+from pipeline.artifacts.tokens import Pair, Row, TaskData
 from pipeline.config.base import ConfigError
 from pipeline.config.task import TranslationConfig
 from pipeline.demo.lexicon import Concept, Lexicon, load_lexicon
 from pipeline.tasks.build import Answer, Answers, collide, configured_template, log, make_row
-from pipeline.tasks.records import Pair, Row, TaskData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 from interp.errors import InterpError
-from pipeline.config.machine import check_machine
 from pipeline.config.model import model_from
 from pipeline.config.paths import ROOT, check_path
 from pipeline.config.tracking import tracking_from
 from pipeline.files import write_text
+from pipeline.validate.model import check_machine
 from pipeline.workflow import generated
 from pipeline.workflow.generated import default_params
 from pipeline.workflow.run import resume

@@ -36,7 +36,7 @@ from dvc.exceptions import DvcException
 from dvc.stage import Stage
 from filelock import FileLock, Timeout
 
-from pipeline.config.cache import load_cache_config
+from pipeline.config.tracking import load_cache_config
 from pipeline.files import digest_of, repository_root
 from pipeline.interrupts import quiet_interrupts
 from pipeline.stages.versions import VERSIONS_FILE, changes, installed

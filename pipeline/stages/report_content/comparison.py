@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.config.lens_reads import reads_of
+from pipeline.config.lens import reads_of
 from pipeline.stages.report_content.parts import Comparison, Group, Panel
 from pipeline.stages.report_content.source import SINGLE_PANELS, Source, sample_text
 from pipeline.stages.report_text import spelled_position

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from pipeline.config.lens import LENSES
 from pipeline.config.paths import HUB_DATASET, HUB_MODEL, ROOT, localize
 from pipeline.config.task import TASKS
-from pipeline.config.validate import SECTIONS, Config, plain, validate
+from pipeline.validate import SECTIONS, Config, plain, validate
 
 CONF = ROOT / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))

@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 from interp.errors import InterpError
+from pipeline.artifacts.tokens import load_prompts, load_tokens, prompts_digest
 from pipeline.config.model import ModelConfig
 from pipeline.config.task import task_from
 from pipeline.files import repository_root
 from pipeline.stages import tokenize as stage
-from pipeline.stages.tokens import load_prompts, load_tokens, prompts_digest
 from pipeline.tasks.registry import make
 
 
@@ -188,7 +188,7 @@ def test_reader_says_which_stage_is_missing(tmp_path: Path, run_folder: Callable
 
 
 def test_reader_imports_neither_torch_nor_datasets() -> None:
-    code = "import sys, pipeline.stages.tokens; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    code = "import sys, pipeline.artifacts.tokens; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     found = subprocess.run(
         [sys.executable, "-c", code], cwd=repository_root(), check=True, capture_output=True, text=True
     )

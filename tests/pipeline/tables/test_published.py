@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.config.base import ConfigError
 from pipeline.config.inputs import check_task
 from pipeline.config.task import AttributeExtractionConfig, NextTokenConfig
-from pipeline.tables.choice import FORMATS, STARTS, Choice
-from pipeline.tables.source import read_source
+from pipeline.tables.facts import FORMATS, STARTS, Choice
+from pipeline.tables.reading import read_source
 from pipeline.tables.table import Table, TableError
 from pipeline.tasks.registry import make
 from tests.tiny import tiny_tokenizer
