@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 
 from interp.errors import InterpError
 from pipeline.tables.table import Note
@@ -107,6 +106,8 @@ def _load_json(path: Path) -> dict[str, Any]:
 
 def _load_dataset(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of a dataset that `datasets` saved to disk."""
+    import pyarrow as pa  # a moment, which a config that is only checked need not wait for
+
     files: Sequence[dict[str, str]] = _load_json(folder / "state.json")["_data_files"]
     for file in files:
         path = folder / file["filename"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from pipeline.config.base import LARGEST_SEED, bounded, load_section, section_from
+from pipeline.config.base import LARGEST_SEED, bounded, chosen
 
 
 @dataclass(frozen=True)
@@ -19,20 +19,11 @@ class EvaluateConfig:
         entropy_unit: `bits` or `nats`.
     """
 
+    section: ClassVar[str] = "evaluate"
     confidence: float = bounded(0.95, 0, 1, above=True, below=True)
     bootstrap_samples: int = bounded(1000, 1, 100_000)  # all are in memory at once
     seed: int = bounded(0, 0, LARGEST_SEED)
-    entropy_unit: str = "bits"
-
-
-def evaluate_from(values: dict[str, Any]) -> EvaluateConfig:
-    """The section from plain values; see `section_from`."""
-    return section_from(EvaluateConfig, values, "evaluate")
-
-
-def load_evaluate_config(params: str = "params.yaml") -> EvaluateConfig:
-    """The section of a run folder's `params.yaml`."""
-    return evaluate_from(load_section("evaluate", params))
+    entropy_unit: str = chosen("bits", "bits", "nats")
 
 
 @dataclass(frozen=True)
@@ -46,17 +37,8 @@ class ReportConfig:
         figure_format: `svg` or `png`, of the static figures beside the page.
     """
 
+    section: ClassVar[str] = "report"
     title: str = "Interpipe run"
-    interval: str = "normal"
+    interval: str = chosen("normal", "normal", "bootstrap")
     examples: int = bounded(3, 0, 1000)
-    figure_format: str = "svg"
-
-
-def report_from(values: dict[str, Any]) -> ReportConfig:
-    """The section from plain values; see `section_from`."""
-    return section_from(ReportConfig, values, "report")
-
-
-def load_report_config(params: str = "params.yaml") -> ReportConfig:
-    """The section of a run folder's `params.yaml`."""
-    return report_from(load_section("report", params))
+    figure_format: str = chosen("svg", "svg", "png")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
-from pipeline.config.base import bounded, load_section, section_from
+from pipeline.config.base import bounded, chosen
 
 PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):[^\s/]*@")
 
@@ -33,24 +33,12 @@ class TrackingConfig:
         timeout: seconds that a server may cost a run, or a whole sweep, in all.
     """
 
+    section: ClassVar[str] = "tracking"
     enabled: bool = True
     uri: str | None = None
     experiment: str = "interpipe"
     tags: dict[str, str] = field(default_factory=dict)
     timeout: int = bounded(15, 1, 3600)
-
-
-def tracking_from(values: dict[str, Any]) -> TrackingConfig:
-    """The section from plain values; see `section_from`."""
-    return section_from(TrackingConfig, values, "tracking")
-
-
-def load_tracking_config(params: str = "params.yaml") -> TrackingConfig:
-    """The section of a run folder's `params.yaml`."""
-    return tracking_from(load_section("tracking", params))
-
-
-VERSIONS = ("recompute", "warn", "ignore")
 
 
 @dataclass(frozen=True)
@@ -62,14 +50,5 @@ class CacheConfig:
             take it and `ignore` the versions.
     """
 
-    versions: str = "recompute"
-
-
-def cache_from(values: dict[str, Any]) -> CacheConfig:
-    """The section from plain values; see `section_from`."""
-    return section_from(CacheConfig, values, "cache")
-
-
-def load_cache_config(params: str = "params.yaml") -> CacheConfig:
-    """The section of a run folder's `params.yaml`."""
-    return cache_from(load_section("cache", params))
+    section: ClassVar[str] = "cache"
+    versions: str = chosen("recompute", "recompute", "warn", "ignore")

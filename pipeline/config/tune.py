@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from interp.sites import parse_layers
-from pipeline.config.base import LARGEST_COUNT, LARGEST_SEED, bounded, load_section, section_from
+from pipeline.config.base import LARGEST_COUNT, LARGEST_SEED, bounded, chosen
 
 __all__ = [
-    "AFFINE",
-    "KINDS",
-    "LOSSES",
-    "OPTIMIZERS",
     "TEXT_FILES",
     "TuneConfig",
-    "load_tune_config",
-    "tune_from",
     "tuned_layers",
 ]
 
 
-KINDS = ("off", "prompts", "text", "lens")
-LOSSES = ("kl", "cross_entropy")
-AFFINE = ("off", "last", "pairs")
-OPTIMIZERS = ("sgd", "adam")
 TEXT_FILES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 
 
@@ -67,7 +57,8 @@ class TuneConfig:
             own marker file where there is none or it is on the hub.
     """
 
-    kind: str = "off"
+    section: ClassVar[str] = "tune"
+    kind: str = chosen("off", "off", "prompts", "text", "lens")
     train: bool = True
     source: str | None = None
     name: str | None = None
@@ -80,8 +71,8 @@ class TuneConfig:
     repeat: bool = True
     steps: int = bounded(30, 1, LARGEST_COUNT)
     tokens_per_step: int = bounded(2048, 1, LARGEST_COUNT)
-    loss: str = "kl"
-    optimizer: str = "sgd"
+    loss: str = chosen("kl", "kl", "cross_entropy")
+    optimizer: str = chosen("sgd", "sgd", "adam")
     learning_rate: float | None = bounded(None, 0, 1_000_000, above=True)
     momentum: float = bounded(0.9, 0, 1, below=True)
     weight_decay: float = bounded(1e-3, 0, 1_000_000)
@@ -92,7 +83,7 @@ class TuneConfig:
     batch_tokens: int = bounded(4096, 1, LARGEST_COUNT)
     checkpoint_every: int = bounded(5, 1, LARGEST_COUNT)
     evaluate_tokens: int = bounded(2048, 0, LARGEST_COUNT)
-    affine: str = "off"
+    affine: str = chosen("off", "off", "last", "pairs")
     affine_layers: str = "*"
     affine_tokens: int = bounded(65536, 1, LARGEST_COUNT)
     affine_ridge: float = bounded(0.0, 0, 1e30)
@@ -107,16 +98,6 @@ class TuneConfig:
     def has_lens(self) -> bool:
         """Whether there is a tuned lens in the end."""
         return self.kind == "lens" or (self.has_text and self.train)
-
-
-def tune_from(values: dict[str, Any]) -> TuneConfig:
-    """The section from plain values; see `section_from`."""
-    return section_from(TuneConfig, values, "tune")
-
-
-def load_tune_config(params: str = "params.yaml") -> TuneConfig:
-    """The section of a run folder's `params.yaml`."""
-    return tune_from(load_section("tune", params))
 
 
 def tuned_layers(text: str, num_layers: int) -> list[int]:

@@ -21,9 +21,9 @@ from interp import __version__
 from interp.errors import InterpError, nearest
 from interp.text import readable
 from pipeline.artifacts.tokens import Tokens, load_tokens
-from pipeline.config.base import ConfigError, load_section
-from pipeline.config.evaluate import EvaluateConfig, ReportConfig, load_evaluate_config, load_report_config
-from pipeline.config.lens import load_lens_configs
+from pipeline.config.base import ConfigError, load, load_section
+from pipeline.config.evaluate import EvaluateConfig, ReportConfig
+from pipeline.config.lens import load_lenses
 from pipeline.files import digest_of, publish
 from pipeline.stages.common import code_digest, stage_main
 from pipeline.stages.report_content import LensSection, Source, axis_top, comparisons, lens_section
@@ -52,11 +52,11 @@ COMMANDS = (
 
 def run() -> dict[str, float]:
     """Run the stage in the current folder."""
-    config, statistics = load_report_config(), load_evaluate_config()
+    config, statistics = load(ReportConfig), load(EvaluateConfig)
     _check(config)
     tokens, curves, grids = load_tokens(), read_curves(), read_grids()
     sources, sections, model = [], [], {}
-    for name, lens in load_lens_configs().items():
+    for name, lens in load_lenses().items():
         store = open_store(f"lens.zarr/{name}")
         source = Source(
             name=name,

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from interp.errors import InterpError
 from interp.sites import parse_layers
 from pipeline.artifacts.tokens import load_prompts
-from pipeline.config.model import ModelConfig, load_model_config
+from pipeline.config.base import load
+from pipeline.config.model import ModelConfig
 from pipeline.config.paths import located
-from pipeline.config.tune import TuneConfig, load_tune_config, tuned_layers
+from pipeline.config.tune import TuneConfig, tuned_layers
 from pipeline.files import digest_of, publish, write_json
 from pipeline.stages.common import code_digest, scratch, stage_main
 
@@ -45,7 +46,7 @@ def run() -> dict[str, float]:
     Returns:
         `tokens` that the lens was trained on in this process, and `model_seconds` that it took.
     """
-    config, model_config = load_tune_config(), load_model_config()
+    config, model_config = load(TuneConfig), load(ModelConfig)
     manifest: dict[str, Any] = {"format": FORMAT, "kind": config.kind}
     if config.kind == "off":  # torch is not imported
         with scratch("tune", digest_of(manifest)) as folder:

@@ -8,14 +8,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
 from interp.prompts import AnswerTokens, encode
 from interp.prompts.templates import Template
 from pipeline.artifacts.tokens import Row, TaskData
 from pipeline.config.base import ConfigError
-from pipeline.tables.table import Note
+from pipeline.tables.decoding import check_encoding
+from pipeline.tables.table import Note, TableError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -248,3 +249,26 @@ def _repeated(findings: Findings, rows: Iterable[Row]) -> None:
     for prompt, count in times.most_common():
         for _ in range(count - 1):
             findings.add("prompts that repeat an earlier one", f"{count} times {shortened(prompt)}")
+
+
+def check_file_encoding(encoding: str) -> None:
+    """Check that `task.encoding` is a known one; raises ConfigError."""
+    try:
+        check_encoding(encoding)
+    except TableError as error:
+        raise ConfigError(f"task.encoding: {error}") from None
+
+
+def check_language(where: str, code: str, known: Any, file: str) -> None:
+    """Check that a file has a language; raises ConfigError."""
+    if not code:
+        raise ConfigError(f"{where}: expected a language, got nothing. {file} has {', '.join(sorted(known))}.")
+    if code not in known:
+        raise ConfigError(f"{where}: {file} has no language {code!r}. It has {', '.join(sorted(known))}.")
+
+
+def check_different(where: str, names: list[str]) -> None:
+    """Check that each name stands once; raises ConfigError."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{where}: expected each once, got {name!r} {names.count(name)} times.")

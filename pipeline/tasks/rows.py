@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from interp.errors import InterpError
 from interp.prompts import find_word, other_form
 from pipeline.config.base import ConfigError
-from pipeline.config.task import AttributeExtractionConfig, NextTokenConfig, choice_of
+from pipeline.config.paths import located
 from pipeline.tables.facts import ASKED, STARTS, Choice
 from pipeline.tables.json_rows import Literal, listed_in
 from pipeline.tables.published import check_rows, formats_hint
 from pipeline.tables.reading import from_arrow, read_source
-from pipeline.tables.table import Cell, Note, Table, TableError, is_table_file
+from pipeline.tables.table import SUFFIXES, Cell, Note, Table, TableError, is_table_file
 from pipeline.tasks.build import Findings, shortened
 
-__all__ = ["BLANK", "Rows", "Source", "Subjects", "filled", "source_of"]
+__all__ = ["BLANK", "Rows", "Source", "Subjects", "check_columns", "filled"]
 
 
 BLANK = "{}"  # where a prompt has its subject filled in
@@ -49,14 +49,6 @@ class Source:
     quoting: str = "auto"
     list_cells: str = "auto"
     choice: Choice = field(default_factory=Choice)
-
-
-def source_of(config: NextTokenConfig | AttributeExtractionConfig) -> Source:
-    """Where a task's rows come from."""
-    hub = (config.name, config.split, config.revision) if isinstance(config, NextTokenConfig) else ()
-    source = Source(config.source, *hub)
-    return replace(source, encoding=config.encoding, quoting=config.quoting, list_cells=config.list_cells,
-                   choice=choice_of(config))  # fmt: skip
 
 
 class Rows:
@@ -275,6 +267,19 @@ def _table(source: Source, columns: Mapping[str, Sequence[str]]) -> Table:
 KEYS = {"boundary": "word_boundary", "ignore_case": "ignore_case"}  # argument of `find_word` -> key of the task
 
 
+class Rules(Protocol):
+    """The settings of a task that say how a subject is found in its prompt."""
+
+    @property
+    def occurrence(self) -> str: ...
+
+    @property
+    def word_boundary(self) -> str: ...
+
+    @property
+    def ignore_case(self) -> bool: ...
+
+
 class Subjects:
     """Finds the subjects of a source's rows, and notes how they were found.
 
@@ -283,7 +288,7 @@ class Subjects:
         rows: the source; its findings take the notes.
     """
 
-    def __init__(self, config: NextTokenConfig | AttributeExtractionConfig, rows: Rows) -> None:
+    def __init__(self, config: Rules, rows: Rows) -> None:
         self._config, self._rows = config, rows
 
     def marked(
@@ -337,3 +342,31 @@ class Subjects:
         if text[one.start : one.stop] != subject.strip():
             rows.find(f"subjects that their {what} spells otherwise (accents, width, case)", where, shown)
         return one.start, one.stop
+
+
+def check_columns(source: Source, asked: list[tuple[str, str]]) -> None:
+    """Check that a file can be read, and has the columns that settings name.
+
+    Arguments:
+        source: the file, localized.
+        asked: (setting, the column that it names).
+
+    Raises:
+        ConfigError: it cannot be read, or lacks a column.
+    """
+    path = located(source.path)
+    if not is_table_file(path) and not path.is_dir():
+        raise ConfigError(f"task.source: expected a file that ends in {', '.join(SUFFIXES)}, got {source.path!r}.")
+    if not path.exists():
+        raise ConfigError(f"task.source: expected a file with prompts at {path}, found none. Check the path.")
+    try:
+        table = read_source(path, source.encoding, source.quoting, source.choice)
+    except TableError as error:
+        raise ConfigError(f"task.source: {error}") from None
+    for where, name in asked:
+        if name not in table.columns:
+            raise ConfigError(f"{where}: {path} has no column {name!r}.{table.hint(name)}{formats_hint(table)}")
+        try:
+            table.index(name)
+        except TableError as error:
+            raise ConfigError(f"{where}: {error}") from None

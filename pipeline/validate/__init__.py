@@ -1,7 +1,7 @@
 """Rejects a config that cannot run, before anything is loaded: no torch, no transformers, no network.
 
     values = plain(config)                # a composed Hydra config as plain containers
-    values = localize(values, Path.cwd())  # pipeline.config.paths
+    values = localize(values, Path.cwd())
     validate(values)
 
 Checked are each section on its own (keys, types, choices, sizes), the sections against each other (a lens reads what is
@@ -10,67 +10,37 @@ collected, and patches into what the task has), and all against the input files 
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import pipeline.tasks  # noqa: F401 that its tasks are known
 from interp.errors import InterpError
-from interp.positions import Position, check_blocks, check_positions
-from interp.prompts import BOUNDARIES, OCCURRENCES
+from interp.positions import Position, check_positions
 from interp.sites import check_sites
-from pipeline.config.base import ConfigError, nearest
-from pipeline.config.collect import CollectConfig, StoreConfig, collect_from, store_from
-from pipeline.config.evaluate import EvaluateConfig, ReportConfig, evaluate_from, report_from
-from pipeline.config.inputs import check_task
-from pipeline.config.lens import MAPPINGS, LensConfig, LogitLensConfig, PatchscopeConfig, lenses_from
-from pipeline.config.model import ModelConfig, model_from
-from pipeline.config.paths import HUB_MODEL
-from pipeline.config.task import TaskConfig, spans_of, task_from
-from pipeline.config.tracking import VERSIONS, CacheConfig, TrackingConfig, cache_from, masked, tracking_from
-from pipeline.config.tune import AFFINE, KINDS, LOSSES, OPTIMIZERS, TuneConfig, tune_from
-from pipeline.demo.lexicon import POLICIES
-from pipeline.tables.delimited import QUOTING
-from pipeline.tables.facts import FORMATS
-from pipeline.validate.lenses import check_lens, check_span, check_tune, close
+from pipeline.config.base import ConfigError, nearest, section_from
+from pipeline.config.collect import CollectConfig, StoreConfig
+from pipeline.config.evaluate import EvaluateConfig, ReportConfig
+from pipeline.config.lens import LensConfig, lenses_from
+from pipeline.config.lens_base import Given, check_span
+from pipeline.config.model import ModelConfig
+from pipeline.config.paths import HUB_DATASET, HUB_MODEL, localize_source
+from pipeline.config.task import TaskConfig
+from pipeline.config.tracking import CacheConfig, TrackingConfig, masked
+from pipeline.config.tune import TuneConfig
+from pipeline.validate.lenses import check_lens, check_tune
 from pipeline.validate.model import ModelSize, check_attention, check_device_map, model_size
 
-Rule = TypeVar("Rule")
-DTYPES = ("float32", "bfloat16", "float16")
-CHOICES: dict[str, tuple[str, ...]] = {
-    "model.dtype": DTYPES,
-    "model.attention_implementation": (
-        "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention",
-    ),
-    "task.target_policy": ("first_token", "all_prefixes", "exact"),
-    "task.quoting": QUOTING,
-    "task.list_cells": ("auto", "always", "text"),
-    "task.format": ("auto", "table", *FORMATS),
-    "task.occurrence": ("auto", *OCCURRENCES),
-    "task.word_boundary": BOUNDARIES,
-    "task.shared_words": POLICIES,
-    "task.phrases": POLICIES,
-    "collect.dtype": ("model", *DTYPES),
-    "tune.kind": KINDS,
-    "tune.loss": LOSSES,
-    "tune.optimizer": OPTIMIZERS,
-    "tune.affine": AFFINE,
-    "evaluate.entropy_unit": ("bits", "nats"),
-    "report.interval": ("normal", "bootstrap"),
-    "report.figure_format": ("svg", "png"),
-    "store.compression": ("none", "zstd"),
-    "cache.versions": VERSIONS,
-    "lens.*.patch": ("one_layer", "from_layer"),
-    "lens.*.target": ("task", "identity"),
-    "lens.*.sources": ("first", "mean"),
-    "lens.*.mapping": MAPPINGS,
-}  # fmt: skip
+RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 LONGEST_EXPERIMENT = 250  # MLflow's databases keep 256
 TAG = re.compile(r"[\w\-. :/]{1,250}", re.ASCII)
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "uc")
@@ -98,17 +68,12 @@ class Config:
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "model": model_from,
-    "task": task_from,
-    "collect": collect_from,
-    "tune": tune_from,
-    "lens": lenses_from,
-    "evaluate": evaluate_from,
-    "report": report_from,
-    "store": store_from,
-    "cache": cache_from,
-    "tracking": tracking_from,
-}
+    schema.section: partial(section_from, schema, where=schema.section)
+    for schema in (
+        ModelConfig, TaskConfig, CollectConfig, TuneConfig, EvaluateConfig, ReportConfig, StoreConfig, CacheConfig,
+        TrackingConfig,
+    )
+} | {"lens": lenses_from}  # fmt: skip
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -130,6 +95,36 @@ def plain(config: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def localize(values: dict[str, Any], standing: Path) -> dict[str, Any]:
+    """A config whose paths hold in every run folder, and whose stages depend on what the paths name.
+
+    Arguments:
+        values: the whole config as plain containers; it may still be wrong elsewhere.
+        standing: the folder in which the user stood.
+
+    Returns:
+        A copy in which the model's source, the task's file, the tuned lens's source, each `depends_on` and a tracking
+        database are localized.
+
+    Raises:
+        ConfigError: one of them can be no path.
+    """
+    values = copy.deepcopy(values)
+    model, task = values.get("model"), values.get("task")
+    if isinstance(model, dict):
+        localize_source(model, "model.source", HUB_MODEL, standing)
+    if isinstance(task, dict) and task.get("kind") in TaskConfig.kinds:
+        schema = TaskConfig.kinds[task["kind"]]
+        localize_source(task, f"task.{schema.file_key}", HUB_DATASET if schema.on_hub else None, standing)
+    tune = values.get("tune")
+    if isinstance(tune, dict) and tune.get("kind") in ("text", "lens"):
+        localize_source(tune, "tune.source", HUB_DATASET if tune["kind"] == "text" else None, standing)
+    tracking = values.get("tracking")
+    if isinstance(tracking, dict) and (database := RELATIVE_DATABASE.fullmatch(str(tracking.get("uri")))):
+        tracking["uri"] = f"sqlite:///{(standing / database[1]).absolute()}"
+    return values
 
 
 def validate(values: Mapping[str, Any]) -> Config:
@@ -165,10 +160,10 @@ def validate(values: Mapping[str, Any]) -> Config:
     size = model_size(config.model)
     check_attention(config.model)
     num_layers = size.num_layers
-    check_task(config.task)
+    config.task.check()
     _check_collect(config, size)
     for name, lens in config.lens.items():
-        check_lens(f"lens.{name}", lens, config.collect, config.task, spans_of(config.task), num_layers)
+        check_lens(f"lens.{name}", lens, config.collect, Given(config.task, num_layers))
     _check_sizes(config, size)
     check_tune(config.tune, config.lens, num_layers)
     if config.model.remote:
@@ -177,10 +172,7 @@ def validate(values: Mapping[str, Any]) -> Config:
 
 
 def _check_values(config: Config) -> None:
-    """What each value may be, on its own."""
-    for where, allowed, value in _listed(config, CHOICES):
-        if value not in allowed:
-            raise ConfigError(f"{where}: expected one of {', '.join(allowed)}, got {value!r}.{close(value, allowed)}")
+    """What names may be, on their own."""
     for where, text in (("model.name", config.model.name), ("tracking.experiment", config.tracking.experiment)):
         if not text.strip():
             raise ConfigError(f"{where}: expected a name, got nothing.")
@@ -228,42 +220,23 @@ def _check_database(message: str, path: str) -> None:
             raise ConfigError(f"{message}, where {above} is a file.")
 
 
-def _listed(config: Config, rules: Mapping[str, Rule]) -> Iterable[tuple[str, Rule, Any]]:
-    """(key, rule, value) of every rule whose key this config has; `*` stands for each lens."""
-    for where, rule in rules.items():
-        section, *_, key = where.split(".")
-        owners = (
-            {f"lens.{name}": lens for name, lens in config.lens.items()}
-            if section == "lens"
-            else {section: getattr(config, section)}
-        )
-        for path, owner in owners.items():
-            if hasattr(owner, key):
-                yield f"{path}.{key}", rule, getattr(owner, key)
-
-
 def _check_sizes(config: Config, size: ModelSize) -> None:
     """What the model's vocabulary and context bound, where they are known."""
     limits = {
-        "lens.*.top_k": (size.vocab_size, "tokens of the vocabulary"),
-        "lens.*.max_new_tokens": (size.context_length, "tokens that the model reads at most, its prompt among them"),
+        "top_k": (size.vocab_size, "tokens of the vocabulary"),
+        "max_new_tokens": (size.context_length, "tokens that the model reads at most, its prompt among them"),
     }
-    for where, (most, what), value in _listed(config, limits):
-        if most is not None and value > most:
-            raise ConfigError(f"{where}: expected at most {most}, the {what}, got {value}.")
-    for where, texts in (("collect.positions", config.collect.positions), *_lens_positions(config)):
+    for key, (most, what) in limits.items():
+        for name, lens in config.lens.items():
+            value = getattr(lens, key, None)
+            if most is not None and value is not None and value > most:
+                raise ConfigError(f"lens.{name}.{key}: expected at most {most}, the {what}, got {value}.")
+    named = {"collect.positions": config.collect.positions}
+    for name, lens in config.lens.items():
+        named |= {f"lens.{name}.{key}": texts for key, texts in lens.positions().items()}
+    for where, texts in named.items():
         for text in texts:
             _check_reach(where, text, size.context_length)
-
-
-def _lens_positions(config: Config) -> Iterable[tuple[str, list[str]]]:
-    """(key, spellings) of the lenses' positions that are not among `collect.positions`."""
-    for name, lens in config.lens.items():
-        for key in ("target_position", "query_position"):
-            if hasattr(lens, key):
-                yield f"lens.{name}.{key}", [getattr(lens, key)]
-        blocks = [block.position for block in check_blocks(getattr(lens, "blocks", ["first"]))]
-        yield f"lens.{name}.blocks", [position.text for position in blocks if position is not None]
 
 
 def _check_reach(where: str, text: str, context_length: int | None) -> None:
@@ -299,14 +272,15 @@ def _check_remote(config: Config) -> None:
             "tune: maps are trained on gradients and text, which stay here. Choose tune=off, or model.remote=false."
         )
     for name, lens in config.lens.items():
-        if not isinstance(lens, LogitLensConfig | PatchscopeConfig):
+        if not lens.remote:
+            remote = " and ".join(kind for kind, schema in LensConfig.kinds.items() if schema.remote)
             raise ConfigError(
                 f"lens.{name}: kind {lens.kind} does not run remotely: it needs more of the model than a trace gives. "
-                "Choose kinds logit_lens and patchscope, or model.remote=false."
+                f"Choose kinds {remote}, or model.remote=false."
             )
-        if lens.mapping != "identity":
+        if lens.maps() != "identity":
             raise ConfigError(
-                f"lens.{name}.mapping: {lens.mapping!r} does not run remotely. Choose identity, or model.remote=false."
+                f"lens.{name}.mapping: {lens.maps()!r} does not run remotely. Choose identity, or model.remote=false."
             )
 
 
@@ -320,4 +294,4 @@ def _check_collect(config: Config, size: ModelSize) -> None:
     except InterpError as error:
         raise ConfigError(f"collect.positions: {error}") from None
     for position in positions:
-        check_span("collect.positions", position.text, position.span_name, config.task.kind, spans_of(config.task))
+        check_span("collect.positions", position.text, position.span_name, config.task)

@@ -2,135 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from interp.errors import InterpError
-from interp.positions import Position, check_blocks
-from interp.prompts.identity import identity_prompt
+from interp.positions import Position
 from interp.sites import HIDDEN_KINDS, check_layers, layers_by_kind, parse_layers
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.collect import CollectConfig
-from pipeline.config.lens import (
-    IntoTarget,
-    KnockoutConfig,
-    LensConfig,
-    LogitLensConfig,
-    Reads,
-    TunedLensConfig,
-    mapping_of,
-    reads_of,
-    target_layers_of,
-)
+from pipeline.config.lens_base import Given, LensConfig, Reads, named_layers, one_position
 from pipeline.config.paths import HUB_DATASET, located
-from pipeline.config.task import AttributeExtractionConfig, TaskConfig, TranslationConfig
 from pipeline.config.tune import TEXT_FILES, TuneConfig, tuned_layers
 
-__all__ = ["check_lens", "check_span", "check_tune", "close"]
+__all__ = ["check_lens", "check_tune"]
 
 
-def close(value: object, allowed: Iterable[str]) -> str:
-    """` Did you mean 'NAME'?`, where an allowed name is near; else nothing."""
-    sentence = nearest(str(value), allowed)
-    return sentence if sentence.startswith(" Did") else ""
-
-
-def check_span(where: str, text: str, span_name: str | None, kind: str, spans: Sequence[str]) -> None:
-    """Raise where a position is in a span that the task does not mark.
-
-    Arguments:
-        where: key of the config, for messages.
-        text: the position, as it is spelled.
-        span_name: the span that it is in; None: in none.
-        kind: of the task.
-        spans: that the task marks.
-
-    Raises:
-        ConfigError: it does not mark it.
-    """
-    if span_name is not None and span_name not in spans:
-        marked = f"marks {', '.join(spans)}" if spans else "marks none"
-        positions = "collect=last, or positions" if where.startswith("collect.") else "positions"
-        remedy = close(span_name, spans) if spans else f" Choose {positions} such as last, -2."
-        raise ConfigError(f"{where}: {text!r} is in a span, and the task {kind} {marked}.{remedy}")
-
-
-def check_lens(
-    where: str,
-    lens: LensConfig,
-    collect: CollectConfig,
-    task: TaskConfig,
-    spans: Sequence[str],
-    num_layers: int | None,
-) -> None:
-    """Check one lens against what is collected and what the task has.
+def check_lens(where: str, lens: LensConfig, collect: CollectConfig, given: Given) -> None:
+    """Check one lens against what is collected, and by the rules of its kind.
 
     Arguments:
         where: key of the lens in the config, for messages.
         lens: its section.
-        collect, task: their sections.
-        spans: that the task marks.
-        num_layers: of the model; None: not known yet.
+        collect: section `collect`.
+        given: what else it is checked against.
 
     Raises:
         ConfigError: it cannot run.
     """
-    reads = reads_of(lens)
+    reads = lens.reads()
     if reads is not None:
-        _check_reads(where, reads, collect, num_layers)
-    if isinstance(lens, IntoTarget):
-        _check_target(where, lens, task, spans)
-    _check_mapping(where, lens)
-    target_layers = target_layers_of(lens)
-    if target_layers is not None:
-        _layers(f"{where}.target_layers", target_layers, num_layers)
-        if getattr(lens, "patch", "one_layer") == "from_layer":
-            raise ConfigError(
-                f"{where}.patch: 'from_layer' writes each later layer's own activation, and target_layers writes one "
-                "layer's into another. Choose one_layer, or target_layers: null."
-            )
-    if isinstance(lens, KnockoutConfig):
-        _layers(f"{where}.layers", lens.layers, num_layers)
-        _check_blocks(where, lens, task, spans)
-        if lens.centred and lens.window is None:
-            raise ConfigError(f"{where}.centred: a window up to the last layer has no middle. Set {where}.window too.")
-    window = getattr(lens, "window", None)
-    if num_layers is not None and window is not None and window > num_layers:
-        raise ConfigError(f"{where}.window: expected at most {num_layers}, the layers of the model, got {window}.")
-
-
-def _check_mapping(where: str, lens: LensConfig) -> None:
-    """Whether a lens can put its states through its mapping."""
-    mapping = mapping_of(lens)
-    if isinstance(lens, TunedLensConfig) or mapping == "identity":
-        return
-    reads = reads_of(lens)
-    if reads is not None and reads.site != "resid_post":
-        raise ConfigError(
-            f"{where}.mapping: {mapping!r} maps the residual stream after layers, and the lens reads {reads.site!r}. "
-            "Choose identity, or site: resid_post."
-        )
-    if isinstance(lens, LogitLensConfig) and mapping != "affine_last":
-        better = "lens=tuned_lens" if mapping == "tuned" else "identity or affine_last"
-        raise ConfigError(
-            f"{where}.mapping: expected identity or affine_last for kind logit_lens, got {mapping!r}. Choose {better}."
-        )
-    if mapping == "affine_target" and target_layers_of(lens) is None:
+        _check_reads(where, reads, collect, given.num_layers)
+    _check_mapping(where, lens, reads)
+    lens.check(where, given)
+    if lens.maps() == "affine_target" and lens.writes() is None:
         raise ConfigError(
             f"{where}.mapping: 'affine_target' maps to the layer that is written, which is the source's own here: it "
             "would change nothing. Choose affine_last, or a lens with target_layers (lens=patchscope_grid)."
         )
+    if (target_layers := lens.writes()) is not None:
+        named_layers(f"{where}.target_layers", target_layers, given.num_layers)
 
 
-def _check_blocks(where: str, lens: KnockoutConfig, task: TaskConfig, spans: Sequence[str]) -> None:
-    """What a knock-out blocks, and from where."""
-    try:
-        blocks = check_blocks(lens.blocks)
-    except InterpError as error:
-        raise ConfigError(f"{where}.blocks: {error}") from None
-    for block in blocks:
-        check_span(f"{where}.blocks", block.text, block.span_name, task.kind, spans)
-    position = _one_position(f"{where}.query_position", lens.query_position)
-    check_span(f"{where}.query_position", position.text, position.span_name, task.kind, spans)
+def _check_mapping(where: str, lens: LensConfig, reads: Reads | None) -> None:
+    """Whether what a lens reads can go through its mapping."""
+    if lens.maps() != "identity" and reads is not None and reads.site != "resid_post":
+        raise ConfigError(
+            f"{where}.mapping: {lens.maps()!r} maps the residual stream after layers, and the lens reads "
+            f"{reads.site!r}. Choose identity, or site: resid_post."
+        )
 
 
 def _check_reads(where: str, reads: Reads, collect: CollectConfig, num_layers: int | None) -> None:
@@ -147,7 +65,7 @@ def _check_reads(where: str, reads: Reads, collect: CollectConfig, num_layers: i
             f"{option}: {reads.site!r} is not among collect.sites ({', '.join(collect.sites)}). Add it "
             f"there: 'collect.sites=[{','.join([*collect.sites, f'{reads.site}.*'])}]'"
         )
-    layers = _layers(f"{where}.{reads.layers_option}", reads.layers, num_layers)
+    layers = named_layers(f"{where}.{reads.layers_option}", reads.layers, num_layers)
     if layers is not None and num_layers is not None:
         needed = reads.needed(layers, num_layers)
         absent = [layer for layer in needed if layer not in collected[reads.site]]
@@ -160,77 +78,13 @@ def _check_reads(where: str, reads: Reads, collect: CollectConfig, num_layers: i
     _check_source_position(f"{where}.{reads.position_option}", reads.position, collect)
 
 
-def _layers(where: str, text: str, num_layers: int | None) -> list[int] | None:
-    """The layers that an option names; None where the model's depth is not known, and only the spelling is checked."""
-    try:
-        check_layers(text, num_layers)
-    except InterpError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    return None if num_layers is None else parse_layers(text, num_layers)
-
-
 def _check_source_position(where: str, text: str, collect: CollectConfig) -> None:
-    position = _one_position(where, text)
+    position = one_position(where, text)
     if position not in [Position.parse(other) for other in collect.positions]:
         raise ConfigError(
             f"{where}: {text!r} is not among collect.positions ({', '.join(collect.positions)}). Add it there, "
             "or choose one of them."
         )
-
-
-def _one_position(where: str, text: str) -> Position:
-    try:
-        position = Position.parse(text)
-    except InterpError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    if not position.single:
-        raise ConfigError(f"{where}: a lens reads one token of a prompt, and {text!r} can be several. Write e.g. last.")
-    return position
-
-
-def _has_targets(task: TaskConfig) -> bool:
-    """Whether a task makes prompts to patch into."""
-    if isinstance(task, TranslationConfig):
-        return task.patch_into is not None
-    return isinstance(task, AttributeExtractionConfig)
-
-
-def _check_target(where: str, lens: IntoTarget, task: TaskConfig, spans: Sequence[str]) -> None:
-    position = _one_position(f"{where}.target_position", lens.target_position)
-    if lens.target == "task":
-        if not _has_targets(task):
-            has = "no task.patch_into" if isinstance(task, TranslationConfig) else f"task {task.kind}, which has none"
-            raise ConfigError(
-                f"{where}.target: 'task' patches into the task's own target prompts, and there is {has}. Set "
-                "task.patch_into (translation), or choose lens=patchscope_identity or lens=logit_lens."
-            )
-        check_span(f"{where}.target_position", position.text, position.span_name, task.kind, spans)
-    else:
-        try:
-            identity_prompt(lens.target_prompt)
-        except InterpError as error:
-            raise ConfigError(f"{where}.target_prompt: {error}") from None
-        if position.span_name is not None:
-            raise ConfigError(
-                f"{where}.target_position: {position.text!r} is in a span, and an identity prompt marks none. "
-                "Write e.g. last."
-            )
-    if lens.sources == "mean":
-        if not isinstance(task, TranslationConfig):
-            raise ConfigError(
-                f"{where}.sources: 'mean' averages over task.source_languages, which the task {task.kind} has not. "
-                "Choose first."
-            )
-        if len(task.source_languages) == 1:
-            raise ConfigError(
-                f"{where}.sources: the mean over one source language ({task.source_languages[0]}) is that language. "
-                "Choose first, or add languages to task.source_languages."
-            )
-        if lens.target == "identity":
-            raise ConfigError(
-                f"{where}.sources: 'mean' averages over the prompts of a pair, and target: identity reads each prompt "
-                "alone. Choose first, or target: task."
-            )
 
 
 REMEDY = (
@@ -251,7 +105,7 @@ def check_tune(tune: TuneConfig, lenses: Mapping[str, LensConfig], num_layers: i
     Raises:
         ConfigError: a tuned lens cannot be made, or a lens needs what is not made.
     """
-    needs = {name: mapping_of(lens) for name, lens in lenses.items()}
+    needs = {name: lens.maps() for name, lens in lenses.items()}
     if tune.kind in ("text", "lens") and not tune.source:
         raise ConfigError(f"tune.source: kind {tune.kind} needs one. {REMEDY}")
     if not tune.depends_on:
@@ -332,13 +186,13 @@ def _check_training(tune: TuneConfig, num_layers: int | None) -> None:
 
 def _check_layers(name: str, lens: LensConfig, tune: TuneConfig, num_layers: int | None) -> None:
     """Whether all layers that a lens maps have a map."""
-    mapping, reads = mapping_of(lens), reads_of(lens)
+    mapping, reads = lens.maps(), lens.reads()
     if num_layers is None or reads is None or mapping == "identity":
         return
     made = tuned_layers(tune.layers, num_layers) if mapping == "tuned" else parse_layers(tune.affine_layers, num_layers)
     key, what = ("layers", "trains no translator") if mapping == "tuned" else ("affine_layers", "fits no map")
     options = {reads.layers_option: reads.needed(parse_layers(reads.layers, num_layers), num_layers)}
-    target_layers = target_layers_of(lens)
+    target_layers = lens.writes()
     if mapping == "affine_target" and target_layers is not None:
         options["target_layers"] = parse_layers(target_layers, num_layers)
     for option, layers in options.items():

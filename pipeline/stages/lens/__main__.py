@@ -21,12 +21,15 @@ import numpy as np
 from interp.errors import InterpError
 from interp.text import token_text
 from pipeline.artifacts.tokens import Tokens, load_tokens, prompts_digest
-from pipeline.config.collect import StoreConfig, load_store_config
-from pipeline.config.lens import load_lens_configs
-from pipeline.config.model import ModelConfig, load_model_config
+from pipeline.config.base import load
+from pipeline.config.collect import StoreConfig
+from pipeline.config.lens import load_lenses
+from pipeline.config.model import ModelConfig
 from pipeline.files import digest_of, file_digest, publish
 from pipeline.stages.common import code_digest, progress, scratch, stage_main
-from pipeline.stages.lens.kinds import TUNED_LENS, Inputs, Lens, prepare
+from pipeline.stages.lens.base import Lens
+from pipeline.stages.lens.inputs import TUNED_LENS, Inputs
+from pipeline.stages.lens.kinds import prepare
 from pipeline.stages.loading import load_model
 from pipeline.store import Store, StoreWriter, open_store
 
@@ -45,7 +48,7 @@ def run() -> dict[str, float]:
     Returns:
         `tokens` of prompts that were run with a patch in this process, and `model_seconds` that the lenses took.
     """
-    configs, model_config, store_config = load_lens_configs(), load_model_config(), load_store_config()
+    configs, model_config, store_config = load_lenses(), load(ModelConfig), load(StoreConfig)
     if not configs:
         log.info("no lens is asked for")
         with scratch("lens", digest_of([])) as folder:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.lenses import logit_lens
 from interp.results import LensResult
-from pipeline.config.lens import LensConfig, PatchedConfig
+from pipeline.config.lens_base import IntoTarget, LensConfig
 from pipeline.stages.lens.examples import Examples, patched_examples
 from pipeline.stages.lens.inputs import Inputs, Latents, find_last, latents_of
 from pipeline.store import ArraySpec, StoreWriter
@@ -109,7 +109,7 @@ class Lens(ABC, Generic[Config]):
         return {}
 
 
-Into = TypeVar("Into", bound=PatchedConfig)
+Into = TypeVar("Into", bound=IntoTarget)
 
 
 class ReadingLens(Lens[Config]):

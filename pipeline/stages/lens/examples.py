@@ -10,7 +10,7 @@ from interp.errors import InterpError, nearest
 from interp.positions import Position
 from interp.prompts import encode, identity_prompt
 from pipeline.artifacts.tokens import Pair, Row, Tokens
-from pipeline.config.lens import IntoTarget
+from pipeline.config.lens_base import IntoTarget
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

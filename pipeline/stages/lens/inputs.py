@@ -18,7 +18,7 @@ from interp.model import StandardizedTransformer
 from interp.sites import HIDDEN_KINDS, parse_layers
 from pipeline.artifacts.affine_maps import load_affine
 from pipeline.artifacts.tokens import Tokens
-from pipeline.config.lens import LensConfig, Reads, mapping_of, reads_of
+from pipeline.config.lens_base import LensConfig, Reads
 from pipeline.stages.lens.examples import Examples
 from pipeline.store import Store
 
@@ -83,7 +83,7 @@ def needed_layers(config: LensConfig, layers: list[int], num_layers: int) -> lis
 
 
 def _reads(config: LensConfig) -> Reads:
-    reads = reads_of(config)
+    reads = config.reads()
     assert reads is not None, f"a lens of kind {config.kind} reads no states"
     return reads
 
@@ -254,7 +254,7 @@ def find_mapping(
     Raises:
         InterpError: there is no such mapping, it is another model's, or it lacks a layer.
     """
-    kind = mapping_of(config)
+    kind = config.maps()
     if kind == "identity":
         return Mapping(kind, told={"kind": kind})
     if kind == "tuned":

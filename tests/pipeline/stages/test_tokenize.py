@@ -17,11 +17,12 @@ from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 from interp.errors import InterpError
 from pipeline.artifacts.tokens import load_prompts, load_tokens, prompts_digest
+from pipeline.config.base import section_from
 from pipeline.config.model import ModelConfig
-from pipeline.config.task import task_from
+from pipeline.config.task import TaskConfig
 from pipeline.files import repository_root
 from pipeline.stages import tokenize as stage
-from pipeline.tasks.registry import make
+from pipeline.tasks import make
 
 
 def task(**changes: Any) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def test_artifact_is_what_the_task_made(run_folder: Callable[..., Path], model_f
     folder = run_folder("one")
     stage.main()
     tokens = load_tokens()
-    expected = make(task_from(task()), AutoTokenizer.from_pretrained(model_folder("qwen2")), 256)
+    expected = make(section_from(TaskConfig, task(), "task"), AutoTokenizer.from_pretrained(model_folder("qwen2")), 256)
     assert tokens.prompts == list(expected.prompts)
     assert tokens.targets == list(expected.targets)
     assert tokens.pairs == list(expected.pairs)

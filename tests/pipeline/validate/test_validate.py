@@ -19,12 +19,14 @@ import transformers
 from pipeline.config.base import MISSING, ConfigError, section_from
 from pipeline.config.collect import CollectConfig, StoreConfig
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
-from pipeline.config.lens import LENSES, PatchscopeConfig, lenses_from
+from pipeline.config.lens import LensConfig, PatchscopeConfig, lenses_from
 from pipeline.config.model import ModelConfig
-from pipeline.config.task import TASKS, NextTokenConfig, PatchIntoConfig, choice_of
+from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import TrackingConfig
 from pipeline.config.tune import TuneConfig
 from pipeline.tables.facts import Choice
+from pipeline.tasks.next_token import NextTokenConfig
+from pipeline.tasks.translation import PatchIntoConfig
 from pipeline.validate import model as machine
 from pipeline.validate import plain, validate
 from pipeline.validate.model import SUPPORTS, ModelSize, check_machine, model_size
@@ -101,7 +103,7 @@ def test_a_folder_of_a_published_data_set_and_its_subjects(tmp_path: Path) -> No
     config = valid(*own, "task.subject_column=subject", "collect.positions=[query.last,last]")
     assert isinstance(config.task, NextTokenConfig)
     assert (config.task.source, config.task.depends_on) == (str(folder), str(folder))
-    assert choice_of(config.task) == Choice(template="1", relations=("town",))
+    assert config.task.rows_of().choice == Choice(template="1", relations=("town",))
     with pytest.raises(ConfigError, match=r"collect.positions: .*query"):  # no subject, no span
         valid(*own, "collect.positions=[query.last]")
     with pytest.raises(ConfigError, match=r"task.source: .* has no relation 'towns'. Did you mean 'town'"):
@@ -150,7 +152,7 @@ def test_plain_resolves_interpolations() -> None:
 
 
 SCHEMAS = (
-    *TASKS.values(), *dict.fromkeys(LENSES.values()), CollectConfig, EvaluateConfig, ModelConfig, PatchIntoConfig,
+    *TaskConfig.kinds.values(), *LensConfig.kinds.values(), CollectConfig, EvaluateConfig, ModelConfig, PatchIntoConfig,
     ReportConfig, StoreConfig, TrackingConfig, TuneConfig,
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from pipeline.artifacts.tokens import TaskData, load_tokens
 from pipeline.stages.lens import __main__ as lens
-from pipeline.stages.lens.kinds import Lens
+from pipeline.stages.lens.base import Lens
 from pipeline.stages.lens.kinds.logit_lens import LogitLens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import StoreWriter, list_stores, open_store
