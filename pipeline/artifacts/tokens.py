@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 from interp.errors import InterpError
 from pipeline.tables.table import Note
 

@@ -123,7 +123,7 @@ def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Sc
     """
     if issubclass(schema, Kinds) and "kind" not in schema.__dict__:
         schema = schema.schema_of(values, where)
-    known = list(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+    known = [described.name for described in fields(schema)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
@@ -135,7 +135,7 @@ def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Sc
         section = OmegaConf.to_object(merged)
     except (ConfigAttributeError, ConfigKeyError) as error:  # a key of a section inside this one
         inner, _, unknown = str(error.full_key).rpartition(".")
-        possible = getattr(error.object_type, "__dataclass_fields__", {})
+        possible = [key.name for key in fields(error.object_type)] if is_dataclass(error.object_type) else []
         raise ConfigError(f"{where}.{inner}: unknown key {unknown!r}.{nearest(unknown, possible)}") from None
     except ValidationError as error:
         raise ConfigError(_wrong_type(schema, values, where, str(error.full_key))) from None

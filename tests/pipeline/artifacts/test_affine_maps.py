@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 from interp.errors import InterpError
 from interp.lenses.maps import AffineMap, AffinePairs
 from interp.model import StandardizedTransformer
+from pipeline.artifacts import affine_maps
 from pipeline.artifacts.affine_maps import load_affine
 from pipeline.artifacts.tokens import TaskData
-from pipeline.stages import affine_maps, common, tune
+from pipeline.stages import common, tune
 from pipeline.stages.tokenize import write_tokens
 from tests.interp.lenses.twins import HookTwin
 from tests.pipeline.stages.lens.lens_run import PROMPTS, files, row
