@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import launch
-from pipeline.config.explain import CONFIG_FOLDER, explain
+from pipeline.validate.explain import CONFIG_FOLDER, explain
 
 COMPLETION = Path(__file__).with_name("completion.bash")
 

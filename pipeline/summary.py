@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.lens import load_lens_configs
-from pipeline.config.tracking import load_tracking_config, masked
+from pipeline.config.base import load
+from pipeline.config.lens import load_lenses
+from pipeline.config.tracking import TrackingConfig, masked
 
 CURVES_A_LENS = 3
 LENSES = 5
@@ -24,13 +25,13 @@ def summary_lines(folder: Path, standing: Path | None = None) -> list[str]:
     Returns:
         Where the run and its report are, how to see the tracking, and one line a lens, or what there is without one.
     """
-    tracking = load_tracking_config(str(folder / "params.yaml"))
+    tracking = load(TrackingConfig, str(folder / "params.yaml"))
     standing = standing or Path.cwd()
     shown = os.path.relpath(folder, standing) if folder.is_relative_to(standing) else str(folder)
     lines = [f"run       {shown}", f"report    {shown}/report/index.html"]
     if tracking.enabled:
         lines.append(f"tracking  {masked(tracking.uri or 'make ui')}, experiment {tracking.experiment}")
-    if not load_lens_configs(str(folder / "params.yaml")):
+    if not load_lenses(str(folder / "params.yaml")):
         lines.append(f"collected {shown}/activations.zarr; no lens was asked for")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     lines += [lens_line(name, numbers) for name, numbers in list(metrics.items())[:LENSES]]

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import pipeline
 from pipeline.config.base import ConfigError, check_text
-from pipeline.tables.names import is_table_file
+from pipeline.tables.table import is_table_file
 
 ROOT = Path(pipeline.__file__).resolve().parent.parent
 LINKED = ("interp", "pipeline")  # a run folder links to these folders of the repository
 HUB_MODEL = "pipeline/config/hub_model.txt"
 HUB_DATASET = "pipeline/config/hub_dataset.txt"
-RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 
 LONGEST_NAME, LONGEST_PATH = 255, 3800  # bytes; Linux's 4096 less what a run folder holds
-
-# The key of each kind of task that names its input file.
-TASK_FILES = {"translation": "lexicon", "cloze": "sentences", "next_token": "source", "attribute_extraction": "source"}
 
 
 def located(path: str) -> Path:
@@ -114,37 +108,18 @@ def localized_path(path: str, standing: Path) -> str:
     return str(absolute)
 
 
-def localize(values: dict[str, Any], standing: Path) -> dict[str, Any]:
-    """A config whose paths hold in every run folder, and whose stages depend on what the paths name.
+def localize_source(section: dict[str, Any], where: str, hub: str | None, standing: Path) -> None:
+    """Localize the source that a section names, and what its stages depend on, in place.
 
     Arguments:
-        values: the whole config as plain containers; it may still be wrong elsewhere.
+        section: the section as plain containers.
+        where: key of its source in the config.
+        hub: the marker file that its stages depend on where the source is on the hub; None: it cannot be.
         standing: the folder in which the user stood.
 
-    Returns:
-        A copy in which the model's source, the task's file, the tuned lens's source, each `depends_on` and a tracking
-        database are localized.
-
     Raises:
-        ConfigError: one of them can be no path.
+        ConfigError: it can be no path.
     """
-    values = copy.deepcopy(values)
-    model, task = values.get("model"), values.get("task")
-    if isinstance(model, dict):
-        _localize(model, "model.source", HUB_MODEL, standing)
-    if isinstance(task, dict) and task.get("kind") in TASK_FILES:
-        hub = HUB_DATASET if task["kind"] == "next_token" else None
-        _localize(task, f"task.{TASK_FILES[task['kind']]}", hub, standing)
-    tune = values.get("tune")
-    if isinstance(tune, dict) and tune.get("kind") in ("text", "lens"):
-        _localize(tune, "tune.source", HUB_DATASET if tune["kind"] == "text" else None, standing)
-    tracking = values.get("tracking")
-    if isinstance(tracking, dict) and (database := RELATIVE_DATABASE.fullmatch(str(tracking.get("uri")))):
-        tracking["uri"] = f"sqlite:///{(standing / database[1]).absolute()}"
-    return values
-
-
-def _localize(section: dict[str, Any], where: str, hub: str | None, standing: Path) -> None:
     key = where.rpartition(".")[2]
     source = section.get(key)
     if not isinstance(source, str) or not source or source == "???":

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
 from interp.sites import parse_layers
-from pipeline.config.model import ModelConfig, load_model_config
+from pipeline.artifacts.tokens import load_prompts
+from pipeline.config.base import load
+from pipeline.config.model import ModelConfig
 from pipeline.config.paths import located
-from pipeline.config.tune import TuneConfig, load_tune_config
-from pipeline.config.validate_tune import tuned_layers
+from pipeline.config.tune import TuneConfig, tuned_layers
 from pipeline.files import digest_of, publish, write_json
 from pipeline.stages.common import code_digest, scratch, stage_main
-from pipeline.stages.tokens import load_prompts
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -46,7 +46,7 @@ def run() -> dict[str, float]:
     Returns:
         `tokens` that the lens was trained on in this process, and `model_seconds` that it took.
     """
-    config, model_config = load_tune_config(), load_model_config()
+    config, model_config = load(TuneConfig), load(ModelConfig)
     manifest: dict[str, Any] = {"format": FORMAT, "kind": config.kind}
     if config.kind == "off":  # torch is not imported
         with scratch("tune", digest_of(manifest)) as folder:
@@ -124,7 +124,7 @@ def _affine_settings(config: TuneConfig) -> dict[str, Any]:
 
 def _affine(config: TuneConfig, model: StandardizedTransformer, folder: Path) -> dict[str, Any]:
     """Fit affine maps into a folder; what the manifest says of them."""
-    from pipeline.stages.affine_maps import AFFINE_FILE, fit_affine
+    from pipeline.artifacts.affine_maps import AFFINE_FILE, fit_affine
 
     stream = _stream(config, model, repeat=False)
     described = stream.describe()

@@ -14,7 +14,8 @@ from importlib import metadata
 
 import yaml
 
-from pipeline.config.cache import load_cache_config
+from pipeline.config.base import load
+from pipeline.config.tracking import CacheConfig
 from pipeline.files import repository_root, write_json
 from pipeline.stages.common import stage_main
 
@@ -73,7 +74,7 @@ def write_record(stage: str) -> None:
 
 def write_versions() -> None:
     """Write `versions.json` of the current run folder."""
-    matter = load_cache_config().versions == "recompute"
+    matter = load(CacheConfig).versions == "recompute"
     sections = {
         name: {library: minor(_installed(library)) for library in sorted(listed)} if matter else ANY
         for name, listed in libraries().items()

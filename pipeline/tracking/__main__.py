@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from interp.errors import InterpError
-from pipeline.config.tracking import TrackingConfig, load_tracking_config
+from pipeline.config.base import load
+from pipeline.config.tracking import TrackingConfig
 from pipeline.files import repository_root
 from pipeline.sweep import described, jobs_of, sweep_of
 from pipeline.tracking.client import first_line, target_of, tracking_uri
@@ -50,7 +51,7 @@ def _sync(folder: Path, seconds: int | None) -> int:
     trackings: dict[Path, list[TrackingConfig]] = {}
     for place in [job.folder for job in jobs_of(folder)] if whole else [folder]:
         try:
-            config = load_tracking_config(str(place / "params.yaml"))
+            config = load(TrackingConfig, str(place / "params.yaml"))
             config = config if seconds is None else replace(config, timeout=seconds)
             sweep = folder if whole else _sweep_folder(place)
             if sweep is not None and config not in trackings.setdefault(sweep, []):

@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 
 from interp.errors import InterpError
-from pipeline.config.machine import check_machine
-from pipeline.config.model import model_from
+from pipeline.config.base import section_from
+from pipeline.config.model import ModelConfig
 from pipeline.config.paths import ROOT, check_path
-from pipeline.config.tracking import tracking_from
+from pipeline.config.tracking import TrackingConfig
 from pipeline.files import write_text
+from pipeline.validate.model import check_machine
 from pipeline.workflow import generated
 from pipeline.workflow.generated import default_params
 from pipeline.workflow.run import resume
@@ -65,9 +66,9 @@ def _resume(folder: Path) -> int:
     """
     check_path("FOLDER", folder)
     params = read_params(folder)
-    tracking = tracking_from(params["tracking"])
+    tracking = section_from(TrackingConfig, params["tracking"], "tracking")
     if "model" in params:  # it may go on on another machine
-        check_machine(model_from(params["model"]))
+        check_machine(section_from(ModelConfig, params["model"], "model"))
     try:
         resume(folder)
     finally:

@@ -36,7 +36,8 @@ from dvc.exceptions import DvcException
 from dvc.stage import Stage
 from filelock import FileLock, Timeout
 
-from pipeline.config.cache import load_cache_config
+from pipeline.config.base import load
+from pipeline.config.tracking import CacheConfig
 from pipeline.files import digest_of, repository_root
 from pipeline.interrupts import quiet_interrupts
 from pipeline.stages.versions import VERSIONS_FILE, changes, installed
@@ -207,7 +208,7 @@ class Stages:
             return {}
         told: dict[str, Any] = {"versions": recorded}
         before = stage.repo.stage_cache.before
-        policy = load_cache_config().versions
+        policy = load(CacheConfig).versions
         if computed and policy == "recompute" and before and changes(before, recorded):
             told["upgraded"] = changes(before, recorded)
         if not computed and policy == "warn" and changes(recorded, installed(name)):

@@ -32,8 +32,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from interp.errors import nearest
-from pipeline.config.base import ConfigError
-from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
+from pipeline.config.base import ConfigError, load
+from pipeline.config.evaluate import EvaluateConfig
 from pipeline.files import write_json
 from pipeline.stages.common import stage_main
 from pipeline.stages.evaluate.quantities import ENTROPY_UNITS, quantities
@@ -205,7 +205,7 @@ def _check(config: EvaluateConfig) -> None:
 
 def run() -> dict[str, float]:
     """Run the stage in the current folder."""
-    config = load_evaluate_config()
+    config = load(EvaluateConfig)
     _check(config)
     rows = LensRows([], [])
     metrics: dict[str, Any] = {}

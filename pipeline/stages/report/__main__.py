@@ -20,17 +20,16 @@ from omegaconf import OmegaConf
 from interp import __version__
 from interp.errors import InterpError, nearest
 from interp.text import readable
-from pipeline.config.base import ConfigError, load_section
-from pipeline.config.evaluate import EvaluateConfig, load_evaluate_config
-from pipeline.config.lens import load_lens_configs
-from pipeline.config.report import ReportConfig, load_report_config
+from pipeline.artifacts.tokens import Tokens, load_tokens
+from pipeline.config.base import ConfigError, load, load_section
+from pipeline.config.evaluate import EvaluateConfig, ReportConfig
+from pipeline.config.lens import load_lenses
 from pipeline.files import digest_of, publish
 from pipeline.stages.common import code_digest, stage_main
 from pipeline.stages.evaluate.tables import read_curves, read_grids
 from pipeline.stages.report.figures import save_comparison, save_figure
 from pipeline.stages.report.page import Page, readable_value, render
 from pipeline.stages.report.sections import LensSection, Source, axis_top, comparisons, lens_section
-from pipeline.stages.tokens import Tokens, load_tokens
 from pipeline.store import Store, open_store
 
 __all__ = ["run"]
@@ -53,11 +52,11 @@ COMMANDS = (
 
 def run() -> dict[str, float]:
     """Run the stage in the current folder."""
-    config, statistics = load_report_config(), load_evaluate_config()
+    config, statistics = load(ReportConfig), load(EvaluateConfig)
     _check(config)
     tokens, curves, grids = load_tokens(), read_curves(), read_grids()
     sources, sections, model = [], [], {}
-    for name, lens in load_lens_configs().items():
+    for name, lens in load_lenses().items():
         store = open_store(f"lens.zarr/{name}")
         source = Source(
             name=name,

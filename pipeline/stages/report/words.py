@@ -99,6 +99,7 @@ def describe(config: LensConfig, num_sources: int) -> str:
             "that layer j has learned, so as to say there what the model says in the end; then it is read out by the "
             "model’s own final norm and unembedding."
         )
+    assert isinstance(config, IntoTarget)
     site, into, at, then = _patched(config)
     mean = config.sources == "mean" and num_sources > 1
     source = f"the mean over {num_sources} source prompts" if mean else "a source prompt"

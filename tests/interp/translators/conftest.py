@@ -10,9 +10,8 @@ import torch
 
 from interp.model import StandardizedTransformer
 from interp.translators import GivenSequences, TokenSequence
-from pipeline.demo.curriculum import evaluation_prompts, split_combinations, training_prompts
+from pipeline.demo.curriculum import Recipe, evaluation_prompts, split_combinations, training_prompts
 from pipeline.demo.lexicon import load_lexicon
-from pipeline.demo.recipe import Recipe
 from tests.tiny import VOCABULARY_SIZE
 
 ROOT = Path(__file__).parents[3]

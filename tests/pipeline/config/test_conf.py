@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pipeline.config.lens import LENSES
-from pipeline.config.paths import HUB_DATASET, HUB_MODEL, ROOT, localize
-from pipeline.config.task import TASKS
-from pipeline.config.validate import SECTIONS, Config, plain, validate
+from pipeline.config.lens import LensConfig
+from pipeline.config.paths import HUB_DATASET, HUB_MODEL, ROOT
+from pipeline.config.task import TaskConfig
+from pipeline.validate import SECTIONS, Config, localize, plain, validate
 
 CONF = ROOT / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
@@ -30,7 +31,7 @@ def valid(*overrides: str) -> Config:
 
 
 def keys(schema: type) -> set[str]:
-    return set(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+    return {described.name for described in fields(schema)}
 
 
 def test_defaults_are_complete() -> None:
@@ -42,10 +43,10 @@ def test_defaults_are_complete() -> None:
     assert list(typed.lens) == ["logit_lens", "patchscope", "patchscope_query", "patchscope_query_mean"]
 
 
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("kind", TaskConfig.kinds)
 def test_each_task_runs_with_the_lenses_that_it_chooses(kind: str) -> None:
     values = composed(f"task={kind}")
-    assert set(values["task"]) == keys(TASKS[kind])
+    assert set(values["task"]) == keys(TaskConfig.kinds[kind])
     validate(values)
 
 
@@ -55,7 +56,7 @@ def test_each_lens_is_complete(file: Path) -> None:
     lenses = values.get("lens", {})
     assert list(lenses) == ([] if file.stem == "none" else [file.stem])
     for lens in lenses.values():
-        assert set(lens) == keys(LENSES[lens["kind"]])
+        assert set(lens) == keys(LensConfig.kinds[lens["kind"]])
     validate(values)
 
 

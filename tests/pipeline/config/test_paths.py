@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.paths import HUB_DATASET, HUB_MODEL, ROOT, is_local, localize, localized_path
+from pipeline.config.paths import HUB_DATASET, HUB_MODEL, ROOT, is_local, localized_path
+from pipeline.validate import localize
 
 
 @pytest.mark.parametrize(

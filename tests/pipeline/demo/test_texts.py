@@ -7,9 +7,8 @@ import random
 from pathlib import Path
 
 from pipeline.config.paths import ROOT
-from pipeline.demo.curriculum import evaluation_prompts, prompt_line, split_combinations, training_prompts
+from pipeline.demo.curriculum import Recipe, evaluation_prompts, prompt_line, split_combinations, training_prompts
 from pipeline.demo.lexicon import load_lexicon
-from pipeline.demo.recipe import Recipe
 
 DEMO = ROOT / "pipeline" / "demo"
 

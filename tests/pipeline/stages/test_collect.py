@@ -21,13 +21,12 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from interp.errors import InterpError
+from pipeline.artifacts.tokens import Row, TaskData, load_prompts, prompts_digest
 from pipeline.config.paths import ROOT
 from pipeline.stages import collect as stage
 from pipeline.stages.common import stage_main
 from pipeline.stages.tokenize import write_tokens
-from pipeline.stages.tokens import load_prompts, prompts_digest
 from pipeline.store import open_store
-from pipeline.tasks.records import Row, TaskData
 from tests.pipeline.stages.killed import run_stage
 from tests.pipeline.store.example import on_operation, tree
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS

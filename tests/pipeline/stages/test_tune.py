@@ -22,7 +22,7 @@ from pipeline.stages.tokenize import write_tokens
 from pipeline.store import open_store
 from tests.interp.lenses.twins import HookTwin, assert_equal, expected
 from tests.interp.translators.test_public import write_public
-from tests.pipeline.stages.test_lens import PROMPTS, TASK, TOP_K, arrays, files, source_baseline
+from tests.pipeline.stages.lens.test_lens import PROMPTS, TASK, TOP_K, arrays, files, source_baseline
 from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 
 TRAINED = {"steps": 4, "tokens_per_step": 40, "checkpoint_every": 1, "evaluate_tokens": 30, "depends_on": "tokens"}

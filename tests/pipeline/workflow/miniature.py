@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 COPIED = (
     "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/home.py", "pipeline/object_cache.py",
     "pipeline/stages/__init__.py", "pipeline/stages/common.py", "pipeline/stages/versions.py",
-    "pipeline/tables/__init__.py", "pipeline/tables/names.py",
+    "pipeline/tables/__init__.py", "pipeline/tables/table.py",
 )  # fmt: skip
 WHOLE = ("pipeline/config", "pipeline/workflow")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.config.lens_reads import reads_of
 from pipeline.stages.report.sections.parts import Comparison, Group, Panel
 from pipeline.stages.report.sections.source import SINGLE_PANELS, Source, sample_text
 from pipeline.stages.report.words import spelled_position
@@ -26,7 +25,7 @@ def comparisons(sources: Sequence[Source]) -> list[Comparison]:
     """
     alike: dict[tuple[str, str], list[Source]] = {}
     for source in sources:
-        reads = reads_of(source.config)
+        reads = source.config.reads()
         if reads is not None and any(source.curve(metric) for metric in METRICS):
             alike.setdefault((source.unit, reads.position), []).append(source)
     return [

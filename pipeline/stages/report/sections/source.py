@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.text import readable
+from pipeline.artifacts.tokens import Tokens
 from pipeline.config.lens import AttentionObjectConfig, IntoTarget, LensConfig
 from pipeline.stages.evaluate.tables import CurveRow, GridRow
 from pipeline.stages.report.sections.parts import Group, Panel, Series
 from pipeline.stages.report.words import PAPERS, describe, describe_mapping
-from pipeline.stages.tokens import Tokens
 from pipeline.store import Store
 
 __all__ = ["Source", "axis_top", "chosen", "layer_label", "metric_note", "or_nan", "sample_text", "single_panels"]
