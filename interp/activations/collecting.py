@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.activations.block import Block, Entries, checked_block, checked_sites
-from interp.activations.copies import Copies
+from interp.activations.offload import Copies
 from interp.activations.reading import read_tokens
 from interp.activations.remote import collect_elsewhere
 from interp.batching import (

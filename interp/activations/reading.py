@@ -14,8 +14,8 @@ from interp.errors import InterpError
 from interp.forward.causal import is_causal
 from interp.forward.feeding import Feed
 from interp.forward.last_layer import LastLayer, last_layer_fits
-from interp.model.layout import place_of
 from interp.model.places import HeadOutPlace
+from interp.model.resolve import place_of
 from interp.sites import ATTENTION_KINDS, MAP_KINDS, Site
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from interp.forward.check import fits
 from interp.forward.clean import CleanRun
 from interp.forward.plain import run_patched
 from interp.forward.windows import walk_windows
-from interp.model.layout import sublayer_of
+from interp.model.resolve import sublayer_of
 from interp.model.verdicts import sample_ids
 from interp.sites import Site
 

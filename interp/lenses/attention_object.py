@@ -27,12 +27,13 @@ from interp.forward import (
 from interp.lenses.layer_windows import windows_of
 from interp.lenses.patching import PatchedPrompts, TargetPositions
 from interp.lenses.patchscope import check_lens_inputs, run_unpatched
-from interp.lenses.reading import check_lens_layers, read_layers
-from interp.model.layout import sublayer_of
+from interp.lenses.reading import read_layers
+from interp.model.resolve import sublayer_of
 from interp.passes import in_turn
 from interp.readout import Groups, TokenGroups
 from interp.results import LensResult
 from interp.sites import Site
+from interp.sites.parsing import check_lens_layers
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

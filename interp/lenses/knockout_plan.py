@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from interp.errors import InterpError
 from interp.forward import Cut, CutHeads, heads_in
 from interp.model.fed import check_fed
-from interp.model.layout import sublayer_of, why_missing
+from interp.model.resolve import sublayer_of, why_missing
 from interp.sites import Site
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from interp.errors import InterpError
-from interp.lenses.reading import check_lens_layers
+from interp.sites.parsing import check_lens_layers
 
 __all__ = ["windows_of"]
 

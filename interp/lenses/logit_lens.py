@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.prompted import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
-from interp.lenses.reading import check_lens_layers, read_layers
+from interp.lenses.on_prompts import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
+from interp.lenses.reading import read_layers
 from interp.lenses.remote import read_out_elsewhere
 from interp.readout import Groups, TokenGroups
 from interp.results import Coordinate, LensResult
 from interp.sites import Site, Spelling
+from interp.sites.parsing import check_lens_layers
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

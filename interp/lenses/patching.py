@@ -11,11 +11,11 @@ from torch import Tensor
 
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready
-from interp.lenses.maps import LatentMap
-from interp.lenses.reading import check_lens_layers
 from interp.model.fed import check_fed
 from interp.prompts.given import token_ids
 from interp.sites import HIDDEN_KINDS, Site
+from interp.sites.parsing import check_lens_layers
+from interp.translators.affine_maps import LatentMap
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

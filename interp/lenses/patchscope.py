@@ -19,13 +19,13 @@ from torch import Tensor
 from interp.batching import batches_alike
 from interp.errors import InterpError
 from interp.forward import run_patched, walk, walk_fits, whole_batches
-from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.lenses.reading import read_layers
 from interp.lenses.remote import patch_elsewhere
 from interp.passes import in_turn
 from interp.readout import Groups, TokenGroups, reduce_hidden
 from interp.results import Floats, LensResult
+from interp.translators.affine_maps import LatentMap
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -71,8 +71,8 @@ def patchscope_lens(
         site: kind of site that is written, a hidden state that each layer has (`interp.sites.HIDDEN_KINDS`).
         latent_layers: what the axis `layer` of `latents` stands for, ascending; None: `layers`. `one_layer` needs all
             of `layers` there, `from_layer` every layer from the first of `layers` to the model's last.
-        mapping: turns the latents into what is written (`interp.lenses.maps`); latents of a model of another width
-            need one. None: they are written as they are.
+        mapping: turns the latents into what is written (`interp.translators`); latents of a model of another width need
+            one. None: they are written as they are.
         top_k: how many top tokens are kept.
         batch_size: target prompts in a forward pass at most; memory does not depend on the number of examples.
         reference: (example, hidden_size), the residual stream after the model's last layer at the source token, which

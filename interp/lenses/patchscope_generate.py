@@ -26,11 +26,11 @@ from interp.forward import (
     stays_within,
     whole_batches,
 )
-from interp.lenses.maps import LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.model.fed import check_fed
 from interp.passes import in_turn
 from interp.results import GenerationResult
+from interp.translators.affine_maps import LatentMap
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -82,7 +82,7 @@ def patchscope_generate(
         latent_layers: what the axis `layer` of `latents` stands for, ascending; None: `layers`, in their order.
             `one_layer` needs all of `layers` there, `from_layer` every layer from the first of `layers` to the model's
             last.
-        mapping: turns the latents into what is written (`interp.lenses.maps`); None: they are written as they are.
+        mapping: turns the latents into what is written (`interp.translators`); None: they are written as they are.
         temperature: logits are divided by it and a token is drawn; 0: the most probable token is taken.
         top_k: only so many of the most probable tokens may be drawn; None: all.
         top_p: only the most probable tokens that together have this probability may be drawn, after `top_k`; None: all.

@@ -18,14 +18,15 @@ from torch import Tensor
 from interp.batching import WALKING_TOKENS, batches_alike
 from interp.errors import InterpError, nearest
 from interp.forward import run_patched, walk, walk_fits, whole_batches
-from interp.lenses.maps import AffinePairs, LatentMap
 from interp.lenses.patching import Patch, PatchedPrompts, TargetPositions, check_patch
 from interp.lenses.patchscope import check_lens_inputs, read_baseline, run_unpatched
-from interp.lenses.reading import check_lens_layers, read_layers
+from interp.lenses.reading import read_layers
 from interp.passes import in_turn
 from interp.readout import Groups, TokenGroups
 from interp.results import LensResult
 from interp.sites import HIDDEN_KINDS, Site
+from interp.sites.parsing import check_lens_layers
+from interp.translators.affine_maps import AffinePairs, LatentMap
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

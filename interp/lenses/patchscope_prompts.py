@@ -11,13 +11,12 @@ from torch import Tensor
 
 from interp.activations import collect
 from interp.errors import InterpError
-from interp.lenses.prompted import LensPrompt, Targets, check_policy_unused, encode_prompts
+from interp.lenses.on_prompts import LensPrompt, Targets, check_policy_unused, encode_prompts
 from interp.model.fed import check_fed
 from interp.positions import Position
 from interp.prompts import Prompt
 from interp.prompts.given import is_ids, listed
-from interp.prompts.named_targets import as_target_prompt
-from interp.prompts.target_prompt import TargetPrompt
+from interp.prompts.target_prompt import TargetPrompt, as_target_prompt
 from interp.readout import Groups
 from interp.sites import Site
 

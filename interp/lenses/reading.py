@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp.errors import InterpError
 from interp.readout import Reduced, TokenGroups, logits_of, reduce_hidden
 from interp.results import Floats, LensResult
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["check_lens_layers", "read_layers", "surprisal_of"]
-
-
-def check_lens_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
-    """The layers of a lens, checked: at least one, ascending, each once, in the model.
-
-    Raises:
-        InterpError: they are not.
-    """
-    layers = tuple(int(layer) for layer in layers)
-    if not layers or any(b <= a for a, b in pairwise(layers)):
-        raise InterpError(f"layers: expected layers in ascending order, each once, got {list(layers)}.")
-    if layers[0] < 0 or layers[-1] >= num_layers:
-        raise InterpError(f"layers: expected layers of the model, 0 to {num_layers - 1}, got {list(layers)}.")
-    return layers
+__all__ = ["read_layers", "surprisal_of"]
 
 
 def read_layers(

@@ -17,7 +17,7 @@ from torch import nn
 
 from interp.architectures import RenameConfig, candidates
 from interp.errors import InterpError
-from interp.model.aliases import merged
+from interp.model.accessors import merged
 from interp.model.loading import check_not_compiled
 
 if TYPE_CHECKING:

@@ -4,11 +4,9 @@ No (example, layer, vocabulary) tensor exists: memory is that of some buffers of
 Probabilities are kept as natural logarithms (nats).
 """
 
-from interp.readout.distributions import kl_divergence, log_probabilities
-from interp.readout.groups import Groups, TokenGroups
-from interp.readout.hidden import logits_of, reduce_hidden
-from interp.readout.logits import reduce_logits
-from interp.readout.reduced import Reduced
+from interp.readout.groups import Groups, Reduced, TokenGroups
+from interp.readout.reduce import logits_of, reduce_hidden, reduce_logits
+from interp.readout.softmax import kl_divergence, log_probabilities
 
 __all__ = [
     "Groups",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from interp.errors import InterpError
 from interp.positions import Position
-from interp.prompts.identity import identity_prompt
+from interp.prompts.patchscopes import identity_prompt
 from interp.sites import HIDDEN_KINDS, check_layers, layers_by_kind, parse_layers
 from pipeline.config.base import ConfigError, nearest
 from pipeline.config.blocks import check_blocks

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.errors import InterpError
-from interp.lenses.maps import AffineFit, AffineMap, AffinePairs
-from interp.lenses.tuned.sequences import TokenSequence
-from interp.lenses.tuned.states import batches_of_tokens, token_states
+from interp.translators.affine_maps import AffineFit, AffineMap, AffinePairs
+from interp.translators.data import TokenSequence
+from interp.translators.states import batches_of_tokens, token_states
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from interp.prompts.identity import IDENTITY_PROMPTS
+from interp.prompts.patchscopes import IDENTITY_PROMPTS
 from interp.text import readable
 from pipeline.config.lens import (
     AttentionObjectConfig,

@@ -29,8 +29,8 @@ from pipeline.stages.common import code_digest, scratch, stage_main
 from pipeline.stages.tokens import load_prompts
 
 if TYPE_CHECKING:
-    from interp.lenses.tuned import TokenSequence, TokenStream, TunedLens, TuningStep
     from interp.model import StandardizedTransformer
+    from interp.translators import TokenSequence, TokenStream, TunedLens, TuningStep
 
 FORMAT = "interpipe.tuned_lens/1"
 ARTIFACT = "tuned_lens"
@@ -67,8 +67,8 @@ def run() -> dict[str, float]:
 
 def _existing(config: TuneConfig, model: StandardizedTransformer) -> TunedLens:
     """A lens that exists, ours or of the tuned-lens library."""
-    from interp.lenses.tuned import TunedLens, load_public
-    from interp.lenses.tuned.public import WEIGHTS_FILE
+    from interp.translators import TunedLens, load_public
+    from interp.translators.published import WEIGHTS_FILE
 
     assert config.source is not None  # it was validated
     folder = located(config.source)
@@ -79,7 +79,7 @@ def _made(
     config: TuneConfig, model_config: ModelConfig, model: StandardizedTransformer, manifest: dict[str, Any]
 ) -> dict[str, float]:
     """A tuned lens, affine maps, or both, from prompts or text."""
-    from interp.lenses.tuned import train_tuned_lens
+    from interp.translators import train_tuned_lens
 
     stream = _stream(config, model, repeat=config.repeat or config.kind == "prompts")
     settings = _settings(config, model.num_layers)
@@ -156,7 +156,7 @@ def _stream(config: TuneConfig, model: StandardizedTransformer, *, repeat: bool)
     Arguments:
         repeat: begin the text again when it ends.
     """
-    from interp.lenses.tuned import GivenSequences, PackedText, TextSource
+    from interp.translators import GivenSequences, PackedText, TextSource
 
     if config.kind == "prompts":
         prompts = [row.input_ids for row in load_prompts()]
@@ -178,7 +178,7 @@ def _stream(config: TuneConfig, model: StandardizedTransformer, *, repeat: bool)
 
 
 def _settings(config: TuneConfig, num_layers: int) -> Any:
-    from interp.lenses.tuned import TuningSettings
+    from interp.translators import TuningSettings
 
     return TuningSettings(
         steps=config.steps,
@@ -200,7 +200,7 @@ def _evaluation(
     config: TuneConfig, model: StandardizedTransformer, lens: TunedLens, stream: TokenStream
 ) -> dict[str, Any] | None:
     """Both lenses on what comes next in the text: text that was not trained on, unless it repeats; None: nothing."""
-    from interp.lenses.tuned import evaluate_tuned_lens
+    from interp.translators import evaluate_tuned_lens
 
     upcoming = _next(iter(stream)) if config.evaluate_tokens else None
     if upcoming is None:

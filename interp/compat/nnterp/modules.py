@@ -11,9 +11,9 @@ from interp.architectures import Architecture
 from interp.compat.nnterp.renaming import RenamingError, record_of, renamed_nnsight, text_config
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer as _Base
+from interp.model.head import Tail
 from interp.model.loading import execution_device
 from interp.model.places import ModulePlace
-from interp.model.tail import Tail
 
 __all__ = [
     "GetModuleOutput",

@@ -14,7 +14,7 @@ from interp.architectures import Architecture, candidates, submodule
 from interp.architectures import RenameConfig as _RenameConfig
 from interp.compat.nnterp.utils import dummy_inputs
 from interp.errors import InterpError
-from interp.model.aliases import aliases, merged
+from interp.model.accessors import aliases, merged
 
 __all__ = [
     "IgnoreType",

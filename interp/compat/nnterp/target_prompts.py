@@ -11,10 +11,9 @@ from torch import Tensor
 
 from interp import prompts
 from interp.errors import InterpError
-from interp.prompts.chat import Message
+from interp.prompts.chat import INSTRUCTION, Message, repeat_chat_prompt
 from interp.prompts.given import listed
-from interp.prompts.repeat import REPEATED_WORDS
-from interp.prompts.repeat_chat import INSTRUCTION, repeat_chat_prompt
+from interp.prompts.patchscopes import REPEATED_WORDS
 
 __all__ = ["TargetPrompt", "TargetPromptBatch", "it_repeat_prompt", "repeat_prompt"]
 

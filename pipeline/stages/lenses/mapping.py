@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interp.errors import InterpError
-from interp.lenses import LatentMap
-from interp.lenses.maps import AffineMap, AffinePairs
-from interp.lenses.tuned import TunedLens
 from interp.model import StandardizedTransformer
+from interp.translators import LatentMap, TunedLens
+from interp.translators.affine_maps import AffineMap, AffinePairs
 from pipeline.config.lens import LensConfig
 from pipeline.config.lens_reads import mapping_of
 from pipeline.stages.affine_maps import load_affine

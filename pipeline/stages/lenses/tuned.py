@@ -7,7 +7,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from interp.errors import InterpError
-from interp.lenses.tuned import TunedLens, tuned_lens
+from interp.lenses import tuned_lens
+from interp.translators import TunedLens
 from pipeline.config.lens import TunedLensConfig
 from pipeline.stages.lenses.examples import every_prompt
 from pipeline.stages.lenses.inputs import Inputs, latents_of, layers_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.prompts.identity import identity_prompt
+from interp.prompts.patchscopes import identity_prompt
 from interp.text import readable, visible
 from pipeline.config.lens import IntoTarget
 from pipeline.stages.report_content.parts import Cell, Example, Text

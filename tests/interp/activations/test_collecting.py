@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.activations import collect, collect_blocks
-from interp.activations.copies import Copies
+from interp.activations.offload import Copies
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from interp.sites import Site, parse_sites

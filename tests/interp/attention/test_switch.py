@@ -15,9 +15,8 @@ from transformers import AttentionInterface
 from transformers.models.llama import modeling_llama
 
 from interp.attention import AttentionAccess
-from interp.attention.interface import routing_module
+from interp.attention.interface import SoftmaxPoints, routing_module
 from interp.attention.points import Points
-from interp.attention.softmax import SoftmaxPoints
 from interp.attention.switch import switch_off, switch_on
 from interp.errors import InterpError
 from tests.families import build

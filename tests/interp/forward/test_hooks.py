@@ -23,10 +23,10 @@ from interp.lenses import (
     patchscope_grid,
     patchscope_lens,
 )
-from interp.lenses.tuned.sequences import TokenSequence
-from interp.lenses.tuned.states import token_states
 from interp.model.hooks import hooks_aside, users_hook
 from interp.sites import Site
+from interp.translators.data import TokenSequence
+from interp.translators.states import token_states
 from tests.interp.lenses.attention_twins import cut_logits, received_logits
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 

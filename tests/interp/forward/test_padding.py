@@ -15,9 +15,9 @@ from interp.activations import collect
 from interp.architectures import RenameConfig
 from interp.errors import InterpError
 from interp.lenses import logit_lens_on_prompts, patchscope_generate, patchscope_grid, patchscope_lens
-from interp.lenses.tuned.sequences import TokenSequence
-from interp.lenses.tuned.states import token_states
 from interp.sites import Site
+from interp.translators.data import TokenSequence
+from interp.translators.states import token_states
 from tests.families import build
 from tests.interp.forward.small import MaskedForCausalLM, SmallForCausalLM, small_model
 from tests.tiny import tiny_model, tiny_tokenizer

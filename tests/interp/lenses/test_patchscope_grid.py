@@ -14,8 +14,8 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses import patchscope_grid, patchscope_lens
-from interp.lenses.maps import AffineMap, AffinePairs
 from interp.model import StandardizedTransformer
+from interp.translators.affine_maps import AffineMap, AffinePairs
 from tests.families import build
 from tests.interp.lenses.patched import FAST, SLOW, PatchedTwin, wrapped
 from tests.tiny import tiny_tokenizer

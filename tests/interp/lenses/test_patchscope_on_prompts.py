@@ -17,8 +17,8 @@ from interp.lenses import (
     patchscope_grid_on_prompts,
     patchscope_lens_on_prompts,
 )
-from interp.lenses.maps import AffineMap
 from interp.prompts import Prompt, TargetPrompt, entity_description_prompt
+from interp.translators.affine_maps import AffineMap
 from tests.interp.lenses.patched import PatchedTwin, wrapped
 from tests.tiny import tiny_model, tiny_tokenizer
 

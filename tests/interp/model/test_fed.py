@@ -18,8 +18,8 @@ from interp.lenses import (
     patchscope_generate_on_prompts,
     patchscope_lens_on_prompts,
 )
-from interp.lenses.tuned import GivenSequences, TunedLens, evaluate_tuned_lens
 from interp.sites import Site
+from interp.translators import GivenSequences, TunedLens, evaluate_tuned_lens
 from tests.families import build
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -13,8 +13,8 @@ import torch
 from omegaconf import OmegaConf
 
 from interp.errors import InterpError
-from interp.lenses.maps import AffineMap, AffinePairs
 from interp.model import StandardizedTransformer
+from interp.translators.affine_maps import AffineMap, AffinePairs
 from pipeline.stages import affine_maps, common, tune
 from pipeline.stages.affine_maps import load_affine
 from pipeline.stages.tokenize import write_tokens

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.maps import AffineMap, AffinePairs
-from interp.lenses.tuned import TunedLens
 from interp.model import StandardizedTransformer
+from interp.translators import TunedLens
+from interp.translators.affine_maps import AffineMap, AffinePairs
 from pipeline.stages import lens
 from pipeline.stages.report_text import describe_mapping
 from pipeline.store import StoreWriter, open_store

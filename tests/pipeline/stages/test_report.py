@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 import interp
 from interp.errors import InterpError
-from interp.prompts.identity import IDENTITY_PROMPTS
+from interp.prompts.patchscopes import IDENTITY_PROMPTS
 from pipeline.config.base import ConfigError
 from pipeline.stages import evaluate, report
 from pipeline.stages.report_content import axis_top, chosen

@@ -15,13 +15,13 @@ import torch
 from omegaconf import OmegaConf
 
 from interp.errors import InterpError
-from interp.lenses.tuned import TunedLens
 from interp.model import StandardizedTransformer
+from interp.translators import TunedLens
 from pipeline.stages import collect, common, lens, tune
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import open_store
-from tests.interp.lenses.tuned.test_public import write_public
 from tests.interp.lenses.twins import HookTwin, assert_equal, expected
+from tests.interp.translators.test_public import write_public
 from tests.pipeline.stages.test_lens import PROMPTS, TASK, TOP_K, arrays, files, source_baseline
 from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 
