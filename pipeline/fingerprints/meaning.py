@@ -324,7 +324,7 @@ def _dynamic(tree: ast.Module, found: Meaning) -> None:
         if isinstance(first, ast.JoinedStr) and first.values:
             start = first.values[0]
             text = str(start.value) if isinstance(start, ast.Constant) else ""
-            asked = f"{text.rpartition('.')[0]}.*" if "." in text.strip(".") else "*"
+            asked = f"{text.rpartition('.')[0]}.*" if "." in text and not text.startswith(".") else "*"
         else:
             asked = str(first.value) if isinstance(first, ast.Constant) else "*"
         (found.lazy_dynamic if node in lazy else found.dynamic).append(asked)
