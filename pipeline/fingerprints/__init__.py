@@ -1,11 +1,11 @@
 """What each stage's code means, as one fingerprint a module: what DVC compares to know whether a stage is up to date.
 
-    of_stages(root)["lens"]  # {"interp.readout.ranks": "3f6c...", "pipeline.stages.lens": "90ab...", ...}
+    of_stages()["lens"]  # {"interp.readout.ranks": "3f6c...", "pipeline.stages.lens": "90ab...", ...}
 
 A comment, a docstring, a formatting, a hint changes none. A stage has the modules that it reaches by name, see
 `pipeline.fingerprints.reach`. Nothing is imported for it but the standard library and PyYAML.
 
-Code of a user's own is fingerprinted like ours. `of_stages(root, roots={"my_lab": folder}, extra={"lens":
+Code of a user's own is fingerprinted like ours. `of_stages(roots={"my_lab": folder}, extra={"lens":
 ["my_lab.lenses"]})` adds what these modules reach, in `my_lab`, `interp` and `pipeline`, to the sections of the stages
 that use them; `fingerprints(modules, roots)` is the same for any modules.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from interp.errors import InterpError
+from pipeline.files import repository_root
 from pipeline.fingerprints.reach import Code
 
 __all__ = ["Code", "changed_modules", "fingerprints", "load_stages", "of_stages", "section_file"]
@@ -50,23 +51,24 @@ def fingerprints(modules: Iterable[str], roots: Mapping[str, Path], kept: Path |
 
 
 def of_stages(
-    root: Path,
     stages: Iterable[str] | None = None,
     *,
+    root: Path | None = None,
     extra: Mapping[str, Iterable[str]] | None = None,
     roots: Mapping[str, Path] | None = None,
 ) -> dict[str, dict[str, str]]:
     """The fingerprints of each stage of `dvc.yaml`: stage -> module -> fingerprint.
 
     Arguments:
-        root: the folder that holds `interp`, `pipeline` and `dvc.yaml`.
         stages: which; None: all.
+        root: the folder that holds `interp`, `pipeline` and `dvc.yaml`; None: where this code lies.
         extra: stage -> modules that it uses though no module of its own names them.
         roots: where these lie: top-level name -> folder or file.
 
     Raises:
         InterpError: a stage's command is not `python -m MODULE`; and as `fingerprints`.
     """
+    root = root or repository_root()
     code = Code({name: root / name for name in OURS} | dict(roots or {}), root / KEPT)
     wanted = None if stages is None else set(stages)
     modules = {}

@@ -17,13 +17,51 @@ __all__ = ["Import", "Meaning", "meaning_of"]
 
 # Decorators that read no annotation and register nothing, by the last part of their names.
 PLAIN_DECORATORS = frozenset(
-    "abstractmethod asynccontextmanager cache cached_property classmethod contextmanager dataclass deleter final "
-    "getter inference_mode lru_cache no_grad override property runtime_checkable setter staticmethod total_ordering "
-    "unique wraps".split()
+    [
+        "abstractmethod",
+        "asynccontextmanager",
+        "cache",
+        "cached_property",
+        "classmethod",
+        "contextmanager",
+        "dataclass",
+        "deleter",
+        "final",
+        "getter",
+        "inference_mode",
+        "lru_cache",
+        "no_grad",
+        "override",
+        "property",
+        "runtime_checkable",
+        "setter",
+        "staticmethod",
+        "total_ordering",
+        "unique",
+        "wraps",
+    ]
 )
 CHANGING = frozenset(  # what changes an object, or may
-    "add append clear delattr discard eval exec extend insert pop popitem register remove reverse setattr setdefault "
-    "sort update".split()
+    [
+        "add",
+        "append",
+        "clear",
+        "delattr",
+        "discard",
+        "eval",
+        "exec",
+        "extend",
+        "insert",
+        "pop",
+        "popitem",
+        "register",
+        "remove",
+        "reverse",
+        "setattr",
+        "setdefault",
+        "sort",
+        "update",
+    ]
 )
 LEFT_OUT = {"ctx", "kind", "type_comment", "type_ignores", "type_params", "lineno"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -112,7 +150,11 @@ def meaning_of(source: bytes | str, file: str = "<text>") -> Meaning:
     found.uses = _uses(tree, bound)
     idle = bound - set(found.uses)
     renamed = {  # `from a import b as b` says that b is handed on
-        a.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names if a.asname == a.name
+        a.asname
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for a in node.names
+        if a.asname == a.name
     }
     found.unused = sorted(name for name in idle if name in mentioned or name in public or name in renamed)
     found.own = sorted(_own(tree.body))
@@ -202,11 +244,14 @@ def _stripped(body: Iterable[ast.AST], keep: bool) -> Iterator[ast.AST]:
         elif isinstance(node, ast.AnnAssign) and not keep:
             if node.value is not None:
                 yield ast.copy_location(ast.Assign([node.target], node.value), node)
-        elif isinstance(node, FUNCTIONS) and any(_chain(d) in ("overload", "typing.overload") for d in node.decorator_list):
-            continue
-        elif isinstance(node, ast.Assign) and [_chain(target) for target in node.targets] == ["__all__"]:
-            continue
-        elif isinstance(node, ast.ImportFrom) and node.module == "__future__":
+        elif (
+            (
+                isinstance(node, FUNCTIONS)
+                and any(_chain(d) in ("overload", "typing.overload") for d in node.decorator_list)
+            )
+            or (isinstance(node, ast.Assign) and [_chain(target) for target in node.targets] == ["__all__"])
+            or (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+        ):
             continue
         else:
             yield node
@@ -399,7 +444,7 @@ def _written(node: object, unused: frozenset[str]) -> Iterator[str]:
             yield from _written(value, unused)
         yield ")"
     elif isinstance(node, ast.Constant):
-        yield f"{type(node.value).__name__}:{ascii(node.value)};"
+        yield f"{type(node.value).__name__}:{node.value!a};"
     elif isinstance(node, ast.AST):
         yield f"{type(node).__name__}("
         for name, value in ast.iter_fields(node):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.files import repository_root, write_json
+from pipeline.files import write_json
 from pipeline.fingerprints import of_stages, section_file
 from pipeline.stages.common import stage_main
 from pipeline.stages.versions import ANY, VERSIONS_FILE, minor_versions
@@ -23,7 +23,7 @@ from pipeline.stages.versions import ANY, VERSIONS_FILE, minor_versions
 
 def write_code() -> None:
     """Write `code/` and `versions.json` of the current run folder."""
-    for name, modules in of_stages(repository_root()).items():
+    for name, modules in of_stages().items():
         write_json(section_file(name), modules)
     sections = minor_versions()
     write_json(VERSIONS_FILE, sections if _policy() == "recompute" else dict.fromkeys(sections, ANY))

@@ -94,7 +94,7 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
 
 def code_digest(stage: str) -> str:
     """SHA-256 over the fingerprints of a stage's code, so that work begun by code of another meaning is not resumed."""
-    return digest_of(of_stages(repository_root(), [stage])[stage])
+    return digest_of(of_stages([stage])[stage])
 
 
 def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:

@@ -48,7 +48,9 @@ OTHER = {
     "a name": PLAIN.replace("limit", "bound"),
     "an import": PLAIN.replace("import os\n", "import os\nimport atexit\n"),
     "a decorator": PLAIN.replace("    def run", "    @property\n    def run"),
-    "order of statements": PLAIN.replace("    limit = 3\n", "").replace("self.limit\n", "self.limit\n\n    limit = 3\n"),
+    "order of statements": PLAIN.replace("    limit = 3\n", "").replace(
+        "self.limit\n", "self.limit\n\n    limit = 3\n"
+    ),
 }
 
 

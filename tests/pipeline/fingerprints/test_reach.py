@@ -82,7 +82,7 @@ def reached(tmp_path: Path, text: str, **more: str) -> set[str]:
     ],
 )  # fmt: skip
 def test_what_is_reached(tmp_path: Path, text: str, modules: str) -> None:
-    loads = "kinds tables filling decorated wrapped".split()
+    loads = ["kinds", "tables", "filling", "decorated", "wrapped"]
     acting = "from lib.b import two\n" + "".join(f"from lib import {name}\n" for name in loads)
     found = reached(
         tmp_path, text,

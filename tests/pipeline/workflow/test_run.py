@@ -71,7 +71,9 @@ def test_code_and_data_are_dependencies_through_the_links(root: Path) -> None:
     assert re.search(r"code:\n\tchanged deps:\n\t\tmodified: +pipeline\n", dvc(root / "outputs/1", "status"))
     dvc(root / "outputs/1", "repro", "code")
     status = dvc(root / "outputs/1", "status")
-    assert re.search(r"second:\n\tchanged deps:\n\t\tcode/second.json:\n\t\t\tmodified: +pipeline.stages.second\n", status)
+    assert re.search(
+        r"second:\n\tchanged deps:\n\t\tcode/second.json:\n\t\t\tmodified: +pipeline.stages.second\n", status
+    )
     assert "first:" not in status
     # a run says it too, in an existing run folder, which goes on with the present code, and in another one
     named = r"second: \d\.\d s, computed again for changes in pipeline\.stages\.second\n"
