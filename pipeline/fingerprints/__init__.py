@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -94,14 +95,14 @@ def _of(code: Code, modules: Iterable[str]) -> dict[str, str]:
         raise InterpError(f"{error.filename}, line {error.lineno}: expected Python, found {error.msg}.") from None
 
 
-def load_stages(root: Path) -> dict[str, dict[str, object]]:
+def load_stages(root: Path) -> dict[str, dict[str, Any]]:
     """The stages of `dvc.yaml`, as they stand there.
 
     Arguments:
         root: the folder that holds it.
     """
     text = (root / "dvc.yaml").read_text(encoding="utf-8")
-    stages: dict[str, dict[str, object]] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    stages: dict[str, dict[str, Any]] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
     return stages
 
 

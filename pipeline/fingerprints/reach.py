@@ -4,10 +4,10 @@
     code.fingerprints(["pipeline.stages.lens", "my_lab.lenses"])  # {"interp.readout.ranks": "3f6c...", ...}
 
 `from interp.forward import X` reaches the module in which X is defined, through whatever hands it on, also a lazy
-`__getattr__` that an `if TYPE_CHECKING` block describes; not what else `interp.forward` imports. What cannot be followed
-exactly is taken whole: a module that is passed around, a name that nobody binds, a computed import. A module that is
-loaded, and that does something by being loaded (registers a class, fills a table of others), counts like one that is
-used. A file that a module names counts by its bytes.
+`__getattr__` that an `if TYPE_CHECKING` block describes; not what else `interp.forward` imports. What cannot be
+followed exactly is taken whole: a module that is passed around, a name that nobody binds, a computed import. A module
+that is loaded, and that does something by being loaded (registers a class, fills a table of others), counts like one
+that is used. A file that a module names counts by its bytes.
 
 Code of a user's own: give its top-level package or module as one more root, and its modules beside the stage's.
 """

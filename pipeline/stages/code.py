@@ -5,7 +5,7 @@
 DVC runs it always, and first, in a fraction of a second. Every other stage depends on what is said of it, as on
 parameters, so that `dvc status` and `dvc params diff` name the module that has changed:
 
-    code/NAME.json   the stage's modules, by a fingerprint each that only their meaning changes (`pipeline.fingerprints`)
+    code/NAME.json   the stage's modules, each with the fingerprint of its meaning (`pipeline.fingerprints`)
     versions.json    a section a stage: the minor versions of its libraries (`pipeline.stages.versions`)
 """
 

@@ -7,7 +7,7 @@ has computed before, else the stage's command. What is added here: a lock, so th
 missing stage one computes and the others wait for it; and news of each stage, as JSON lines through a socket to the
 driver:
 
-    {"stage": "collect", "cached": false, "seconds": 3.2, ...}   done; ...: timings/collect.json, `versions`, what changed
+    {"stage": "collect", "cached": false, "seconds": 3.2, ...}   done; ...: timings/collect.json, `versions`, changes
     {"stage": "collect", "waiting": true}                        another run is computing it
     {"stage": "collect", "broken": "what"}                       of what is in the cache; it is computed again
     {"stage": "collect", "failed": "why"}                        the last word; stage is null where it was none's fault

@@ -33,7 +33,7 @@ TREE = {
     "lib/decorated.py": "from lib.registry import register\n@register\ndef f(): ...\n",
     "lib/registry.py": "KNOWN = []\ndef register(f):\n    KNOWN.append(f)\n    return f\n",
     "lib/wrapped.py": "from functools import wraps\nfrom lib.wrapping import turn\n@turn\ndef f(): ...\ndef g(): ...\n",
-    "lib/wrapping.py": "from functools import wraps\ndef turn(f):\n    @wraps(f)\n    def run(): return f()\n    return run\n",
+    "lib/wrapping.py": "from functools import wraps\ndef turn(f):\n    @wraps(f)\n    def run(): f()\n    return run\n",
     "lib/page.html.j2": "{% include 'style.css.j2' %}",
     "lib/style.css.j2": "p {}",
     "lib/rooms/__init__.py": "from lib.rooms.x import x\nfrom lib.rooms.y import y\n__all__ = ['x', 'y']\n",
@@ -63,7 +63,7 @@ def reached(tmp_path: Path, text: str, **more: str) -> set[str]:
         ("from lib import rooms\nrooms.y()\n", "lib.rooms.y lib.deep"),
         ("def run():\n    from lib.rooms import y\n    y()\n", "lib.rooms.y lib.deep"),
         ("from importlib import import_module\nimport_module('lib.rooms.x')\n", "lib.rooms.x"),
-        ("from lib.b import two\nfrom lib.rooms import y\ndef f(a: y): return two()\n", "lib.b"),  # a hint reaches nothing
+        ("from lib.b import two\nfrom lib.rooms import y\ndef f(a: y): two()\n", "lib.b"),  # a hint is no use
         ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from lib import one\n", ""),
         ("from lib import __file__\nprint(__file__)\n", ""),
         # taken whole
