@@ -1,6 +1,6 @@
 """What one Python file means: its code without comments, docstrings, formatting and type hints, and whom it asks.
 
-The same text means the same in every version of Python: the tree is written out here, not by `ast.dump`.
+The same text means the same in every version of Python, see `pipeline.fingerprints.written`.
 
 Kept, since they are read when the code runs: the annotations of fields (of a class that has a base or a decorator), and
 those of a function under a decorator that is not known to leave them alone.
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+
+from pipeline.fingerprints.written import written
 
 __all__ = ["Import", "Meaning", "meaning_of"]
 
@@ -63,7 +65,6 @@ CHANGING = frozenset(  # what changes an object, or may
         "update",
     ]
 )
-LEFT_OUT = {"ctx", "kind", "type_comment", "type_ignores", "type_params", "lineno"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -180,7 +181,7 @@ def meaning_of(source: bytes | str, file: str = "<text>") -> Meaning:
         node.value for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and _may_name_a_file(node.value)
     })  # fmt: skip
-    found.digest = hashlib.sha256("".join(_written(tree, frozenset(found.unused))).encode()).hexdigest()
+    found.digest = hashlib.sha256(written(tree, found.unused).encode()).hexdigest()
     return found
 
 
@@ -431,60 +432,3 @@ def _changes_others(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 def _may_name_a_file(text: str) -> bool:
     return 2 < len(text) < 200 and "." in text[1:-1] and not any(c.isspace() for c in text) and text.isprintable()
-
-
-# The text that is digested
-
-
-def _written(node: object, unused: frozenset[str]) -> Iterator[str]:
-    """A tree as text, the same in every version of Python."""
-    if isinstance(node, ast.JoinedStr):
-        yield "f("
-        for value in _joined(node.values):
-            yield from _written(value, unused)
-        yield ")"
-    elif isinstance(node, ast.Constant):
-        yield f"{type(node.value).__name__}:{node.value!a};"
-    elif isinstance(node, ast.AST):
-        yield f"{type(node).__name__}("
-        for name, value in ast.iter_fields(node):
-            empty = value is None or value == [] or (isinstance(value, ast.JoinedStr) and not _joined(value.values))
-            if name not in LEFT_OUT and not empty:
-                yield f"{name}="
-                yield from _written(value, unused)
-        yield ")"
-    elif isinstance(node, list):
-        yield "["
-        run: list[ast.Import | ast.ImportFrom] = []
-        for child in node:
-            if isinstance(child, ast.Import | ast.ImportFrom):
-                run.append(child)
-                continue
-            yield from _written_imports(run, unused)
-            run = []
-            yield from _written(child, unused)
-        yield from _written_imports(run, unused)
-        yield "]"
-    else:
-        yield f"{node!r};"
-
-
-def _joined(values: Sequence[ast.expr]) -> list[ast.expr]:
-    """The parts of an f-string, with texts side by side in one; versions of Python cut them differently."""
-    parts: list[ast.expr] = []
-    for value in values:
-        if isinstance(value, ast.Constant):
-            if value.value == "":
-                continue
-            if parts and isinstance(parts[-1], ast.Constant):
-                parts[-1] = ast.Constant(str(parts[-1].value) + str(value.value))
-                continue
-        parts.append(value)
-    return parts
-
-
-def _written_imports(run: Iterable[ast.stmt], unused: frozenset[str]) -> Iterator[str]:
-    """Imports that follow each other, in no order but the names' own; where each leads is digested beside it."""
-    entries = [entry for entry in _imports(run, at_load=True) if entry.bound not in unused]
-    for entry in sorted(entries, key=lambda entry: entry.bound):
-        yield f"import {entry.bound};"

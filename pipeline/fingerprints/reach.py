@@ -86,7 +86,8 @@ class Kept:
 
     def __init__(self, place: Path | None) -> None:
         self.place = place
-        self.rules = hashlib.sha256(Path(__file__).with_name("meaning.py").read_bytes()).hexdigest()
+        rules = [Path(__file__).with_name(name).read_bytes() for name in ("meaning.py", "written.py")]
+        self.rules = hashlib.sha256(b"".join(rules)).hexdigest()
         self.known: dict[str, dict[str, Any]] = {}
         self.asked: dict[str, dict[str, Any]] = {}
         if place is not None:
