@@ -33,7 +33,7 @@ __all__ = ["Code", "Module"]
 # Named at run time by `result.plot()` alone; an import contract holds that no stage draws by it.
 NEVER_REACHED = frozenset({"interp.plots"})
 NAMED_TEMPLATE = re.compile(r"""["']([\w.-]+\.j2)["']""")
-OF_ANY_MODULE = frozenset({"__file__", "__name__", "__package__", "__path__", "__spec__", "__doc__", "__dict__"})
+OF_ANY_MODULE = frozenset({"__file__", "__name__", "__package__", "__path__", "__spec__", "__doc__"})
 
 
 @dataclass(frozen=True)
