@@ -76,7 +76,7 @@ def test_code_and_data_are_dependencies_through_the_links(root: Path) -> None:
     )
     assert "first:" not in status
     # a run says it too, in an existing run folder, which goes on with the present code, and in another one
-    named = r"second: \d\.\d s, computed again for changes in pipeline\.stages\.second\n"
+    named = r"second: \d+\.\d s, computed again for changes in pipeline\.stages\.second\n"
     for folder, code in (("outputs/1", "ADDED = 1"), ("outputs/new", "ADDED = 2")):
         second.write_text(f"{text}\n{code}\n")
         exited, said = run(root, folder, params())
