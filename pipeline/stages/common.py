@@ -16,8 +16,10 @@ from typing import TypeVar
 from filelock import FileLock
 
 from interp.errors import InterpError
-from pipeline.files import digest_of, file_digest, repository_root, write_json
+from pipeline.files import digest_of, repository_root, write_json
+from pipeline.fingerprints import of_stages
 from pipeline.interrupts import quiet_interrupts
+from pipeline.stages.versions import installed, write_record
 
 Item = TypeVar("Item")
 log = logging.getLogger("interpipe")
@@ -81,8 +83,6 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
     Yields:
         The folder. It may hold what an earlier process left. It is removed when the block ends without an exception.
     """
-    from pipeline.stages.versions import installed
-
     key = digest_of(key, installed(stage))  # nor is work resumed that other versions of libraries began
     folder = repository_root() / ".interpipe" / "scratch" / f"{stage}-{key[:20]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -93,14 +93,8 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
 
 
 def code_digest(stage: str) -> str:
-    """SHA-256 over the code that `dvc.yaml` lists for a stage, so that work begun by other code is not resumed."""
-    from omegaconf import OmegaConf
-
-    root = repository_root()
-    config = OmegaConf.to_container(OmegaConf.load(root / "dvc.yaml"), resolve=False)
-    assert isinstance(config, dict)
-    files = [d for d in config["stages"][stage]["deps"] if str(d).endswith(".py")]
-    return digest_of([[file, file_digest(root / file)] for file in files])
+    """SHA-256 over the fingerprints of a stage's code, so that work begun by code of another meaning is not resumed."""
+    return digest_of(of_stages([stage])[stage])
 
 
 def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:
@@ -115,8 +109,6 @@ def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:
     Raises:
         SystemExit: status 1 after a fault that has a message, 130 after an interrupt.
     """
-    from pipeline.stages.versions import write_record
-
     logging.basicConfig(level=logging.INFO, format=f"[{name}] %(message)s", stream=sys.stderr)
     quiet_interrupts()
     started = time.perf_counter()

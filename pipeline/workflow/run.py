@@ -27,6 +27,7 @@ from pipeline.workflow.run_folder import prepare, read_params
 __all__ = ["FORMAT", "Occupied", "resume", "run_job", "settle"]
 
 FORMAT = "interpipe.run/1"
+SHOWN_MODULES = 4  # in the line of a stage; run.json names all
 log = logging.getLogger("interpipe")
 
 
@@ -186,7 +187,9 @@ def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:
             else:
                 upgraded, others = news.pop("upgraded", None), news.pop("other_versions", None)
                 stages[name] = news
-                again = f", computed again for {_versions(upgraded, 'was')}" if upgraded else ""
+                reasons = [_versions(upgraded, "was")] if upgraded else []
+                reasons += [_modules(changed)] if (changed := news.get("changed_code")) else []
+                again = f", computed again for {' and '.join(reasons)}" if reasons else ""
                 log.info("%s: %s%s", name, "cached" if news["cached"] else f"{news['seconds']:.1f} s", again)
                 if others:
                     log.warning("%s: taken as it is, computed with %s", name, _versions(others, "now"))
@@ -196,6 +199,12 @@ def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:
         raise InterpError(
             f"{what}: {message}\nWhat is finished is kept. Go on from there with\n    {resume_command(folder)}"
         )
+
+
+def _modules(changed: Sequence[str]) -> str:
+    """Modules whose code means something else than before: `changes in interp.a, interp.b and 3 more`."""
+    more = f" and {len(changed) - SHOWN_MODULES} more" if len(changed) > SHOWN_MODULES else ""
+    return f"changes in {', '.join(changed[:SHOWN_MODULES])}{more}"
 
 
 def _versions(changed: dict[str, list[str]], word: str) -> str:

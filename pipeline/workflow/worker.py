@@ -7,7 +7,7 @@ has computed before, else the stage's command. What is added here: a lock, so th
 missing stage one computes and the others wait for it; and news of each stage, as JSON lines through a socket to the
 driver:
 
-    {"stage": "collect", "cached": false, "seconds": 3.2, ...}   done; ...: timings/collect.json and `versions`
+    {"stage": "collect", "cached": false, "seconds": 3.2, ...}   done; ...: timings/collect.json, `versions`, changes
     {"stage": "collect", "waiting": true}                        another run is computing it
     {"stage": "collect", "broken": "what"}                       of what is in the cache; it is computed again
     {"stage": "collect", "failed": "why"}                        the last word; stage is null where it was none's fault
@@ -39,9 +39,10 @@ from filelock import FileLock, Timeout
 from pipeline.config.base import load
 from pipeline.config.tracking import CacheConfig
 from pipeline.files import digest_of, repository_root
+from pipeline.fingerprints import changed_modules
 from pipeline.interrupts import quiet_interrupts
 from pipeline.stages.versions import VERSIONS_FILE, changes, installed
-from pipeline.workflow.cache import RunFolder, own_copies, read_json
+from pipeline.workflow.cache import RunFolder, code_of, own_copies, read_json
 from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, write_lock
 
 TAIL_BLOCKS, TAIL_LINES = 64, 20
@@ -167,13 +168,14 @@ class Stages:
         self.name = name
         measured = Path("timings", f"{name}.json")
         computed: dict[str, Any] | None = None
+        code = code_of(stage)  # as it was when this run folder, or another one, had the stage computed
         try:
             if stage.always_changed:  # it computes nothing, but says what there is
                 with captured(tail):
                     stage.reproduce(**options)
                 write_lock(stage)
                 return stage
-            stage.repo.stage_cache.before = None
+            stage.repo.stage_cache.forget()
             changed = stage if stage.changed() or not stage.repo.stage_cache.check(stage.outs, in_place=True) else None
             if changed is not None:
                 measured.unlink(missing_ok=True)  # afterwards there is one only if the stage has run
@@ -188,6 +190,9 @@ class Stages:
             raise
         seconds = time.perf_counter() - started
         news = {"stage": name, "cached": computed is None, "seconds": seconds, **(computed or {})}
+        code = code or stage.repo.stage_cache.code or {}
+        if computed is not None and code and (changes_in := changed_modules(code, code_of(stage))):
+            news["changed_code"] = changes_in
         self.tell(**news, **self.versions(stage, computed is not None))
         return changed
 

@@ -34,7 +34,6 @@ Enter = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(common, "repository_root", lambda: tmp_path)
-    OmegaConf.save({"stages": {"tune": {"deps": []}}}, tmp_path / "dvc.yaml")
     return tmp_path
 
 

@@ -35,7 +35,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root of its own, so that scratch folders stay in the test's folder; and small blocks."""
     monkeypatch.setattr(common, "repository_root", lambda: tmp_path)
     monkeypatch.setattr(lens, "BLOCK_SIZE", 2)
-    OmegaConf.save({"stages": {s: {"deps": []} for s in ("collect", "tune", "lens")}}, tmp_path / "dvc.yaml")
     return tmp_path
 
 

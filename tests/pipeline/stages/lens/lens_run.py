@@ -47,8 +47,6 @@ def isolate(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A root of the test's own, so that scratch folders stay in its folder; and small blocks."""
     monkeypatch.setattr(common, "repository_root", lambda: root)
     monkeypatch.setattr(lens, "BLOCK_SIZE", 2)
-    stages = {"collect": {"cmd": "true", "deps": []}, "lens": {"cmd": "true", "deps": []}}
-    OmegaConf.save({"stages": stages}, root / "dvc.yaml")
 
 
 def make_run(

@@ -15,7 +15,6 @@ from torch import Tensor
 from interp.model import StandardizedTransformer
 from interp.text import readable
 from pipeline.artifacts.tokens import TaskData
-from pipeline.stages import common
 from pipeline.stages.evaluate import __main__ as evaluate
 from pipeline.stages.evaluate.tables import read_grids
 from pipeline.stages.lens import __main__ as lens
@@ -180,8 +179,6 @@ def test_tables_and_page(enter: Enter, twin: HookTwin, monkeypatch: pytest.Monke
     for (s, t), mean in np.ndenumerate(np.mean(hits, axis=0)):
         assert by_cell["target_concept", SOURCES[s], INTO[t]] == (pytest.approx(mean), len(pairs))
         assert by_cell["source_concept", SOURCES[s], INTO[t]] == (None, 0)
-    stages = {name: {"cmd": "true", "deps": []} for name in report.STAGES}
-    OmegaConf.save({"stages": stages}, common.repository_root() / "dvc.yaml")
     report.run()
     page = parse(folder / "report/index.html")
     tables = page.all("table", "texts")
