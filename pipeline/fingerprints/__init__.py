@@ -78,7 +78,8 @@ def of_stages(
         if command[:2] != ["python", "-m"] or len(command) != 3:
             raise InterpError(f"dvc.yaml, stage {name}: expected `python -m MODULE`, got {stage['cmd']!r}.")
         if name != ALWAYS_RUN:
-            modules[name] = [command[2], *(extra or {}).get(name, ())]
+            runs = f"{command[2]}.__main__" if code.module(f"{command[2]}.__main__") else command[2]  # as Python does
+            modules[name] = [runs, *(extra or {}).get(name, ())]
     found = {}
     for name, entries in modules.items():
         if wanted is None or name in wanted:

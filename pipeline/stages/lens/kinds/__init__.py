@@ -6,7 +6,7 @@ the user's own is imported when a config names it.
 
 from __future__ import annotations
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 from interp.errors import InterpError
@@ -35,9 +35,8 @@ def stage_class(config: type[LensConfig]) -> type[Lens[Any]]:
     Raises:
         InterpError: its `stage` names none.
     """
-    module, colon, name = config.stage.partition(":")
     try:
-        found = getattr(import_module(module), name) if colon else None
+        found = resolve_name(config.stage) if ":" in config.stage else None
     except (ImportError, AttributeError) as error:
         raise InterpError(f"{config.__name__}.stage: cannot import {config.stage!r}: {error}.") from error
     if not (isinstance(found, type) and issubclass(found, Lens)):
