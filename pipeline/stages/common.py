@@ -16,8 +16,9 @@ from typing import TypeVar
 from filelock import FileLock
 
 from interp.errors import InterpError
-from pipeline.files import digest_of, file_digest, repository_root, write_json
+from pipeline.files import digest_of, file_digest, write_json
 from pipeline.interrupts import quiet_interrupts
+from pipeline.project import CODE, shipped, state_folder
 
 Item = TypeVar("Item")
 log = logging.getLogger("interpipe")
@@ -84,7 +85,7 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
     from pipeline.stages.versions import installed
 
     key = digest_of(key, installed(stage))  # nor is work resumed that other versions of libraries began
-    folder = repository_root() / ".interpipe" / "scratch" / f"{stage}-{key[:20]}"
+    folder = state_folder() / "scratch" / f"{stage}-{key[:20]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         folder.mkdir(exist_ok=True)
@@ -96,11 +97,10 @@ def code_digest(stage: str) -> str:
     """SHA-256 over the code that `dvc.yaml` lists for a stage, so that work begun by other code is not resumed."""
     from omegaconf import OmegaConf
 
-    root = repository_root()
-    config = OmegaConf.to_container(OmegaConf.load(root / "dvc.yaml"), resolve=False)
+    config = OmegaConf.to_container(OmegaConf.load(shipped("dvc.yaml")), resolve=False)
     assert isinstance(config, dict)
     files = [d for d in config["stages"][stage]["deps"] if str(d).endswith(".py")]
-    return digest_of([[file, file_digest(root / file)] for file in files])
+    return digest_of([[file, file_digest(CODE / file)] for file in files])
 
 
 def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:

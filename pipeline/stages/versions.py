@@ -15,7 +15,8 @@ from importlib import metadata
 import yaml
 
 from pipeline.config.cache import load_cache_config
-from pipeline.files import repository_root, write_json
+from pipeline.files import write_json
+from pipeline.project import shipped
 from pipeline.stages.common import stage_main
 
 VERSIONS_FILE = "versions.json"
@@ -25,7 +26,7 @@ ABSENT = "absent"
 
 def libraries() -> dict[str, list[str]]:
     """The libraries that each stage's numbers come from, by stage, as `dvc.yaml` lists them."""
-    text = (repository_root() / "dvc.yaml").read_text(encoding="utf-8")
+    text = shipped("dvc.yaml").read_text(encoding="utf-8")
     stages = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
     return {name: list((stage.get("meta") or {}).get("libraries") or []) for name, stage in stages.items()}
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from interp.errors import InterpError
 from pipeline.config.machine import check_machine
 from pipeline.config.model import model_from
-from pipeline.config.paths import ROOT, check_path
+from pipeline.config.paths import check_path
 from pipeline.config.tracking import tracking_from
 from pipeline.files import write_text
+from pipeline.project import CODE
 from pipeline.workflow import generated
 from pipeline.workflow.generated import default_params
 from pipeline.workflow.run import resume
@@ -86,7 +87,7 @@ def _dependencies(write: bool) -> int:
 
 
 def _params(write: bool) -> int:
-    path, text = ROOT / "params.yaml", default_params()
+    path, text = CODE / "params.yaml", default_params()
     if write:
         write_text(path, text)
     same = path.is_file() and path.read_text(encoding="utf-8") == text

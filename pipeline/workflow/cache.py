@@ -21,8 +21,9 @@ from dvc.stage.cache import StageCache, _can_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc.utils.serialize import ParseError, dumps_yaml
 
-from pipeline.files import digest_of, repository_root, write_text
+from pipeline.files import digest_of, write_text
 from pipeline.object_cache import Cache, remove_result, result_key, result_value
+from pipeline.project import project_root
 from pipeline.stages.versions import ANY, VERSIONS_FILE
 
 __all__ = ["RunFolder", "own_copies", "read_json"]
@@ -31,7 +32,7 @@ COPIED_BYTES = 1 << 20  # a larger file in a run folder is a link to the cache's
 
 
 class RunFolder(Repo):
-    """The run folder as DVC sees it, with one memory of file hashes for all run folders of the repository.
+    """The run folder as DVC sees it, with one memory of file hashes for all run folders of the project.
 
     DVC remembers the hash of a file that has not changed, in a folder for each project. Every run folder is a project,
     so each would hash a large local model anew, and leave that folder behind.
@@ -48,7 +49,7 @@ class RunFolder(Repo):
     @property
     def site_cache_dir(self) -> str:
         """The folder of the memory, beside DVC's own, which is on this machine's disk."""
-        name = digest_of("interpipe", str(repository_root()), os.getuid())[:32]
+        name = digest_of("interpipe", str(project_root()), os.getuid())[:32]
         return str(Path(super().site_cache_dir).with_name(name))
 
 

@@ -21,8 +21,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 
 from interp.errors import InterpError
-from pipeline.config.paths import LINKED, ROOT
 from pipeline.files import write_text
+from pipeline.project import CODE, LINKED
 
 __all__ = ["closure", "default_params", "differences", "stage_code", "write"]
 
@@ -32,7 +32,7 @@ FOR_NOTEBOOKS = "interp.plots"  # named at run time by `result.plot()` alone
 PRINTS_ALL_CODE = "report"  # the page says which code made the run, so it is of that code
 
 
-def closure(module: str, root: Path = ROOT) -> set[str]:
+def closure(module: str, root: Path = CODE) -> set[str]:
     """The files that running a module may read as code.
 
     Arguments:
@@ -160,7 +160,7 @@ def _templates(path: Path) -> set[Path]:
     return found.union(*(_templates(template) for template in found))
 
 
-def stage_code(root: Path = ROOT) -> dict[str, list[str]]:
+def stage_code(root: Path = CODE) -> dict[str, list[str]]:
     """For each stage of `dvc.yaml`, the code files that it depends on, sorted.
 
     Arguments:
@@ -192,7 +192,7 @@ def _is_code(dependency: str) -> bool:
     return _is_ours(dependency.replace("/", "."))
 
 
-def differences(root: Path = ROOT) -> list[str]:
+def differences(root: Path = CODE) -> list[str]:
     """What `dvc.yaml` lacks of each stage's code, or has too much; empty where it is right.
 
     Arguments:
@@ -207,7 +207,7 @@ def differences(root: Path = ROOT) -> list[str]:
     return lines
 
 
-def write(root: Path = ROOT) -> None:
+def write(root: Path = CODE) -> None:
     """Write each stage's code into `dvc.yaml`, after its other dependencies.
 
     Arguments:
@@ -229,5 +229,5 @@ def default_params() -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
-        compose_and_dump(str(path), str(ROOT / "conf"), None, "config", str(ROOT), [])
+        compose_and_dump(str(path), str(CODE / "conf"), None, "config", str(CODE), [])
         return path.read_text(encoding="utf-8")

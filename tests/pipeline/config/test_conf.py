@@ -10,11 +10,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipeline.config.lens import LENSES
-from pipeline.config.paths import HUB_DATASET, HUB_MODEL, ROOT, localize
+from pipeline.config.paths import HUB_DATASET, HUB_MODEL, localize
 from pipeline.config.task import TASKS
 from pipeline.config.validate import SECTIONS, Config, plain, validate
+from pipeline.project import CODE
 
-CONF = ROOT / "conf"
+CONF = CODE / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 
@@ -22,7 +23,7 @@ MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 def composed(*overrides: str) -> dict[str, Any]:
     """The config of a command line, as a run folder gets it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return localize(plain(compose("config", overrides=list(overrides))), ROOT)
+        return localize(plain(compose("config", overrides=list(overrides))), CODE)
 
 
 def valid(*overrides: str) -> Config:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from pipeline.stages import collect, common, lens
+from pipeline.project import MARKER
+from pipeline.stages import collect, lens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import Store
 from pipeline.tasks.records import Pair, Row, TaskData
@@ -44,11 +45,9 @@ TASK = TaskData(PROMPTS, TARGETS, PAIRS, {"prompts": 6}, {**PROMPT_GROUPS, **PAI
 
 
 def isolate(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A root of the test's own, so that scratch folders stay in its folder; and small blocks."""
-    monkeypatch.setattr(common, "repository_root", lambda: root)
+    """A project of the test's own, so that scratch folders stay in its folder; and small blocks."""
+    (root / MARKER).touch()
     monkeypatch.setattr(lens, "BLOCK_SIZE", 2)
-    stages = {"collect": {"cmd": "true", "deps": []}, "lens": {"cmd": "true", "deps": []}}
-    OmegaConf.save({"stages": stages}, root / "dvc.yaml")
 
 
 def make_run(

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from interp.errors import InterpError
 from interp.lenses.maps import AffineMap, AffinePairs
 from interp.model import StandardizedTransformer
-from pipeline.stages import affine_maps, common, tune
+from pipeline.project import MARKER
+from pipeline.stages import affine_maps, tune
 from pipeline.stages.affine_maps import load_affine
 from pipeline.stages.tokenize import write_tokens
 from pipeline.tasks.records import TaskData
@@ -31,9 +32,8 @@ Enter = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(common, "repository_root", lambda: tmp_path)
-    OmegaConf.save({"stages": {"tune": {"deps": []}}}, tmp_path / "dvc.yaml")
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / MARKER).touch()
     return tmp_path
 
 
