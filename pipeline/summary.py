@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config.lens import load_lens_configs
 from pipeline.config.tracking import load_tracking_config, masked
+from pipeline.project import CODE, find_project
 
 CURVES_A_LENS = 3
 LENSES = 5
@@ -29,7 +30,8 @@ def summary_lines(folder: Path, standing: Path | None = None) -> list[str]:
     shown = os.path.relpath(folder, standing) if folder.is_relative_to(standing) else str(folder)
     lines = [f"run       {shown}", f"report    {shown}/report/index.html"]
     if tracking.enabled:
-        lines.append(f"tracking  {masked(tracking.uri or 'make ui')}, experiment {tracking.experiment}")
+        page = "make ui" if find_project(folder) == CODE else "interpipe ui"
+        lines.append(f"tracking  {masked(tracking.uri or page)}, experiment {tracking.experiment}")
     if not load_lens_configs(str(folder / "params.yaml")):
         lines.append(f"collected {shown}/activations.zarr; no lens was asked for")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from interp.errors import InterpError
 from pipeline.config.base import ConfigError, check_text
-from pipeline.project import CODE, LINKED, find_project
+from pipeline.plugins import localized
+from pipeline.project import CODE, LINKED, project_root
 from pipeline.tables.names import is_table_file
 
 HUB_MODEL = "pipeline/config/hub_model.txt"
@@ -62,13 +64,16 @@ def check_place(where: str, place: str | Path) -> None:
         place: of the folder, absolute or from where the user stands.
 
     Raises:
-        ConfigError: the name cannot be one, the folder is a file, or it is the project's own.
+        ConfigError: the name cannot be one, the folder is a file, it is the project's own, or there is no project.
     """
     folder = check_path(where, place)
     for above in (folder, *folder.parents):
         if os.path.exists(above) and not os.path.isdir(above):
             raise ConfigError(f"{where}: expected a folder, got {folder}, where {above} is a file. Choose another one.")
-    project = find_project() or CODE
+    try:
+        project = project_root()
+    except InterpError as error:
+        raise ConfigError(str(error)) from None
     reserved = [CODE / name for name in LINKED] + [project / name for name in ("conf", ".dvc", ".git")]
     real = Path(os.path.realpath(folder))
     if real in (project, CODE) or any(real.is_relative_to(own) for own in reserved):
@@ -121,8 +126,8 @@ def localize(values: dict[str, Any], standing: Path) -> dict[str, Any]:
         standing: the folder in which the user stood.
 
     Returns:
-        A copy in which the model's source, the task's file, the tuned lens's source, each `depends_on` and a tracking
-        database are localized.
+        A copy in which the model's source, the task's file, the tuned lens's source, each `depends_on`, the plugins and
+        a tracking database are localized.
 
     Raises:
         ConfigError: one of them can be no path.
@@ -137,6 +142,11 @@ def localize(values: dict[str, Any], standing: Path) -> dict[str, Any]:
     tune = values.get("tune")
     if isinstance(tune, dict) and tune.get("kind") in ("text", "lens"):
         _localize(tune, "tune.source", HUB_DATASET if tune["kind"] == "text" else None, standing)
+    if "plugins" in values:
+        try:
+            values["plugins"] = localized(values["plugins"], standing)
+        except InterpError as error:
+            raise ConfigError(f"plugins: {error}") from None
     tracking = values.get("tracking")
     if isinstance(tracking, dict) and (database := RELATIVE_DATABASE.fullmatch(str(tracking.get("uri")))):
         tracking["uri"] = f"sqlite:///{(standing / database[1]).absolute()}"

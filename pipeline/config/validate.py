@@ -44,6 +44,7 @@ from pipeline.config.tune import AFFINE, KINDS, LOSSES, OPTIMIZERS, TuneConfig, 
 from pipeline.config.validate_lens import check_lens, check_span, close
 from pipeline.config.validate_tune import check_tune
 from pipeline.demo.lexicon import POLICIES
+from pipeline.plugins import load
 from pipeline.tables.choice import FORMATS
 from pipeline.tables.delimited import QUOTING
 
@@ -151,6 +152,10 @@ def validate(values: Mapping[str, Any]) -> Config:
         ConfigError: the first thing found that cannot run; the message says what was expected, what came, what to do.
     """
     values = {"lens": {}} | dict(values)  # `lens=[]` leaves no section
+    try:
+        load(values.pop("plugins", ()))  # whose kinds are then known as ours are
+    except InterpError as error:
+        raise ConfigError(f"plugins: {error}") from None
     for section in values:
         if section not in SECTIONS:
             raise ConfigError(f"unknown section {section!r} in the config.{nearest(section, SECTIONS)}")

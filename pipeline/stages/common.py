@@ -18,6 +18,7 @@ from filelock import FileLock
 from interp.errors import InterpError
 from pipeline.files import digest_of, file_digest, write_json
 from pipeline.interrupts import quiet_interrupts
+from pipeline.plugins import load, of_run
 from pipeline.project import CODE, shipped, state_folder
 
 Item = TypeVar("Item")
@@ -121,6 +122,7 @@ def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:
     quiet_interrupts()
     started = time.perf_counter()
     try:
+        load(of_run())
         measured = stage() or {}
         write_record(name)
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from yaml import YAMLError
 from interp.errors import InterpError
 from pipeline.config.tracking import masked
 from pipeline.files import write_json
+from pipeline.plugins import described
 from pipeline.project import project_root
 from pipeline.workflow.driver import Killed, interruptible, reproduce
 from pipeline.workflow.record import git_state, now, outputs, versions
@@ -61,6 +62,7 @@ def run_job(
             "ended": started,
             "git": git_state(project_root(folder)),
             "versions": versions(),
+            "plugins": described(params.get("plugins") or ()),
             "stages": {},
             "outputs": {},
         }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from pipeline.config.lens import LensConfig
+from pipeline.plugins import resolve
 from pipeline.stages.lenses.attention_object import AttentionObject
 from pipeline.stages.lenses.base import Lens
 from pipeline.stages.lenses.generate import PatchscopeGenerate
@@ -36,4 +37,5 @@ def prepare(name: str, config: LensConfig, inputs: Inputs) -> Lens[Any]:
     Raises:
         InterpError: the lens cannot be run on these inputs.
     """
-    return VARIANTS[config.kind](name, config, inputs)
+    made = VARIANTS.get(config.kind) or resolve(str(getattr(config, "implementation", "")))  # a plugin's
+    return cast(Lens[Any], made(name, config, inputs))

@@ -36,7 +36,7 @@ def keys(schema: type) -> set[str]:
 
 def test_defaults_are_complete() -> None:
     values = composed()
-    assert list(values) and set(values) == set(SECTIONS), "no section is missing and nothing else is in params.yaml"
+    assert list(values) and set(values) == {*SECTIONS, "plugins"}, "none is missing, and nothing else is there"
     typed = validate(values)
     for section in ("model", "collect", "tune", "evaluate", "report", "store", "cache", "tracking"):
         assert set(values[section]) == keys(type(getattr(typed, section))), section
