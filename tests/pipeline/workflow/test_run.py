@@ -144,7 +144,7 @@ def test_a_failed_stage_says_why_and_how_to_go_on(root: Path) -> None:
     assert run(root, "outputs/2", params(fault="crash"))[0] == 1
     message = record(root, "outputs/2")["message"]
     assert "RuntimeError: a fault of the program" in message
-    assert "line 18, in run" in message
+    assert "line 19, in run" in message
 
     run(root, "outputs/3", params(fault="memory"))
     assert "it was killed by SIGKILL; the system does that to" in record(root, "outputs/3")["message"]
