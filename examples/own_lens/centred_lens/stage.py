@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from centred_lens.config import CentredLensConfig
 from torch import Tensor
 
+from centred_lens.config import CentredLensConfig
 from pipeline.stages.lenses.inputs import Inputs
 from pipeline.stages.lenses.latents import Latents
 from pipeline.stages.lenses.logit import LogitLens
