@@ -33,8 +33,8 @@ COMMANDS = {  # command -> module, and the arguments that go before the user's
 REJECTED = 2
 
 MARKED = """\
-# This folder is an Interpipe project: runs that are started in it, or below it, keep their results, their cache and
-# their MLflow database here.
+# This folder is an Interpipe project: runs that are started in it, or below it, share the cache and the MLflow database
+# that are here.
 """
 IGNORED = """\
 # what can be computed again
@@ -76,7 +76,7 @@ DVC_CONFIG = """\
 README = """\
 # {name}
 
-Experiments with Interpipe. All commands work anywhere in this folder.
+Experiments with Interpipe. Commands work anywhere in this folder; `outputs/` is where you stand.
 
 ```
 interpipe run                                    # the embedded model and words; results in outputs/

@@ -175,8 +175,9 @@ def test_a_wheel_makes_a_project_and_runs_in_it(tmp_path: Path) -> None:
     assert record["status"] == "FINISHED" and (home / "outputs/1/pipeline").samefile(packages / "pipeline")
     status = run("dvc", "status", "--json", cwd=home / "outputs/1")
     assert [name for name, why in json.loads(status).items() if why != ["always changed"]] == []
-    run(str(programs / "python"), "-m", "pipeline", *chosen, "hydra.run.dir=outputs/2", cwd=home / "conf")
-    stages = json.loads((home / "conf/outputs/2/run.json").read_text())["stages"]
+    (home / "notes").mkdir()
+    run(str(programs / "python"), "-m", "pipeline", *chosen, "hydra.run.dir=outputs/2", cwd=home / "notes")
+    stages = json.loads((home / "notes/outputs/2/run.json").read_text())["stages"]
     assert stages and all(stage["cached"] for stage in stages.values()), "one cache, wherever one stands in it"
     assert {"mlflow.db", "mlartifacts", ".interpipe"} <= {path.name for path in home.iterdir()}
     assert (home / ".dvc/cache").is_dir()
