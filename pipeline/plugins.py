@@ -211,5 +211,6 @@ def described(names: Iterable[str]) -> dict[str, str]:
 
 
 def _digest(place: Path) -> str:
+    """SHA-256 over the Python files of a package's folder, or of one file."""
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
     return digest_of([[file.relative_to(place.parent).as_posix(), file_digest(file)] for file in files])

@@ -18,7 +18,7 @@ from filelock import FileLock
 from interp.errors import InterpError
 from pipeline.files import digest_of, file_digest, write_json
 from pipeline.interrupts import quiet_interrupts
-from pipeline.plugins import load, of_run
+from pipeline.plugins import described, load, of_run
 from pipeline.project import CODE, shipped, state_folder
 
 Item = TypeVar("Item")
@@ -95,13 +95,14 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
 
 
 def code_digest(stage: str) -> str:
-    """SHA-256 over the code that `dvc.yaml` lists for a stage, so that work begun by other code is not resumed."""
+    """SHA-256 over the code that `dvc.yaml` lists for a stage, and all plugins': work that other code began is no use."""
     from omegaconf import OmegaConf
 
     config = OmegaConf.to_container(OmegaConf.load(shipped("dvc.yaml")), resolve=False)
     assert isinstance(config, dict)
     files = [d for d in config["stages"][stage]["deps"] if str(d).endswith(".py")]
-    return digest_of([[file, file_digest(CODE / file)] for file in files])
+    plugins = described(of_run())
+    return digest_of([[file, file_digest(CODE / file)] for file in files], *([plugins] if plugins else []))
 
 
 def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:

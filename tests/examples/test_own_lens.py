@@ -78,6 +78,36 @@ def test_it_reads_what_plain_torch_reads(home: Path) -> None:
     assert all(stage["cached"] for stage in again["stages"].values()), "the project's own conf/ is --config-dir"
 
 
+def test_its_code_is_that_of_the_stages_that_use_it(home: Path) -> None:
+    """Asked in a run folder, as a stage is: `extra` and `roots` are what a fingerprint of stages takes."""
+    (home / "asked").mkdir()
+    choices = ("debug=tiny", *CHOSEN, "--cfg", "job", "--resolve")
+    (home / "asked/params.yaml").write_text(run(home, *choices).stdout.replace("# @package _global_", ""))
+    code = (
+        "import json; from pipeline.stages.common import code_digest; from pipeline.stages.plugin_code import plugin_code\n"
+        "extra, roots = plugin_code()\n"
+        "print(json.dumps([extra, {name: str(place) for name, place in roots.items()}, code_digest('lens')]))"
+    )
+
+    def asked() -> Any:
+        environment = {**os.environ, "PYTHONPATH": str(CODE)}
+        command = [sys.executable, "-c", code]
+        ran = subprocess.run(command, cwd=home / "asked", env=environment, capture_output=True, text=True, check=True)
+        return json.loads(ran.stdout)
+
+    extra, roots, digest = asked()
+    plugin = ["centred_lens"]
+    assert extra == {
+        "lens": ["centred_lens.config", "centred_lens.stage"],
+        "evaluate": plugin,
+        "report": plugin,
+    }
+    assert roots == {"centred_lens": str(home / "centred_lens")}
+    stage = home / "centred_lens/stage.py"
+    stage.write_text(stage.read_text().replace("CHUNK = 256", "CHUNK = 128"))
+    assert asked()[2] != digest, "nor is work resumed that other code began"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

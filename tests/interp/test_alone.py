@@ -25,12 +25,14 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
 LENS = """
 import json, torch
+from transformers import AutoModelForCausalLM
 from interp import StandardizedTransformer
 from interp.lenses import logit_lens_on_prompts
 model = StandardizedTransformer(sys.argv[1])
 result = logit_lens_on_prompts(model, "one two three", targets={"answer": ["four"]}, top_k=1)
 with torch.no_grad():
-    logits = model.module(**model.tokenizer("one two three", return_tensors="pt")).logits[0, -1]
+    twin = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+    logits = twin(**model.tokenizer("one two three", return_tensors="pt")).logits[0, -1]
 print(json.dumps([int(result.top_ids[0, -1, 0]), int(logits.argmax()), float(result.top_log_prob[0, -1, 0]),
                   float(logits.log_softmax(-1).max())]))
 """
