@@ -95,7 +95,7 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
 
 
 def code_digest(stage: str) -> str:
-    """SHA-256 over the code that `dvc.yaml` lists for a stage, and all plugins': work that other code began is no use."""
+    """SHA-256 over the code that `dvc.yaml` lists for a stage, and the plugins': other code's work is not resumed."""
     from omegaconf import OmegaConf
 
     config = OmegaConf.to_container(OmegaConf.load(shipped("dvc.yaml")), resolve=False)

@@ -18,8 +18,8 @@ def plugin_code() -> tuple[dict[str, list[str]], dict[str, Path]]:
     """What the plugins of the current run folder add to its stages' code.
 
     Returns:
-        Stage -> the plugins' modules that it uses, by the kinds that the config chooses; and top-level name -> where its
-        code lies. Both are empty without plugins.
+        Stage -> the plugins' modules that it uses, by the kinds that the config chooses; and top-level name -> where
+        its code lies. Both are empty without plugins.
     """
     names = of_run()
     if not names:

@@ -84,7 +84,8 @@ def test_its_code_is_that_of_the_stages_that_use_it(home: Path) -> None:
     choices = ("debug=tiny", *CHOSEN, "--cfg", "job", "--resolve")
     (home / "asked/params.yaml").write_text(run(home, *choices).stdout.replace("# @package _global_", ""))
     code = (
-        "import json; from pipeline.stages.common import code_digest; from pipeline.stages.plugin_code import plugin_code\n"
+        "import json\nfrom pipeline.stages.common import code_digest\n"
+        "from pipeline.stages.plugin_code import plugin_code\n"
         "extra, roots = plugin_code()\n"
         "print(json.dumps([extra, {name: str(place) for name, place in roots.items()}, code_digest('lens')]))"
     )
