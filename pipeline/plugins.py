@@ -192,7 +192,7 @@ def used(names: Iterable[str], chosen: Mapping[str, Iterable[type]]) -> dict[str
     for stage, classes in chosen.items():
         for kind in classes:
             modules = {base.__module__ for base in kind.__mro__}
-            modules.add(str(getattr(kind, "implementation", "")).partition(":")[0])
+            modules.add(str(getattr(kind, "stage", "")).partition(":")[0])
             theirs = {module for module in modules if module.partition(".")[0] in ours}
             if theirs:
                 found.setdefault(stage, set()).update(theirs)

@@ -23,7 +23,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / MARKER).touch()
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab/__init__.py").touch()
-    (tmp_path / "my_lab/lenses.py").write_text("class Kind:\n    implementation = 'my_lab.stage:Kind'\n")
+    (tmp_path / "my_lab/lenses.py").write_text("class Kind:\n    stage = 'my_lab.stage:Kind'\n")
     (tmp_path / "my_lab/stage.py").write_text("class Kind:\n    pass\n")
     (tmp_path / "mine.py").write_text("VALUE = 3\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")

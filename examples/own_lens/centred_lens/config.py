@@ -25,7 +25,7 @@ class CentredLensConfig(LogitLensConfig):
     kind: str = "centred_lens"
     strength: float = bounded(1.0, 0.0, 1.0)
 
-    implementation: ClassVar[str] = "centred_lens.stage:CentredLens"
+    stage: ClassVar[str] = "centred_lens.stage:CentredLens"
     paper: ClassVar[str] = "an example of a lens of one's own"
 
     def describe(self) -> str:

@@ -37,5 +37,5 @@ def prepare(name: str, config: LensConfig, inputs: Inputs) -> Lens[Any]:
     Raises:
         InterpError: the lens cannot be run on these inputs.
     """
-    made = VARIANTS.get(config.kind) or resolve(str(getattr(config, "implementation", "")))  # a plugin's
+    made = VARIANTS.get(config.kind) or resolve(str(getattr(config, "stage", "")))  # a plugin's
     return cast(Lens[Any], made(name, config, inputs))
