@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pipeline
 from interp.errors import InterpError
 
 PARTIAL_SUFFIX = ".partial"  # what zarr's LocalStore calls a file that it has not yet renamed into place
@@ -80,11 +79,6 @@ def sweep_partial(folder: Path) -> None:
     """Remove what a killed writer had not yet renamed into place."""
     for path in folder.rglob(f"*{PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
-
-
-def repository_root() -> Path:
-    """The folder that holds the code, also when it is reached through a run folder's links."""
-    return Path(pipeline.__file__).resolve().parent.parent
 
 
 def digest_of(*parts: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.config.base import load
 from pipeline.config.lens import load_lenses
 from pipeline.config.tracking import TrackingConfig, masked
+from pipeline.project import CODE, find_project
 
 CURVES_A_LENS = 3
 LENSES = 5
@@ -30,7 +31,8 @@ def summary_lines(folder: Path, standing: Path | None = None) -> list[str]:
     shown = os.path.relpath(folder, standing) if folder.is_relative_to(standing) else str(folder)
     lines = [f"run       {shown}", f"report    {shown}/report/index.html"]
     if tracking.enabled:
-        lines.append(f"tracking  {masked(tracking.uri or 'make ui')}, experiment {tracking.experiment}")
+        page = "make ui" if find_project(folder) == CODE else "interpipe ui"
+        lines.append(f"tracking  {masked(tracking.uri or page)}, experiment {tracking.experiment}")
     if not load_lenses(str(folder / "params.yaml")):
         lines.append(f"collected {shown}/activations.zarr; no lens was asked for")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))

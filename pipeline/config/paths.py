@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pipeline
+from interp.errors import InterpError
 from pipeline.config.base import ConfigError, check_text
+from pipeline.project import CODE, LINKED, project_root
 from pipeline.tables.table import is_table_file
 
-ROOT = Path(pipeline.__file__).resolve().parent.parent
-LINKED = ("interp", "pipeline")  # a run folder links to these folders of the repository
 HUB_MODEL = "pipeline/config/hub_model.txt"
 HUB_DATASET = "pipeline/config/hub_dataset.txt"
 
@@ -20,7 +19,7 @@ LONGEST_NAME, LONGEST_PATH = 255, 3800  # bytes; Linux's 4096 less what a run fo
 
 def located(path: str) -> Path:
     """Where a path of a localized config is; relative ones are reached through a run folder's links."""
-    return ROOT / path
+    return CODE / path
 
 
 def check_path(where: str, path: str | Path) -> Path:
@@ -58,17 +57,21 @@ def check_place(where: str, place: str | Path) -> None:
         place: of the folder, absolute or from where the user stands.
 
     Raises:
-        ConfigError: the name cannot be one, the folder is a file, or it is the repository's own.
+        ConfigError: the name cannot be one, the folder is a file, it is the project's own, or there is no project.
     """
     folder = check_path(where, place)
     for above in (folder, *folder.parents):
         if os.path.exists(above) and not os.path.isdir(above):
             raise ConfigError(f"{where}: expected a folder, got {folder}, where {above} is a file. Choose another one.")
-    reserved = [ROOT / name for name in (*LINKED, "conf", ".dvc", ".git")]
+    try:
+        project = project_root()
+    except InterpError as error:
+        raise ConfigError(str(error)) from None
+    reserved = [CODE / name for name in LINKED] + [project / name for name in ("conf", ".dvc", ".git")]
     real = Path(os.path.realpath(folder))
-    if real == ROOT or any(real.is_relative_to(own) for own in reserved):
+    if real in (project, CODE) or any(real.is_relative_to(own) for own in reserved):
         raise ConfigError(
-            f"{where}: expected a folder of its own, got {folder}, which is the repository's. Choose e.g. outputs/NAME."
+            f"{where}: expected a folder of its own, got {folder}, which is the project's. Choose e.g. outputs/NAME."
         )
 
 
@@ -90,7 +93,7 @@ def localized_path(path: str, standing: Path) -> str:
     """One path, valid in every run folder.
 
     Arguments:
-        path: as the user wrote it; relative to `standing`, or, under `pipeline/` or `interp/`, to the repository.
+        path: as the user wrote it; relative to `standing`, or, under `pipeline/` or `interp/`, to where the code lies.
         standing: the folder in which the user stood.
 
     Returns:
@@ -99,11 +102,11 @@ def localized_path(path: str, standing: Path) -> str:
     """
     absolute = Path(os.path.abspath(standing / Path(path).expanduser()))
     if Path(path).parts[:1] and Path(path).parts[0] in LINKED and not absolute.exists():
-        absolute = ROOT / path
-    for start in (ROOT, Path(os.path.abspath(standing))):  # links count as what they point at only if they are ours
+        absolute = CODE / path
+    for start in (CODE, Path(os.path.abspath(standing))):  # links count as what they point at only if they are ours
         if absolute.is_relative_to(start):
             relative = absolute.relative_to(start)
-            if relative.parts[:1] and relative.parts[0] in LINKED and (ROOT / relative).resolve() == absolute.resolve():
+            if relative.parts[:1] and relative.parts[0] in LINKED and (CODE / relative).resolve() == absolute.resolve():
                 return relative.as_posix()
     return str(absolute)
 

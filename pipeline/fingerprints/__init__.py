@@ -19,13 +19,13 @@ from typing import Any
 import yaml
 
 from interp.errors import InterpError
-from pipeline.files import repository_root
 from pipeline.fingerprints.reach import Code
+from pipeline.project import CODE, shipped, state_folder
 
 __all__ = ["Code", "changed_modules", "fingerprints", "load_stages", "of_stages", "section_file"]
 
 OURS = ("interp", "pipeline")
-KEPT = Path(".interpipe", "cache", "meanings.json")
+KEPT = Path("cache", "meanings.json")
 ALWAYS_RUN = "code"  # the stage that writes the sections; it computes nothing, so it has none
 PRINTS_ALL_CODE = "report"  # the page says which code made the run, so it is of that code
 
@@ -62,15 +62,15 @@ def of_stages(
 
     Arguments:
         stages: which; None: all.
-        root: the folder that holds `interp`, `pipeline` and `dvc.yaml`; None: where this code lies.
+        root: the folder that holds `interp`, `pipeline` and `dvc.yaml`; None: the code that runs.
         extra: stage -> modules that it uses though no module of its own names them.
         roots: where these lie: top-level name -> folder or file.
 
     Raises:
         InterpError: a stage's command is not `python -m MODULE`; and as `fingerprints`.
     """
-    root = root or repository_root()
-    code = Code({name: root / name for name in OURS} | dict(roots or {}), root / KEPT)
+    kept = (state_folder() if root is None else root / ".interpipe") / KEPT
+    code = Code({name: (root or CODE) / name for name in OURS} | dict(roots or {}), kept)
     wanted = None if stages is None else set(stages)
     modules = {}
     for name, stage in load_stages(root).items():
@@ -96,13 +96,14 @@ def _of(code: Code, modules: Iterable[str]) -> dict[str, str]:
         raise InterpError(f"{error.filename}, line {error.lineno}: expected Python, found {error.msg}.") from None
 
 
-def load_stages(root: Path) -> dict[str, dict[str, Any]]:
+def load_stages(root: Path | None = None) -> dict[str, dict[str, Any]]:
     """The stages of `dvc.yaml`, as they stand there.
 
     Arguments:
-        root: the folder that holds it.
+        root: the folder that holds it; None: that of the code that runs.
     """
-    text = (root / "dvc.yaml").read_text(encoding="utf-8")
+    place = shipped("dvc.yaml") if root is None else root / "dvc.yaml"
+    text = place.read_text(encoding="utf-8")
     stages: dict[str, dict[str, Any]] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
     return stages
 

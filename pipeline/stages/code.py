@@ -17,13 +17,20 @@ import yaml
 
 from pipeline.files import write_json
 from pipeline.fingerprints import of_stages, section_file
+from pipeline.plugins import of_run
 from pipeline.stages.common import stage_main
 from pipeline.stages.versions import ANY, VERSIONS_FILE, minor_versions
 
 
 def write_code() -> None:
     """Write `code/` and `versions.json` of the current run folder."""
-    for name, modules in of_stages().items():
+    extra: dict[str, list[str]] = {}
+    roots: dict[str, Path] = {}
+    if of_run():  # else no config need be read for it
+        from pipeline.stages.plugin_code import plugin_code
+
+        extra, roots = plugin_code()
+    for name, modules in of_stages(extra=extra, roots=roots).items():
         write_json(section_file(name), modules)
     sections = minor_versions()
     write_json(VERSIONS_FILE, sections if _policy() == "recompute" else dict.fromkeys(sections, ANY))

@@ -16,9 +16,11 @@ from typing import TypeVar
 from filelock import FileLock
 
 from interp.errors import InterpError
-from pipeline.files import digest_of, repository_root, write_json
+from pipeline.files import digest_of, write_json
 from pipeline.fingerprints import of_stages
 from pipeline.interrupts import quiet_interrupts
+from pipeline.plugins import described, load, of_run
+from pipeline.project import state_folder
 from pipeline.stages.versions import installed, write_record
 
 Item = TypeVar("Item")
@@ -84,7 +86,7 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
         The folder. It may hold what an earlier process left. It is removed when the block ends without an exception.
     """
     key = digest_of(key, installed(stage))  # nor is work resumed that other versions of libraries began
-    folder = repository_root() / ".interpipe" / "scratch" / f"{stage}-{key[:20]}"
+    folder = state_folder() / "scratch" / f"{stage}-{key[:20]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         folder.mkdir(exist_ok=True)
@@ -94,7 +96,8 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
 
 def code_digest(stage: str) -> str:
     """SHA-256 over the fingerprints of a stage's code, so that work begun by code of another meaning is not resumed."""
-    return digest_of(of_stages([stage])[stage])
+    plugins = described(of_run())
+    return digest_of(of_stages([stage])[stage], *([plugins] if plugins else []))
 
 
 def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:
@@ -113,6 +116,7 @@ def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:
     quiet_interrupts()
     started = time.perf_counter()
     try:
+        load(of_run())
         measured = stage() or {}
         write_record(name)
     except KeyboardInterrupt:

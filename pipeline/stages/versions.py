@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import metadata
 
-from pipeline.files import repository_root, write_json
+from pipeline.files import write_json
 from pipeline.fingerprints import load_stages
 
 VERSIONS_FILE = "versions.json"
@@ -20,7 +20,7 @@ ABSENT = "absent"
 
 def libraries() -> dict[str, list[str]]:
     """The libraries that each stage's numbers come from, by stage, as `dvc.yaml` lists them."""
-    stages = load_stages(repository_root())
+    stages = load_stages()
     return {name: list((stage.get("meta") or {}).get("libraries") or []) for name, stage in stages.items()}
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 from interp.errors import InterpError
 from pipeline.config.base import load
 from pipeline.config.tracking import TrackingConfig
-from pipeline.files import repository_root
+from pipeline.project import project_root
 from pipeline.sweep import described, jobs_of, sweep_of
 from pipeline.tracking.client import first_line, target_of, tracking_uri
 from pipeline.tracking.payload import read_json
@@ -82,7 +82,7 @@ def _sweep_folder(run: Path) -> Path | None:
     record = read_json(run / "run.json").get("sweep") or {}
     if not (record.get("name") and record.get("key")):
         return None
-    return sweep_of(run.resolve(), record["name"], record["key"], repository_root())
+    return sweep_of(run.resolve(), record["name"], record["key"], project_root())
 
 
 def show(port: int) -> NoReturn:

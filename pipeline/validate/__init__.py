@@ -37,6 +37,8 @@ from pipeline.config.paths import HUB_DATASET, HUB_MODEL, localize_source
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import CacheConfig, TrackingConfig, masked
 from pipeline.config.tune import TuneConfig
+from pipeline.plugins import load as load_plugins
+from pipeline.plugins import localized
 from pipeline.validate.lenses import check_lens, check_tune
 from pipeline.validate.model import ModelSize, check_attention, check_device_map, model_size
 
@@ -105,13 +107,19 @@ def localize(values: dict[str, Any], standing: Path) -> dict[str, Any]:
         standing: the folder in which the user stood.
 
     Returns:
-        A copy in which the model's source, the task's file, the tuned lens's source, each `depends_on` and a tracking
-        database are localized.
+        A copy in which the model's source, the task's file, the tuned lens's source, each `depends_on`, the plugins and
+        a tracking database are localized.
 
     Raises:
         ConfigError: one of them can be no path.
     """
     values = copy.deepcopy(values)
+    if "plugins" in values:
+        try:
+            values["plugins"] = localized(values["plugins"], standing)
+            load_plugins(values["plugins"])  # whose kinds say which of their keys are paths
+        except InterpError as error:
+            raise ConfigError(f"plugins: {error}") from None
     model, task = values.get("model"), values.get("task")
     if isinstance(model, dict):
         localize_source(model, "model.source", HUB_MODEL, standing)
@@ -140,6 +148,10 @@ def validate(values: Mapping[str, Any]) -> Config:
         ConfigError: the first thing found that cannot run; the message says what was expected, what came, what to do.
     """
     values = {"lens": {}} | dict(values)  # `lens=[]` leaves no section
+    try:
+        load_plugins(values.pop("plugins", ()))  # whose kinds are then known as ours are
+    except InterpError as error:
+        raise ConfigError(f"plugins: {error}") from None
     for section in values:
         if section not in SECTIONS:
             raise ConfigError(f"unknown section {section!r} in the config.{nearest(section, SECTIONS)}")

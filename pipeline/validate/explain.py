@@ -14,9 +14,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config.base import nearest
-from pipeline.config.paths import ROOT
+from pipeline.project import shipped
 
-CONFIG_FOLDER = ROOT / "conf"
+CONFIG_FOLDER = shipped("conf")
 UNKNOWN_KEY = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
 
 TWICE_CHOSEN = re.compile(r"Multiple values for (\S+)\. |(\S+) appears more than once in the final defaults list")

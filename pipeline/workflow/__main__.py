@@ -16,9 +16,10 @@ from pathlib import Path
 from interp.errors import InterpError
 from pipeline.config.base import section_from
 from pipeline.config.model import ModelConfig
-from pipeline.config.paths import ROOT, check_path
+from pipeline.config.paths import check_path
 from pipeline.config.tracking import TrackingConfig
 from pipeline.files import write_text
+from pipeline.project import CODE
 from pipeline.validate.model import check_machine
 from pipeline.workflow.run import resume
 from pipeline.workflow.run_folder import read_params
@@ -78,12 +79,12 @@ def default_params() -> str:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "params.yaml"
-        compose_and_dump(str(path), str(ROOT / "conf"), None, "config", str(ROOT), [])
+        compose_and_dump(str(path), str(CODE / "conf"), None, "config", str(CODE), [])
         return path.read_text(encoding="utf-8")
 
 
 def _params(write: bool) -> int:
-    path, text = ROOT / "params.yaml", default_params()
+    path, text = CODE / "params.yaml", default_params()
     if write:
         write_text(path, text)
     same = path.is_file() and path.read_text(encoding="utf-8") == text

@@ -21,9 +21,10 @@ from dvc.stage.cache import StageCache, _can_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc.utils.serialize import ParseError, dumps_yaml
 
-from pipeline.files import digest_of, repository_root, write_json, write_text
+from pipeline.files import digest_of, write_json, write_text
 from pipeline.fingerprints import section_file
 from pipeline.object_cache import Cache, remove_result, result_key, result_value
+from pipeline.project import project_root, state_folder
 from pipeline.stages.versions import ANY, VERSIONS_FILE
 
 __all__ = ["RunFolder", "code_of", "own_copies", "read_json"]
@@ -32,7 +33,7 @@ COPIED_BYTES = 1 << 20  # a larger file in a run folder is a link to the cache's
 
 
 class RunFolder(Repo):
-    """The run folder as DVC sees it, with one memory of file hashes for all run folders of the repository.
+    """The run folder as DVC sees it, with one memory of file hashes for all run folders of the project.
 
     DVC remembers the hash of a file that has not changed, in a folder for each project. Every run folder is a project,
     so each would hash a large local model anew, and leave that folder behind.
@@ -49,7 +50,7 @@ class RunFolder(Repo):
     @property
     def site_cache_dir(self) -> str:
         """The folder of the memory, beside DVC's own, which is on this machine's disk."""
-        name = digest_of("interpipe", str(repository_root()), os.getuid())[:32]
+        name = digest_of("interpipe", str(project_root()), os.getuid())[:32]
         return str(Path(super().site_cache_dir).with_name(name))
 
 
@@ -140,7 +141,7 @@ class CheckedResults(StageCache):
         if code is None:
             return
         result["params"].pop(VERSIONS_FILE, None)
-        place = repository_root() / ".interpipe" / "code" / f"{stage.addressing}-{result_key(result)[:20]}.json"
+        place = state_folder() / "code" / f"{stage.addressing}-{result_key(result)[:20]}.json"
         self.code = read_json(place)
         if self.code != code:
             with contextlib.suppress(OSError):  # a repository that one may only read

@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from interp.errors import InterpError
-from pipeline.config.paths import ROOT
 from pipeline.config.tracking import masked
 from pipeline.files import write_json
+from pipeline.plugins import described
+from pipeline.project import project_root
 from pipeline.workflow.driver import Killed, interruptible, reproduce
 from pipeline.workflow.record import git_state, now, outputs, versions
 from pipeline.workflow.run_folder import prepare, read_params
@@ -60,8 +61,9 @@ def run_job(
             "sweep": sweep,
             "started": started,
             "ended": started,
-            "git": git_state(ROOT),
+            "git": git_state(project_root(folder)),
             "versions": versions(),
+            "plugins": described(params.get("plugins") or ()),
             "stages": {},
             "outputs": {},
         }
@@ -161,10 +163,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def resume_command(folder: Path) -> str:
     """The command that goes on with a run, as one types it where one stands."""
-    standing = Path.cwd()
-    shown = os.path.relpath(folder, standing) if folder.is_relative_to(ROOT) and standing == ROOT else str(folder)
+    standing, root = Path.cwd(), project_root(folder)
+    shown = os.path.relpath(folder, standing) if folder.is_relative_to(root) and standing == root else str(folder)
     command = f"python -m pipeline.workflow resume {shlex.quote(shown)}"
-    return command if standing == ROOT else f"cd {shlex.quote(str(ROOT))} && {command}"
+    return command if standing == root else f"cd {shlex.quote(str(root))} && {command}"
 
 
 def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:

@@ -38,9 +38,10 @@ from filelock import FileLock, Timeout
 
 from pipeline.config.base import load
 from pipeline.config.tracking import CacheConfig
-from pipeline.files import digest_of, repository_root
+from pipeline.files import digest_of
 from pipeline.fingerprints import changed_modules
 from pipeline.interrupts import quiet_interrupts
+from pipeline.project import project_root
 from pipeline.stages.versions import VERSIONS_FILE, changes, installed
 from pipeline.workflow.cache import RunFolder, code_of, own_copies, read_json
 from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, write_lock
@@ -226,7 +227,7 @@ class Stages:
 
         The files of these locks are empty, and stay: removing one that somebody may be waiting for would break it.
         """
-        folder = repository_root() / ".interpipe" / "locks"
+        folder = project_root() / ".interpipe" / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / f"{stage.addressing}-{stage_key(stage)[:20]}.lock")
         try:

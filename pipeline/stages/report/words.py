@@ -80,6 +80,8 @@ def describe(config: LensConfig, num_sources: int) -> str:
         config: of the lens.
         num_sources: source prompts of a pair.
     """
+    if hasattr(config, "describe"):  # a plugin's
+        return str(config.describe())
     if isinstance(config, KnockoutConfig):
         around = f"a window of {config.window} layers around layer j" if config.centred else _window(config.window)
         return (

@@ -18,7 +18,8 @@ from interp.translators.affine_maps import AffineMap, AffinePairs
 from pipeline.artifacts import affine_maps
 from pipeline.artifacts.affine_maps import load_affine
 from pipeline.artifacts.tokens import TaskData
-from pipeline.stages import common, tune
+from pipeline.project import MARKER
+from pipeline.stages import tune
 from pipeline.stages.tokenize import write_tokens
 from tests.interp.lenses.twins import HookTwin
 from tests.pipeline.stages.lens.lens_run import PROMPTS, files, row
@@ -32,8 +33,8 @@ Enter = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(common, "repository_root", lambda: tmp_path)
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / MARKER).touch()
     return tmp_path
 
 

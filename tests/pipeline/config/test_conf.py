@@ -11,11 +11,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipeline.config.lens import LensConfig
-from pipeline.config.paths import HUB_DATASET, HUB_MODEL, ROOT
+from pipeline.config.paths import HUB_DATASET, HUB_MODEL
 from pipeline.config.task import TaskConfig
+from pipeline.project import CODE
 from pipeline.validate import SECTIONS, Config, localize, plain, validate
 
-CONF = ROOT / "conf"
+CONF = CODE / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 
@@ -23,7 +24,7 @@ MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 def composed(*overrides: str) -> dict[str, Any]:
     """The config of a command line, as a run folder gets it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return localize(plain(compose("config", overrides=list(overrides))), ROOT)
+        return localize(plain(compose("config", overrides=list(overrides))), CODE)
 
 
 def valid(*overrides: str) -> Config:
@@ -36,7 +37,7 @@ def keys(schema: type) -> set[str]:
 
 def test_defaults_are_complete() -> None:
     values = composed()
-    assert list(values) and set(values) == set(SECTIONS), "no section is missing and nothing else is in params.yaml"
+    assert list(values) and set(values) == {*SECTIONS, "plugins"}, "none is missing, and nothing else is there"
     typed = validate(values)
     for section in ("model", "collect", "tune", "evaluate", "report", "store", "cache", "tracking"):
         assert set(values[section]) == keys(type(getattr(typed, section))), section

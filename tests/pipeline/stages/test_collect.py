@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from interp.errors import InterpError
 from pipeline.artifacts.tokens import Row, TaskData, load_prompts, prompts_digest
-from pipeline.config.paths import ROOT
+from pipeline.project import CODE
 from pipeline.stages import collect as stage
 from pipeline.stages.common import stage_main
 from pipeline.stages.tokenize import write_tokens
@@ -129,7 +129,7 @@ def test_a_remote_model_gives_what_it_gives_here(run_folder: Callable[..., Path]
     here = open_store("activations.zarr")
     far = run_folder("far", collect=sites, model={"remote": True})
     key = "this-is-no-one's-key"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NDIF_API_KEY": key}
+    environment = {**os.environ, "PYTHONPATH": str(CODE), "NDIF_API_KEY": key}
     command = [sys.executable, "-c", "from tests.pipeline.stages.simulated import main; main()"]
     ran = subprocess.run(command, cwd=far, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

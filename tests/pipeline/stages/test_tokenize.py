@@ -20,7 +20,7 @@ from pipeline.artifacts.tokens import load_prompts, load_tokens, prompts_digest
 from pipeline.config.base import section_from
 from pipeline.config.model import ModelConfig
 from pipeline.config.task import TaskConfig
-from pipeline.files import repository_root
+from pipeline.project import CODE
 from pipeline.stages import tokenize as stage
 from pipeline.tasks import make
 
@@ -44,7 +44,7 @@ def run_folder(
         folder = tmp_path / name
         folder.mkdir()
         for package in ("interp", "pipeline"):
-            (folder / package).symlink_to(repository_root() / package)
+            (folder / package).symlink_to(CODE / package)
         model = {"name": "tiny", "source": str(model_folder("qwen2")), "depends_on": str(model_folder("qwen2"))}
         OmegaConf.save({"model": model, "task": task(**changes)}, folder / "params.yaml")
         monkeypatch.chdir(folder)
@@ -190,9 +190,7 @@ def test_reader_says_which_stage_is_missing(tmp_path: Path, run_folder: Callable
 
 def test_reader_imports_neither_torch_nor_datasets() -> None:
     code = "import sys, pipeline.artifacts.tokens; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository_root(), check=True, capture_output=True, text=True
-    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=CODE, check=True, capture_output=True, text=True)
     assert found.stdout == "set()\n"
 
 

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from interp.translators import TunedLens
-from pipeline.stages import collect, common, lens, tune
+from pipeline.project import MARKER
+from pipeline.stages import collect, lens, tune
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import open_store
 from tests.interp.lenses.twins import HookTwin, assert_equal, expected
@@ -32,8 +33,8 @@ Enter = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root of its own, so that scratch folders stay in the test's folder; and small blocks."""
-    monkeypatch.setattr(common, "repository_root", lambda: tmp_path)
+    """A project of its own, so that scratch folders stay in the test's folder; and small blocks."""
+    (tmp_path / MARKER).touch()
     monkeypatch.setattr(lens, "BLOCK_SIZE", 2)
     return tmp_path
 
@@ -177,7 +178,7 @@ def test_a_lens_of_layers_without_translator_is_refused(enter: Enter, monkeypatc
         lens.run()
 
 
-def test_another_tuned_lens_is_another_work(enter: Enter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_tuned_lens_is_another_work(enter: Enter, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed lens stage left is not used with other translators."""
     enter(kind="prompts")
     tune.run()
@@ -198,7 +199,7 @@ def test_another_tuned_lens_is_another_work(enter: Enter, monkeypatch: pytest.Mo
     assert trained["settings"]["learning_rate"] == 0.1
     kl = open_store("lens.zarr/tuned").read("kl")
     shutil.rmtree("lens.zarr")
-    shutil.rmtree(common.repository_root() / ".interpipe")
+    shutil.rmtree(repository / ".interpipe")
     lens.run()
     np.testing.assert_array_equal(open_store("lens.zarr/tuned").read("kl"), kl)
 

@@ -14,8 +14,9 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[3]
 COPIED = (
     "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/files.py", "pipeline/home.py",
-    "pipeline/interrupts.py", "pipeline/object_cache.py", "pipeline/stages/__init__.py", "pipeline/stages/code.py",
-    "pipeline/stages/common.py", "pipeline/stages/versions.py",
+    "pipeline/interrupts.py", "pipeline/object_cache.py", "pipeline/plugins.py", "pipeline/project.py",
+    "pipeline/stages/__init__.py", "pipeline/stages/code.py", "pipeline/stages/common.py",
+    "pipeline/stages/versions.py",
     "pipeline/tables/__init__.py", "pipeline/tables/table.py",
 )  # fmt: skip
 WHOLE = ("pipeline/config", "pipeline/fingerprints", "pipeline/workflow")
@@ -27,14 +28,14 @@ from pathlib import Path
 from interp.errors import InterpError
 from pipeline.config.base import load_section
 from pipeline.stages.common import stage_main
-from pipeline.files import repository_root
+from pipeline.project import project_root
 
 def run():
     config = load_section("first")
-    with (repository_root() / "ran.txt").open("a") as ran:
+    with (project_root() / "ran.txt").open("a") as ran:
         ran.write(f"first {os.getpid()}\\n")
     print("to standard output")
-    while config["gate"] and not (repository_root() / config["gate"]).exists():
+    while config["gate"] and not (project_root() / config["gate"]).exists():
         time.sleep(0.01)
     if config["fault"] == "message":
         raise InterpError("expected more,\\ngot less")
@@ -52,10 +53,10 @@ SECOND = """
 from pathlib import Path
 from pipeline.config.base import load_section
 from pipeline.stages.common import stage_main
-from pipeline.files import repository_root
+from pipeline.project import project_root
 
 def run():
-    with (repository_root() / "ran.txt").open("a") as ran:
+    with (project_root() / "ran.txt").open("a") as ran:
         ran.write("second\\n")
     Path("second").mkdir()
     Path("second/text.txt").write_text(Path("first.txt").read_text() + load_section("second")["title"])

@@ -93,7 +93,7 @@ class Source:
     @property
     def paper(self) -> str:
         """Where the method comes from."""
-        return PAPERS[self.config.kind]
+        return PAPERS.get(self.config.kind) or str(getattr(self.config, "paper", "a plugin's"))  # one of the user's own
 
     def curve(self, metric: str, group: str = "", block: str = "") -> list[CurveRow]:
         """The rows of one curve, by layer."""

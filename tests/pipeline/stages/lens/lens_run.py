@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipeline.artifacts.tokens import Pair, Row, TaskData
-from pipeline.stages import collect, common, lens
+from pipeline.project import MARKER
+from pipeline.stages import collect, lens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import Store
 
@@ -44,8 +45,8 @@ TASK = TaskData(PROMPTS, TARGETS, PAIRS, {"prompts": 6}, {**PROMPT_GROUPS, **PAI
 
 
 def isolate(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A root of the test's own, so that scratch folders stay in its folder; and small blocks."""
-    monkeypatch.setattr(common, "repository_root", lambda: root)
+    """A project of the test's own, so that scratch folders stay in its folder; and small blocks."""
+    (root / MARKER).touch()
     monkeypatch.setattr(lens, "BLOCK_SIZE", 2)
 
 
