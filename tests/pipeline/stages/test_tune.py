@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from interp.errors import InterpError
 from interp.lenses.tuned import TunedLens
 from interp.model import StandardizedTransformer
-from pipeline.stages import collect, common, lens, tune
+from pipeline.stages import collect, common, tune
+from pipeline.stages.lens import __main__ as lens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import open_store
 from tests.interp.lenses.tuned.test_public import write_public

@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from pipeline.artifacts.tokens import Pair, Row, TaskData
-from pipeline.stages import collect, common, lens
+from pipeline.stages import collect, common
+from pipeline.stages.lens import __main__ as lens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import Store
 

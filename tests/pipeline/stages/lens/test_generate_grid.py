@@ -15,7 +15,8 @@ from torch import Tensor
 from interp.model import StandardizedTransformer
 from interp.text import readable
 from pipeline.artifacts.tokens import TaskData
-from pipeline.stages import common, evaluate, lens, report
+from pipeline.stages import common, evaluate, report
+from pipeline.stages.lens import __main__ as lens
 from pipeline.stages.lens.inputs import evenly
 from pipeline.stages.tables import read_grids
 from pipeline.store import StoreWriter, open_store
