@@ -41,13 +41,12 @@ from pipeline.tasks.build import (
     configured_template,
     log,
     make_row,
-)
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["PatchIntoConfig", "TranslationConfig"]
-
 
 BLANKS = ("source_name", "source_word", "target_name", "target_word")
 
@@ -190,11 +189,11 @@ class TranslationConfig(TaskConfig):
             context_length: how many tokens the model reads at most; None: no limit is known.
 
         Raises:
-            ConfigError: the lexicon cannot be read, a language is not in it, it has too few concepts, or the template is
-                wrong.
+            ConfigError: the lexicon cannot be read, a language is not in it, it has too few concepts, or the template
+                is wrong.
             InterpError: a prompt is too long, or nothing is left after dropping.
         """
-        return _Translation(self, tokenizer, context_length)
+        return _Translation(self, tokenizer, context_length).make()
 
 
 class _Translation:
