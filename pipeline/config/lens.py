@@ -198,7 +198,7 @@ class PatchscopeGenerateConfig(IntoTarget):
     layers: str = "*"
     target_layers: str | None = None
     max_layers: int | None = bounded(8, 1, 10_000)
-    max_new_tokens: int = bounded(20, 1, LARGEST_COUNT)
+    max_new_tokens: int = bounded(10, 1, LARGEST_COUNT)
     temperature: float = bounded(0.0, 0, 1_000_000)
     seed: int = bounded(0, 0, LARGEST_SEED)
 

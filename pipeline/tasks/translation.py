@@ -26,7 +26,7 @@ from pipeline.config.base import (
     chosen,
     nearest,
     passage,
-)
+)  # fmt: skip
 from pipeline.config.paths import located
 from pipeline.config.task import POLICIES, TaskConfig
 from pipeline.demo.lexicon import POLICIES as WORD_POLICIES
@@ -41,13 +41,12 @@ from pipeline.tasks.build import (
     configured_template,
     log,
     make_row,
-)
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PatchIntoConfig", "TranslationConfig", "make_translation"]
-
+__all__ = ["PatchIntoConfig", "TranslationConfig"]
 
 BLANKS = ("source_name", "source_word", "target_name", "target_word")
 
@@ -183,26 +182,18 @@ class TranslationConfig(TaskConfig):
         configured_template(self.template, answer="target_word", query="source_word", known=BLANKS)
 
     def make(self, tokenizer: PreTrainedTokenizerBase, context_length: int | None) -> TaskData:
-        """Make the prompts, targets and pairs; see `make_translation`."""
-        return make_translation(self, tokenizer, context_length)
+        """Make prompts in every source language for every concept, target prompts, and collision-free pairs of both.
 
+        Arguments:
+            tokenizer: the model's.
+            context_length: how many tokens the model reads at most; None: no limit is known.
 
-def make_translation(
-    config: TranslationConfig, tokenizer: PreTrainedTokenizerBase, context_length: int | None
-) -> TaskData:
-    """Prompts in every source language for every concept, target prompts, and collision-free pairs of both.
-
-    Arguments:
-        config: the task. Concepts are taken in the lexicon's order.
-        tokenizer: the model's.
-        context_length: how many tokens the model reads at most; None: no limit is known.
-
-    Raises:
-        ConfigError: the lexicon cannot be read, a language is not in it, it has too few concepts, or the template is
-            wrong.
-        InterpError: a prompt is too long, or nothing is left after dropping.
-    """
-    return _Translation(config, tokenizer, context_length).make()
+        Raises:
+            ConfigError: the lexicon cannot be read, a language is not in it, it has too few concepts, or the template
+                is wrong.
+            InterpError: a prompt is too long, or nothing is left after dropping.
+        """
+        return _Translation(self, tokenizer, context_length).make()
 
 
 class _Translation:

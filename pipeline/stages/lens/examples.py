@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from interp.errors import InterpError, nearest
+from interp.errors import InterpError
 from interp.positions import Position
 from interp.prompts import encode, identity_prompt
 from pipeline.artifacts.tokens import Pair, Row, Tokens
@@ -53,13 +53,9 @@ def patched_examples(name: str, config: IntoTarget, tokens: Tokens, tokenizer: P
         tokenizer: of the model, for the identity prompt.
 
     Raises:
-        InterpError: there is nothing to run on, an unknown option, or a target position that is not one token of the
+        InterpError: there is nothing to run on, or a target position that is not one token of the
             target prompt.
     """
-    for option, known in (("target", ("task", "identity")), ("sources", ("first", "mean"))):
-        if getattr(config, option) not in known:
-            found = getattr(config, option)
-            raise InterpError(f"lens.{name}.{option}: unknown {found!r}.{nearest(found, known)}")
     if config.target == "task":
         return _from_pairs(name, config, tokens)
     if config.sources == "mean":

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from pipeline.config import base
+from pipeline.config.collect import CollectConfig, StoreConfig
+from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import LensConfig
+from pipeline.config.model import ModelConfig
 from pipeline.config.paths import HUB_DATASET, HUB_MODEL
 from pipeline.config.task import TaskConfig
+from pipeline.config.tracking import CacheConfig, TrackingConfig
+from pipeline.config.tune import TuneConfig
 from pipeline.project import CODE
 from pipeline.validate import SECTIONS, Config, localize, plain, validate
 
@@ -42,6 +49,33 @@ def test_defaults_are_complete() -> None:
     for section in ("model", "collect", "tune", "evaluate", "report", "store", "cache", "tracking"):
         assert set(values[section]) == keys(type(getattr(typed, section))), section
     assert list(typed.lens) == ["logit_lens", "patchscope", "patchscope_query", "patchscope_query_mean"]
+
+
+# What a choice of `conf/` is about, where its schema says the simplest: which languages, which prompt.
+CHOSEN = {
+    "task/translation": {"source_languages", "latent_languages", "patch_into", "single_token_queries"},
+    "lens/patchscope_generate": {"target", "target_prompt"},
+    "tune/off": {"depends_on"},
+}
+SCHEMAS = {
+    "model/demo": ModelConfig, "collect/default": CollectConfig, "store/default": StoreConfig, "tune/off": TuneConfig,
+    "evaluate/default": EvaluateConfig, "report/default": ReportConfig, "cache/default": CacheConfig,
+    "tracking/default": TrackingConfig,
+    **{f"task/{kind}": schema for kind, schema in TaskConfig.kinds.items()},
+    **{f"lens/{kind}": schema for kind, schema in LensConfig.kinds.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", SCHEMAS)
+def test_there_is_one_default(choice: str) -> None:
+    """That of `conf/`: what a schema fills in where a section is written by hand is the same."""
+    written = yaml.safe_load((CONF / f"{choice}.yaml").read_text(encoding="utf-8"))
+    differ = set()
+    for described in fields(SCHEMAS[choice]):
+        default = described.default_factory() if callable(described.default_factory) else described.default
+        if default != base.MISSING and written.get(described.name, default) != default:
+            differ.add(described.name)
+    assert differ == CHOSEN.get(choice, set())
 
 
 @pytest.mark.parametrize("kind", TaskConfig.kinds)

@@ -18,7 +18,8 @@ from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from interp.translators import TunedLens
 from pipeline.project import MARKER
-from pipeline.stages import collect, lens, tune
+from pipeline.stages import collect, tune
+from pipeline.stages.lens import __main__ as lens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import open_store
 from tests.interp.lenses.twins import HookTwin, assert_equal, expected

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from pipeline.artifacts.tokens import Pair, Row, TaskData
 from pipeline.project import MARKER
-from pipeline.stages import collect, lens
+from pipeline.stages import collect
+from pipeline.stages.lens import __main__ as lens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import Store
 
