@@ -174,13 +174,14 @@ import json, os, runpy, sys, threading
 from pathlib import Path
 
 root, told = sys.argv[1], sys.argv[2]
+sys.path.insert(0, root)  # not by the links of the run folder
 ours = (os.path.join(root, "interp") + os.sep, os.path.join(root, "pipeline") + os.sep)
 ran = set()
 here = threading.local()
 
 def profile(frame, event, argument):
     code = frame.f_code
-    if not code.co_filename.startswith(ours):
+    if event not in ("call", "return") or not code.co_filename.startswith(ours):
         return
     loading = here.__dict__.setdefault("loading", [])
     if code.co_name == "<module>":
