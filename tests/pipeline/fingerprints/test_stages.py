@@ -230,8 +230,10 @@ def test_every_function_that_runs_is_in_its_stages_section(tmp_path: Path) -> No
     found, sections = json.loads(told.read_text()), of_stages()
     for stage in watched:
         files = {str(file_of(name)) for name in sections[stage] if "/" not in name}
+        # a face that finds a name when it is asked for hands it on; where that leads is digested with whoever asks
         strange = {(file, function) for file, function, loading in found[stage]
-                   if file not in files and (loading is None or loading in files)}  # fmt: skip
+                   if file not in files and (loading is None or loading in files)
+                   and not (file.endswith("__init__.py") and function == "__getattr__")}  # fmt: skip
         assert strange == set(), stage
         assert str(file_of(f"pipeline.stages.{stage}")) in {file for file, *_ in found[stage]}
     assert len({file for file, *_ in found["lens"]}) > 60  # it does watch
