@@ -174,13 +174,14 @@ import json, os, runpy, sys, threading
 from pathlib import Path
 
 root, told = sys.argv[1], sys.argv[2]
+sys.path.insert(0, root)  # not by the links of the run folder
 ours = (os.path.join(root, "interp") + os.sep, os.path.join(root, "pipeline") + os.sep)
 ran = set()
 here = threading.local()
 
 def profile(frame, event, argument):
     code = frame.f_code
-    if not code.co_filename.startswith(ours):
+    if event not in ("call", "return") or not code.co_filename.startswith(ours):
         return
     loading = here.__dict__.setdefault("loading", [])
     if code.co_name == "<module>":
@@ -229,8 +230,10 @@ def test_every_function_that_runs_is_in_its_stages_section(tmp_path: Path) -> No
     found, sections = json.loads(told.read_text()), of_stages()
     for stage in watched:
         files = {str(file_of(name)) for name in sections[stage] if "/" not in name}
+        # a face that finds a name when it is asked for hands it on; where that leads is digested with whoever asks
         strange = {(file, function) for file, function, loading in found[stage]
-                   if file not in files and (loading is None or loading in files)}  # fmt: skip
+                   if file not in files and (loading is None or loading in files)
+                   and not (file.endswith("__init__.py") and function == "__getattr__")}  # fmt: skip
         assert strange == set(), stage
         assert str(file_of(f"pipeline.stages.{stage}")) in {file for file, *_ in found[stage]}
     assert len({file for file, *_ in found["lens"]}) > 60  # it does watch
