@@ -27,7 +27,7 @@ lint: $(READY) ## check format, style, types and the direction of imports
 	$(BIN)/lint-imports
 
 docs: $(READY) ## build the documentation site into build/docs; every warning is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open build/docs/index.html"
 
 ui: $(READY) ## open MLflow's page on http://127.0.0.1:5000 to compare runs (PORT=5001 for another port)

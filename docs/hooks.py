@@ -1,4 +1,4 @@
-"""What the site has beside the pages of this folder: a page of the API for each room of `interp`.
+"""What the site has beside the pages of this folder: CONTRIBUTING, and a page of the API for each room of `interp`.
 
 mkdocs calls these functions by their names (`hooks` in mkdocs.yml). The rooms are those of the import contract in
 `pyproject.toml`, from the top, so that a new room has its page without anyone thinking of it. What a page shows is the
@@ -8,6 +8,7 @@ room's face: the names of its `__all__`, with their docstrings.
 from __future__ import annotations
 
 import ast
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,15 @@ def on_files(files: Files, config: Any) -> Files:
     table = "\n".join(f"| [`interp.{room}`]({room}.md) | {what} |" for room, what in found.items())
     index = f"# The API of `interp`\n\n::: interp\n\n## Rooms\n\n| room | what |\n|---|---|\n{table}\n"
     files.append(File.generated(config, "api/index.md", content=index))
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    files.append(File.generated(config, "contributing.md", content=contributing))
     for room in found:
         text = f"# `interp.{room}`\n\n::: interp.{room}\n"
         files.append(File.generated(config, f"api/{room}.md", content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Turn links that leave the folder into what the site has: a page for CONTRIBUTING, else their text."""
+    markdown = re.sub(r"\]\((?:\.\./)+CONTRIBUTING\.md", "](contributing.md", markdown)
+    return re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?!\w+\.md|images/)[^)]*\)", r"\1", markdown)
