@@ -18,17 +18,39 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def source(room: str) -> ast.Module:
+    """The face of a room, parsed."""
+    module = ROOT / "interp" / room / "__init__.py"
+    text = (module if module.is_file() else ROOT / "interp" / f"{room}.py").read_text(encoding="utf-8")
+    return ast.parse(text)
+
+
 def rooms() -> dict[str, str]:
     """Rooms of `interp` that have something to show, from the top: name -> the first line of its docstring."""
     layers = runpy.run_path(str(ROOT / "docs" / "generate.py"))["layers_of"]("interp")
-    told = {}
-    for room in (room for layer in layers for room in layer if room != "__main__"):
-        module = ROOT / "interp" / room / "__init__.py"
-        tree = ast.parse((module if module.is_file() else ROOT / "interp" / f"{room}.py").read_text(encoding="utf-8"))
-        shown = any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ImportFrom) for node in tree.body)
-        if shown:
-            told[room] = (ast.get_docstring(tree) or "").split("\n")[0]
-    return told
+    found = {room: source(room) for layer in layers for room in layer if room != "__main__"}
+    shown = ast.FunctionDef | ast.ClassDef | ast.ImportFrom
+    return {
+        room: (ast.get_docstring(tree) or "").split("\n")[0]
+        for room, tree in found.items()
+        if any(isinstance(node, shown) for node in tree.body)
+    }
+
+
+def page_of(room: str) -> str:
+    """The page of a room: what its face says, then each name where it is defined.
+
+    A function may have its file's name (`logit_lens`); asked for by the face, it would be taken for the file.
+    """
+    if not (ROOT / "interp" / room / "__init__.py").is_file():
+        return f"# `interp.{room}`\n\n::: interp.{room}\n"
+    imported = [node for node in ast.walk(source(room)) if isinstance(node, ast.ImportFrom)]
+    homes = {name.name: node.module for node in imported for name in node.names if node.module != "__future__"}
+    homes = {name: home for name, home in homes.items() if home and home.startswith(f"interp.{room}.")}
+    options = "show_root_heading: true\n      show_root_toc_entry: true\n      show_root_full_path: false"
+    parts = [f"# `interp.{room}`\n\n::: interp.{room}\n    options:\n      members: false\n"]
+    parts += [f"::: {homes[name]}.{name}\n    options:\n      {options}\n" for name in sorted(homes)]
+    return "\n".join(parts)
 
 
 def on_config(config: Any) -> Any:
@@ -50,8 +72,7 @@ def on_files(files: Files, config: Any) -> Files:
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "](")
     files.append(File.generated(config, "contributing.md", content=contributing))
     for room in found:
-        text = f"# `interp.{room}`\n\n::: interp.{room}\n"
-        files.append(File.generated(config, f"api/{room}.md", content=text))
+        files.append(File.generated(config, f"api/{room}.md", content=page_of(room)))
     return files
 
 
