@@ -120,12 +120,17 @@ def schemas() -> dict[str, list[type[Any]]]:
     """
     package = importlib.import_module("pipeline.config")
     found: dict[str, list[type[Any]]] = {}
-    for module_info in pkgutil.iter_modules(package.__path__):
-        if module_info.name not in SECTIONS:
-            continue
-        module = importlib.import_module(f"pipeline.config.{module_info.name}")
+    modules = sorted(info.name for info in pkgutil.iter_modules(package.__path__))
+    for name in modules:
+        module = importlib.import_module(f"pipeline.config.{name}")
         own = [c for c in vars(module).values() if dataclasses.is_dataclass(c) and c.__module__ == module.__name__]
-        found[module_info.name] = [c for c in own if c.__name__.endswith("Config")]
+        own = [c for c in own if c.__name__.endswith("Config")]
+        for schema in own:  # a small section may lie in the module of another one; its class has its name
+            section = schema.__name__.removesuffix("Config").lower()
+            if section in SECTIONS and section not in modules:
+                found[section] = [schema]
+            elif name in SECTIONS:
+                found.setdefault(name, []).append(schema)
     others = set(found) ^ set(SECTIONS)
     if others:
         raise SystemExit(f"sections of pipeline.config and of this page differ: {', '.join(sorted(others))}")
@@ -141,7 +146,7 @@ def reference() -> str:
     known = schemas()
     for section in SECTIONS:
         classes = known[section]
-        lines += ["", f"### {section}", "", _paragraph(importlib.import_module(f"pipeline.config.{section}"))]
+        lines += ["", f"### {section}", "", _paragraph(_owner(section, classes))]
         nested = {kept for c in classes for kept in _types(c).values() if kept in classes}
         for schema in classes:
             kinded = "kind" in _defaults(schema) and _kind(schema) is not None
@@ -153,6 +158,12 @@ def reference() -> str:
             rows = _rows(schema, _composed(section, schema, kinded), section)
             lines += [row for row in rows if not (kinded and row.startswith("| `kind` "))]
     return "\n".join(lines) + "\n"
+
+
+def _owner(section: str, classes: list[type[Any]]) -> Any:
+    """Whose docstring says what a section is: its module, or where that holds several sections its class."""
+    module = sys.modules[classes[0].__module__]
+    return module if module.__name__.endswith(f".{section}") else classes[0]
 
 
 def _kind(schema: type[Any]) -> str | None:
