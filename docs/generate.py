@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -243,7 +244,8 @@ def _shown(value: Any) -> str:
 
 def _allowed(metadata: Mapping[str, Any], section: str, key: str) -> str:
     """The choices or bounds of a field."""
-    listed = getattr(importlib.import_module("pipeline.config.validate"), "CHOICES", {})
+    there = importlib.util.find_spec("pipeline.config.validate") is not None
+    listed = getattr(importlib.import_module("pipeline.config.validate"), "CHOICES", {}) if there else {}
     where = f"{section}.*.{key}" if section == "lens" else f"{section}.{key}"
     if choices := metadata.get("choices") or listed.get(where):
         return ", ".join(f"`{choice}`" for choice in choices)
