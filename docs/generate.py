@@ -115,7 +115,7 @@ def _boxes(rooms: list[str], top: float) -> Iterator[str]:
 
 
 def schemas() -> dict[str, list[type[Any]]]:
-    """The dataclasses of each section, in the order in which they are written down: of a section of several kinds these."""
+    """The dataclasses of each section, as they are written down; of a section of several kinds, these."""
     found: dict[str, list[type[Any]]] = {}
     importlib.import_module("pipeline.tasks")  # whose kinds are known then
     package = importlib.import_module("pipeline.config")
@@ -161,7 +161,7 @@ def reference() -> str:
 
 
 def _owner(section: str, classes: list[type[Any]]) -> Any:
-    """Whose docstring says what a section is: the base of its kinds, its module, or where that has several its class."""
+    """Whose docstring says what a section is: the base of its kinds, its class, or its module if that is its own."""
     bases = [c for c in classes[0].__mro__ if hasattr(c, "kinds") and "kinds" in vars(c)]
     if bases:  # what all its kinds are
         return bases[0]
