@@ -37,4 +37,7 @@ def logging_as_it_was() -> Iterator[None]:
     level, handlers = root.level, root.handlers[:]
     yield
     root.setLevel(level)
+    for handler in root.handlers:
+        if handler not in handlers and isinstance(handler, logging.FileHandler):
+            handler.close()
     root.handlers[:] = handlers
