@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
 from interp.errors import InterpError
 
 if TYPE_CHECKING:
@@ -164,6 +162,8 @@ def bare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBas
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         rules[part] = _without_space(rules[part])
     bare = copy.deepcopy(tokenizer)
+    from tokenizers import Tokenizer  # a config is checked without it
+
     bare._tokenizer = Tokenizer.from_str(json.dumps(rules))
     return bare
 
