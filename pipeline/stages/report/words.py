@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import singledispatch
 from typing import Any
 
 from interp.prompts.patchscopes import IDENTITY_PROMPTS
@@ -17,7 +18,6 @@ from pipeline.config.lens import (
     KnockoutConfig,
     LensConfig,
     LogitLensConfig,
-    PatchscopeConfig,
     PatchscopeGenerateConfig,
     PatchscopeGridConfig,
     TunedLensConfig,
@@ -73,35 +73,47 @@ def spelled_block(block: str) -> str:
     return f"the tokens {side} “{readable(span)}”" if side in ("before", "after") and span else spelled_position(block)
 
 
-def describe(config: LensConfig, num_sources: int) -> str:
-    """What a lens does, in one or two sentences.
+@singledispatch
+def describe(config: Any, num_sources: int) -> str:
+    """What a lens does, in one or two sentences: one function a kind, which it registers here.
 
     Arguments:
-        config: of the lens.
+        config: of the lens. A kind that nothing is registered for says it itself, by a method `describe`.
         num_sources: source prompts of a pair.
     """
-    if hasattr(config, "describe"):  # a plugin's
-        return str(config.describe())
-    if isinstance(config, KnockoutConfig):
-        around = f"a window of {config.window} layers around layer j" if config.centred else _window(config.window)
-        return (
-            f"In {around}, {spelled_position(config.query_position)} of a prompt may not look at a set of tokens: its "
-            "attention to them is cut. The model runs on, and its next token is read. What the answer then loses, it "
-            "got from those tokens, in those layers."
-        )
-    if isinstance(config, LogitLensConfig):
-        return (
-            f"{_site(config.site)}, at {spelled_position(config.position)} of a prompt, is read out by the model’s own "
-            "final norm and unembedding, as if it came from the last layer"
-            f"{', with its sign turned: which tokens it speaks against' if config.inverted else ''}."
-        )
-    if isinstance(config, TunedLensConfig):
-        return (
-            f"{_site('resid_post')}, at {spelled_position(config.position)} of a prompt, goes through the affine map "
-            "that layer j has learned, so as to say there what the model says in the end; then it is read out by the "
-            "model’s own final norm and unembedding."
-        )
-    assert isinstance(config, IntoTarget)
+    return str(config.describe()) if hasattr(config, "describe") else f"A lens of kind {readable(config.kind)}."
+
+
+@describe.register
+def _(config: KnockoutConfig, num_sources: int) -> str:
+    around = f"a window of {config.window} layers around layer j" if config.centred else _window(config.window)
+    return (
+        f"In {around}, {spelled_position(config.query_position)} of a prompt may not look at a set of tokens: its "
+        "attention to them is cut. The model runs on, and its next token is read. What the answer then loses, it "
+        "got from those tokens, in those layers."
+    )
+
+
+@describe.register
+def _(config: LogitLensConfig, num_sources: int) -> str:
+    return (
+        f"{_site(config.site)}, at {spelled_position(config.position)} of a prompt, is read out by the model’s own "
+        "final norm and unembedding, as if it came from the last layer"
+        f"{', with its sign turned: which tokens it speaks against' if config.inverted else ''}."
+    )
+
+
+@describe.register
+def _(config: TunedLensConfig, num_sources: int) -> str:
+    return (
+        f"{_site('resid_post')}, at {spelled_position(config.position)} of a prompt, goes through the affine map "
+        "that layer j has learned, so as to say there what the model says in the end; then it is read out by the "
+        "model’s own final norm and unembedding."
+    )
+
+
+@describe.register
+def _(config: IntoTarget, num_sources: int) -> str:
     site, into, at, then = _patched(config)
     mean = config.sources == "mean" and num_sources > 1
     source = f"the mean over {num_sources} source prompts" if mean else "a source prompt"
@@ -150,28 +162,34 @@ def _site(kind: str) -> str:
     return f"The {SITES.get(kind, 'activation at layer j').format(layer='layer j')} ({readable(kind)})"
 
 
-def _patched(config: IntoTarget) -> tuple[str, str, str, str]:
+READ = "its next token is read"
+LATER = "at layer j, and those of all later layers likewise"
+
+
+@singledispatch
+def _patched(config: Any) -> tuple[str, str, str, str]:
     """Of a patch: what is taken, what it replaces, at which layers, and what is read."""
-    read = "its next token is read"
-    if isinstance(config, PatchscopeGridConfig):
-        return _site(config.site), "the one of layer k", "for every j and k", read
-    if isinstance(config, AttentionObjectConfig):
-        return (
-            _site("attn_in"),
-            "the one",
-            f"in {_window(config.window)}{'' if config.window == 1 else ', each by its own'}",
-            read,
-        )
-    later = "at layer j, and those of all later layers likewise"
-    if isinstance(config, PatchscopeGenerateConfig):
-        crossed = config.target_layers is not None
-        how = "the most probable one each time" if config.temperature == 0 else f"temperature {config.temperature:g}"
-        count = "1 token is" if config.max_new_tokens == 1 else f"up to {config.max_new_tokens} tokens are"
-        at = "at layer j" if config.patch == "one_layer" else later
-        into, at = ("the one of layer k", "for every j and k") if crossed else ("the one", at)
-        return _site(config.site), into, at, f"{count} generated ({how})"
-    assert isinstance(config, PatchscopeConfig)
-    return _site(config.site), "the one", "at layer j" if config.patch == "one_layer" else later, read
+    return _site(config.site), "the one", "at layer j" if config.patch == "one_layer" else LATER, READ
+
+
+@_patched.register
+def _(config: PatchscopeGridConfig) -> tuple[str, str, str, str]:
+    return _site(config.site), "the one of layer k", "for every j and k", READ
+
+
+@_patched.register
+def _(config: AttentionObjectConfig) -> tuple[str, str, str, str]:
+    each = "" if config.window == 1 else ", each by its own"
+    return _site("attn_in"), "the one", f"in {_window(config.window)}{each}", READ
+
+
+@_patched.register
+def _(config: PatchscopeGenerateConfig) -> tuple[str, str, str, str]:
+    how = "the most probable one each time" if config.temperature == 0 else f"temperature {config.temperature:g}"
+    count = "1 token is" if config.max_new_tokens == 1 else f"up to {config.max_new_tokens} tokens are"
+    at = "at layer j" if config.patch == "one_layer" else LATER
+    into, at = ("the one", at) if config.target_layers is None else ("the one of layer k", "for every j and k")
+    return _site(config.site), into, at, f"{count} generated ({how})"
 
 
 def baseline_label(config: LensConfig, kind: str) -> str:
@@ -181,8 +199,7 @@ def baseline_label(config: LensConfig, kind: str) -> str:
         config: of the lens.
         kind: `source` or `target`, as in the metric `baseline_KIND_probability`.
     """
-    own = isinstance(config, LogitLensConfig | TunedLensConfig | KnockoutConfig)
-    return "the model’s own output" if own else f"unpatched {kind} prompt"
+    return f"unpatched {kind} prompt" if config.patches else "the model’s own output"
 
 
 def number(value: float | None) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 
 from interp.prompts.patchscopes import identity_prompt
 from interp.text import readable, visible
-from pipeline.config.lens import IntoTarget
 from pipeline.stages.report.sections.parts import Cell, Example, Text
 from pipeline.stages.report.sections.source import Source, chosen
 
@@ -133,19 +132,18 @@ def _shown(source: Source) -> Iterator[tuple[int, Any, dict[str, Any]]]:
 
 def _prompts_of(source: Source, row: int, on_pairs: bool) -> list[tuple[str, str]]:
     tokens, config = source.tokens, source.config
-    patched = isinstance(config, IntoTarget)
     if not on_pairs:
-        prompts = [("Source prompt" if patched else "Prompt", tokens.prompts[row].prompt)]
+        prompts = [("Source prompt" if config.patches else "Prompt", tokens.prompts[row].prompt)]
     else:
         pair = tokens.pairs[row]
-        mean = isinstance(config, IntoTarget) and config.sources == "mean"
+        mean = config.patches and config.sources == "mean"
         sources = list(pair.sources) if mean else list(pair.sources)[:1]
         prompts = []
         for number, prompt in enumerate(sources, start=1):
             which = f" {number} of {len(sources)}" if len(sources) > 1 else ""
             prompts.append((f"Source prompt{which}", tokens.prompts[prompt].prompt))
         prompts.append(("Target prompt", tokens.targets[pair.target].prompt))
-    if isinstance(config, IntoTarget) and config.target == "identity":
+    if config.patches and config.target == "identity":
         prompts.append(("Target prompt (identity)", identity_prompt(config.target_prompt)))
     return [(caption, readable(text)) for caption, text in prompts]
 

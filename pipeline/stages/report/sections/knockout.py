@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.config.lens import KnockoutConfig
 from pipeline.stages.evaluate.tables import CurveRow
 from pipeline.stages.report.sections.examples import block_examples
 from pipeline.stages.report.sections.parts import Baseline, Group, LensSection, Panel, Series, Table
@@ -32,7 +31,7 @@ def knockout_section(source: Source) -> LensSection:
         for metric, (title, unit, note, top) in SINGLE.items()
         if any(source.curve(metric, "", block.key) for block in blocks)
     ]
-    where = "around" if isinstance(source.config, KnockoutConfig) and source.config.centred else "from"
+    where = "around" if source.config.centred else "from"
     label = measured[0].label if measured else ""
     return LensSection(
         name=source.name,

@@ -10,7 +10,6 @@ import numpy as np
 
 from interp.text import readable
 from pipeline.artifacts.tokens import Tokens
-from pipeline.config.lens import AttentionObjectConfig, IntoTarget, LensConfig
 from pipeline.stages.evaluate.tables import CurveRow, GridRow
 from pipeline.stages.report.sections.parts import Group, Panel, Series
 from pipeline.stages.report.words import PAPERS, describe, describe_mapping
@@ -31,7 +30,7 @@ OF_A_PATCH = {
     "precision_at_1": "share of examples whose top token is what the model itself says after the source token",
     "surprisal_nats": "−ln of the model’s own probability, after the source token, of the top token",
 }
-UNPATCHED = "from the unpatched target prompt’s distribution to this one"
+OF_A_KIND = {("attention_object", "kl_nats"): "from the unpatched target prompt’s distribution to this one"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Source:
     """
 
     name: str
-    config: LensConfig
+    config: Any
     store: Store
     curves: Sequence[CurveRow]
     grids: Sequence[GridRow]
@@ -156,9 +155,9 @@ def metric_note(source: Source, metric: str, note: str) -> str:
         metric: as in the tables.
         note: of the metric; `{last}` stands for the last layer that was read.
     """
-    if metric == "kl_nats" and isinstance(source.config, AttentionObjectConfig):
-        return UNPATCHED
-    if isinstance(source.config, IntoTarget):
+    if (source.config.kind, metric) in OF_A_KIND:
+        return OF_A_KIND[source.config.kind, metric]
+    if source.config.patches:
         note = OF_A_PATCH.get(metric, note)
     return note.format(last=source.store.attributes["layers"][-1]) if "{last}" in note else note
 
