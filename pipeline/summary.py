@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.config.lens import load_lens_configs
 from pipeline.config.tracking import load_tracking_config, masked
+from pipeline.metrics import METRICS
 
 CURVES_A_LENS = 3
 LENSES = 5
@@ -47,12 +48,13 @@ def lens_line(name: str, numbers: dict[str, Any]) -> str:
         numbers: its part of `metrics.json`.
     """
     said = _knocked_out(numbers.get("relative_probability", {}))
-    said = said or _highest(numbers.get("probability", {}), "P({})")
+    said = said or _highest(numbers.get("probability", {}), METRICS["probability"].headline)
     written = numbers.get("generation_accuracy", {})
-    said = said or _highest(written, "{} in the text") or (["no text holds an answer"] if written else [])
+    said = said or _highest(written, METRICS["generation_accuracy"].headline)
+    said = said or (["no text holds an answer"] if written else [])
     agreement = numbers.get("precision_at_1", {})
     if not said and "peak" in agreement:
-        said = _highest({"": agreement}, "precision at 1")
+        said = _highest({"": agreement}, METRICS["precision_at_1"].headline)
     return f"{name} ({numbers.get('n', 0)} examples): {', '.join(said) or 'see metrics.json'}"
 
 
@@ -69,8 +71,9 @@ def _knocked_out(groups: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     """What the blocks leave of the first group's probability."""
     group, blocks = next(iter(groups.items()), ("", {}))
     known = sorted((block for block in blocks.items() if "lowest" in block[1]), key=lambda block: block[1]["lowest"])
+    of = METRICS["relative_probability"].headline.format(group)
     return [
-        f"without {block} {curve['lowest']:.3f} of P({group}) {_place(curve, 'lowest')}"
+        f"without {block} {curve['lowest']:.3f} of {of} {_place(curve, 'lowest')}"
         for block, curve in known[:CURVES_A_LENS]
     ]
 

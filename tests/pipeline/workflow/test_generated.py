@@ -26,7 +26,8 @@ imported = {}
 for stage in sys.argv[1:]:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("interp", "pipeline")]:
         del sys.modules[name]
-    importlib.import_module(f"pipeline.stages.{stage}")
+    name = f"pipeline.stages.{stage}"
+    importlib.import_module(f"{name}.__main__" if (root / name.replace(".", "/")).is_dir() else name)
     ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in ("interp", "pipeline")]
     imported[stage] = sorted(Path(module.__file__).relative_to(root).as_posix() for module in ours)
 print(json.dumps(imported))
