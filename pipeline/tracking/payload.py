@@ -83,13 +83,12 @@ def metric_name(*parts: str) -> str:
 
 def curves_of(path: Path) -> list[tuple[str, int, float]]:
     """The means by layer of `curves.parquet`: (`lens/metric/group/block`, layer, value), finite ones only."""
-    import pyarrow.parquet as parquet
+    from pipeline.stages.evaluate.tables import read_curves
 
-    rows = parquet.read_table(path, columns=["lens", "metric", "group", "block", "layer", "mean"]).to_pylist()
     return [
-        (metric_name(row["lens"], row["metric"], row["group"], row["block"]), row["layer"], row["mean"])
-        for row in rows
-        if row["layer"] >= 0 and row["mean"] is not None and math.isfinite(row["mean"])
+        (metric_name(row.lens, row.metric, row.group, row.block), row.layer, row.mean)
+        for row in read_curves(path)
+        if row.layer >= 0 and row.mean is not None and math.isfinite(row.mean)
     ]
 
 

@@ -6,20 +6,7 @@ Reads the section `evaluate` and `lens.zarr`; writes `metrics.json`, `curves.par
 plots` the same rows as `curves.csv` and `grids.csv`. One row of curves is one lens, metric, group, block and layer; one
 row of grids is one lens, metric, group, source layer and target layer.
 
-| metric | of an example at a layer | group |
-|---|---|---|
-| `probability` | summed probability of the group's tokens | yes |
-| `top1_accuracy` | 1 where the most probable token is one of the group's | yes |
-| `rank` | rank of the group's best token, 0 for the most probable | yes |
-| `relative_probability` | `probability` with a block knocked out, divided by that without | yes |
-| `generation_accuracy` | 1 where the generated text holds one of the group's words | yes |
-| `generated_tokens` | how many tokens were generated | |
-| `entropy_bits` or `entropy_nats` | entropy of the lens's distribution | |
-| `kl_nats` | KL(reference, this layer), in nats; the reference is the lens's own (`interp.lenses`) | |
-| `precision_at_1` | 1 where the lens's top token is the model's own (Ghandeharioun et al. 2024) | |
-| `surprisal_nats` | -ln of the model's own probability of the lens's top token (same paper) | |
-| `baseline_target_probability` | `probability` in the target prompt's unpatched run; layer -1 | yes |
-| `baseline_source_probability` | `probability` in the source prompt's unpatched run; layer -1 | yes |
+What is measured of each example stands in `pipeline.metrics`; a baseline has layer -1.
 """
 
 from __future__ import annotations
@@ -35,8 +22,8 @@ from interp.errors import nearest
 from pipeline.config.base import ConfigError, load
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.files import write_json
+from pipeline.metrics import ENTROPY_UNITS, METRICS, Floats, Measured, Metric
 from pipeline.stages.common import stage_main
-from pipeline.stages.evaluate.quantities import ENTROPY_UNITS, quantities
 from pipeline.stages.evaluate.statistics import Curve, curve, leads
 from pipeline.stages.evaluate.tables import STATISTICS, CurveRow, GridRow, means_by_group, write_curves, write_grids
 from pipeline.store import Store, list_stores, open_store
@@ -46,10 +33,6 @@ __all__ = ["LensRows", "evaluate_lens", "summarize"]
 log = logging.getLogger("interpipe")
 
 BASELINE_LAYER = -1
-# Where more is better the summary names the highest layer, elsewhere the lowest one; of a knock-out, which takes away,
-# the other one.
-MORE_IS_BETTER = ("probability", "top1_accuracy", "precision_at_1", "relative_probability", "generation_accuracy")
-OF_GROUPS = ("probability", "top1_accuracy", "rank", "relative_probability", "generation_accuracy")
 
 
 class LensRows(NamedTuple):
@@ -78,33 +61,61 @@ def evaluate_lens(name: str, store: Store, config: EvaluateConfig) -> LensRows:
         rows with n 0.
     """
     rows = LensRows([], [])
-    for metric, group, axes, values in quantities(store, config.entropy_unit):
-        if np.isinf(values).any():
-            log.warning(
-                "lens %s: %d infinite values of %s are left out, `n` counts the rest. The model's numbers overflowed; "
-                "model.dtype=float32 or bfloat16 prevents it.", name, int(np.isinf(values).sum()), metric,
-            )  # fmt: skip
-        if metric not in OF_GROUPS and not np.isfinite(values).any():
+    lens = Measured(store, config.entropy_unit)
+    for metric in METRICS.values():
+        values = metric.measure(lens)
+        if values is None:
             continue
-        cells = values.reshape(len(values), -1)
-        result = curve(cells, config.confidence, config.bootstrap_samples, config.seed)
-        numbers = [_numbers(result, cell) for cell in range(cells.shape[1])]
-        if axes == ("source_layer", "target_layer"):
-            targets = store.attributes["target_layers"]
-            places = [(source, target) for source in store.attributes["source_layers"] for target in targets]
-            rows.grids.extend(
-                GridRow(name, metric, group, source, target, **cell)
-                for (source, target), cell in zip(places, numbers, strict=True)
-            )
-            continue
-        blocks = store.attributes["blocks"] if "block" in axes else [""]
-        layers = store.attributes["layers"] if "layer" in axes else [BASELINE_LAYER]
-        rows.curves.extend(
-            CurveRow(name, metric, group, block, layer, **numbers[at * len(blocks) + index])
-            for index, block in enumerate(blocks)
-            for at, layer in enumerate(layers)
-        )
+        axes = () if metric.is_baseline else lens.axes
+        for index, group in enumerate(lens.groups if metric.of_groups else [""]):
+            _add(rows, (name, metric, group), axes, values[..., index] if metric.of_groups else values, store, config)
     return rows
+
+
+def _add(
+    rows: LensRows,
+    of: tuple[str, Metric, str],
+    axes: tuple[str, ...],
+    values: Floats,
+    store: Store,
+    config: EvaluateConfig,
+) -> None:
+    """Add the rows of one metric of one lens and group to its tables.
+
+    Arguments:
+        rows: of the lens.
+        of: name of the lens, metric, group.
+        axes: what the axes of `values` after the first stand for.
+        values: (example, *axes), NaN where the metric does not apply.
+        store: of the lens.
+        config: the statistics.
+    """
+    name, metric, group = of
+    if np.isinf(values).any():
+        log.warning(
+            "lens %s: %d infinite values of %s are left out, `n` counts the rest. The model's numbers overflowed; "
+            "model.dtype=float32 or bfloat16 prevents it.", name, int(np.isinf(values).sum()), metric.name,
+        )  # fmt: skip
+    if (metric.is_baseline or not metric.of_groups) and not np.isfinite(values).any():
+        return
+    cells = values.reshape(len(values), -1)
+    result = curve(cells, config.confidence, config.bootstrap_samples, config.seed)
+    numbers = [_numbers(result, cell) for cell in range(cells.shape[1])]
+    if axes == ("source_layer", "target_layer"):
+        targets = store.attributes["target_layers"]
+        places = [(source, target) for source in store.attributes["source_layers"] for target in targets]
+        rows.grids.extend(
+            GridRow(name, metric.name, group, source, target, **cell)
+            for (source, target), cell in zip(places, numbers, strict=True)
+        )
+        return
+    blocks = store.attributes["blocks"] if "block" in axes else [""]
+    layers = store.attributes["layers"] if "layer" in axes else [BASELINE_LAYER]
+    rows.curves.extend(
+        CurveRow(name, metric.name, group, block, layer, **numbers[at * len(blocks) + index])
+        for index, block in enumerate(blocks)
+        for at, layer in enumerate(layers)
+    )
 
 
 def _numbers(result: Curve, index: int) -> dict[str, Any]:
@@ -144,15 +155,17 @@ def summarize(rows: LensRows, examples: int) -> dict[str, Any]:
     curves: dict[tuple[str, ...], list[CurveRow]] = {}
     for row in rows.curves:
         curves.setdefault((row.metric, row.group, row.block), []).append(row)
-    layers = next(([row.layer for row in points] for key, points in curves.items() if not _is_baseline(key[0])), [])
+    layers = next(
+        ([row.layer for row in points] for key, points in curves.items() if not METRICS[key[0]].is_baseline), []
+    )
     summary: dict[str, Any] = {"n": examples} | ({"layers": len(layers)} if layers else {})
     for (metric, group, block), points in curves.items():
-        if _is_baseline(metric):
+        if METRICS[metric].is_baseline:
             kind = metric.removeprefix("baseline_").removesuffix("_probability")
             if points[0].mean is not None:
                 summary.setdefault("baseline", {}).setdefault(kind, {})[group] = points[0].mean
             continue
-        more_is_better = (metric in MORE_IS_BETTER) != bool(block)
+        more_is_better = METRICS[metric].more_is_better != bool(block)  # a knock-out takes away
         _put(summary, (metric, group, block), _summary(points, more_is_better))
     for lead in leads(means_by_group(rows.curves), layers):
         span = summary.setdefault("leading_layers", {}).setdefault(lead.group, {"first": lead.first_layer, "count": 0})
@@ -162,10 +175,6 @@ def summarize(rows: LensRows, examples: int) -> dict[str, Any]:
             crossing = summary.setdefault("crossing_layer", {})
             crossing[f"{lead.taken_from}__{lead.group}"] = _rounded(lead.taken_at)
     return summary | _summary_of_grids(rows.grids)
-
-
-def _is_baseline(metric: str) -> bool:
-    return metric.startswith("baseline_")
 
 
 def _put(summary: dict[str, Any], path: tuple[str, ...], numbers: dict[str, Any]) -> None:
@@ -186,7 +195,7 @@ def _summary_of_grids(rows: list[GridRow]) -> dict[str, Any]:
         summary["source_layers"] = len({row.source_layer for row in cells})
         summary["target_layers"] = len({row.target_layer for row in cells})
         numbers: dict[str, Any] = {"n": max(row.n for row in cells)}
-        sign = 1 if metric in MORE_IS_BETTER else -1
+        sign = 1 if METRICS[metric].more_is_better else -1
         known = [(sign * row.mean, -row.source_layer, -row.target_layer) for row in cells if row.mean is not None]
         if known:
             best, source, target = max(known)
