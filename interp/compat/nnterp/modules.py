@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from interp.architectures import Architecture
-from interp.compat.nnterp.renaming import RenamingError, record_of, renamed_nnsight, text_config
+from interp.compat.nnterp.rename_utils import record_of, renamed_nnsight, text_config
+from interp.compat.nnterp.utils import RenamingError
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer as _Base
 from interp.model.head import Tail

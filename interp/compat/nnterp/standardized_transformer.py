@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from interp.architectures import Architecture
 from interp.architectures import RenameConfig as _RenameConfig
-from interp.compat.nnterp.attention_probabilities import AttentionProbabilitiesAccessor
-from interp.compat.nnterp.layer_accessor import IOType, LayerAccessor
+from interp.compat.nnterp.accessors import AttentionProbabilitiesAccessor, IOType, LayerAccessor
 from interp.compat.nnterp.modules import last_token_probs
-from interp.compat.nnterp.renaming import RenameConfig, RenamingError, for_interp, get_ignores, names_at_every_depth
-from interp.compat.nnterp.utils import dummy_inputs
-from interp.compat.nnterp.validation import check_io
+from interp.compat.nnterp.rename_utils import RenameConfig, check_io, for_interp, get_ignores, names_at_every_depth
+from interp.compat.nnterp.utils import RenamingError, dummy_inputs
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer as _Base
 from interp.model.interventions import Indices

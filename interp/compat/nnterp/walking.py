@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.batching import batches_alike
 from interp.compat.nnterp.probabilities import probabilities
-from interp.compat.nnterp.target_prompts import TargetPrompt, TargetPromptBatch
+from interp.compat.nnterp.prompt_utils import TargetPrompt, TargetPromptBatch
 from interp.errors import InterpError
 from interp.lenses import patchscope_generate
 from interp.model import StandardizedTransformer
