@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from interp.compat.nnterp.attending import attended_probs, can_attend
 from interp.compat.nnterp.modules import (
     GetModuleOutput,
     attention_input,
@@ -29,10 +28,19 @@ from interp.compat.nnterp.nnsight_utils import (
     token_columns,
     traced,
 )
-from interp.compat.nnterp.probabilities import last_states, probabilities, prompt_ids
+from interp.compat.nnterp.plans import (
+    attended_probs,
+    end_ids,
+    generated_ids,
+    is_greedy,
+    is_ours,
+    last_states,
+    patched_probs,
+    prompt_ids,
+)
 from interp.compat.nnterp.prompt_utils import TargetPrompt, TargetPromptBatch, it_repeat_prompt, repeat_prompt
-from interp.compat.nnterp.walking import can_generate, can_walk, end_ids, generated_ids, walked_probs
 from interp.errors import InterpError
+from interp.readout import probabilities_of
 
 __all__ = [
     "TargetPrompt",
@@ -89,8 +97,8 @@ def patchscope_generate(
     for start in range(0, len(layers_up), at_once):
         batch = layers_up[start : start + at_once]
         held = latents[start : start + len(batch)]
-        if not remote and can_generate(nn_model, target[0].prompt, max_length):
-            by_layer = generated_ids(nn_model, target[0], held, batch, max_length, max_batch_size)
+        if is_ours(nn_model, remote) and is_greedy(nn_model):
+            by_layer = generated_ids(nn_model, target, batch, held, max_length, max_batch_size)
         else:
             by_layer = _generated(nn_model, target, batch, held, max_length, remote, max_batch_size)
         ids = pad_sequence(
@@ -181,7 +189,7 @@ def patch_object_attn_lens(
     received = get_token_activations(
         nn_model, sources, get_activations=lambda model, layer: attention_input(model, layer).read()
     )
-    if can_attend(nn_model, targets):
+    if is_ours(nn_model) and all(nn_model.has(f"attn_in.{layer}") for layer in range(nn_model.num_layers)):
         return attended_probs(nn_model, targets, attn_idx_patch, received, num_patches)
     num_layers = get_num_layers(nn_model)
     probs = []
@@ -254,11 +262,11 @@ def logit_lens(
     probs: Tensor
     inverse: Tensor | None = None
     prompts = traced(prompts)
-    ids = None if remote else prompt_ids(nn_model, prompts)
+    ids = prompt_ids(nn_model, prompts) if is_ours(nn_model, remote) else None
     if ids is not None:
         hidden = last_states(nn_model, ids)  # (prompt, layer, hidden)
-        probs = probabilities(nn_model, hidden)
-        return (probs, probabilities(nn_model, hidden, negate=True)) if return_inv_logits else probs
+        probs = probabilities_of(nn_model, hidden)
+        return (probs, probabilities_of(nn_model, hidden, inverted=True)) if return_inv_logits else probs
     with nn_model.trace(prompts, remote=remote) as tracer:
         hidden = get_token_activations(nn_model, tracer=tracer)
         probs = nnsight.save(torch.stack([_softmax(project_on_vocab(nn_model, h)) for h in hidden], dim=1))
@@ -311,8 +319,10 @@ def patchscope_lens(
             f"{len(latents)} layers with {sorted(counts)} sources."
         )
     targets = TargetPromptBatch.auto(repeat_prompt() if target_patch_prompts is None else target_patch_prompts, *counts)
-    if not remote and can_walk(nn_model, wanted, targets.prompts):
-        return walked_probs(nn_model, targets, dict(zip(wanted, latents, strict=False)))
+    if is_ours(nn_model, remote):
+        return patched_probs(
+            nn_model, targets, wanted, [latent.to(nn_model.device) for latent in latents[: len(wanted)]]
+        )
     probs = [_patched(nn_model, targets, layer, latent, remote) for layer, latent in zip(wanted, latents, strict=False)]
     return torch.stack(probs, dim=1)
 

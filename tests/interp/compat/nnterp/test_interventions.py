@@ -21,7 +21,7 @@ from interp.compat.nnterp.interventions import (
     steer,
 )
 from interp.compat.nnterp.nnsight_utils import get_attention_output
-from interp.compat.nnterp.probabilities import prompt_ids
+from interp.compat.nnterp.plans import prompt_ids
 from interp.errors import InterpError
 from tests.interp.compat.nnterp.models import (
     CLOSE,
@@ -341,7 +341,7 @@ def test_edits_of_the_model_count(lens: str) -> None:
 
 def test_nothing_larger_than_the_result_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the result a few rows of logits are held; the head never sees whole prompts, nor all of their ends."""
-    monkeypatch.setattr("interp.compat.nnterp.probabilities.how_many", lambda *_: 2)
+    monkeypatch.setattr("interp.readout.reduce.how_many", lambda *_: 2)
     model = standardized("llama")
     probs = logit_lens(model, PROMPTS)  # what is found out about the model once is found out
     with TensorsMade() as made:
