@@ -15,6 +15,7 @@ from interp.compat.nnterp.modules import (
     attention_input,
     get_layer_output,
     get_num_layers,
+    named,
     project_negated_on_vocab,
     project_on_vocab,
     set_layer_output,
@@ -40,6 +41,7 @@ from interp.compat.nnterp.plans import (
 )
 from interp.compat.nnterp.prompt_utils import TargetPrompt, TargetPromptBatch, it_repeat_prompt, repeat_prompt
 from interp.errors import InterpError
+from interp.model import interventions
 from interp.readout import probabilities_of
 
 __all__ = [
@@ -235,13 +237,15 @@ def steer(
         get_module: (model, layer) -> (prompt, position, hidden), what is steered. But for the layer's output, which is
             replaced, it is changed in place.
     """
-    columns = slice(None) if position is None else position
     for layer in sorted(layer_numbers(nn_model, layers)):
-        live = get_module(nn_model, layer)
-        steered = live.clone() if get_module is get_layer_output else live
-        steered[:, columns] += factor * steering_vector.to(steered)
         if get_module is get_layer_output:
-            set_layer_output(nn_model, layer, steered)
+            model = named(nn_model)
+            vector = steering_vector.expand(torch.broadcast_shapes(steering_vector.shape, (model.hidden_size,)))
+            interventions.steer(model, layer, vector, factor, token_positions=position)
+        else:
+            columns = slice(None) if position is None else position
+            live = get_module(nn_model, layer)
+            live[:, columns] += factor * steering_vector.to(live)
 
 
 @torch.no_grad()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from interp.architectures import Architecture
-from interp.compat.nnterp.rename_utils import record_of, renamed_nnsight, text_config
+from interp.compat.nnterp.rename_utils import get_hidden_size, record_of, renamed_nnsight, text_config
 from interp.compat.nnterp.utils import RenamingError
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer as _Base
+from interp.model import interventions
+from interp.model.accessors import LayerValues
 from interp.model.head import Tail
 from interp.model.loading import execution_device
 from interp.model.places import ModulePlace
@@ -62,6 +65,27 @@ def layer_number(nn_model: Any, layer: int) -> int:
     if not -count <= layer < count:
         raise InterpError(f"layer {layer} is out of range: the model has {count} layers, 0 to {count - 1}.")
     return layer % count
+
+
+def named(nn_model: Any) -> Any:
+    """A model of interp's; or of a plain nnsight model, what `interp.model.interventions` asks of one."""
+    return nn_model if isinstance(nn_model, _Base) else _Named(nn_model)
+
+
+class _Named:
+    def __init__(self, nn_model: Any) -> None:
+        module = nn_model._module
+        self.architecture = architecture_of(nn_model)
+        self.num_layers = get_num_layers(nn_model)
+        self.hidden_size = get_hidden_size(module)
+        self.device, self.dtype = module.device, module.dtype
+        self.layer = partial(get_layer, nn_model)
+        self.layers_input, self.layers_output = (
+            LayerValues(partial(self._place, side), self.num_layers, f"layers_{side}") for side in ("input", "output")
+        )
+
+    def _place(self, side: str, layer: int) -> ModulePlace:
+        return ModulePlace(self.layer(layer), side, f"layer {side}")
 
 
 def get_embed_tokens(model: Any) -> Any:
@@ -213,12 +237,7 @@ def skip_layers(nn_model: Any, start_layer: int, end_layer: int, skip_with: Tens
         start_layer, end_layer: the first and the last layer that is skipped.
         skip_with: (batch, position, hidden), what they give; None: what enters the first.
     """
-    first, last = layer_number(nn_model, start_layer), layer_number(nn_model, end_layer)
-    if last < first:
-        raise InterpError(f"skip_layers: expected start_layer <= end_layer, got {start_layer} and {end_layer}.")
-    value = get_layer_input(nn_model, first) if skip_with is None else skip_with
-    for layer in range(first, last + 1):
-        get_layer(nn_model, layer).skip((value, None) if architecture_of(nn_model).layer_returns_tuple else value)
+    interventions.skip_layers(named(nn_model), start_layer, end_layer, skip_with)
 
 
 class ModuleAccessor:

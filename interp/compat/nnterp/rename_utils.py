@@ -11,7 +11,7 @@ from nnsight import NNsight
 from torch import Tensor
 
 from interp import passes
-from interp.architectures import Architecture, candidates, submodule
+from interp.architectures import Architecture, candidates
 from interp.architectures import RenameConfig as _RenameConfig
 from interp.compat.nnterp.accessors import (
     AttentionProbabilitiesAccessor,
@@ -58,7 +58,6 @@ __all__ = [
     "gpt2_attention_prob_source",
     "gptj_attention_prob_source",
     "mlp_returns_tuple",
-    "names_at_every_depth",
     "renamed_nnsight",
     "text_config",
 ]
@@ -194,39 +193,7 @@ def renamed_nnsight(
     module: Any, rename_config: AnyRenameConfig | None = None, rename: Mapping[Any, Any] | None = None
 ) -> NNsight:
     """A transformers model in nnsight, under the standard names and the user's further ones."""
-    return NNsight(module, rename=merged(names_at_every_depth(record_of(module, rename_config), module), rename))
-
-
-def names_at_every_depth(record: Architecture, module: Any) -> dict[Any, list[str]]:
-    """The standard names, at the top and at every module on the way down: `layers` is `model.layers` too.
-
-    What holds the layers is called `model`, and so is what holds that (`model.model` in OPT). A name that a module has
-    already stays what it is.
-
-    Arguments:
-        record: of the model.
-        module: the model.
-
-    Returns:
-        Path, or class, of a module -> its names; a dotted one belongs to the module that it begins with.
-    """
-    names = aliases(record, module)
-
-    def name(path: str, above: list[str], standard: str) -> None:
-        holder = submodule(module, ".".join(above)) if above else module
-        alias = ".".join([*above, standard])
-        if path != alias and not hasattr(holder, standard) and alias not in names.setdefault(path, []):
-            names[path].append(alias)
-
-    roots = {"layers": record.layers, "embed_tokens": record.embedding, "ln_final": record.final_norm}
-    for standard, path in {**roots, "lm_head": record.head}.items():
-        parts = [] if path is None else path.split(".")
-        for depth in range(1, len(parts)):
-            name(str(path), parts[:depth], standard)
-    backbone = record.layers.split(".")[:-1]
-    for depth in range(len(backbone)):
-        name(".".join(backbone[: depth + 1]), backbone[:depth], "model")
-    return {path: own for path, own in names.items() if own}
+    return NNsight(module, rename=merged(aliases(record_of(module, rename_config), module, every_depth=True), rename))
 
 
 # Sizes ------------------------------------------------------------------------------------------------------------
