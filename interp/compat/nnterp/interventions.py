@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import nnsight
@@ -15,6 +15,7 @@ from interp.compat.nnterp.modules import (
     attention_input,
     get_layer_output,
     get_num_layers,
+    layer_output,
     named,
     project_negated_on_vocab,
     project_on_vocab,
@@ -42,6 +43,7 @@ from interp.compat.nnterp.plans import (
 from interp.compat.nnterp.prompt_utils import TargetPrompt, TargetPromptBatch, it_repeat_prompt, repeat_prompt
 from interp.errors import InterpError
 from interp.model import interventions
+from interp.model.places import ModulePlace
 from interp.readout import probabilities_of
 
 __all__ = [
@@ -197,24 +199,39 @@ def patch_object_attn_lens(
     probs = []
     for layer in range(num_layers):
         chosen = range(layer, min(num_layers, layer + num_patches))
-        probs.append(_attending(nn_model, targets, attn_idx_patch, {i: received[i] for i in chosen}))
+        latents = {i: received[i] for i in chosen}
+        probs.append(_written(nn_model, targets, torch.tensor(attn_idx_patch, device="cpu"), attention_input, latents))
     return torch.stack(probs, dim=1)
 
 
-def _attending(nn_model: Any, targets: Sequence[Any], index: int, written: dict[int, Tensor]) -> Tensor:
-    """(target prompt, vocabulary), predicted while attention of some layers receives other vectors at one token."""
+def _written(
+    nn_model: Any,
+    prompts: Sequence[str | list[int]],
+    index: Tensor,
+    place_of: Callable[[Any, int], ModulePlace],
+    latents: Mapping[int, Tensor],
+    remote: bool | str = False,
+) -> Tensor:
+    """(prompt, vocabulary), predicted in a trace of prompts while vectors are written over one token of each.
+
+    Arguments:
+        nn_model: the model.
+        prompts: texts or token ids.
+        index: () or (prompt,), the token in each prompt's own tokens.
+        place_of: (model, layer) -> what is written.
+        latents: layer -> (1 or prompt, hidden).
+        remote: run on NDIF.
+    """
     probs: Tensor
-    with nn_model.trace(list(targets)):
+    with nn_model.trace(list(prompts), remote=remote):
         last = token_columns(nn_model, -1)
-        columns = token_columns(nn_model, torch.tensor(index, device="cpu"))
-        for layer, latent in written.items():
-            place = attention_input(nn_model, layer)
-            patched = place.read().clone()  # in parallel layers the MLP holds the same tensor
-            patched[torch.arange(len(patched), device="cpu"), torch.as_tensor(columns, device="cpu").cpu()] = latent.to(
-                patched
-            )
+        columns = torch.as_tensor(token_columns(nn_model, index), device="cpu").cpu()
+        for layer, latent in latents.items():
+            place = place_of(nn_model, layer)
+            patched = place.read().clone()  # others may hold the same tensor: the MLP, in parallel layers
+            patched[torch.arange(len(patched), device="cpu"), columns] = latent.to(patched)
             place.write(patched)
-        probs = nnsight.save(at_columns(nn_model.output.logits, last).float().softmax(-1).cpu())
+        probs = nnsight.save(_softmax(at_columns(nn_model.output.logits, last)))
     return probs
 
 
@@ -327,23 +344,11 @@ def patchscope_lens(
         return patched_probs(
             nn_model, targets, wanted, [latent.to(nn_model.device) for latent in latents[: len(wanted)]]
         )
-    probs = [_patched(nn_model, targets, layer, latent, remote) for layer, latent in zip(wanted, latents, strict=False)]
+    probs = [
+        _written(nn_model, targets.prompts, targets.index_to_patch, layer_output, {layer: latent}, remote)
+        for layer, latent in zip(wanted, latents, strict=False)
+    ]
     return torch.stack(probs, dim=1)
-
-
-def _patched(nn_model: Any, targets: TargetPromptBatch, layer: int, latent: Tensor, remote: bool | str) -> Tensor:
-    """(source, vocabulary), predicted after target prompts with latents written over one token of each."""
-    probs: Tensor
-    with nn_model.trace(targets.prompts, remote=remote):
-        last = token_columns(nn_model, -1)
-        columns = token_columns(nn_model, targets.index_to_patch)
-        patched = get_layer_output(nn_model, layer).clone()  # others may hold the tensor that the model made
-        patched[torch.arange(len(patched), device="cpu"), torch.as_tensor(columns, device="cpu").cpu()] = latent.to(
-            patched
-        )
-        set_layer_output(nn_model, layer, patched)
-        probs = nnsight.save(_softmax(at_columns(nn_model.output.logits, last)))
-    return probs
 
 
 def _several(prompts: Prompts) -> Prompts:

@@ -113,14 +113,19 @@ def get_layer_input(nn_model: Any, layer: int) -> Tensor:
     return ModulePlace(get_layer(nn_model, layer), "input", "layer input").read()
 
 
+def layer_output(nn_model: Any, layer: int) -> ModulePlace:
+    """The place of the residual stream after a layer."""
+    return ModulePlace(get_layer(nn_model, layer), "output", "layer output")
+
+
 def get_layer_output(nn_model: Any, layer: int) -> Tensor:
     """The residual stream after a layer, inside a trace."""
-    return ModulePlace(get_layer(nn_model, layer), "output", "layer output").read()
+    return layer_output(nn_model, layer).read()
 
 
 def set_layer_output(nn_model: Any, layer: int, tensor: Tensor) -> None:
     """Replace the residual stream after a layer, inside a trace."""
-    ModulePlace(get_layer(nn_model, layer), "output", "layer output").write(tensor)
+    layer_output(nn_model, layer).write(tensor)
 
 
 def get_attention(nn_model: Any, layer: int) -> Any:
