@@ -16,7 +16,6 @@ from interp.model import StandardizedTransformer as _Base
 from interp.model import interventions
 from interp.model.accessors import LayerValues
 from interp.model.head import Tail
-from interp.model.loading import execution_device
 from interp.model.places import ModulePlace
 
 __all__ = [
@@ -68,14 +67,18 @@ def layer_number(nn_model: Any, layer: int) -> int:
 
 
 def named(nn_model: Any) -> Any:
-    """A model of interp's; or of a plain nnsight model, what `interp.model.interventions` asks of one."""
+    """A model of interp's; or what its interventions and its readout ask of one, of a plain nnsight model."""
     return nn_model if isinstance(nn_model, _Base) else _Named(nn_model)
 
 
 class _Named:
+    readout, tail_input = _Base.readout, _Base.tail_input
+
     def __init__(self, nn_model: Any) -> None:
-        module = nn_model._module
+        self._module = module = nn_model._module
+        self.get, self.interleaver = nn_model.get, nn_model.interleaver
         self.architecture = architecture_of(nn_model)
+        self.tail = Tail.of(self.architecture, text_config(module), module)
         self.num_layers = get_num_layers(nn_model)
         self.hidden_size = get_hidden_size(module)
         self.device, self.dtype = module.device, module.dtype
@@ -212,21 +215,14 @@ def project_on_vocab(nn_model: Any, h: Tensor) -> Tensor:
         nn_model: the model.
         h: (..., hidden).
     """
-    return nn_model.readout(h) if isinstance(nn_model, _Base) else _through_tail(nn_model, h)
+    logits: Tensor = named(nn_model).readout(h)
+    return logits
 
 
 def project_negated_on_vocab(nn_model: Any, h: Tensor) -> Tensor:
     """As `project_on_vocab`, with the sign turned after the last norm."""
-    return _through_tail(nn_model, h, negated=True)
-
-
-def _through_tail(nn_model: Any, h: Tensor, *, negated: bool = False) -> Tensor:
-    module, record = nn_model._module, architecture_of(nn_model)
-    tail = Tail.of(record, text_config(module), module)
-    call = nn_model.get if nn_model.interleaver.interleaving else module.get_submodule
-    device = execution_device(module.get_submodule(tail.paths[0]))
-    h = h.to(device=device or h.device, dtype=module.dtype)
-    return tail(h, call, negate=negated)
+    logits: Tensor = named(nn_model).readout(h, negate=True)
+    return logits
 
 
 def skip_layer(nn_model: Any, layer: int, skip_with: Tensor | None = None) -> None:
