@@ -364,6 +364,15 @@ def test_patchscope_lens_takes_layers_in_any_order() -> None:
     torch.testing.assert_close(probs, patchscope_by_hand("gpt2", [3, 0, 2], TARGETS), **CLOSE)
 
 
+def test_a_layer_that_is_named_twice_is_written_with_each_of_its_latents() -> None:
+    model, target = standardized("llama"), TARGETS[0]
+    latents = torch.stack([hidden("llama", prompt, "resid_post.1")[-1:] for prompt in PROMPTS[:2]])
+    found = patchscope_lens(model, None, target, layers=[1, 1], latents=latents)
+    rows = [next_probs("llama", target.prompt, {"resid_post.1": (-1, latent[0])}) for latent in latents]
+    torch.testing.assert_close(found[0], torch.stack(rows), **CLOSE)
+    assert (rows[0] - rows[1]).abs().max() > 1e-4
+
+
 def test_the_default_target_is_the_repeat_prompt_and_one_source_is_enough() -> None:
     probs = patchscope_lens(standardized("llama"), PROMPTS[0], layers=2)
     by_hand = patchscope_by_hand("llama", [2], [repeat_prompt()] * 3)
