@@ -241,15 +241,18 @@ class NamedValues:
 Names = dict[Any, list[str]]
 
 
-def aliases(architecture: Architecture, module: Any) -> Names:
+def aliases(architecture: Architecture, module: Any, *, every_depth: bool = False) -> Names:
     """What nnsight is told to call a model's modules, further to their own names.
 
     Arguments:
         architecture: the record of the model.
         module: the model.
+        every_depth: the standard names at every module on the way down too: `layers` is `model.layers` as well. What
+            holds the layers is called `model`, and so is what holds that (`model.model` in OPT).
 
     Returns:
-        Path, or class, of a module -> its standard name; without those that are called so already.
+        Path, or class, of a module -> its standard names; without those that are called so already. A dotted one
+        belongs to the module that it begins with.
     """
     names: Names = {}
     roots = {"layers": architecture.layers, "embed_tokens": architecture.embedding, "lm_head": architecture.head}
@@ -268,7 +271,26 @@ def aliases(architecture: Architecture, module: Any) -> Names:
             names[key] = [name]
     if architecture.mlp is not None and architecture.mlp.is_spread:  # no module is the MLP
         names.pop(architecture.mlp.module, None)
-    return names
+    return _at_every_depth(names, roots, architecture, module) if every_depth else names
+
+
+def _at_every_depth(names: Names, roots: Mapping[str, str], architecture: Architecture, module: Any) -> Names:
+    """Standard names further down. A name that a module has already stays what it is."""
+
+    def name(path: str, above: list[str], standard: str) -> None:
+        holder = submodule(module, ".".join(above)) if above else module
+        alias = ".".join([*above, standard])
+        if path != alias and not hasattr(holder, standard) and alias not in names.setdefault(path, []):
+            names[path].append(alias)
+
+    for standard, path in roots.items():
+        parts = path.split(".")
+        for depth in range(1, len(parts)):
+            name(path, parts[:depth], standard)
+    backbone = architecture.layers.split(".")[:-1]
+    for depth in range(len(backbone)):
+        name(".".join(backbone[: depth + 1]), backbone[:depth], "model")
+    return {path: own for path, own in names.items() if own}
 
 
 def merged(standard: Names, given: Mapping[Any, Any] | None, *, reserved: Collection[str] = ()) -> Names:

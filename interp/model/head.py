@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,7 +169,11 @@ def plain_head(head: Any) -> bool:
 
 
 def closest_tokens(
-    model: StandardizedTransformer, hidden: Tensor, k: int = 5
+    model: StandardizedTransformer,
+    hidden: Tensor,
+    k: int = 5,
+    *,
+    named: Callable[[Tensor, Tensor], dict[str, float]] | None = None,
 ) -> dict[str, float] | list[dict[str, float]]:
     """The most probable tokens of hidden states, read out through the model's own tail.
 
@@ -176,6 +181,7 @@ def closest_tokens(
         model: the model.
         hidden: (hidden,) or (row, hidden).
         k: how many tokens.
+        named: token ids and their probabilities, best first -> what is returned of them; None: as below.
 
     Returns:
         Token -> probability, best first, one dictionary, or one a row. Always k entries: a token that several ids
@@ -190,9 +196,10 @@ def closest_tokens(
         raise InterpError(f"k: expected 1 to {model.vocab_size} (the vocabulary), got {k}.")
     probabilities = model.readout(hidden).float().softmax(-1)
     top = probabilities.topk(k, dim=-1)
+    names = named or partial(_named, model.tokenizer)
     if hidden.dim() == 1:
-        return _named(model.tokenizer, top.indices, top.values)
-    return [_named(model.tokenizer, ids, values) for ids, values in zip(top.indices, top.values, strict=True)]
+        return names(top.indices, top.values)
+    return [names(ids, values) for ids, values in zip(top.indices, top.values, strict=True)]
 
 
 def _named(tokenizer: PreTrainedTokenizerBase, ids: Tensor, values: Tensor) -> dict[str, float]:

@@ -5,7 +5,7 @@ Probabilities are kept as natural logarithms (nats).
 """
 
 from interp.readout.groups import Groups, Reduced, TokenGroups
-from interp.readout.reduce import logits_of, reduce_hidden, reduce_logits
+from interp.readout.reduce import logits_of, probabilities_of, reduce_hidden, reduce_logits
 from interp.readout.softmax import kl_divergence, log_probabilities
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "kl_divergence",
     "log_probabilities",
     "logits_of",
+    "probabilities_of",
     "reduce_hidden",
     "reduce_logits",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "groups_of",
     "in_blocks",
     "logits_of",
+    "probabilities_of",
     "reduce_hidden",
     "reduce_logits",
 ]
@@ -124,6 +125,29 @@ def logits_of(model: StandardizedTransformer, hidden: Tensor, ids: Tensor, *, so
         logits = tail(model.tail_input(hidden[at : at + step]), model._module.get_submodule)
         found.append(logits.gather(1, ids[at : at + step].to(logits.device)))
     return torch.cat(found).float()
+
+
+@torch.no_grad()
+def probabilities_of(model: StandardizedTransformer, hidden: Tensor, *, inverted: bool = False) -> Tensor:
+    """Probabilities over the whole vocabulary, for few hidden states: `reduce_hidden` needs no room for them.
+
+    Beside the result, logits of a few rows at a time are held, on the device of the head.
+
+    Arguments:
+        model: the model.
+        hidden: (..., hidden_size), residual streams, anywhere.
+        inverted: negate after the final norm: the tokens that a state lowers.
+
+    Returns:
+        (..., vocabulary), float32, on the CPU.
+    """
+    rows = hidden.flatten(0, -2)
+    found = torch.empty(len(rows), model.readout(rows[:0]).shape[-1], dtype=torch.float32, device="cpu")
+    step = how_many(found.shape[1], model.device)
+    for start in range(0, len(rows), step):
+        logits = model.readout(rows[start : start + step], negate=inverted)
+        found[start : start + step] = logits.float().softmax(-1)
+    return found.view(*hidden.shape[:-1], -1)
 
 
 class HeadLogits:

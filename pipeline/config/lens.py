@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from interp.errors import InterpError
@@ -20,9 +21,10 @@ from pipeline.config.lens_base import (
     named_layers,
     one_position,
 )  # fmt: skip
+from pipeline.files import sha256_of
 
 __all__ = [
-    "AttentionObjectConfig", "IntoTarget", "KnockoutConfig", "LensConfig", "LogitLensConfig", "PatchscopeConfig",
+    "AttentionObjectConfig", "IntoTarget", "JacobianLensConfig", "KnockoutConfig", "LensConfig", "LogitLensConfig", "PatchscopeConfig",
     "PatchscopeGenerateConfig", "PatchscopeGridConfig", "TunedLensConfig", "lenses_from", "load_lenses",
 ]  # fmt: skip
 
@@ -98,6 +100,57 @@ class TunedLensConfig(LensConfig):
     def maps(self) -> str:
         """Its own translators."""
         return "tuned"
+
+
+@dataclass(frozen=True)
+class JacobianLensConfig(LensConfig):
+    """Jacobian lens (Gurnee et al. 2026): as the logit lens, after a given matrix a layer, its average Jacobian.
+
+    Arguments:
+        kind: `jacobian_lens`.
+        jacobians: the file of the matrices, as `jlens` writes it, by an absolute path.
+        sha256: of that file, so that a run says which matrices it has read with.
+        position: which of `collect.positions` is read.
+        layers: layers, as in `LogitLensConfig`.
+        inverted: negate after the final norm: the tokens that a state lowers.
+        top_k: how many top tokens are kept.
+        batch_size: rows that are carried and read out at once.
+    """
+
+    stage: ClassVar[str] = "pipeline.stages.lens.kinds.jacobian_lens:JacobianLens"
+    paper: ClassVar[str] = "Gurnee et al., 2026"
+
+    jacobians: str
+    sha256: str
+    kind: str = "jacobian_lens"
+    position: str = "last"
+    layers: str = "*"
+    inverted: bool = False
+    top_k: int = bounded(5, 1, 1_000_000)
+    batch_size: int = bounded(256, 1, 1_000_000)
+
+    def file(self) -> Path:
+        """The file of the matrices."""
+        return Path(self.jacobians).expanduser()
+
+    def reads(self) -> Reads:
+        """The residual stream after layers."""
+        return Reads("resid_post", self.position, "position", self.layers)
+
+    def check(self, where: str, given: Given) -> None:
+        """Check that the file is there, and is the one that is meant; raises ConfigError."""
+        if not (self.file().is_absolute() and self.file().is_file()):
+            raise ConfigError(f"{where}.jacobians: expected a file by its absolute path, got {self.jacobians!r}.")
+        if (found := sha256_of(self.file())) != self.sha256:
+            raise ConfigError(f"{where}.sha256: expected that of {self.jacobians}, {found}, got {self.sha256!r}.")
+
+    def describe(self) -> str:
+        """What the report says of the lens."""
+        return (
+            f"The residual stream after layer j (resid_post), at {self.position} of a prompt, is carried to the last "
+            "layer by the model’s average Jacobian from layer j, then read out by the model’s own final norm and "
+            "unembedding."
+        )
 
 
 @dataclass(frozen=True)

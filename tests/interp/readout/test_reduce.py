@@ -26,6 +26,7 @@ from interp.readout import (
     kl_divergence,
     log_probabilities,
     logits_of,
+    probabilities_of,
     reduce_hidden,
     reduce_logits,
 )
@@ -262,6 +263,18 @@ def test_logits_of_chosen_tokens(family):
             logits_of(standardized(family), states, torch.tensor([[1], [2], [wrong]]))
     with pytest.raises(InterpError, match=r"ids \(row, n\), got \(3, 32\) and \(2, 3\)"):
         logits_of(standardized(family), states, ids[:2])
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_probabilities_over_the_whole_vocabulary(family, inverted, monkeypatch):
+    monkeypatch.setattr("interp.readout.reduce.how_many", lambda *_: 2)  # rows at once
+    states = some_states(2, 3)
+    logits = torch.tensor(plain_logits(family, states.flatten(0, 1))).view(2, 3, -1)
+    found = probabilities_of(standardized(family), states, inverted=inverted)
+    assert found.dtype == torch.float32 and found.device.type == "cpu"
+    expected = (-logits if inverted else logits).softmax(-1).float()  # without a bias, and a cap is odd
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 class _Watch(TorchDispatchMode):

@@ -15,6 +15,7 @@ from pipeline.stages.lens.base import Lens
 from pipeline.stages.lens.inputs import Inputs
 from pipeline.stages.lens.kinds import (  # noqa: F401
     attention_object,
+    jacobian_lens,
     knockout,
     logit_lens,
     patchscope,

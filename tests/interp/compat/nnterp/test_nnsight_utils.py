@@ -12,8 +12,7 @@ from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor
 
 from interp.compat.nnterp import StandardizedTransformer
-from interp.compat.nnterp.interventions import patch_object_attn_lens
-from interp.compat.nnterp.lenses import logit_lens
+from interp.compat.nnterp.interventions import logit_lens, patch_object_attn_lens
 from interp.compat.nnterp.nnsight_utils import (
     collect_last_token_activations_session,
     collect_token_activations_batched,

@@ -1,17 +1,20 @@
-"""Names, sizes and what a model lacks, of families with very different ones."""
+"""Names, sizes and what a model lacks, of families with very different ones; the check of shapes."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from interp import architectures
-from interp.compat.nnterp import ModuleAccessor, get_rename_dict
+from interp.compat.nnterp import ModuleAccessor, StandardizedTransformer, get_rename_dict
 from interp.compat.nnterp.rename_utils import (
     RenameConfig,
     RenamingError,
+    check_io,
+    check_model_renaming,
     default_attn_head_config_keys,
     default_hidden_size_config_keys,
     default_vocab_size_config_keys,
@@ -23,9 +26,12 @@ from interp.compat.nnterp.rename_utils import (
     mlp_returns_tuple,
     text_config,
 )
+from interp.compat.nnterp.utils import dummy_inputs
 from interp.errors import InterpError
 from tests.families.cases import build as build_family
+from tests.interp.compat.nnterp.models import standardized
 from tests.interp.reference import build
+from tests.tiny import tiny_tokenizer
 
 
 def test_the_table_of_names() -> None:
@@ -187,3 +193,49 @@ def test_a_model_that_no_record_fits() -> None:
 
     with pytest.raises(RenamingError, match="unknown architecture"):
         ModuleAccessor(Unknown())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom", "gpt_oss", "mixtral", "jamba"])
+def test_every_kind_of_family_passes(family: str) -> None:
+    model = StandardizedTransformer(build_family(family), tokenizer=tiny_tokenizer())
+    check_model_renaming(model, family, ["mlp"] if family == "opt" else [], allow_dispatch=True)
+
+
+class Changed:
+    """A model of which one member gives something else."""
+
+    def __init__(self, model: StandardizedTransformer, name: str, value: Any) -> None:
+        self._changed = {"model": model, name: value}
+
+    def __getattr__(self, name: str) -> Any:
+        changed = self.__dict__["_changed"]
+        return changed[name] if name in changed else getattr(changed["model"], name)
+
+
+@pytest.mark.parametrize(
+    "name", ["layers_input", "attentions_input", "attentions_output", "mlps_input", "mlps_output", "layers_output"]
+)
+@pytest.mark.parametrize("layer", [0, 3])
+@torch.no_grad()
+def test_a_wrong_shape_in_any_layer_is_found(name: str, layer: int) -> None:
+    model = standardized("llama")
+    wrong = Changed(model, name, {i: torch.zeros(1, 3, 32 if i != layer else 31) for i in range(4)})
+    message = rf"tiny: expected {name}\[{layer}\] to be \(1, 3, 32\), got \(1, 3, 31\)"
+    with pytest.raises(RenamingError, match=message), model.trace(dummy_inputs()):
+        check_io(wrong, "tiny", [])
+
+
+@torch.no_grad()
+def test_what_is_no_tensor_is_found() -> None:
+    model = standardized("llama")
+    wrong = Changed(model, "layers_output", {i: (torch.zeros(1, 3, 32),) for i in range(4)})
+    with pytest.raises(RenamingError, match="got tuple"), model.trace(dummy_inputs()):
+        check_io(wrong, "tiny", [])
+
+
+@torch.no_grad()
+def test_another_vocabulary_is_found() -> None:
+    model = standardized("llama")
+    message = r"lm_head.output to be \(1, 3, 7\), got \(1, 3, 400\)"
+    with pytest.raises(RenamingError, match=message), model.trace(dummy_inputs()):
+        check_io(Changed(model, "vocab_size", 7), "tiny", [])
