@@ -24,8 +24,9 @@ from pipeline.config.lens_base import (
 from pipeline.files import sha256_of
 
 __all__ = [
-    "AttentionObjectConfig", "IntoTarget", "JacobianLensConfig", "KnockoutConfig", "LensConfig", "LogitLensConfig", "PatchscopeConfig",
-    "PatchscopeGenerateConfig", "PatchscopeGridConfig", "TunedLensConfig", "lenses_from", "load_lenses",
+    "AttentionObjectConfig", "IntoTarget", "JacobianLensConfig", "KnockoutConfig", "LensConfig", "LogitLensConfig",
+    "PatchscopeConfig", "PatchscopeGenerateConfig", "PatchscopeGridConfig", "TunedLensConfig", "lenses_from",
+    "load_lenses",
 ]  # fmt: skip
 
 
@@ -120,9 +121,9 @@ class JacobianLensConfig(LensConfig):
     stage: ClassVar[str] = "pipeline.stages.lens.kinds.jacobian_lens:JacobianLens"
     paper: ClassVar[str] = "Gurnee et al., 2026"
 
-    jacobians: str
-    sha256: str
     kind: str = "jacobian_lens"
+    jacobians: str = "???"
+    sha256: str = "???"
     position: str = "last"
     layers: str = "*"
     inverted: bool = False
