@@ -15,8 +15,8 @@ class Bar:
     def __del__(self):
         self.postfix["info"] = ""
 
-if sys.argv[1] == "ignored":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+# Not as it was inherited: what a shell runs in the background ignores SIGINT.
+signal.signal(signal.SIGINT, signal.SIG_IGN if sys.argv[1] == "ignored" else signal.default_int_handler)
 quiet_interrupts()
 if sys.argv[1] == "before":
     Bar()
