@@ -19,7 +19,7 @@ class BuildWithConfigs(build_py):
         shutil.rmtree(self.build_lib, ignore_errors=True)  # modules of an earlier build that are gone
         super().run()
         for name in SHIPPED:
-            source, place = Path(name), Path(self.build_lib, "pipeline", "_data", name)
+            source, place = Path(name), Path(self.build_lib, "pipeline", "_data", name.lstrip("."))
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(source, place) if source.is_dir() else shutil.copyfile(source, place)
 

@@ -36,7 +36,8 @@ def is_checkout() -> bool:
 
 def shipped(name: str) -> Path:
     """The place of `conf`, `dvc.yaml`, `params.yaml` or `.dvcignore`, as this version of the code has them."""
-    return (CODE if is_checkout() else DATA) / name
+    # In a wheel `.dvcignore` has no dot: DVC refuses one inside a folder that it tracks.
+    return CODE / name if is_checkout() else DATA / name.lstrip(".")
 
 
 def find_project(start: Path | None = None) -> Path | None:

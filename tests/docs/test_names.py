@@ -73,18 +73,13 @@ def words() -> set[str]:
 def test_files_and_modules_exist(page: Path) -> None:
     missing = {name for name in named(page) if is_file(name) and not (ROOT / name).exists()}
     missing |= {name for name in named(page) if is_dotted(name) and not exists(name)}
-    assert not missing - TO_COME
+    assert not missing
 
 
 @pytest.mark.parametrize("page", MAP, ids=lambda page: page.name)
 def test_names_are_words_of_the_code(page: Path) -> None:
     told = {name for name in named(page) if re.fullmatch(r"[A-Za-z]+(_[A-Za-z]+)+|[a-z]+[A-Z]\w+", name)}
-    assert not told - words() - TO_COME
-
-
-def test_what_is_to_come_is_not_there_yet() -> None:
-    for name in TO_COME:
-        assert not ((ROOT / name).exists() if "/" in name else exists(name) or name in words()), name
+    assert not told - words()
 
 
 def test_picture_and_config_reference_are_current() -> None:
@@ -129,27 +124,10 @@ def test_the_citation_is_of_this_version() -> None:
     assert citation["authors"] == [{"name": "The Interpipe developers"}]
 
 
-SMALL = {"__main__", "text", "errors", "commands", "passes"}  # beside the tables: what a reader of the map needs not
-# Names that the pages give already to what lies elsewhere still; each goes from here when it is there.
-TO_COME: set[str] = {
-    "examples/own_lens/",
-    "interp.patching",
-    "interp.translators",
-    "interp/forward/prefix_groups.py",
-    "interp/forward/probes.py",
-    "interp/forward/shared_attention.py",
-    "interp/model/verify.py",
-    "interp/patching/patched_runs.py",
-    "interp/readout/reduce.py",
-    "pipeline.artifacts",
-    "pipeline.metrics",
-    "pipeline/config/validate/",
-    "pipeline/metrics.py",
-    "pipeline/stages/evaluate/quantities.py",
-    "pipeline/stages/lens/__main__.py",
-    "pipeline/stages/lens/kinds/",
-    "pipeline/stages/lens/reading.py",
-    "pipeline/stages/report/curve_chart.py",
-    "pipeline/stages/report/page.css.j2",
-    "pipeline/stages/report/words.py",
-}
+SMALL = {
+    "__main__",
+    "text",
+    "errors",
+    "passes",
+    "tensor_files",
+}  # beside the tables: what a reader of the map needs not

@@ -10,7 +10,7 @@ import torch
 
 from interp.__main__ import main
 from interp.translators import training
-from tests.interp.translators.test_public import write_public
+from tests.interp.translators.test_published import write_public
 from tests.tiny import TEXT, tiny_folder, tiny_model
 
 

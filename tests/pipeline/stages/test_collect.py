@@ -327,7 +327,10 @@ def test_values_outside_the_range_name_their_place() -> None:
         ({"collect": {"sites": ["resid_post.7"]}}, r"layer 7 is out of range. The model has 4 layers"),
         ({"collect": {"positions": ["query.5"]}}, r"collect.positions, prompt 0 \('prompt 0'\): position 'query.5'"),
         ({"collect": {"positions": ["source.last"]}}, r"no span 'source'. Known: query"),
-        ({"collect": {"dtype": "float61"}}, r"collect.dtype: expected model or a float dtype, got 'float61'"),
+        (
+            {"collect": {"dtype": "float61"}},
+            r"collect.dtype: expected one of model, float32, bfloat16, float16, got .float61.",
+        ),
         ({"model": {"source": "../models/none"}}, r"expected a folder with a model"),
     ],
 )

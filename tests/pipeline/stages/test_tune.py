@@ -23,7 +23,7 @@ from pipeline.stages.lens import __main__ as lens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import open_store
 from tests.interp.lenses.twins import HookTwin, assert_equal, expected
-from tests.interp.translators.test_public import write_public
+from tests.interp.translators.test_published import write_public
 from tests.pipeline.stages.lens.test_lens import PROMPTS, TASK, TOP_K, arrays, files, source_baseline
 from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 

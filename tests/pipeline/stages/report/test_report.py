@@ -328,7 +328,7 @@ def test_labels_may_hold_any_script_or_formula(tmp_path: Path, monkeypatch: pyte
     ("changes", "message"),
     [
         ({"interval": "bootstrapped"}, "Did you mean 'bootstrap'"),
-        ({"figure_format": "pdf"}, "Known: png, svg"),
+        ({"figure_format": "pdf"}, "expected one of svg, png, got .pdf."),
         ({"examples": -1}, "0 or more"),
     ],
 )
