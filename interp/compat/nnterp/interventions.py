@@ -101,7 +101,8 @@ def patchscope_generate(
     for start in range(0, len(layers_up), at_once):
         batch = layers_up[start : start + at_once]
         held = latents[start : start + len(batch)]
-        if is_ours(nn_model, remote) and is_greedy(nn_model):
+        # nnsight makes edits in the first pass of a generation alone.
+        if is_ours(nn_model, remote) and is_greedy(nn_model) and not nn_model._edits:
             by_layer = generated_ids(nn_model, target, batch, held, max_length, max_batch_size)
         else:
             by_layer = _generated(nn_model, target, batch, held, max_length, remote, max_batch_size)
