@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
+import yaml
 from dvc.dvcfile import LOCK_FILE, PROJECT_FILE, Lockfile
 from dvc.stage import Stage
 from ruamel.yaml import YAML
@@ -17,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.files import write_json
 
-__all__ = ["forget_the_dead", "is_whole", "mend_lock", "write_lock"]
+__all__ = ["commands", "forget_the_dead", "is_whole", "mend_lock", "write_lock"]
 
 
 def forget_the_dead(folder: Path) -> None:
@@ -62,6 +63,18 @@ def write_lock(stage: Stage) -> None:
         shutil.copyfile(path, staged)
     Lockfile(stage.repo, str(staged)).dump_stages([stage])
     os.replace(staged, path)
+
+
+def commands(folder: Path) -> list[str]:
+    """The commands of the stages that may be cached, in the order of `dvc.yaml`.
+
+    Arguments:
+        folder: the run folder.
+    """
+    described = yaml.load((folder / PROJECT_FILE).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    stages = described.get("stages") if isinstance(described, dict) else None
+    listed = stages.values() if isinstance(stages, dict) else ()  # DVC says what is wrong with it
+    return [str(stage.get("cmd")) for stage in listed if isinstance(stage, dict) and not stage.get("always_changed")]
 
 
 def mend_lock(folder: Path) -> bool:

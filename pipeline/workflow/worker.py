@@ -41,7 +41,8 @@ from pipeline.files import digest_of, repository_root
 from pipeline.interrupts import quiet_interrupts
 from pipeline.stages.versions import VERSIONS_FILE, changes, installed
 from pipeline.workflow.cache import RunFolder, own_copies, read_json
-from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, write_lock
+from pipeline.workflow.dvc_files import commands, forget_the_dead, mend_lock, write_lock
+from pipeline.workflow.warm import forked_stages
 
 TAIL_BLOCKS, TAIL_LINES = 64, 20
 EXITED = re.compile(r"exited with (-?\d+)$")
@@ -269,7 +270,7 @@ def main() -> int:
         forget_the_dead(Path.cwd())
         if mend_lock(Path.cwd()):
             stages.say_broken("dvc.lock was left in half and is thrown away")
-        with RunFolder(".", stages.say_broken) as folder:
+        with forked_stages(commands(Path.cwd())), RunFolder(".", stages.say_broken) as folder:
             folder.reproduce(repro_fn=run)
     except KeyboardInterrupt:
         return 130
