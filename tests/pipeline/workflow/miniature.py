@@ -14,7 +14,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[3]
 COPIED = (
     "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/home.py", "pipeline/object_cache.py",
-    "pipeline/stages/__init__.py", "pipeline/stages/common.py", "pipeline/stages/versions.py",
+    "pipeline/files.py", "pipeline/interrupts.py", "pipeline/stages/__init__.py", "pipeline/stages/common.py",
+    "pipeline/stages/versions.py",
     "pipeline/tables/__init__.py", "pipeline/tables/names.py",
 )  # fmt: skip
 WHOLE = ("pipeline/config", "pipeline/workflow")
@@ -113,8 +114,6 @@ def build(root: Path) -> Path:
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (
         *COPIED,
-        "pipeline/stages/common.py",
-        "pipeline/stages/versions.py",
         ".dvcignore",
         ".dvc/config",
         ".dvc/.gitignore",
