@@ -117,27 +117,35 @@ def _told(message: str | None, folder: Path, standing: Path) -> bool:
 
 def _run(config: DictConfig, folder: Path, overrides: list[str], sweep: Path | None, standing: Path) -> str | None:
     """Run the stages and log the run; returns what went wrong, if anything did."""
-    from pipeline.tracking.runs import Allowance, log_run, prepare
+    from pipeline.tracking.runs import Allowance, Sender, log_run, prepare
     from pipeline.workflow import run_job
 
+    global accepted
+    known, accepted = accepted, None
     try:
-        values, typed = checked(config, standing)
-        check_machine(typed.model)
+        values, typed = known or checked(config, standing)
+        if known is None:
+            check_machine(typed.model)
         allowance = Allowance(typed.tracking, sweep)
         if sweep is None:
             prepare(typed.tracking, allowance)
     except InterpError as error:
         return str(error)
+    sender = Sender(typed.tracking)
+    part = None if sweep is None else _part_of(sweep, overrides)
     try:
-        run_job(values, folder, overrides=overrides, sweep=None if sweep is None else _part_of(sweep, overrides))
+        run_job(values, folder, overrides=overrides, sweep=part, begun=sender.start)
         return None
     except (InterpError, OSError) as error:
         return str(error)
     except Exception:  # a fault of this program: the other jobs of a sweep go on, and the report names it
         return traceback.format_exc()
     finally:  # also a failed and an interrupted run
-        if (folder / "run.json").is_file():
-            log_run(folder, allowance)
+        try:
+            if (folder / "run.json").is_file():
+                log_run(folder, allowance, sender)
+        finally:
+            sender.close()
 
 
 def _part_of(sweep: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -199,6 +207,7 @@ class Sweep:
         return FAILED if failed else 0
 
 
+accepted: tuple[dict[str, Any], Config] | None = None  # a single run's config, checked before Hydra starts the job
 begun: Sweep | None = None  # this process's sweep, for an interrupt to close
 
 
@@ -215,8 +224,9 @@ class Preflight(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Check a single run's config and give the run a folder of its own."""
+        global accepted
         try:
-            _, typed = checked(config, Path.cwd())
+            accepted = _, typed = checked(config, Path.cwd())
             check_machine(typed.model)
             own_folder(config, "run")
         except ConfigError as error:

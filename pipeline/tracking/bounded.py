@@ -28,7 +28,7 @@ from pipeline.tracking import sending
 from pipeline.tracking.client import Target, first_line, make_ready, target_of
 from pipeline.tracking.payload import read_json
 
-__all__ = ["Allowance", "TrackingFailed", "ask"]
+__all__ = ["Allowance", "Asking", "TrackingFailed", "ask"]
 
 LOADING_SECONDS = 120  # for this machine to start Python and import MLflow, before any server is asked
 LOADED = b"loaded"
@@ -79,6 +79,54 @@ class Allowance:
                 write_json(self._ledger, {"left": self._left})
 
 
+class Asking:
+    """A process that imports MLflow and then waits for one request; started early, it does so beside the stages.
+
+    It ends by itself where no request comes and this process is gone.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.tracking.bounded"],
+            cwd=repository_root(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # an interrupt comes here, and ends it in `close`
+        )
+
+    def ask(self, target: Target, action: str, arguments: Mapping[str, Any], seconds: float) -> tuple[Any, float]:
+        """As `ask`; to be called once."""
+        request = {"target": asdict(target), "action": action, "arguments": dict(arguments), "seconds": seconds}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stream:
+            stream.write(json.dumps(request).encode())
+        lines = _Lines(self._process.stdout)
+        loaded = lines.next(LOADING_SECONDS)
+        if loaded != LOADED:
+            raise TrackingFailed(json.loads(loaded)["error"] if loaded else "MLflow could not be loaded")
+        started = time.monotonic()
+        answer = lines.next(seconds)
+        waited = time.monotonic() - started
+        if answer is None:
+            in_time = waited < seconds
+            raise TrackingFailed("MLflow stopped" if in_time else f"no answer within {seconds:.0f} s", waited)
+        said = json.loads(answer)
+        if "error" in said:
+            raise TrackingFailed(said["error"], waited)
+        return said["result"], waited
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
 def ask(target: Target, action: str, arguments: Mapping[str, Any], seconds: float) -> tuple[Any, float]:
     """Have something done with MLflow, in a process that is killed when the time is over.
 
@@ -94,38 +142,8 @@ def ask(target: Target, action: str, arguments: Mapping[str, Any], seconds: floa
     Raises:
         TrackingFailed: it was not done, or not in time.
     """
-    request = {"target": asdict(target), "action": action, "arguments": dict(arguments), "seconds": seconds}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.tracking.bounded"],
-        cwd=repository_root(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # an interrupt comes here, and ends it below
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        with contextlib.suppress(BrokenPipeError), process.stdin as stream:
-            stream.write(json.dumps(request).encode())
-        lines = _Lines(process.stdout)
-        loaded = lines.next(LOADING_SECONDS)
-        if loaded != LOADED:
-            raise TrackingFailed(json.loads(loaded)["error"] if loaded else "MLflow could not be loaded")
-        started = time.monotonic()
-        answer = lines.next(seconds)
-        waited = time.monotonic() - started
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    if answer is None:
-        in_time = waited < seconds
-        raise TrackingFailed("MLflow stopped" if in_time else f"no answer within {seconds:.0f} s", waited)
-    said = json.loads(answer)
-    if "error" in said:
-        raise TrackingFailed(said["error"], waited)
-    return said["result"], waited
+    with contextlib.closing(Asking()) as asking:
+        return asking.ask(target, action, arguments, seconds)
 
 
 class _Lines:
@@ -165,10 +183,12 @@ def main() -> None:
     }
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever MLflow prints is no answer
-    request = json.load(sys.stdin)
     try:
         import mlflow  # noqa: F401  # a second or more, which is no server's fault
 
+        request = json.loads(sys.stdin.read() or "null")
+        if request is None:
+            return  # there was nothing to ask
         answers.write(f"{LOADED.decode()}\n")
         answers.flush()
         # Should the process that asks be killed, this one still ends.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 from collections.abc import Mapping
@@ -9,13 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.tracking import TrackingConfig, load_tracking_config
-from pipeline.tracking.bounded import Allowance, TrackingFailed, ask
+from pipeline.tracking.bounded import Allowance, Asking, TrackingFailed, ask
 from pipeline.tracking.client import Target, first_line, target_of
 from pipeline.tracking.sending import sent_already
 
-__all__ = ["Allowance", "begin_sweep", "close_sweep", "end_sweep", "log_run", "prepare", "send"]
+__all__ = ["Allowance", "Sender", "begin_sweep", "close_sweep", "end_sweep", "log_run", "prepare", "send"]
 
 log = logging.getLogger("interpipe")
+
+
+class Sender:
+    """What sends one run; MLflow is imported while the stages are at work, once `start` has been called.
+
+    Arguments:
+        config: section `tracking`.
+    """
+
+    def __init__(self, config: TrackingConfig) -> None:
+        self.config = config
+        self.asking: Asking | None = None
+
+    def start(self) -> None:
+        """Begin to import MLflow, in a process of its own."""
+        if self.config.enabled and self.asking is None:
+            with contextlib.suppress(OSError):  # sending says what is wrong
+                self.asking = Asking()
+
+    def close(self) -> None:
+        """End that process."""
+        if self.asking is not None:
+            self.asking.close()
 
 
 def prepare(config: TrackingConfig, allowance: Allowance) -> bool:
@@ -95,12 +119,13 @@ def close_sweep(config: TrackingConfig, sweep: Mapping[str, Any], status: str, a
     _asked(target_of(config), "close_sweep", arguments, allowance)
 
 
-def log_run(folder: str | Path, allowance: Allowance | None = None) -> bool:
+def log_run(folder: str | Path, allowance: Allowance | None = None, sender: Sender | None = None) -> bool:
     """Send a run to MLflow; a server that is down or hangs costs a warning and leaves the run to `sync`.
 
     Arguments:
         folder: the run folder.
         allowance: what tracking may still cost; None: what the config allows a run.
+        sender: what sends it; None: MLflow is imported for it now.
 
     Returns:
         Whether MLflow has the run now.
@@ -113,7 +138,7 @@ def log_run(folder: str | Path, allowance: Allowance | None = None) -> bool:
     if not config.enabled:
         return False
     try:
-        send(folder, config, allowance or Allowance(config))
+        send(folder, config, allowance or Allowance(config), sender)
     except Exception as error:  # tracking must never cost the run, whatever is wrong with it
         log.warning(
             "tracking: %s did not take the run (%s). Its results are complete in %s; send it later with\n"
@@ -124,20 +149,21 @@ def log_run(folder: str | Path, allowance: Allowance | None = None) -> bool:
     return True
 
 
-def send(folder: Path, config: TrackingConfig, allowance: Allowance) -> str:
+def send(folder: Path, config: TrackingConfig, allowance: Allowance, sender: Sender | None = None) -> str:
     """Send a run, or what is missing of it; returns the MLflow run's id.
 
     Arguments:
         folder: the run folder.
         config: section `tracking`.
         allowance: what it may cost.
+        sender: as in `log_run`.
 
     Raises:
         TrackingFailed: MLflow did not take it, or the folder holds no run.
     """
     folder, target = folder.absolute(), target_of(config)
     present = sent_already(target, folder)
-    return present or str(_asked(target, "send", {"folder": str(folder)}, allowance))
+    return present or str(_asked(target, "send", {"folder": str(folder)}, allowance, sender.asking if sender else None))
 
 
 def _tried(target: Target, action: str, arguments: Mapping[str, Any], allowance: Allowance) -> str:
@@ -149,12 +175,14 @@ def _tried(target: Target, action: str, arguments: Mapping[str, Any], allowance:
     return ""
 
 
-def _asked(target: Target, action: str, arguments: Mapping[str, Any], allowance: Allowance) -> Any:
-    """`ask`, within what is left, which it lessens."""
+def _asked(
+    target: Target, action: str, arguments: Mapping[str, Any], allowance: Allowance, asking: Asking | None = None
+) -> Any:
+    """`ask`, within what is left, which it lessens; by a process that is ready, where there is one."""
     if allowance.left <= 0:
         raise TrackingFailed("it has cost this run or its sweep all the time that tracking.timeout allows")
     try:
-        result, waited = ask(target, action, arguments, allowance.left)
+        result, waited = (asking.ask if asking else ask)(target, action, arguments, allowance.left)
     except TrackingFailed as error:
         allowance.spend(error.waited)
         raise

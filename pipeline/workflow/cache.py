@@ -8,6 +8,7 @@ broken ones. Here a broken object is thrown away before either happens; DVC then
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -66,6 +67,7 @@ class CheckedResults(StageCache):
         self.say = say
         self.whole: set[tuple[str, Path | None]] = set()  # artifacts, and the places in which they are whole
         self.before: dict[str, str] | None = None  # versions that the stage saved last had been computed with before
+        self.read: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}  # results by file, and the file's state
 
     def check(self, outs: list[Output], *, in_place: bool = False) -> bool:
         """Throw away what is broken of some artifacts; returns whether nothing was.
@@ -120,9 +122,9 @@ class CheckedResults(StageCache):
             return
         sections.update(dict.fromkeys(sections, ANY))
         key, value = result_key(result), result_value(result)
-        self.before = self._versions_of(key, stage)
         path = Path(self._get_cache_path(key, value))
-        if not path.exists():
+        if not path.exists():  # the stage has been computed just now
+            self.before = self._versions_of(key, stage)
             with contextlib.suppress(OSError):  # a cache that one may only read from, a full disk
                 write_text(path, dumps_yaml(result))
 
@@ -145,14 +147,29 @@ class CheckedResults(StageCache):
         """
         if value is None:
             return None
+        path = Path(self._get_cache_path(key, value))
+        state = _state(path)
+        if state is not None and state == self.read.get(path, ((),))[0]:  # DVC asks for it several times a stage
+            return copy.deepcopy(self.read[path][1])
         try:
             result = super()._load_cache(key, value)
         except ParseError:
             result = None
         if result is None or (result_key(result), result_value(result)) != (key, value):
-            remove_result(Path(self._get_cache_path(key, value)))
+            remove_result(path)
             return None
+        if state is not None:
+            self.read[path] = state, copy.deepcopy(result)
         return result
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file's content; None: there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _listed(out: Output) -> dict[str, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,14 @@ import psutil  # type: ignore[import-untyped]
 import yaml
 from dvc.dvcfile import LOCK_FILE, PROJECT_FILE, Lockfile
 from dvc.stage import Stage
+from dvc.stage.serialize import to_lockfile
+from dvc.utils.serialize import dumps_yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.files import write_json
+from pipeline.files import write_json, write_text
+
+LOCK_HEAD = "schema: '2.0'\nstages:\n"  # how DVC writes it; an entry's own lines are indented deeper than its name
 
 __all__ = ["commands", "forget_the_dead", "is_whole", "mend_lock", "write_lock"]
 
@@ -53,14 +58,23 @@ def forget_the_dead(folder: Path) -> None:
 def write_lock(stage: Stage) -> None:
     """Write a stage into `dvc.lock`, by one rename; DVC itself empties the file and takes up to seconds to fill it.
 
+    The other stages' lines stay as they are: to read and write them all again, after each stage, is most of what a run
+    costs in which everything is cached.
+
     Arguments:
         stage: one that is done.
     """
     path = Path(stage.wdir, LOCK_FILE)
-    staged = path.with_name(f".{path.name}.incoming")
-    staged.unlink(missing_ok=True)
-    if path.exists():
-        shutil.copyfile(path, staged)
+    text = path.read_text(encoding="utf-8") if path.exists() else LOCK_HEAD
+    entry = dumps_yaml({"schema": "2.0", "stages": to_lockfile(stage)})
+    if text.startswith(LOCK_HEAD) and entry.startswith(LOCK_HEAD):
+        entry = entry.removeprefix(LOCK_HEAD)
+        present = re.search(rf"^{re.escape(entry.partition(chr(10))[0])}\n(?:(?! {{0,2}}\S).*\n)*", text, re.MULTILINE)
+        first, last = present.span() if present else (len(text), len(text))
+        write_text(path, text[:first] + entry + text[last:])
+        return
+    staged = path.with_name(f".{path.name}.incoming")  # a file that was not written so, by another version of DVC
+    shutil.copyfile(path, staged)
     Lockfile(stage.repo, str(staged)).dump_stages([stage])
     os.replace(staged, path)
 
@@ -71,7 +85,9 @@ def commands(folder: Path) -> list[str]:
     Arguments:
         folder: the run folder.
     """
-    described = yaml.load((folder / PROJECT_FILE).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    described = yaml.load(
+        (folder / PROJECT_FILE).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
     stages = described.get("stages") if isinstance(described, dict) else None
     listed = stages.values() if isinstance(stages, dict) else ()  # DVC says what is wrong with it
     return [str(stage.get("cmd")) for stage in listed if isinstance(stage, dict) and not stage.get("always_changed")]

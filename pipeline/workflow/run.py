@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,12 @@ log = logging.getLogger("interpipe")
 
 
 def run_job(
-    params: dict[str, Any], folder: str | Path, *, overrides: Sequence[str] = (), sweep: dict[str, Any] | None = None
+    params: dict[str, Any],
+    folder: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    sweep: dict[str, Any] | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run all stages for one config, each from the cache where any run has computed it before, and write `run.json`.
 
@@ -40,6 +45,8 @@ def run_job(
         folder: the run folder; it may hold an earlier attempt with the same config, which is gone on with.
         overrides: the command line that the config came from, for the record.
         sweep: the sweep that the run belongs to (`name`, `swept`), for the record.
+        begun: called with each news of the stages, before it is told; the first is a good moment to prepare what the
+            run's end needs, for it comes when the first imports are over.
 
     Returns:
         The content of `run.json`. While the run goes on its status is RUNNING; at the end FINISHED, FAILED or KILLED.
@@ -66,7 +73,7 @@ def run_job(
         }
         write_json(folder / "run.json", run)  # whoever is killed without a word has said what the run was
         try:
-            _run_stages(folder, run["stages"])
+            _run_stages(folder, run["stages"], begun)
             run["status"] = "FINISHED"
         except InterpError as error:
             run |= {"status": "FAILED", "message": str(error)}
@@ -166,8 +173,8 @@ def resume_command(folder: Path) -> str:
     return command if standing == ROOT else f"cd {shlex.quote(str(ROOT))} && {command}"
 
 
-def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:
-    """Run the stages; fills `stages` as they get done.
+def _run_stages(folder: Path, stages: dict[str, dict[str, Any]], begun: Callable[[], None]) -> None:
+    """Run the stages; fills `stages` as they get done, and calls `begun` with each news of them.
 
     Raises:
         InterpError: one failed.
@@ -175,6 +182,7 @@ def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:
     failure: tuple[str | None, str] | None = None
     with contextlib.closing(reproduce(folder)) as told:
         for news in told:
+            begun()
             name = news.pop("stage")
             if "failed" in news:
                 failure = failure or (name, news["failed"])

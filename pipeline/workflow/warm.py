@@ -31,7 +31,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["SWITCH", "WarmProcess", "forks_here", "forked_stages", "stage_of"]
+__all__ = ["SWITCH", "WarmProcess", "forked_stages", "forks_here", "stage_of"]
 
 SWITCH = "INTERPIPE_FORK"  # 0: each stage is a plain command
 COMMAND = re.compile(r"python -m pipeline\.stages\.([a-z_]+)")
