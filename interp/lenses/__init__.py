@@ -9,11 +9,7 @@ from interp.lenses.maps import AffineMap, IdentityMap, LatentMap
 from interp.lenses.patchscope import patchscope_lens
 from interp.lenses.patchscope_generate import patchscope_generate
 from interp.lenses.patchscope_grid import patchscope_grid
-from interp.lenses.patchscope_on_prompts import (
-    patchscope_generate_on_prompts,
-    patchscope_grid_on_prompts,
-    patchscope_lens_on_prompts,
-)
+from interp.lenses.sources import Latents
 from interp.lenses.tuned import TunedLens, tuned_lens
 from interp.patching import Patch
 
@@ -21,6 +17,7 @@ __all__ = [
     "AffineMap",
     "IdentityMap",
     "LatentMap",
+    "Latents",
     "Patch",
     "TunedLens",
     "attention_knockout",
@@ -31,10 +28,7 @@ __all__ = [
     "logit_lens",
     "logit_lens_on_prompts",
     "patchscope_generate",
-    "patchscope_generate_on_prompts",
     "patchscope_grid",
-    "patchscope_grid_on_prompts",
     "patchscope_lens",
-    "patchscope_lens_on_prompts",
     "tuned_lens",
 ]

@@ -1,15 +1,27 @@
-"""The patchscope lens: a hidden state is written into another prompt's run, and the model says what is in it.
+"""The patchscope lens: what is in a hidden state, as the model says it in another prompt?
+
+The hidden state is written into another prompt's run, at the same layer, and the model goes on from it. What it says is
+what it can make of the state there: a reading depends on the target prompt, and a state that the target layer does not
+know (of a much earlier layer, or another model) may say nothing though something is in it. In plain nnsight:
+
+    for layer in layers:
+        with model.trace(target_prompt):
+            hidden = model.read(f"resid_post.{layer}").clone()
+            hidden[:, position] = latents[layer]
+            model.write(f"resid_post.{layer}", hidden)
+            log_prob[layer] = model.logits[:, -1].log_softmax(-1).save()
 
 Ghandeharioun et al., "Patchscopes" (2024), arXiv 2401.06102. With target prompts that translate, and with patching from
 a layer onwards: Dumas et al., "Separating Tongue from Thought" (2025), arXiv 2411.08745.
 
-Latents written after layers go through one walk up the layers (`interp.forward`). Other sites, and families that the
+Latents written after layers go through one walk up the layers (`interp.patching`). Other sites, and families that the
 walk does not fit, are served the plain way, one traced forward pass of the whole target prompts for each layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +30,10 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses.maps import LatentMap
+from interp.lenses.prompted import Targets
 from interp.lenses.reading import read_layers
 from interp.lenses.remote import patch_elsewhere
+from interp.lenses.sources import Given, Latents, Positions, SourcePrompts, TargetPositions, TargetPrompts
 from interp.passes import in_turn
 from interp.patching import (
     Patch,
@@ -42,23 +56,23 @@ if TYPE_CHECKING:
 __all__ = ["patchscope_lens"]
 
 
-@in_turn
 @torch.no_grad()
 def patchscope_lens(
     model: StandardizedTransformer,
-    latents: Tensor,
-    target_ids: Sequence[Sequence[int]],
-    target_positions: TargetPositions,
-    groups: Groups,
+    source: SourcePrompts | Latents,
+    target_prompts: TargetPrompts,
+    target_positions: TargetPositions | None = None,
+    targets: Targets | Sequence[Targets] | Groups | None = None,
     *,
-    layers: Sequence[int],
+    source_positions: Positions = "last",
+    source_model: StandardizedTransformer | None = None,
+    layers: Sequence[int] | None = None,
     patch: Patch = "one_layer",
     site: str = "resid_post",
-    latent_layers: Sequence[int] | None = None,
     mapping: LatentMap | None = None,
+    policy: str = "first_token",
     top_k: int = 5,
     batch_size: int = 64,
-    reference: Tensor | None = None,
     remote: bool | str = False,
 ) -> LensResult:
     """Patchscope lens (Ghandeharioun et al. 2024): write latents into target prompts, read the next token.
@@ -67,35 +81,89 @@ def patchscope_lens(
     at layer j only (`one_layer`), or at j and every later layer, each with the latent of that same layer (`from_layer`,
     Dumas et al. 2025). What the model then predicts after the target prompt's last token is the reading of layer j.
 
+        patchscope_lens(model, ["The capital of France", "..."], "cat")
+        patchscope_lens(model, Latents(hidden, layers=[3, 5]), "cat", layers=[3, 5])
+
+    Source prompts are read some hundred at a time and written before the next are: memory does not depend on how many
+    there are, but for the result.
+
     Arguments:
-        model: the model that runs the target prompts. The latents may be another one's.
-        latents: (layer, example, hidden_size), what is written; or (layer, example, position, hidden_size) where
-            several tokens are. Any device and float dtype, the model's is used.
-        target_ids: per example: token ids of its target prompt as the model is fed, unpadded.
-        target_positions: per example: the token of the target prompt that is written, counted from 0 without padding;
-            or several that are written at once, equally many in every example.
-        groups: per example, per group: token ids whose probability is summed.
-        layers: the layers j, ascending.
+        model: the model that runs the target prompts.
+        source: source prompts: a text, `Prompt` or list of token ids; or one for each example; or for an example a list
+            of them, whose mean is written (Dumas et al. 2025). Or `Latents`, which are written as they are.
+        target_prompts: one for all examples, or one each: texts, `Prompt`s, `TargetPrompt`s, lists of token ids, or
+            names of `interp.prompts.TARGET_NAMES` (`cat`, `description`, `country_currency`, `chat`).
+        target_positions: the token that is written over, in the vocabulary of `interp.positions`; or several, as many
+            as are read; or for each target prompt a list of its own, counted from 0. None: the placeholder of the
+            target prompt, or its last token.
+        targets: the groups whose probability is read: name -> words (or token ids), for all examples or a mapping for
+            each; or per example, per group: token ids. None: the targets of the target prompts that are `Prompt`s, or
+            where none has any, of the source prompts.
+        source_positions: the token of a source prompt that is read, in the vocabulary of `interp.positions`; or
+            several, which are written at once.
+        source_model: the model that runs the source prompts; None: `model`. One of another width needs a `mapping`.
+        layers: the layers j, ascending; None: all that there are latents of, or that both models have. `one_layer` needs
+            latents of these, `from_layer` of every layer from the first of them to the model's last.
         patch: `one_layer` or `from_layer`.
-        site: kind of site that is written, a hidden state that each layer has (`interp.sites.HIDDEN_KINDS`).
-        latent_layers: what the axis `layer` of `latents` stands for, ascending; None: `layers`. `one_layer` needs all
-            of `layers` there, `from_layer` every layer from the first of `layers` to the model's last.
+        site: kind of site that is read and written, a hidden state that each layer has (`interp.sites.HIDDEN_KINDS`).
         mapping: turns the latents into what is written (`interp.lenses.maps`); latents of a model of another width
             need one. None: they are written as they are.
+        policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
         top_k: how many top tokens are kept.
         batch_size: target prompts in a forward pass at most; memory does not depend on the number of examples.
-        reference: (example, hidden_size), the residual stream after the model's last layer at the source token, which
-            gives `surprisal` and `model_top_id`; None: not known.
-        remote: True: on NDIF, in one session of plain traces; `local`: packed as for a server, and run here; or an
-            address.
+        remote: for `Latents`. True: on NDIF, in one session of plain traces; `local`: packed as for a server, and run
+            here; or an address.
 
     Returns:
-        The lens over all examples, logarithms in nats; `baseline` is read after the unpatched target prompts.
+        The lens, axes `example` and `layer`; logarithms in nats. `baseline` is read after the unpatched target prompts.
+        `surprisal` and `model_top_id` go by what the source model says at the (last) source position; they are not
+        known where an example has several sources, or the two models have other vocabularies.
 
     Raises:
-        InterpError: shapes that do not fit, layers that the model or the latents do not have, a position outside its
-            target prompt, token ids outside the vocabulary.
+        InterpError: shapes or numbers of prompts or positions that do not fit, layers that the model or the latents do
+            not have, a position that a prompt does not have, token ids outside the vocabulary.
     """
+    given = Given.of(
+        model, source, target_prompts, target_positions,
+        source_model=source_model, source_positions=source_positions, targets=targets, policy=policy,
+    )  # fmt: skip
+    given.check_here(remote)
+    chosen = given.layers(layers, model.num_layers)
+    needed = chosen if patch == "one_layer" else range(min(chosen), model.num_layers)
+    held = given.source.held(chosen, needed)
+    parts = [
+        given.compared(
+            _of_latents(
+                model, *writing.written, given.groups[writing.examples], layers=chosen, patch=patch, site=site,
+                latent_layers=held, mapping=mapping, top_k=top_k, batch_size=batch_size,
+                reference=given.reference(writing, model), remote=remote,
+            ),
+            writing, model,
+        )
+        for writing in given.read(site, held)
+    ]  # fmt: skip
+    return replace(LensResult.concatenate(parts), group_names=given.names)
+
+
+@in_turn
+def _of_latents(
+    model: StandardizedTransformer,
+    latents: Tensor,
+    target_ids: Sequence[Sequence[int]],
+    target_positions: Sequence[Sequence[int]],
+    groups: Groups,
+    *,
+    layers: Sequence[int],
+    patch: Patch,
+    site: str,
+    latent_layers: Sequence[int],
+    mapping: LatentMap | None,
+    top_k: int,
+    batch_size: int,
+    reference: Tensor | None,
+    remote: bool | str,
+) -> LensResult:
+    """The lens on latents that are there."""
     layers = tuple(map(int, layers))
     held = held_layers(layers, latent_layers, patch, site, model.num_layers)
     prompts = PatchedPrompts.of(model, latents, held, target_ids, target_positions, mapped=mapping is not None)

@@ -1,9 +1,21 @@
-"""Patchscope generation: a hidden state is written into another prompt's run, and the model goes on writing.
+"""Patchscope generation: what does the model write, with a hidden state in another prompt's run?
+
+It goes on from the patched prompt, a token at a time, as `patchscope_lens` reads its first one. In plain nnsight:
+
+    for layer in layers:
+        ids = list(target_ids)
+        for _ in range(max_new_tokens):
+            with model.trace(input_ids=[ids]):
+                hidden = model.read(f"resid_post.{layer}").clone()
+                hidden[:, position] = latents[layer]
+                model.write(f"resid_post.{layer}", hidden)
+                token = model.logits[0, -1].argmax().save()
+            ids.append(int(token))
 
 Ghandeharioun et al., "Patchscopes" (2024), arXiv 2401.06102: descriptions of entities, extraction of attributes.
 
 Latents written after layers go through one walk up the layers, and every run then goes on with keys and values of its
-own behind those of the target prompt (`interp.forward`). Other sites, and families that this does not fit, are served
+own behind those of the target prompt (`interp.patching`). Other sites, and families that this does not fit, are served
 the plain way, whole forward passes for each token.
 """
 
@@ -20,6 +32,7 @@ from interp.batching import WALKING_TOKENS
 from interp.errors import InterpError
 from interp.forward import stays_within
 from interp.lenses.maps import LatentMap
+from interp.lenses.sources import Given, Latents, Positions, SourcePrompts, TargetPositions, TargetPrompts
 from interp.model.fed import check_fed
 from interp.passes import in_turn
 from interp.patching import (
@@ -28,7 +41,6 @@ from interp.patching import (
     PatchedPrompts,
     PatchPlan,
     Sampling,
-    TargetPositions,
     check_number,
     generate_plainly,
     generate_walked,
@@ -47,19 +59,19 @@ __all__ = ["patchscope_generate", "stop_tokens"]
 CACHE_BYTES = 1 << 31
 
 
-@in_turn
 @torch.no_grad()
 def patchscope_generate(
     model: StandardizedTransformer,
-    latents: Tensor,
-    target_ids: Sequence[Sequence[int]],
-    target_positions: TargetPositions,
+    source: SourcePrompts | Latents,
+    target_prompts: TargetPrompts,
+    target_positions: TargetPositions | None = None,
     *,
-    layers: Sequence[int],
+    source_positions: Positions = "last",
+    source_model: StandardizedTransformer | None = None,
+    layers: Sequence[int] | None = None,
     max_new_tokens: int = 20,
     patch: Patch = "one_layer",
     site: str = "resid_post",
-    latent_layers: Sequence[int] | None = None,
     mapping: LatentMap | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -74,21 +86,12 @@ def patchscope_generate(
     What is drawn for an example and layer depends on the seed, the example's number and the layer alone: other
     batches, other layers beside it or more tokens change nothing, but for roundings of the logits.
 
+        patchscope_generate(model, ["Leonardo DiCaprio"], "description", max_new_tokens=30)
+
     Arguments:
-        model: the model that runs the target prompts. The latents may be another one's.
-        latents: (layer, example, hidden_size), what is written; or (layer, example, position, hidden_size) where
-            several tokens are. Any device and float dtype, the model's is used.
-        target_ids: per example: token ids of its target prompt as the model is fed, unpadded.
-        target_positions: per example: the token of the target prompt that is written, counted from 0 without padding;
-            or several that are written at once, equally many in every example.
-        layers: the layers that are patched, each by itself, in any order.
+        layers: the layers that are patched, each by itself, in any order (then that of the latents too, where these
+            name no layers); None: all that there are latents of, or that both models have.
         max_new_tokens: new tokens at most.
-        patch: `one_layer`, or `from_layer`: also every later layer, with that layer's latent.
-        site: kind of site that is written, a hidden state that each layer has (`interp.sites.HIDDEN_KINDS`).
-        latent_layers: what the axis `layer` of `latents` stands for, ascending; None: `layers`, in their order.
-            `one_layer` needs all of `layers` there, `from_layer` every layer from the first of `layers` to the model's
-            last.
-        mapping: turns the latents into what is written (`interp.lenses.maps`); None: they are written as they are.
         temperature: logits are divided by it and a token is drawn; 0: the most probable token is taken.
         top_k: only so many of the most probable tokens may be drawn; None: all.
         top_p: only the most probable tokens that together have this probability may be drawn, after `top_k`; None: all.
@@ -98,18 +101,59 @@ def patchscope_generate(
             0, 1, ...
         batch_size: target prompts that are generated from at once, each for all layers; fewer where what they have to
             remember would not fit.
+        model, source, target_prompts, target_positions, source_positions, source_model, patch, site, mapping: as in
+            `patchscope_lens`.
 
     Returns:
         Token ids and texts by example and layer, layers in the order asked for. A token that ended a text is the last
         of its ids.
 
     Raises:
-        InterpError: shapes that do not fit, layers that the model or the latents do not have, a layer twice, a
-            position outside its target prompt, token ids outside the vocabulary, sampling out of range.
+        InterpError: as `patchscope_lens` does; or a layer twice, sampling out of range.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     if max_new_tokens < 1 or batch_size < 1:
         raise InterpError(f"max_new_tokens, batch_size: expected at least 1, got {max_new_tokens} and {batch_size}.")
+    given = Given.of(
+        model, source, target_prompts, target_positions, source_model=source_model, source_positions=source_positions,
+        targets=(),
+    )  # fmt: skip
+    chosen = given.layers(layers, model.num_layers)
+    needed = sorted(chosen) if patch == "one_layer" else range(min(chosen), model.num_layers)
+    numbers = range(len(given.source)) if example_numbers is None else example_numbers
+    check_number("example_numbers", numbers, len(given.source))
+    stops = stop_tokens(model) if stop_ids is None else stop_ids
+    held = given.source.held(chosen, needed)
+    parts = [
+        _of_latents(
+            model, *writing.written, layers=chosen, max_new_tokens=max_new_tokens, patch=patch, site=site,
+            latent_layers=None if held is chosen else held, mapping=mapping, sampling=sampling,
+            numbers=numbers[writing.examples], stops=stops, batch_size=batch_size,
+        )
+        for writing in given.read(site, held)
+    ]  # fmt: skip
+    return GenerationResult.concatenate(parts)
+
+
+@in_turn
+def _of_latents(
+    model: StandardizedTransformer,
+    latents: Tensor,
+    target_ids: Sequence[Sequence[int]],
+    target_positions: Sequence[Sequence[int]],
+    *,
+    layers: Sequence[int],
+    max_new_tokens: int,
+    patch: Patch,
+    site: str,
+    latent_layers: Sequence[int] | None,
+    mapping: LatentMap | None,
+    sampling: Sampling,
+    numbers: Sequence[int],
+    stops: Collection[int],
+    batch_size: int,
+) -> GenerationResult:
+    """Generation from latents that are there."""
     asked = [int(layer) for layer in layers]
     order = sorted(range(len(asked)), key=asked.__getitem__)
     if latent_layers is None and len(latents) == len(asked):
@@ -117,10 +161,7 @@ def patchscope_generate(
     ascending = tuple(asked[index] for index in order)
     held = held_layers(ascending, latent_layers, patch, site, model.num_layers)
     prompts = PatchedPrompts.of(model, latents, held, target_ids, target_positions, mapped=mapping is not None)
-    check_fed(model, prompts.input_ids, "target_ids", more=max_new_tokens - 1)  # the last is not fed any more
-    numbers = range(len(prompts)) if example_numbers is None else example_numbers
-    check_number("example_numbers", numbers, len(prompts))
-    stops = stop_tokens(model) if stop_ids is None else stop_ids
+    check_fed(model, prompts.input_ids, "target_prompts", more=max_new_tokens - 1)  # the last is not fed any more
     ids: list[list[list[int]]] = [[[] for _ in asked] for _ in prompts.input_ids]  # [example][layer]
     plan = _GenerationPlan(prompts, site, patch, ascending, mapping, max_new_tokens, sampling, numbers, stops)
     for chosen, runs in run(plan, batch_size):

@@ -1,4 +1,14 @@
-"""The patchscope lens over a grid: what is in a source's layer, written at every target layer.
+"""The patchscope lens over a grid: at which target layer does the model make something of a source's layer?
+
+A state written at its own layer (`patchscope_lens`) is one diagonal of this: early states often say more when they are
+written into early layers, and late ones nothing there. In plain nnsight:
+
+    for source, target in product(source_layers, target_layers):
+        with model.trace(target_prompt):
+            hidden = model.read(f"resid_post.{target}").clone()
+            hidden[:, position] = latents[source]
+            model.write(f"resid_post.{target}", hidden)
+            log_prob[source, target] = model.logits[:, -1].log_softmax(-1).save()
 
 Ghandeharioun et al., "Patchscopes" (2024), arXiv 2401.06102, patch all source layers into all target layers. In one
 walk up the layers, the latents of all source layers join at each target layer.
@@ -7,7 +17,7 @@ walk up the layers, the latents of all source layers join at each target layer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -20,9 +30,11 @@ from torch import Tensor
 from interp.batching import WALKING_TOKENS
 from interp.lenses.maps import AffinePairs, LatentMap
 from interp.lenses.patchscope import check_lens_inputs, read_baseline
+from interp.lenses.prompted import Targets
 from interp.lenses.reading import read_layers
+from interp.lenses.sources import Given, Latents, Positions, SourcePrompts, TargetPositions, TargetPrompts
 from interp.passes import in_turn
-from interp.patching import Patch, PatchedPrompts, TargetPositions, check_patch, run_patched, walk, walk_fits
+from interp.patching import Patch, PatchedPrompts, check_patch, run_patched, walk, walk_fits
 from interp.patching.plan import check_held
 from interp.patching.run import Ends, EndsPlan, run
 from interp.readout import Groups, TokenGroups
@@ -38,55 +50,86 @@ __all__ = ["patchscope_grid"]
 _ROWS_AT_ONCE = 256  # runs whose logits are held together
 
 
-@in_turn
 @torch.no_grad()
 def patchscope_grid(
     model: StandardizedTransformer,
-    latents: Tensor,
-    target_ids: Sequence[Sequence[int]],
-    target_positions: TargetPositions,
-    groups: Groups,
+    source: SourcePrompts | Latents,
+    target_prompts: TargetPrompts,
+    target_positions: TargetPositions | None = None,
+    targets: Targets | Sequence[Targets] | Groups | None = None,
     *,
-    source_layers: Sequence[int],
+    source_positions: Positions = "last",
+    source_model: StandardizedTransformer | None = None,
+    source_layers: Sequence[int] | None = None,
     target_layers: Sequence[int] | None = None,
     patch: Patch = "one_layer",
     site: str = "resid_post",
     mapping: LatentMap | AffinePairs | None = None,
+    policy: str = "first_token",
     top_k: int = 5,
     batch_size: int = 64,
-    reference: Tensor | None = None,
 ) -> LensResult:
     """Patchscope lens over source layers x target layers (Ghandeharioun et al. 2024).
 
     Arguments:
-        model: the model that runs the target prompts. The latents may be another one's.
-        latents: (source layer, example, hidden_size), what is written; or (source layer, example, position,
-            hidden_size) where several tokens are. Any device and float dtype, the model's is used.
-        target_ids: per example: token ids of its target prompt as the model is fed, unpadded.
-        target_positions: per example: the token of the target prompt that is written, or several, all at
-            once, counted from 0 without padding.
-        groups: per example, per group: token ids whose probability is summed.
-        source_layers: what the first axis of `latents` stands for, ascending.
-        target_layers: where they are written, ascending; None: every layer of the model.
+        source_layers: the layers that are read, ascending; None: all that there are latents of, or of the source model.
+        target_layers: the layers that are written, ascending; None: every layer of the model.
         patch: `one_layer`; or `from_layer`: at every layer after the target layer that layer's own latent is written
             too (Dumas et al. 2025), so it has to be among the source layers.
-        site: kind of site that is written, a hidden state that each layer has (`interp.sites.HIDDEN_KINDS`).
         mapping: turns the latents into what is written, the same at each target layer or (`AffinePairs`) one for
             each. None: they are written as they are.
-        top_k: how many top tokens are kept.
         batch_size: target prompts that walk together, each with all its runs; fewer where these would not fit.
-        reference: (example, hidden_size), the residual stream after the model's last layer at the source token, which
-            gives `surprisal` and `model_top_id`; None: not known.
+        model, source, target_prompts, target_positions, targets, source_positions, source_model, site, policy, top_k:
+            as in `patchscope_lens`.
 
     Returns:
         The lens, axes `example`, `source_layer`, `target_layer`; logarithms in nats. `kl` compares with the last source
-        layer at the last target layer; `baseline` is read after the unpatched target prompts.
+        layer at the last target layer; `baseline` is read after the unpatched target prompts; `surprisal` and
+        `model_top_id` as in `patchscope_lens`.
 
     Raises:
-        InterpError: shapes that do not fit, layers that the model has not, a position outside its target prompt, token
-            ids outside the vocabulary, maps that lack a target layer.
+        InterpError: as `patchscope_lens` does; or maps that lack a target layer.
     """
-    targets = check_lens_layers(range(model.num_layers) if target_layers is None else target_layers, model.num_layers)
+    given = Given.of(
+        model, source, target_prompts, target_positions,
+        source_model=source_model, source_positions=source_positions, targets=targets, policy=policy,
+    )  # fmt: skip
+    sources = given.layers(source_layers, None)
+    held = given.source.held(sources, sources)
+    parts = [
+        given.compared(
+            _of_latents(
+                model, *writing.written, given.groups[writing.examples], source_layers=sources,
+                target_layers=range(model.num_layers) if target_layers is None else target_layers, patch=patch,
+                site=site, mapping=mapping, top_k=top_k, batch_size=batch_size,
+                reference=given.reference(writing, model),
+            ),
+            writing, model,
+        )
+        for writing in given.read(site, held)
+    ]  # fmt: skip
+    return replace(LensResult.concatenate(parts), group_names=given.names)
+
+
+@in_turn
+def _of_latents(
+    model: StandardizedTransformer,
+    latents: Tensor,
+    target_ids: Sequence[Sequence[int]],
+    target_positions: Sequence[Sequence[int]],
+    groups: Groups,
+    *,
+    source_layers: Sequence[int],
+    target_layers: Sequence[int],
+    patch: Patch,
+    site: str,
+    mapping: LatentMap | AffinePairs | None,
+    top_k: int,
+    batch_size: int,
+    reference: Tensor | None,
+) -> LensResult:
+    """The grid of latents that are there."""
+    targets = check_lens_layers(target_layers, model.num_layers)
     sources = _ascending(source_layers)
     check_patch(patch, site)
     later = range(targets[0] + 1, model.num_layers) if patch == "from_layer" else range(0)

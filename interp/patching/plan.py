@@ -65,32 +65,32 @@ class PatchedPrompts:
         target_positions: TargetPositions,
         *,
         mapped: bool,
-        name: str = "target_positions",
     ) -> PatchedPrompts:
         """The same, checked.
 
         Arguments:
             latents: (layer, example, hidden), or (layer, example, position, hidden) where several tokens are written.
             mapped: whether a mapping turns them into the model's, so that they may have another width.
-            name: what the caller calls the positions, for messages.
 
         Raises:
             InterpError: shapes that do not fit, a position outside its target prompt, ids outside the vocabulary.
         """
         check_ready(model)
-        target_ids = token_ids(target_ids, "target_ids")
-        several = any(isinstance(each, Iterable) for each in target_positions) or latents.dim() == 4
+        target_ids = token_ids(target_ids, "target_prompts")
         positions = [tuple(map(int, each)) if isinstance(each, Iterable) else (int(each),) for each in target_positions]
         counts = sorted(set(map(len, positions))) or list(latents.shape[2:3])
-        if several and (len(counts) > 1 or counts == [0]):
-            raise InterpError(f"{name}: expected equally many tokens in every example, at least one, got {counts}.")
+        several = latents.dim() == 4 or len(counts) > 1 or counts[:1] > [1]
+        if len(counts) > 1 or counts == [0]:
+            raise InterpError(
+                f"target_positions: expected equally many tokens in every example, at least one, got {counts}."
+            )
         _check_shape(
             latents,
             (len(layers), len(target_ids), *(counts if several else ())),
             latents.shape[-1] if mapped else model.hidden_size,
         )
-        check_number(name, target_positions, len(target_ids))
-        _check_prompts(model, target_ids, positions, name)
+        check_number("target_positions", target_positions, len(target_ids))
+        _check_prompts(model, target_ids, positions)
         return cls(model, latents if several else latents[:, :, None], tuple(layers), target_ids, positions)
 
     def __len__(self) -> int:
@@ -250,11 +250,12 @@ def _check_prompts(
     model: StandardizedTransformer,
     target_ids: Sequence[Sequence[int]],
     positions: Sequence[tuple[int, ...]],
-    name: str,
 ) -> None:
     for example, (ids, own) in enumerate(zip(target_ids, positions, strict=True)):
         outside = [position for position in own if not 0 <= position < len(ids)]
         if outside or len(set(own)) < len(own):
             given = f"{outside[0]}, expected a token" if outside else f"{list(own)}, expected different tokens"
-            raise InterpError(f"{name}: example {example} has {given} of its target prompt, 0 to {len(ids) - 1}.")
-    check_fed(model, target_ids, "target_ids")
+            raise InterpError(
+                f"target_positions: example {example} has {given} of its target prompt, 0 to {len(ids) - 1}."
+            )
+    check_fed(model, target_ids, "target_prompts")
