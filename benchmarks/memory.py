@@ -25,8 +25,8 @@ import torch
 from benchmarks.readout import model
 from interp import StandardizedTransformer
 from interp.lenses import logit_lens, patchscope_lens, patchscope_lens_on_prompts
-from interp.lenses.tuned import GivenSequences, TokenSequence, TunedLens, evaluate_tuned_lens
 from interp.results import LensResult
+from interp.translators import GivenSequences, TokenSequence, TunedLens, evaluate_tuned_lens
 
 LAYERS, HIDDEN, VOCABULARY, TARGET = 4, 64, 32000, 18
 LENSES = ("logit lens", "patchscope lens", "patchscope, 2 models", "tuned evaluation")

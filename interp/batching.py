@@ -1,6 +1,4 @@
-"""Which prompts go through the model together, the tensors that they go as, and how much goes at once: budgets of
-tokens, sizes of buffers, and what happens when memory runs out.
-"""
+"""Batches prompts: which run together, their padded tensors, budgets of tokens, retries when memory runs out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is switched on for one forward pass belongs to that pass, and to the thread that it runs in.
+"""Keeps what is switched on for a forward pass to that pass, and to the thread that it runs in.
 
 A trace, hooks that stand for a while, and what transformers is made to look up are all seen by the thread that asked
 for them, and by no other: several models run in several threads as each does alone. One model runs in one thread at a

@@ -1,4 +1,4 @@
-"""Places are asked for in the order in which the model meets them; what is out of order is refused.
+"""Refuses sites that are asked for out of the order in which the model computes them.
 
 nnsight refuses it in a plain trace. Under `tracer.iter`, from the second step on, it would give the next step's value.
 """

@@ -20,7 +20,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import launch
-from pipeline.config.explain import CONFIG_FOLDER, explain
+from pipeline.config.overlay import use_overlay
+from pipeline.validate.explain import CONFIG_FOLDER, explain
 
 COMPLETION = Path(__file__).with_name("completion.bash")
 
@@ -33,6 +34,7 @@ def main() -> int:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's errors come here as exceptions, not as text and an exit
     try:
+        use_overlay()
         with launch.masked_logs():  # Hydra tells each job's overrides
             hydra.main(config_path=str(CONFIG_FOLDER), config_name="config", version_base="1.3")(launch.job)()
     except KeyboardInterrupt as interrupt:

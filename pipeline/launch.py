@@ -28,14 +28,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from interp.errors import InterpError
-from pipeline.config.base import ConfigError
-from pipeline.config.explain import explain
-from pipeline.config.machine import check_machine
-from pipeline.config.paths import check_place, localize
-from pipeline.config.tracking import TrackingConfig, load_tracking_config, masked
-from pipeline.config.validate import Config, plain, validate
+from pipeline.config.base import ConfigError, load
+from pipeline.config.paths import check_place
+from pipeline.config.tracking import TrackingConfig, masked
 from pipeline.summary import summary_lines
 from pipeline.sweep import described, job_began, job_ended, jobs_of, new_sweep, sweep_ended
+from pipeline.validate import Config, localize, plain, validate
+from pipeline.validate.explain import explain
+from pipeline.validate.model import check_machine
 
 REJECTED = 2  # exit status for a config that cannot be run
 FAILED = 1
@@ -171,7 +171,7 @@ class Sweep:
 
         for job in jobs_of(self.folder):  # an interrupted launcher kills its workers, who then say nothing
             if settle(job.folder):
-                config = load_tracking_config(str(job.folder / "params.yaml"))
+                config = load(TrackingConfig, str(job.folder / "params.yaml"))
                 log_run(job.folder, Allowance(config, self.folder))
         sweep_ended(self.folder, status)  # so that `python -m pipeline.tracking sync` can close it, should this fail
         for config in self.tracking:

@@ -7,8 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.lens import load_lens_configs
-from pipeline.config.tracking import load_tracking_config, masked
+from pipeline.config.base import load
+from pipeline.config.lens import load_lenses
+from pipeline.config.tracking import TrackingConfig, masked
+from pipeline.metrics import METRICS
+from pipeline.project import CODE, find_project
 
 CURVES_A_LENS = 3
 LENSES = 5
@@ -24,13 +27,14 @@ def summary_lines(folder: Path, standing: Path | None = None) -> list[str]:
     Returns:
         Where the run and its report are, how to see the tracking, and one line a lens, or what there is without one.
     """
-    tracking = load_tracking_config(str(folder / "params.yaml"))
+    tracking = load(TrackingConfig, str(folder / "params.yaml"))
     standing = standing or Path.cwd()
     shown = os.path.relpath(folder, standing) if folder.is_relative_to(standing) else str(folder)
     lines = [f"run       {shown}", f"report    {shown}/report/index.html"]
     if tracking.enabled:
-        lines.append(f"tracking  {masked(tracking.uri or 'make ui')}, experiment {tracking.experiment}")
-    if not load_lens_configs(str(folder / "params.yaml")):
+        page = "make ui" if find_project(folder) == CODE else "interpipe ui"
+        lines.append(f"tracking  {masked(tracking.uri or page)}, experiment {tracking.experiment}")
+    if not load_lenses(str(folder / "params.yaml")):
         lines.append(f"collected {shown}/activations.zarr; no lens was asked for")
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     lines += [lens_line(name, numbers) for name, numbers in list(metrics.items())[:LENSES]]
@@ -47,12 +51,13 @@ def lens_line(name: str, numbers: dict[str, Any]) -> str:
         numbers: its part of `metrics.json`.
     """
     said = _knocked_out(numbers.get("relative_probability", {}))
-    said = said or _highest(numbers.get("probability", {}), "P({})")
+    said = said or _highest(numbers.get("probability", {}), METRICS["probability"].headline)
     written = numbers.get("generation_accuracy", {})
-    said = said or _highest(written, "{} in the text") or (["no text holds an answer"] if written else [])
+    said = said or _highest(written, METRICS["generation_accuracy"].headline)
+    said = said or (["no text holds an answer"] if written else [])
     agreement = numbers.get("precision_at_1", {})
     if not said and "peak" in agreement:
-        said = _highest({"": agreement}, "precision at 1")
+        said = _highest({"": agreement}, METRICS["precision_at_1"].headline)
     return f"{name} ({numbers.get('n', 0)} examples): {', '.join(said) or 'see metrics.json'}"
 
 
@@ -69,8 +74,9 @@ def _knocked_out(groups: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     """What the blocks leave of the first group's probability."""
     group, blocks = next(iter(groups.items()), ("", {}))
     known = sorted((block for block in blocks.items() if "lowest" in block[1]), key=lambda block: block[1]["lowest"])
+    of = METRICS["relative_probability"].headline.format(group)
     return [
-        f"without {block} {curve['lowest']:.3f} of P({group}) {_place(curve, 'lowest')}"
+        f"without {block} {curve['lowest']:.3f} of {of} {_place(curve, 'lowest')}"
         for block, curve in known[:CURVES_A_LENS]
     ]
 

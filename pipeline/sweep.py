@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.stages.common import write_json
+from pipeline.files import write_json
 
 __all__ = ["Job", "described", "job_began", "job_ended", "jobs_of", "new_sweep", "sweep_ended", "sweep_of"]
 

@@ -1,4 +1,4 @@
-"""Some prompts, the positions at which they are read, and what is read."""
+"""Index of what one block of prompts reads: prompts, their positions, the sites."""
 
 from __future__ import annotations
 

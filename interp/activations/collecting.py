@@ -1,4 +1,4 @@
-"""Reading sites of a model at chosen positions of many prompts."""
+"""Collects sites of a model at chosen positions of many prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.activations.block import Block, Entries, checked_block, checked_sites
-from interp.activations.copies import Copies
+from interp.activations.offload import Copies
 from interp.activations.reading import read_tokens
 from interp.activations.remote import collect_elsewhere
 from interp.batching import (
@@ -22,13 +22,12 @@ from interp.batching import (
     right_padded,
 )
 from interp.errors import InterpError
-from interp.forward.causal import is_causal
-from interp.forward.feeding import Feed, packing_fits
+from interp.forward.batch import Feed, packing_fits
 from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
-from interp.forward.ready import check_ready
-from interp.forward.rotary import forget_lengths, rotary_limit
-from interp.forward.shared import SharedPrefix, plan_prefixes, prefixes_fit
+from interp.forward.prefix_groups import SharedPrefix, plan_prefixes, prefixes_fit
+from interp.forward.probes import check_ready, is_causal
+from interp.forward.rope import forget_lengths, rotary_limit
 from interp.matmul import faster_products
 from interp.model.fed import check_fed, whole_inputs
 from interp.model.padding import pads
@@ -73,7 +72,7 @@ def collect(
         batch_tokens: tokens in a forward pass at most, padding included; a longer prompt goes alone. None: what suits
             the device, 512 on a processor, whose caches then hold the activations, and 8192 elsewhere.
         share_prefixes: compute the tokens that several prompts begin with once, where that saves work and fits the
-            model's family (`interp.forward.shared`).
+            model's family (`interp.forward.prefix_groups`).
         progress: called after each batch with the number of prompts that are done; elsewhere, when all are.
         remote: True: on NDIF, all batches in one session, by plain traces of left-padded prompts; `local`: packed as
             for a server, and run here; or a server's address.

@@ -1,4 +1,4 @@
-"""One forward pass of a batch, and what sites hold at some of its tokens."""
+"""Runs one forward pass of a batch and reads sites at some of its tokens."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from interp import passes
 from interp.errors import InterpError
-from interp.forward.causal import is_causal
-from interp.forward.feeding import Feed
+from interp.forward.batch import Feed
 from interp.forward.last_layer import LastLayer, last_layer_fits
-from interp.model.layout import place_of
+from interp.forward.probes import is_causal
 from interp.model.places import HeadOutPlace
+from interp.model.resolve import place_of
 from interp.sites import ATTENTION_KINDS, MAP_KINDS, Site
 
 if TYPE_CHECKING:

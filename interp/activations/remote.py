@@ -1,4 +1,4 @@
-"""Collecting where a model's weights are: one nnsight session for a block, on NDIF or in its simulation."""
+"""Collects where a model's weights are: one nnsight session a block, on NDIF or in its simulation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where things are in each family of models: one record a family, all of them data.
+"""Module paths of each family of models: one record a family, all of them data.
 
 To add a family, add a record to `interp.architectures.table`; the loader proves it on the loaded weights
-(`interp.model.proof`).
+(`interp.model.verify`).
 """
 
 from interp.architectures.find import Candidates, candidates, find_architecture, known_model_types, missing_parts

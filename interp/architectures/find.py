@@ -1,4 +1,4 @@
-"""Which record describes a model: its family's own, the user's, or a layout of another family that is proved."""
+"""Finds the record that describes a model: its family's, the user's, or a similar layout that is then proved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from interp.architectures.rename import RenameConfig, renamed
 from interp.architectures.table import ARCHITECTURES, why_refused
 from interp.errors import InterpError
 
-__all__ = ["Candidates", "candidates", "find_architecture", "known_model_types", "missing_parts"]
+__all__ = ["Candidates", "candidates", "described", "find_architecture", "known_model_types", "missing_parts"]
 
 
 @dataclass(frozen=True)
@@ -132,3 +132,45 @@ def _missing_in_layer(architecture: Architecture, layer: Any) -> Iterator[tuple[
         for scale in (part.scale, part.residual_scale):
             if scale is not None and not hasattr(layer, scale):
                 yield "scale", scale
+
+
+def described() -> list[dict[str, str]]:
+    """The supported model types in alphabetical order, each with what is particular about its family.
+
+    Returns:
+        A dictionary a model type: `model_type`, `family` and `how`, a line in words.
+    """
+    lines: dict[str, dict[str, str]] = {}
+    for record in ARCHITECTURES:
+        for model_type in record.model_types:
+            how = _in_words(record)
+            if record.when:
+                how += f", where {' and '.join(f'{name} is {value}' for name, value in record.when)}"
+            if model_type in lines:
+                lines[model_type]["how"] += f"; or {how}"
+            else:
+                lines[model_type] = {"model_type": model_type, "family": record.family, "how": how}
+    return [lines[model_type] for model_type in sorted(lines)]
+
+
+def _in_words(record: Architecture) -> str:
+    words = [f"layers at {record.layers}"]
+    mixing = [part.module for part in (record.attention, record.mixer) if part is not None]
+    if mixing:
+        words.append(f"{' or '.join(dict.fromkeys(mixing))} mixes tokens")
+    if record.mlp is None:
+        words.append("no MLP")
+    if record.parallel:
+        words.append("attention and MLP in parallel")
+    for part in (record.attention, record.mixer, record.mlp):
+        if part is not None and part.added and part.added[0] != part.projection:
+            words.append(f"adds {' + '.join(part.added)}")
+        if part is not None and part.scale is not None:
+            words.append(f"times {part.scale}")
+        if part is not None and part.norm_after is not None:
+            words.append(f"then {part.norm_after}")
+    if record.before_head:
+        words.append(f"{', '.join(record.before_head)} before the head")
+    tail = {"times": record.logit_scale, "divided by": record.logit_divisor, "capped at": record.softcap}
+    words += [f"logits {how} {field}" for how, field in tail.items() if field is not None]
+    return ", ".join(words)

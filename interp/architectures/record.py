@@ -1,4 +1,4 @@
-"""What a record of a family says: where things are, what is added to the residual stream, how the readout goes on.
+"""The record of a family: module paths, what is added to the residual stream, how the readout goes on.
 
 Names of norms say little: `post_attention_layernorm` stands before the MLP in Llama and after attention in Gemma 2.
 So a record names a module by what it does.

@@ -1,4 +1,4 @@
-"""`RenameConfig`: where things are in a model that the table does not know, or knows wrongly."""
+"""`RenameConfig`: module paths of a model that the table does not know, or knows wrongly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`AttentionAccess`: the points of attention, by layer, whichever way leads to them."""
+"""`AttentionAccess`: q, k, v, scores and pattern by layer, for either kind of attention implementation."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class AttentionAccess:
         self._trace = _Trace()
 
     def available(self, kind: str, layer: int) -> str | None:
-        """Why a point cannot be had; None where it can.
+        """Why a point is not available; None where it can.
 
         Arguments:
             kind: `q`, `k`, `v`, `scores` or `pattern`.
@@ -100,7 +100,7 @@ class AttentionAccess:
             The model's live tensor, of the shape above.
 
         Raises:
-            InterpError: it cannot be had, and why.
+            InterpError: it is not available; says why.
             ValueError: outside a trace (nnsight's).
         """
         return self._point(kind, layer).read()
@@ -114,7 +114,7 @@ class AttentionAccess:
             value: of the shape, dtype and device of what `read` gives.
 
         Raises:
-            InterpError: it cannot be had, and why.
+            InterpError: it is not available; says why.
             ValueError: outside a trace (nnsight's).
         """
         self._point(kind, layer).write(value)
@@ -128,7 +128,7 @@ class AttentionAccess:
     def _point(self, kind: str, layer: int) -> _InterfacePoint | OperationPoint | _SourcePoint:
         reason = self.available(kind, layer)
         if reason is not None:
-            raise InterpError(f"{kind} of layer {layer} cannot be had: {reason}")
+            raise InterpError(f"{kind} of layer {layer} is not available: {reason}")
         envoy = self._envoys(layer)
         assert envoy is not None
         if kind == "pattern" and self._pattern_source is not None:

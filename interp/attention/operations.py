@@ -1,4 +1,4 @@
-"""Attention that goes through no interface: the operations of its forward pass that take or give each point.
+"""Attention computed inside a module's forward pass: which operations take or give q, k, v, scores and pattern.
 
 Operations are named as nnsight's `source` names them; `print(envoy.source)` lists those of a module.
 """
@@ -128,7 +128,7 @@ def operations_of(model_type: str, envoy: Any) -> tuple[Any, Mapping[str, Operat
 
     Returns:
         The envoy of the module whose forward pass it is, by kind the operation, and why the kinds that are not there
-        cannot be had; None where the family has no record.
+        is not available; None where the family has no record.
     """
     inner = _INNER.get(model_type)
     if inner is not None and inner in envoy._module._modules:

@@ -1,4 +1,4 @@
-"""The one place where transformers' choice of an attention function is changed, for some modules of this thread.
+"""Replaces transformers' attention function, for some modules and one thread. Nothing else does.
 
 A family's attention looks its function up with `AttentionInterface.get_interface`. While anything is switched, in any
 thread, that is ours; what it gives goes through the handlers that this thread has switched on for the module that

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from interp.forward.cascade import Shared
-from interp.forward.feeding import Feed
+from interp.forward.batch import Feed
 from interp.forward.prefix import repeated
-from interp.forward.sharing import hold
-from interp.model.verdicts import misfit, verdict
+from interp.forward.shared_attention import Shared, hold
+from interp.model.verdicts import Pair, verdict
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -150,7 +149,7 @@ def last_layer_fits(model: StandardizedTransformer, layer: int, feed: Feed, shor
     """Whether a layer at a few tokens gives what it gives there when it runs at all of them.
 
     Found out once for each layer, form of batch and regime by the batch at hand, done both ways at the middle and the
-    end of each row; the verdict is kept by the model.
+    end of each row; the verdict is kept.
 
     Arguments:
         model: the model.
@@ -159,14 +158,14 @@ def last_layer_fits(model: StandardizedTransformer, layer: int, feed: Feed, shor
         short, whole: (row, column) of tokens -> (token, hidden), what the layer gives, each way.
     """
 
-    def reason(_: int) -> str | None:
+    def trial(_: int) -> list[Pair]:
         lengths = torch.tensor(feed.lengths, device=model.device)
         rows = torch.arange(len(lengths), device=model.device).repeat(2)
         columns = torch.cat([lengths // 2, lengths - 1])
-        return misfit(model, lambda: short(rows, columns), whole(rows, columns))
+        return [(lambda: short(rows, columns), lambda: whole(rows, columns))]
 
     name = f"layer {layer} at a few tokens" + " of packed prompts" * (feed.packed is not None)
     name += " behind a prefix" * (feed.prefix is not None)
     consequence = f"runs layer {layer} at all tokens: at a few it"
     # The slow way costs little: no warning.
-    return verdict(model, name, reason, consequence, longest=feed.keys, at_hand=True, level=logging.INFO)
+    return verdict(model, name, trial, consequence, longest=feed.keys, at_hand=True, level=logging.INFO)

@@ -1,7 +1,7 @@
 """Prompts of different lengths as one row, one behind the other: no token of it is padding.
 
 All that a model does at a token it does there as anywhere; only attention looks at others. So attention, and nothing
-else, is given a row for each prompt, filled up on the right, by `interp.forward.sharing`.
+else, is given a row for each prompt, filled up on the right, by `interp.forward.shared_attention`.
 """
 
 from __future__ import annotations

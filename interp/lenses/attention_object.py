@@ -13,31 +13,23 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.batching import batches_alike
 from interp.errors import InterpError
-from interp.forward import (
-    CleanRun,
-    check_ready,
-    receiving_fits,
-    run_patched,
-    stays_within,
-    walk_receiving,
-    whole_batches,
-)
-from interp.lenses.layer_windows import windows_of
-from interp.lenses.patching import PatchedPrompts, TargetPositions
-from interp.lenses.patchscope import check_lens_inputs, run_unpatched
-from interp.lenses.reading import check_lens_layers, read_layers
-from interp.model.layout import sublayer_of
+from interp.forward import check_ready
+from interp.lenses.patchscope import check_lens_inputs
+from interp.lenses.reading import read_layers, windows_of
+from interp.model.resolve import sublayer_of
 from interp.passes import in_turn
+from interp.patching import CleanRun, PatchedPrompts, TargetPositions, receiving_fits, run_patched, walk_receiving
+from interp.patching.run import Ends, EndsPlan, run
 from interp.readout import Groups, TokenGroups
 from interp.results import LensResult
 from interp.sites import Site
+from interp.sites.parsing import check_lens_layers
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["AttentionWindows", "attention_object_lens", "final_states"]
+__all__ = ["AttentionInputPlan", "AttentionWindows", "attention_object_lens"]
 
 
 @dataclass(frozen=True)
@@ -130,19 +122,20 @@ def attention_object_lens(
         InterpError: shapes that do not fit, layers that the model or the latents do not have, windows without
             attention, a position outside its target prompt, token ids outside the vocabulary.
     """
-    plan = AttentionWindows.of(model, layers, num_layers)
-    held = plan.attending if latent_layers is None else check_lens_layers(latent_layers, model.num_layers)
-    missing = [layer for layer in plan.attending if layer not in held]
+    windows = AttentionWindows.of(model, layers, num_layers)
+    held = windows.attending if latent_layers is None else check_lens_layers(latent_layers, model.num_layers)
+    missing = [layer for layer in windows.attending if layer not in held]
     if missing:
         raise InterpError(
-            f"latent_layers: windows of {num_layers} layers from {list(plan.windows)} on need latents of layers "
-            f"{list(plan.attending)}, got none of {missing}."
+            f"latent_layers: windows of {num_layers} layers from {list(windows.windows)} on need latents of layers "
+            f"{list(windows.attending)}, got none of {missing}."
         )
     prompts = PatchedPrompts.of(model, latents, held, target_ids, positions, mapped=False, name="positions")
     check_lens_inputs(prompts, groups, reference, batch_size)
     padded = TokenGroups.pad(groups, model.vocab_size)
     parts, order = [], []
-    for chosen, hidden, clean in final_states(prompts.at(plan.attending), plan, batch_size):
+    plan = AttentionInputPlan(prompts.at(windows.attending), windows)
+    for chosen, (hidden, clean) in run(plan, batch_size):
         rows = torch.tensor(chosen, dtype=torch.long, device="cpu")
         order += chosen
         parts.append(
@@ -150,68 +143,62 @@ def attention_object_lens(
                 model,
                 torch.cat([hidden, clean[None]]),  # the last is what `kl` compares with
                 padded.rows(rows),
-                layers=(*plan.windows, model.num_layers),
+                layers=(*windows.windows, model.num_layers),
                 top_k=top_k,
                 reference=None if reference is None else reference[rows.to(reference.device)],
             )
         )
     whole = LensResult.concatenate(parts, order=order)
-    return replace(whole.select(layer=list(plan.windows)), baseline=whole.log_prob[:, -1])
+    return replace(whole.select(layer=list(windows.windows)), baseline=whole.log_prob[:, -1])
 
 
-def final_states(
-    prompts: PatchedPrompts, plan: AttentionWindows, batch_size: int
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """What target prompts end with, batch by batch.
+@dataclass(frozen=True)
+class AttentionInputPlan(EndsPlan):
+    """Attention that receives other vectors; entries are windows.
 
     Arguments:
-        prompts: the target prompts, and what attention of the layers `plan.attending` receives.
-        plan: the windows.
-        batch_size: target prompts in a forward pass at most.
-
-    Yields:
-        The examples of the batch; (window, row, hidden), the residual stream after the last layer at the last token;
-        (row, hidden), the same of the unpatched prompts.
+        prompts: the target prompts, and what attention of the layers `windows.attending` receives.
+        windows: in which layers.
     """
-    windows = list(plan.windows.values())
-    if not len(prompts):  # results of length 0
-        width = prompts.model.hidden_size
-        yield (
-            [],
-            torch.empty(len(windows), 0, width, dtype=torch.float32, device="cpu"),
-            torch.empty(0, width, dtype=torch.float32, device="cpu"),
-        )
-        return
-    if receiving_fits(prompts.model, prompts.longest) and stays_within(
-        prompts.model, [len(ids) for ids in prompts.input_ids]
-    ):
-        batches, run = batches_alike(prompts.input_ids, prompts.positions, batch_size, len(windows)), _walked
-    else:
-        batches, run = whole_batches(prompts.model, [len(ids) for ids in prompts.input_ids], batch_size), _plain
-    for chosen in batches:
-        received = dict(zip(prompts.layers, prompts.written(chosen, None), strict=True))
-        yield chosen, *run(prompts, windows, received, chosen)
 
+    prompts: PatchedPrompts
+    windows: AttentionWindows
 
-def _walked(
-    prompts: PatchedPrompts, windows: Sequence[range], received: dict[int, Tensor], chosen: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """What `_plain` gives, of target prompts of one length that are changed at the same tokens, by a walk."""
-    positions = prompts.positions[chosen[0]]
-    start = min(positions)
-    clean = CleanRun.of(prompts.model, prompts.ids(chosen), start)
-    hidden = walk_receiving(clean, windows, received, [position - start for position in positions])
-    return hidden, clean.hidden(prompts.model.num_layers - 1)[:, -1].expand(len(chosen), -1)
+    @property
+    def model(self) -> StandardizedTransformer:
+        return self.prompts.model
 
+    @property
+    def input_ids(self) -> Sequence[Sequence[int]]:
+        return self.prompts.input_ids
 
-def _plain(
-    prompts: PatchedPrompts, windows: Sequence[range], received: dict[int, Tensor], chosen: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """(window, row, hidden) and (row, hidden), by a traced forward pass of whole target prompts for each window."""
-    ids = [prompts.input_ids[example] for example in chosen]
-    positions = [prompts.positions[example] for example in chosen]
-    hidden = []
-    for window in windows:
-        writes = [(Site("attn_in", layer), received[layer]) for layer in window if layer in received]
-        hidden.append(run_patched(prompts.model, ids, positions, writes))
-    return torch.stack(hidden), run_unpatched(prompts.model, ids)
+    @property
+    def positions(self) -> Sequence[tuple[int, ...]]:
+        return self.prompts.positions
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        return (len(self.windows.windows),)
+
+    def fits(self) -> bool:
+        return receiving_fits(self.model, self.longest)
+
+    def fast(self, rows: list[int]) -> Iterator[Ends]:
+        positions = self.positions[rows[0]]
+        clean = CleanRun.of(self.model, self.prompts.ids(rows), min(positions))
+        columns = [position - clean.start for position in positions]
+        hidden = walk_receiving(clean, list(self.windows.windows.values()), self._received(rows), columns)
+        yield Ends(hidden, clean.ends(len(rows)))
+
+    def plain(self, rows: list[int]) -> Iterator[Tensor]:
+        ids, positions = [self.input_ids[row] for row in rows], [self.positions[row] for row in rows]
+        received = self._received(rows)
+        hidden = []
+        for window in self.windows.windows.values():
+            writes = [(Site("attn_in", layer), received[layer]) for layer in window if layer in received]
+            hidden.append(run_patched(self.model, ids, positions, writes))
+        yield torch.stack(hidden)
+
+    def _received(self, rows: Sequence[int]) -> dict[int, Tensor]:
+        """Layer -> (row, position, hidden)."""
+        return dict(zip(self.prompts.layers, self.prompts.written(rows, None), strict=True))

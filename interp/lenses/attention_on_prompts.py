@@ -10,10 +10,9 @@ import torch
 
 from interp.activations import collect
 from interp.errors import InterpError
+from interp.lenses.attention_knockout import Heads, attention_knockout
 from interp.lenses.attention_object import AttentionWindows, attention_object_lens
-from interp.lenses.knockout import attention_knockout
-from interp.lenses.knockout_plan import Heads
-from interp.lenses.prompted import LensPrompt, LensPrompts, Targets, encode_prompts
+from interp.lenses.on_prompts import LensPrompt, LensPrompts, Targets, encode_prompts
 from interp.prompts.given import listed
 from interp.results import LensResult
 from interp.sites import Site

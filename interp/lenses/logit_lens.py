@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.prompted import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
-from interp.lenses.reading import check_lens_layers, read_layers
+from interp.lenses.on_prompts import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
+from interp.lenses.reading import read_layers
 from interp.lenses.remote import read_out_elsewhere
 from interp.readout import Groups, TokenGroups
 from interp.results import Coordinate, LensResult
 from interp.sites import Site, Spelling
+from interp.sites.parsing import check_lens_layers
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -57,7 +58,7 @@ def logit_lens(
         batch_size: examples that are read out at once.
         reference: (example, hidden_size), the residual stream after the model's last layer at the same token, which
             gives `surprisal` and `model_top_id`; None: not known.
-        inverted: turn the sign of `hidden` after the final norm: which tokens it speaks against.
+        inverted: negate `hidden` after the final norm: the tokens that it lowers.
         remote: True: read out on NDIF, in one session; `local`: packed as for a server, and run here; or an address.
 
     Returns:
@@ -131,7 +132,7 @@ def logit_lens_on_prompts(
             the prompts that are `Prompt`s.
         policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
         top_k: how many top tokens are kept.
-        inverted: turn the sign after the final norm: which tokens a state speaks against.
+        inverted: negate after the final norm: the tokens that a state lowers.
         batch_tokens: tokens in a forward pass at most; see `interp.activations.collect`.
         reference: also read what the model itself says at each position, for `surprisal` and `model_top_id`.
 

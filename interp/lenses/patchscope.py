@@ -16,16 +16,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.batching import batches_alike
 from interp.errors import InterpError
-from interp.forward import run_patched, walk, walk_fits, whole_batches
-from interp.lenses.maps import LatentMap
-from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
 from interp.lenses.reading import read_layers
 from interp.lenses.remote import patch_elsewhere
 from interp.passes import in_turn
+from interp.patching import (
+    Patch,
+    PatchedPrompts,
+    PatchPlan,
+    TargetPositions,
+    check_number,
+    run_patched,
+    walk,
+    walk_fits,
+)
+from interp.patching.plan import held_layers
+from interp.patching.run import Ends, EndsPlan, run
 from interp.readout import Groups, TokenGroups, reduce_hidden
 from interp.results import Floats, LensResult
+from interp.translators.affine_maps import LatentMap
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -71,8 +80,8 @@ def patchscope_lens(
         site: kind of site that is written, a hidden state that each layer has (`interp.sites.HIDDEN_KINDS`).
         latent_layers: what the axis `layer` of `latents` stands for, ascending; None: `layers`. `one_layer` needs all
             of `layers` there, `from_layer` every layer from the first of `layers` to the model's last.
-        mapping: turns the latents into what is written (`interp.lenses.maps`); latents of a model of another width
-            need one. None: they are written as they are.
+        mapping: turns the latents into what is written (`interp.translators`); latents of a model of another width need
+            one. None: they are written as they are.
         top_k: how many top tokens are kept.
         batch_size: target prompts in a forward pass at most; memory does not depend on the number of examples.
         reference: (example, hidden_size), the residual stream after the model's last layer at the source token, which
@@ -87,10 +96,10 @@ def patchscope_lens(
         InterpError: shapes that do not fit, layers that the model or the latents do not have, a position outside its
             target prompt, token ids outside the vocabulary.
     """
-    plan = PatchPlan.of(layers, latent_layers, patch, site, mapping, model.num_layers)
-    prompts = PatchedPrompts.of(
-        model, latents, plan.latent_layers, target_ids, target_positions, mapped=mapping is not None
-    )
+    layers = tuple(map(int, layers))
+    held = held_layers(layers, latent_layers, patch, site, model.num_layers)
+    prompts = PatchedPrompts.of(model, latents, held, target_ids, target_positions, mapped=mapping is not None)
+    plan = _LayersPlan(prompts, site, patch, layers, mapping)
     check_lens_inputs(prompts, groups, reference, batch_size)
     padded_groups = TokenGroups.pad(groups, model.vocab_size)
     if remote and len(prompts):
@@ -102,7 +111,7 @@ def patchscope_lens(
             model, prompts.input_ids, prompts.positions, writes, padded_groups, **given, reference=reference
         )
     parts, order = [], []
-    for chosen, hidden, clean in _final_states(prompts, plan, batch_size):
+    for chosen, (hidden, clean) in run(plan, batch_size):
         rows = torch.tensor(chosen, dtype=torch.long, device="cpu")
         order += chosen
         batch_groups = padded_groups.rows(rows)
@@ -120,54 +129,34 @@ def patchscope_lens(
     return LensResult.concatenate(parts, order=order)
 
 
-def _final_states(
-    prompts: PatchedPrompts, plan: PatchPlan, batch_size: int
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """By batch: the examples; (layer, row, hidden), what patched prompts end with; (row, hidden), unpatched ones."""
-    if not len(prompts):  # results of length 0
-        width = prompts.model.hidden_size
-        yield (
-            [],
-            torch.empty(len(plan.layers), 0, width, dtype=torch.float32, device="cpu"),
-            torch.empty(0, width, dtype=torch.float32, device="cpu"),
+class _LayersPlan(PatchPlan[Ends], EndsPlan):
+    """Every layer by itself; entries are layers."""
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        return (len(self.layers),)
+
+    def fits(self) -> bool:
+        return self.kind == "resid_post" and walk_fits(self.model, self.longest)
+
+    def fast(self, rows: list[int]) -> Iterator[Ends]:
+        written = self.written(rows)
+        hidden, clean = walk(
+            self.model,
+            self.prompts.ids(rows),
+            self.positions[rows[0]],
+            {layer: written[layer][None] for layer in self.layers},
+            layers=self.layers,
+            later=written if self.patch == "from_layer" else None,
         )
-        return
-    if plan.kind == "resid_post" and walk_fits(prompts.model, prompts.longest):
-        for chosen in batches_alike(prompts.input_ids, prompts.positions, batch_size, len(plan.layers)):
-            yield chosen, *_walked(prompts, plan, chosen)
-        return
-    for chosen in whole_batches(prompts.model, [len(ids) for ids in prompts.input_ids], batch_size):
-        yield chosen, *_plain(prompts, plan, chosen)
+        yield Ends(hidden[:, 0], clean)
 
-
-def _walked(prompts: PatchedPrompts, plan: PatchPlan, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """What `_plain` gives, of target prompts of one length that are patched at the same tokens, by a walk."""
-    written = plan.by_layer(prompts.written(chosen, plan.mapping))
-    hidden, clean = walk(
-        prompts.model,
-        prompts.ids(chosen),
-        prompts.positions[chosen[0]],
-        {layer: written[layer][None] for layer in plan.layers},
-        layers=plan.layers,
-        later=written if plan.patch == "from_layer" else None,
-    )
-    return hidden[:, 0], clean
-
-
-def _plain(prompts: PatchedPrompts, plan: PatchPlan, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(layer, row, hidden) and (row, hidden): what the patched and the unpatched target prompts end with."""
-    ids = [prompts.input_ids[example] for example in chosen]
-    positions = [prompts.positions[example] for example in chosen]
-    written = prompts.written(chosen, plan.mapping)
-    hidden = [run_patched(prompts.model, ids, positions, plan.writes(layer, written)) for layer in plan.layers]
-    return torch.stack(hidden), run_unpatched(prompts.model, ids)
-
-
-def run_unpatched(model: StandardizedTransformer, ids: Sequence[Sequence[int]]) -> Tensor:
-    """(row, hidden), what target prompts end with that nothing is written into, each run once."""
-    distinct = list(dict.fromkeys(tuple(row) for row in ids))
-    place = {row: index for index, row in enumerate(distinct)}
-    return run_patched(model, distinct, [[0]] * len(distinct), [])[[place[tuple(row)] for row in ids]]
+    def plain(self, rows: list[int]) -> Iterator[Tensor]:
+        ids, positions = [self.input_ids[row] for row in rows], [self.positions[row] for row in rows]
+        written = self.prompts.written(rows, self.mapping)
+        yield torch.stack(
+            [run_patched(self.model, ids, positions, self.writes(layer, written)) for layer in self.layers]
+        )
 
 
 def check_lens_inputs(prompts: PatchedPrompts, groups: Groups, reference: Tensor | None, batch_size: int) -> None:

@@ -9,28 +9,34 @@ the plain way, whole forward passes for each token.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from interp.batching import WALKING_TOKENS, batches_alike
+from interp.batching import WALKING_TOKENS
 from interp.errors import InterpError
-from interp.forward import (
+from interp.forward import stays_within
+from interp.model.fed import check_fed
+from interp.passes import in_turn
+from interp.patching import (
     Choose,
+    Patch,
+    PatchedPrompts,
+    PatchPlan,
     Sampling,
+    TargetPositions,
+    check_number,
     generate_plainly,
     generate_walked,
     generation_fits,
-    stays_within,
-    whole_batches,
 )
-from interp.lenses.maps import LatentMap
-from interp.lenses.patching import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number
-from interp.model.fed import check_fed
-from interp.passes import in_turn
+from interp.patching.plan import held_layers
+from interp.patching.run import run
 from interp.results import GenerationResult
+from interp.translators.affine_maps import LatentMap
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -82,7 +88,7 @@ def patchscope_generate(
         latent_layers: what the axis `layer` of `latents` stands for, ascending; None: `layers`, in their order.
             `one_layer` needs all of `layers` there, `from_layer` every layer from the first of `layers` to the model's
             last.
-        mapping: turns the latents into what is written (`interp.lenses.maps`); None: they are written as they are.
+        mapping: turns the latents into what is written (`interp.translators`); None: they are written as they are.
         temperature: logits are divided by it and a token is drawn; 0: the most probable token is taken.
         top_k: only so many of the most probable tokens may be drawn; None: all.
         top_p: only the most probable tokens that together have this probability may be drawn, after `top_k`; None: all.
@@ -108,24 +114,20 @@ def patchscope_generate(
     order = sorted(range(len(asked)), key=asked.__getitem__)
     if latent_layers is None and len(latents) == len(asked):
         latents = latents[order]
-    plan = PatchPlan.of([asked[index] for index in order], latent_layers, patch, site, mapping, model.num_layers)
-    prompts = PatchedPrompts.of(
-        model, latents, plan.latent_layers, target_ids, target_positions, mapped=mapping is not None
-    )
+    ascending = tuple(asked[index] for index in order)
+    held = held_layers(ascending, latent_layers, patch, site, model.num_layers)
+    prompts = PatchedPrompts.of(model, latents, held, target_ids, target_positions, mapped=mapping is not None)
     check_fed(model, prompts.input_ids, "target_ids", more=max_new_tokens - 1)  # the last is not fed any more
     numbers = range(len(prompts)) if example_numbers is None else example_numbers
     check_number("example_numbers", numbers, len(prompts))
     stops = stop_tokens(model) if stop_ids is None else stop_ids
     ids: list[list[list[int]]] = [[[] for _ in asked] for _ in prompts.input_ids]  # [example][layer]
-    fast = len(prompts) > 0 and plan.kind == "resid_post" and generation_fits(model, prompts.longest + max_new_tokens)
-    fast = fast and stays_within(model, [len(ids) for ids in prompts.input_ids], max_new_tokens)
-    for chosen in _batches(prompts, plan, max_new_tokens, batch_size, fast=fast):
-        choose = _chooser(sampling, plan.layers, [numbers[example] for example in chosen], max_new_tokens)
-        generate = _walked if fast else _plain
-        runs = iter(generate(prompts, plan, chosen, max_new_tokens, choose, stops))
+    plan = _GenerationPlan(prompts, site, patch, ascending, mapping, max_new_tokens, sampling, numbers, stops)
+    for chosen, runs in run(plan, batch_size):
+        tokens = iter(runs)
         for index in order:
             for example in chosen:
-                ids[example][index] = next(runs)
+                ids[example][index] = next(tokens)
     return GenerationResult.decoded(asked, ids, model.tokenizer)
 
 
@@ -137,68 +139,74 @@ def stop_tokens(model: StandardizedTransformer) -> tuple[int, ...]:
     return () if given is None else (given,) if isinstance(given, int) else tuple(given)
 
 
-def _batches(
-    prompts: PatchedPrompts, plan: PatchPlan, max_new_tokens: int, batch_size: int, *, fast: bool
-) -> list[list[int]]:
-    if not fast:
-        return whole_batches(prompts.model, [len(ids) for ids in prompts.input_ids], batch_size, max_new_tokens)
-    model = prompts.model
-    token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * model.dtype.itemsize
-    budget = min(WALKING_TOKENS, CACHE_BYTES // token_bytes)
-    runs = len(plan.layers)
-    return batches_alike(
-        prompts.input_ids, prompts.positions, batch_size, runs, new_tokens=max_new_tokens, budget=budget
-    )
+@dataclass(frozen=True)
+class _GenerationPlan(PatchPlan[list[list[int]]]):
+    """Runs that go on writing; a batch gives the new tokens of each run, runs as (layer, prompt).
 
+    Arguments:
+        most: new tokens of a run at most.
+        sampling: how they are chosen.
+        numbers: of the prompts, by which their draws are told apart.
+        stops: tokens that end a text.
+    """
 
-def _chooser(sampling: Sampling, layers: Sequence[int], examples: Sequence[int], tokens: int) -> Choose:
-    """The choice of tokens for a batch, whose runs stand as (layer, example)."""
-    noise = torch.zeros(len(layers) * len(examples), tokens, dtype=torch.float64, device="cpu")
-    if sampling.temperature:
-        rows = [sampling.noise(example, layer, tokens) for layer in layers for example in examples]
-        noise = torch.stack([torch.from_numpy(row) for row in rows])
-    return lambda logits, runs, step: sampling.choose(logits, noise[runs, step])
+    most: int
+    sampling: Sampling
+    numbers: Sequence[int]
+    stops: Collection[int]
 
+    @property
+    def new_tokens(self) -> int:
+        return self.most
 
-def _walked(
-    prompts: PatchedPrompts,
-    plan: PatchPlan,
-    chosen: Sequence[int],
-    max_new_tokens: int,
-    choose: Choose,
-    stops: Collection[int],
-) -> list[list[int]]:
-    """The new tokens of (layer, example), of target prompts of one length that are patched at the same tokens."""
-    written = plan.by_layer(prompts.written(chosen, plan.mapping))
-    return generate_walked(
-        prompts.model,
-        prompts.ids(chosen),
-        prompts.positions[chosen[0]],
-        written,
-        layers=plan.layers,
-        later=written if plan.patch == "from_layer" else None,
-        max_new_tokens=max_new_tokens,
-        choose=choose,
-        stop_ids=stops,
-    )
+    @property
+    def budget(self) -> int:
+        """Tokens that walk, or whose keys and values are held, at most."""
+        model = self.model
+        token_bytes = 2 * model.num_layers * model.num_kv_heads * model.head_dim * model.dtype.itemsize
+        return min(WALKING_TOKENS, CACHE_BYTES // token_bytes)
 
+    def fits(self) -> bool:
+        # As runs go on, the rotation of what is frozen would change with their length.
+        return (
+            self.kind == "resid_post"
+            and generation_fits(self.model, self.longest)
+            and stays_within(self.model, [len(ids) for ids in self.input_ids], self.most)
+        )
 
-def _plain(
-    prompts: PatchedPrompts,
-    plan: PatchPlan,
-    chosen: Sequence[int],
-    max_new_tokens: int,
-    choose: Choose,
-    stops: Collection[int],
-) -> list[list[int]]:
-    """The same of any target prompts, in any family."""
-    written = prompts.written(chosen, plan.mapping)
-    return generate_plainly(
-        prompts.model,
-        [prompts.input_ids[example] for example in chosen],
-        [prompts.positions[example] for example in chosen],
-        [plan.writes(layer, written) for layer in plan.layers],
-        max_new_tokens=max_new_tokens,
-        choose=choose,
-        stop_ids=stops,
-    )
+    def fast(self, rows: list[int]) -> Iterator[list[list[int]]]:
+        written = self.written(rows)
+        yield generate_walked(
+            self.model,
+            self.prompts.ids(rows),
+            self.positions[rows[0]],
+            written,
+            layers=self.layers,
+            later=written if self.patch == "from_layer" else None,
+            max_new_tokens=self.most,
+            choose=self._chooser(rows),
+            stop_ids=self.stops,
+        )
+
+    def slow(self, rows: list[int]) -> Iterator[list[list[int]]]:
+        written = self.prompts.written(rows, self.mapping)
+        yield generate_plainly(
+            self.model,
+            [self.input_ids[row] for row in rows],
+            [self.positions[row] for row in rows],
+            [self.writes(layer, written) for layer in self.layers],
+            max_new_tokens=self.most,
+            choose=self._chooser(rows),
+            stop_ids=self.stops,
+        )
+
+    def nothing(self) -> list[list[int]]:
+        return []
+
+    def _chooser(self, rows: Sequence[int]) -> Choose:
+        """The choice of tokens for a batch."""
+        noise = torch.zeros(len(self.layers) * len(rows), self.most, dtype=torch.float64, device="cpu")
+        if self.sampling.temperature:
+            drawn = [self.sampling.noise(self.numbers[row], layer, self.most) for layer in self.layers for row in rows]
+            noise = torch.stack([torch.from_numpy(row) for row in drawn])
+        return lambda logits, runs, step: self.sampling.choose(logits, noise[runs, step])

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,17 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp.batching import WALKING_TOKENS, batches_alike
-from interp.errors import InterpError, nearest
-from interp.forward import run_patched, walk, walk_fits, whole_batches
-from interp.lenses.maps import AffinePairs, LatentMap
-from interp.lenses.patching import Patch, PatchedPrompts, TargetPositions, check_patch
-from interp.lenses.patchscope import check_lens_inputs, read_baseline, run_unpatched
-from interp.lenses.reading import check_lens_layers, read_layers
+from interp.batching import WALKING_TOKENS
+from interp.lenses.patchscope import check_lens_inputs, read_baseline
+from interp.lenses.reading import read_layers
 from interp.passes import in_turn
+from interp.patching import Patch, PatchedPrompts, TargetPositions, check_patch, run_patched, walk, walk_fits
+from interp.patching.plan import check_held
+from interp.patching.run import Ends, EndsPlan, run
 from interp.readout import Groups, TokenGroups
 from interp.results import LensResult
-from interp.sites import HIDDEN_KINDS, Site
+from interp.sites import Site
+from interp.sites.parsing import check_lens_layers
+from interp.translators.affine_maps import AffinePairs, LatentMap
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -84,62 +87,97 @@ def patchscope_grid(
             ids outside the vocabulary, maps that lack a target layer.
     """
     targets = check_lens_layers(range(model.num_layers) if target_layers is None else target_layers, model.num_layers)
-    grid = _Grid(_ascending(source_layers), targets, patch, site, mapping)
-    grid.check(model)
-    prompts = PatchedPrompts.of(model, latents, grid.sources, target_ids, target_positions, mapped=mapping is not None)
+    sources = _ascending(source_layers)
+    check_patch(patch, site)
+    later = range(targets[0] + 1, model.num_layers) if patch == "from_layer" else range(0)
+    check_held(patch, targets, later, sources)
+    if isinstance(mapping, AffinePairs):
+        for layer in {*targets, *later}:
+            mapping.to_layer(layer)  # says so where there is none
+    prompts = PatchedPrompts.of(model, latents, sources, target_ids, target_positions, mapped=mapping is not None)
+    plan = _GridPlan(prompts, targets, later, site, mapping)
     check_lens_inputs(prompts, groups, reference, batch_size)
     padded = TokenGroups.pad(groups, model.vocab_size)
-    fast = site == "resid_post" and len(prompts) > 0 and walk_fits(model, prompts.longest)
     parts, order = [], []
-    for chosen in _batches(prompts, grid, batch_size, fast=fast):
+    for chosen, chunks in groupby(run(plan, batch_size), key=itemgetter(0)):
         rows = torch.tensor(chosen, dtype=torch.long, device="cpu")
         order += chosen
         known = None if reference is None else reference[rows.to(reference.device)]
-        parts.append(_read(model, _chunks(prompts, grid, chosen, fast=fast), padded.rows(rows), known, grid, top_k))
+        parts.append(_read(model, (ends for _, ends in chunks), padded.rows(rows), known, plan, top_k))
     return LensResult.concatenate(parts, order=order)
 
 
 @dataclass(frozen=True)
-class _Grid:
-    """What is written where."""
+class _GridPlan(EndsPlan):
+    """Every source layer at every target layer; entries are (target layer, source layer).
 
-    sources: tuple[int, ...]
+    A batch comes in chunks of source layers, the last ones first.
+    """
+
+    prompts: PatchedPrompts
     targets: tuple[int, ...]
-    patch: Patch
-    site: str
+    later: range  # the layers that are written with their own latents
+    kind: str
     mapping: LatentMap | AffinePairs | None
 
-    def check(self, model: StandardizedTransformer) -> None:
-        check_patch(self.patch)
-        if self.site not in HIDDEN_KINDS:
-            raise InterpError(
-                "site: expected a kind of site that each layer has, got "
-                f"{self.site!r}.{nearest(self.site, HIDDEN_KINDS)}"
-            )
-        missing = [layer for layer in self.later(model.num_layers) if layer not in self.sources]
-        if missing:
-            raise InterpError(
-                f"patch 'from_layer' writes each layer after {self.targets[0]} with its own latent, got none of "
-                f"{missing} among source_layers. Collect those layers too, or choose patch='one_layer'."
-            )
-        if isinstance(self.mapping, AffinePairs):
-            for layer in {*self.targets, *self.later(model.num_layers)}:
-                self.mapping.to_layer(layer)  # says so where there is none
+    @property
+    def model(self) -> StandardizedTransformer:
+        return self.prompts.model
 
-    def later(self, num_layers: int) -> range:
-        """The layers that are written with their own latents."""
-        return range(self.targets[0] + 1, num_layers) if self.patch == "from_layer" else range(0)
+    @property
+    def input_ids(self) -> Sequence[Sequence[int]]:
+        return self.prompts.input_ids
 
-    def written(self, prompts: PatchedPrompts, chosen: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    @property
+    def positions(self) -> Sequence[tuple[int, ...]]:
+        return self.prompts.positions
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        return len(self.targets), len(self.sources)
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """The layers that there are latents of."""
+        return self.prompts.layers
+
+    def fits(self) -> bool:
+        return self.kind == "resid_post" and walk_fits(self.model, self.longest)
+
+    def fast(self, rows: list[int]) -> Iterator[Ends]:
+        written, later = self._written(rows)
+        tokens = sum(len(self.input_ids[row]) for row in rows)
+        at_once = max(1, WALKING_TOKENS // (len(self.targets) * tokens))
+        for stop in range(len(self.sources), 0, -at_once):
+            variants = {layer: latents[max(0, stop - at_once) : stop] for layer, latents in written.items()}
+            yield Ends(
+                *walk(
+                    self.model, self.prompts.ids(rows), self.positions[rows[0]], variants,
+                    layers=self.targets, later=later or None,
+                )
+            )  # fmt: skip
+
+    def plain(self, rows: list[int]) -> Iterator[Tensor]:
+        written, later = self._written(rows)
+        ids, positions = [self.input_ids[row] for row in rows], [self.positions[row] for row in rows]
+        for source in reversed(range(len(self.sources))):
+            hidden = []
+            for target in self.targets:
+                own = [(Site(self.kind, layer), held) for layer, held in later.items() if layer > target]
+                writes = [(Site(self.kind, target), written[target][source]), *own]
+                hidden.append(run_patched(self.model, ids, positions, writes))
+            yield torch.stack(hidden)[:, None]
+
+    def _written(self, rows: Sequence[int]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Target layer -> (source layer, row, position, hidden); later layer -> (row, position, hidden)."""
-        later = self.later(prompts.model.num_layers)
+        layers = {*self.targets, *self.later}
         if isinstance(self.mapping, AffinePairs):
-            mapped = {layer: prompts.written(chosen, self.mapping.to_layer(layer)) for layer in {*self.targets, *later}}
+            mapped = {layer: self.prompts.written(rows, self.mapping.to_layer(layer)) for layer in layers}
         else:
-            mapped = dict.fromkeys({*self.targets, *later}, prompts.written(chosen, self.mapping))
+            mapped = dict.fromkeys(layers, self.prompts.written(rows, self.mapping))
         return (
             {layer: mapped[layer] for layer in self.targets},
-            {layer: mapped[layer][self.sources.index(layer)] for layer in later},
+            {layer: mapped[layer][self.sources.index(layer)] for layer in self.later},
         )
 
 
@@ -148,56 +186,12 @@ def _ascending(source_layers: Sequence[int]) -> tuple[int, ...]:
     return check_lens_layers(source_layers, max([int(layer) for layer in source_layers], default=0) + 1)
 
 
-def _batches(prompts: PatchedPrompts, grid: _Grid, batch_size: int, *, fast: bool) -> list[list[int]]:
-    if not len(prompts):
-        return [[]]  # results of length 0
-    if fast:
-        runs = len(grid.sources) * len(grid.targets)
-        return batches_alike(prompts.input_ids, prompts.positions, batch_size, runs)
-    return whole_batches(prompts.model, [len(ids) for ids in prompts.input_ids], batch_size)
-
-
-def _chunks(
-    prompts: PatchedPrompts, grid: _Grid, chosen: Sequence[int], *, fast: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """By chunk of source layers, the last ones first: (target layer, source layer, row, hidden) and (row, hidden), what
-    patched and unpatched target prompts end with."""
-    if not chosen:
-        width = prompts.model.hidden_size
-        yield (
-            torch.empty(len(grid.targets), len(grid.sources), 0, width, dtype=torch.float32, device="cpu"),
-            torch.empty(0, width, dtype=torch.float32, device="cpu"),
-        )
-        return
-    written, later = grid.written(prompts, chosen)
-    ids = [prompts.input_ids[example] for example in chosen]
-    positions = [prompts.positions[example] for example in chosen]
-    clean = torch.empty(0, dtype=torch.float32, device="cpu") if fast else run_unpatched(prompts.model, ids)
-    at_once = max(1, WALKING_TOKENS // (len(grid.targets) * sum(map(len, ids)))) if fast else 1
-    for stop in range(len(grid.sources), 0, -at_once):
-        variants = {layer: latents[max(0, stop - at_once) : stop] for layer, latents in written.items()}
-        if fast:
-            yield walk(
-                prompts.model, prompts.ids(chosen), positions[0], variants, layers=grid.targets, later=later or None
-            )
-            continue
-        hidden = []
-        for target in grid.targets:
-            writes = [
-                (target, variants[target][0]),
-                *((layer, held) for layer, held in later.items() if layer > target),
-            ]
-            sites = [(Site(grid.site, layer), latent) for layer, latent in writes]
-            hidden.append(run_patched(prompts.model, ids, positions, sites))
-        yield torch.stack(hidden)[:, None], clean
-
-
 def _read(
     model: StandardizedTransformer,
-    chunks: Iterator[tuple[Tensor, Tensor]],
+    chunks: Iterator[Ends],
     groups: TokenGroups,
     reference: Tensor | None,
-    grid: _Grid,
+    plan: _GridPlan,
     top_k: int,
 ) -> LensResult:
     """The lens of one batch, from the states that its runs end with."""
@@ -222,11 +216,11 @@ def _read(
             )
             for part in _slices(states.shape[1])
         ]
-        arrays = LensResult.concatenate(read).select(layer=range(len(grid.targets))).arrays()
+        arrays = LensResult.concatenate(read).select(layer=range(len(plan.targets))).arrays()
         found.append({name: values.reshape(sources, rows, *values.shape[1:]) for name, values in arrays.items()})
     whole = {name: np.concatenate([part[name] for part in found[::-1]]).swapaxes(0, 1) for name in found[0]}
     whole["model_top_id"] = whole["model_top_id"][:, 0]
-    coordinates = {"example": range(rows), "source_layer": grid.sources, "target_layer": grid.targets}
+    coordinates = {"example": range(rows), "source_layer": plan.sources, "target_layer": plan.targets}
     return LensResult(coordinates=coordinates, baseline=baseline, **whole)  # type: ignore[arg-type]
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from interp.errors import InterpError
-from interp.lenses.maps import AffinePairs, LatentMap
-from interp.lenses.patching import Patch
+from interp.lenses.on_prompts import Targets
 from interp.lenses.patchscope import patchscope_lens
 from interp.lenses.patchscope_generate import patchscope_generate
 from interp.lenses.patchscope_grid import patchscope_grid
-from interp.lenses.patchscope_prompts import (
+from interp.lenses.reading import surprisal_of
+from interp.lenses.sources import (
     Positions,
     SourcePrompts,
     Sources,
@@ -28,10 +28,10 @@ from interp.lenses.patchscope_prompts import (
     groups_of,
     written_into,
 )
-from interp.lenses.prompted import Targets
-from interp.lenses.reading import surprisal_of
+from interp.patching import Patch
 from interp.readout import reduce_hidden
 from interp.results import GenerationResult, LensResult
+from interp.translators.affine_maps import AffinePairs, LatentMap
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -76,7 +76,7 @@ def patchscope_lens_on_prompts(
         layers: the layers that are read and, each by itself, written; None: all that both models have.
         patch: `one_layer`, or `from_layer`: at each layer and every later one, with that layer's latent.
         site: kind of site that is read and written, a hidden state that each layer has.
-        mapping: turns the latents into what is written (`interp.lenses.maps`); None: they are written as they are.
+        mapping: turns the latents into what is written (`interp.translators`); None: they are written as they are.
         targets: the groups: name -> words (or token ids), for all examples or a mapping for each; None: the targets of
             the target prompts that are `Prompt`s, or where none has any, of the source prompts.
         policy: which tokens count as a word; see `interp.prompts.answer_tokens`.

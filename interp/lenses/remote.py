@@ -1,4 +1,4 @@
-"""Collecting and lenses where a model's weights are: one nnsight session for each call, on NDIF or in its simulation.
+"""Runs lenses where a model's weights are: one nnsight session a call, on NDIF or in its simulation.
 
 Every forward pass is a plain trace of left-padded prompts, and what is read is reduced over the vocabulary there, by a
 few lines of torch: the fast ways switch transformers' own functions for a pass, which is not for a machine that others

@@ -1,4 +1,4 @@
-"""What a model is, as one number: the same for the same config and weights, wherever they lie."""
+"""Digest of a model: equal for equal config and weights, wherever they lie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is fed: ids and positions that it has rows for, in every forward pass."""
+"""Checks that a model has embeddings for the ids and positions of every forward pass."""
 
 from __future__ import annotations
 

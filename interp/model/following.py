@@ -1,4 +1,4 @@
-"""Modules put in the place of others after a model was wrapped: noticed, and followed.
+"""Notices modules that were replaced after a model was wrapped, and resolves the names again.
 
 Adapters (peft's `add_adapter`, `inject_adapter_in_model`), `quantize_`, `resize_token_embeddings`, pruned layers and
 plain assignments change a model's modules under its wrapper, which would then read and write where nothing runs.
@@ -17,8 +17,9 @@ from torch import nn
 
 from interp.architectures import RenameConfig, candidates
 from interp.errors import InterpError
-from interp.model.aliases import merged
+from interp.model.accessors import merged
 from interp.model.loading import check_not_compiled
+from interp.model.verdicts import verdicts_of
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
@@ -28,7 +29,7 @@ __all__ = ["RESERVED", "Given", "ModuleTree", "follow"]
 # What a model calls its own, so that no module can be called so.
 RESERVED = (
     "architecture", "tokenizer", "spec", "tail", "parallel", "attention_access", "fed", "trace_memory",
-    "position_limit", "shares_prefix", "verdicts", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size",
+    "position_limit", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size",
     "vocab_size",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def follow(model: StandardizedTransformer) -> None:
         check_not_compiled(module)
         found = candidates(module.config, module, given.rename_config)
         _mirror(model, merged(model._standard_names(found.records[0], module), given.rename, reserved=RESERVED))
-        model.verdicts.clear()
+        verdicts_of(model).clear()
         model._choose(found, module.config)
     except InterpError as error:
         model._tree = None

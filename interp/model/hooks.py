@@ -1,4 +1,4 @@
-"""Forward hooks and forward passes of the user's own, which take a batch for what plain transformers would give them.
+"""The user's own forward hooks and forward passes: they see each batch as plain transformers would give it.
 
 A hook that adds a vector to `output[:, -1]` means the last token of each prompt. So it has to see prompts side by side,
 whole and without padding behind them: not packed into one row, not cut off, not from a shared prefix on.

@@ -1,4 +1,4 @@
-"""What a trace is given: keywords that transformers' models would swallow, and prompts that are none, are refused."""
+"""Refuses keywords that transformers' models would swallow, and prompts that are none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model and tokenizer from a folder or the hub, with transformers, and errors that say what to do.
+"""Loads model and tokenizer from a folder or the hub, with transformers; errors say what to do.
 
 nnsight can load by name too, but its lazy load fails under transformers 5.23 ("Impossible to guess which tokenizer").
 """

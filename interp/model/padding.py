@@ -1,4 +1,4 @@
-"""What padding on the left does to a model, found out by trial; and padding kept out of recurrent layers.
+"""Tries what left padding does to a model, and keeps padding out of recurrent layers.
 
 A model that counts positions from the first column, or reads no attention mask, takes padding for text. Which prompts
 may stand beside longer ones is asked here by everything that pads: lenses, collecting, generation, traces of several
@@ -37,7 +37,7 @@ _NAME = "padding on the left"
 def pads(model: StandardizedTransformer, longest: int) -> bool:
     """Whether prompts padded on the left, under a mask, give what each gives alone; never where the user changed them.
 
-    Found out once by three prompts of different lengths; the verdict is kept by the model.
+    Found out once by three prompts of different lengths; the verdict is kept.
 
     Arguments:
         model: the model.
@@ -48,10 +48,10 @@ def pads(model: StandardizedTransformer, longest: int) -> bool:
 
 def _stands_padding(model: StandardizedTransformer, longest: int) -> bool:
     consequence = "prompts run with those of their own length alone (slower): padding on the left"
-    return holds(model, _NAME, lambda length: _misfit(model, length), consequence, longest=longest)
+    return holds(model, _NAME, lambda length: _trial(model, length), consequence, longest=longest)
 
 
-def _misfit(model: StandardizedTransformer, length: int) -> str | None:
+def _trial(model: StandardizedTransformer, length: int) -> str | None:
     """Why padding does not fit, by prompts up to a length; not by lengths alike that blocks of keys may hide."""
     lengths = (length, length - 3, 6)
     ids = sample_ids(model, 3, length)

@@ -1,4 +1,4 @@
-"""Where a site is in a forward pass: small objects that read and write one value inside a trace.
+"""Reads and writes one site inside a trace, wherever the family puts it.
 
 A hidden state is a module's input or output, or the first item of what a module returns. Some families hand it to a
 module flattened, (batch x position, hidden); it is given back its three axes here, whatever else runs in the batch.

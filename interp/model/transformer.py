@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 from interp.architectures import Architecture, Candidates, RenameConfig, candidates, config_value
 from interp.attention import AttentionAccess
 from interp.errors import InterpError
-from interp.model.aliases import aliases, merged
+from interp.model.accessors import NamedValues, aliases, merged
 from interp.model.digest import model_digest
 from interp.model.fed import Fed, position_limit
 from interp.model.following import RESERVED, Given, ModuleTree, follow
+from interp.model.head import ReadoutParts, Tail, plain_head
 from interp.model.keywords import check_inputs, check_keywords, check_prompts
-from interp.model.layout import Attentions, place_of, projection_width, why_missing
 from interp.model.loading import (
     check_options,
     execution_device,
@@ -34,13 +34,12 @@ from interp.model.loading import (
     reject_load_options,
     unwrapped,
 )
-from interp.model.named import NamedValues
+from interp.model.model_spec import ModelSpec
 from interp.model.padding import PaddingWatch, guard_padding
 from interp.model.places import TraceMemory
-from interp.model.proof import failures, never_reached, prove
-from interp.model.readout_parts import ReadoutParts, plain_head
-from interp.model.spec import ModelSpec
-from interp.model.tail import Tail
+from interp.model.resolve import Attentions, place_of, projection_width, why_missing
+from interp.model.verdicts import verdicts_of
+from interp.model.verify import failures, never_reached, prove
 from interp.passes import ThreadInterleaver, before, check_not_open, turn
 from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
 
@@ -61,7 +60,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
     Attributes:
         architecture: the record of this family, `interp.architectures.Architecture`.
-        spec: the model's config in one set of names, `interp.model.spec.ModelSpec`.
+        spec: the model's config in one set of names, `interp.model.model_spec.ModelSpec`.
         num_layers, num_heads, num_kv_heads, head_dim, hidden_size, vocab_size: sizes.
         parallel: attention and MLP read the same residual stream, so there is no `resid_mid`.
         layers, embed_tokens, ln_final, lm_head: nnsight envoys of these modules; `layers[i]`, `layers[i].self_attn`,
@@ -78,8 +77,6 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     fed: Fed
     position_limit: int | None  # positions that it has a table for; None: it computes them
     trace_memory: TraceMemory
-    shares_prefix: bool  # whether rows that walk may look at one copy of a prefix (`interp.forward.sharing`)
-    verdicts: dict[str, bool]  # what was found out of the family by small cases (`interp.model.verdicts`)
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -120,7 +117,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             device_map: accelerate's placement: `auto`, `cpu`, `cuda:0`, a mapping; None: the CPU.
             attn_implementation: `sdpa`, `eager`, `flash_attention_2`, ...; None: transformers' choice.
             trust_remote_code: run code that the hub repository carries.
-            verify: run the proofs (`interp.model.proof`): a few forward passes over five tokens. A family that has no
+            verify: run the proofs (`interp.model.verify`): a few forward passes over five tokens. A family that has no
                 record is proved whatever this says.
             rename_config: where things are, for a family that has no record, or has it wrong.
             rename: further names of modules, as nnsight takes them: own name -> further name.
@@ -193,7 +190,8 @@ class StandardizedTransformer(NamedValues, TransformersModel):
             self.repo_id, self.revision = str(model), revision
             if trust_remote_code:  # what a server is asked to load
                 self.kwargs: dict[str, Any] = {**self.kwargs, "trust_remote_code": True}
-        self.fed, self.trace_memory, self.shares_prefix, self.verdicts = Fed(), TraceMemory(), False, {}
+        self.fed, self.trace_memory = Fed(), TraceMemory()
+        verdicts_of(self).clear()  # the module may have been wrapped before, and changed since
         self._given = Given(rename_config, rename, verify)
         self._choose(found, config)
 
@@ -437,7 +435,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
         Arguments:
             hidden: (..., hidden), moved to the device and dtype of the model's last norm.
-            negate: turn the sign after the norm: which tokens the direction speaks against.
+            negate: negate after the norm: the tokens that the direction lowers.
 
         Returns:
             Logits (..., vocabulary), on the device of the head.

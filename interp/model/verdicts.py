@@ -1,27 +1,66 @@
-"""What is found out about a model once, by a small case done both ways, and kept by the model.
+"""Does a fast way hold for this model? Tried once on a small case against the slow way; the answer is kept.
 
-A small case speaks for prompts that take the same path through the model. So a verdict is one for each regime
-(`interp.model.regimes`): the first prompt that is longer than a window, say, has the case tried beyond the window too.
+A small case speaks for prompts that take the same path through the model. A window, a chosen number of keys, a chunk: a
+prompt that fits takes one path, a longer one another. So there is one verdict for each regime: the first prompt that is
+longer than a window, say, has the case tried beyond the window too.
+
+    verdict(model, "name", lambda tokens: [(fast, slow)], "what the log says first:", longest=tokens_of_the_longest)
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import re
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from interp.model.hooks import users_hook
-from interp.model.regimes import SMALL, regimes
 from interp.passes import turn
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["holds", "is_changed", "misfit", "off_by", "sample_ids", "verdict"]
+__all__ = [
+    "SMALL",
+    "Pair",
+    "Trial",
+    "holds",
+    "is_changed",
+    "misfit",
+    "off_by",
+    "once",
+    "regime_of",
+    "regimes",
+    "rotations_by_length",
+    "sample_ids",
+    "verdict",
+    "verdicts_of",
+    "warn_once",
+]
 
+SMALL = 9
+"""Tokens of a small case. It is tried beyond a limit with as many tokens more than that."""
+Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]
+Trial = Callable[[int], Sequence[Pair] | str | None]
+"""From tokens of a small case: the fast and the slow way, for each thing that is tried; or the reason why the fast one
+does not hold, known otherwise (None: it does)."""
+_BEYOND = 4  # so many tokens past a limit show what is behind it
+
+# Fields of a config, whatever a family puts before or behind these words: sliding and local windows (also Doge's window
+# of kept keys), chunks of attention and of state-space layers, keys and blocks that an indexer chooses, blocks of
+# linear attention, room for tokens in an expert, and the tokens from which rotation or the scale of attention changes
+# (Llama 4, Ministral 3, Inkling).
+_FIELDS = re.compile(
+    r"window|chunk|index_topk$|block_size|kpool|capacity|num_hash|bucket|max_distance"
+    r"|original_max_position|floor_scale|n_floor"
+)
+_NO_TOKENS = re.compile(r"layers|pattern|ind(ices|exes)|feed_forward|freq|factor")  # counts of something else
+_TOWERS = re.compile(r"vision|audio|video|speech|decoder_config")  # of what is not the text model
 # What a family that a fast way does not fit raises: caches and masks of other forms, arguments that do not broadcast.
 _ERRORS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 # Relative difference that roundings explain in float32; in coarser dtypes, some of theirs.
@@ -42,6 +81,57 @@ def sample_ids(model: StandardizedTransformer, rows: int = 2, length: int = SMAL
     return ids.to(model.device)
 
 
+# What was found out of each model -------------------------------------------------------------------------------------
+
+
+class _Found:
+    """By module: what was found out of it. Sent to a server, it is empty there."""
+
+    def __init__(self) -> None:
+        self.by_module: weakref.WeakKeyDictionary[nn.Module, dict[str, bool]] = weakref.WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type[_Found], tuple[()]]:
+        return _Found, ()
+
+
+_found = _Found()
+
+
+def verdicts_of(model: StandardizedTransformer) -> dict[str, bool]:
+    """What was found out of a model, by name; emptied when it is wrapped, and when its modules are replaced.
+
+    All wrappers of one module share it.
+    """
+    return _found.by_module.setdefault(model._module, {})
+
+
+def once(model: StandardizedTransformer, name: str, find: Callable[[], bool]) -> bool:
+    """A fact about a model, found out the first time that it is asked for.
+
+    Arguments:
+        model: the model.
+        name: of the fact, in `verdicts_of`.
+        find: finds it out.
+    """
+    known = verdicts_of(model)
+    if name not in known:
+        known[name] = find()
+    return known[name]
+
+
+def warn_once(model: StandardizedTransformer, name: str, message: str, *given: object) -> None:
+    """Say something about a model in the log, the first time.
+
+    Arguments:
+        model: the model.
+        name: of what is said, in `verdicts_of`.
+        message, given: as loggers take them, after the name of the family.
+    """
+    if verdicts_of(model).setdefault(name, True):
+        _log.warning("%s: " + message, type(model._module).__name__, *given)
+        verdicts_of(model)[name] = False
+
+
 def is_changed(model: StandardizedTransformer) -> bool:
     """Whether the user has changed what the model computes: edits that stay (`model.edit`), hooks, forward passes.
 
@@ -58,69 +148,97 @@ def is_changed(model: StandardizedTransformer) -> bool:
         if hook is None:
             return False
         name = reason = f"show {hook} other tokens than each prompt's own"
-    if model.verdicts.setdefault(name, True):
-        family = type(model._module).__name__
-        _log.warning("%s: prompts are run as a whole (slow): a fast way would %s.", family, reason)
-        model.verdicts[name] = False
+    warn_once(model, name, "prompts are run as a whole (slow): a fast way would %s.", reason)
     return True
+
+
+# Trials ---------------------------------------------------------------------------------------------------------------
 
 
 def verdict(
     model: StandardizedTransformer,
     name: str,
-    reason: Callable[[int], str | None],
+    trial: Trial,
     consequence: str,
     *,
     longest: int,
     at_hand: bool = False,
+    choice: str | None = None,
     level: int = logging.WARNING,
 ) -> bool:
-    """Whether something holds for prompts of a model: found out once in each regime, and said where it does not.
+    """Whether a fast way holds for prompts of a model: found out once in each regime, and said where it does not.
 
     It never does for a model that the user has changed (`is_changed`).
 
     Arguments:
         model: the model.
-        name: of the verdict, in `model.verdicts`.
-        reason: finds out why it does not hold, by a case of so many tokens; None where it does.
+        name: of the verdict, in `verdicts_of`.
+        trial: a case of so many tokens, done both ways.
         consequence: what the log says before the reason.
         longest: tokens of the longest prompt, or of the row that it stands in.
         at_hand: whether the case is the prompts at hand, which speak for their own regime alone.
+        choice: the name in `verdicts_of` of a faster form that the fast way may take. The first trial is with it and,
+            if that does not hold, without; later ones go by what the first has left.
         level: of the line in the log.
     """
     return not is_changed(model) and holds(
-        model, name, reason, consequence, longest=longest, at_hand=at_hand, level=level
+        model, name, trial, consequence, longest=longest, at_hand=at_hand, choice=choice, level=level
     )
 
 
 def holds(
     model: StandardizedTransformer,
     name: str,
-    reason: Callable[[int], str | None],
+    trial: Trial,
     consequence: str,
     *,
     longest: int,
     at_hand: bool = False,
+    choice: str | None = None,
     level: int = logging.WARNING,
 ) -> bool:
-    """The same of the model as it is without the user's changes."""
-    passed = regimes(model, longest)
+    """`verdict` on the model as it is without the user's changes."""
+    passed, known = regimes(model, longest), verdicts_of(model)
     with turn(model._module):  # a trial switches ways that every run of the model would take
         for limit in passed[-1:] if at_hand else passed:
             beyond = f" beyond {limit} tokens" if limit else ""
-            if name + beyond not in model.verdicts:
+            if name + beyond not in known:
                 try:
-                    found = reason(limit + SMALL)
+                    reason = _tried(model, trial(limit + SMALL), choice)
                 except (torch.OutOfMemoryError, MemoryError):
                     if at_hand or not limit:
                         raise
-                    found = "cannot be tried, for want of memory"  # though what is asked for may have room
-                model.verdicts[name + beyond] = found is None
-                if found is not None:
-                    _log.log(level, "%s%s: %s %s.", type(model._module).__name__, beyond, consequence, found)
-            if not model.verdicts[name + beyond]:
+                    reason = "cannot be tried, for want of memory"  # though what is asked for may have room
+                known[name + beyond] = reason is None
+                if reason is not None:
+                    _log.log(level, "%s%s: %s %s.", type(model._module).__name__, beyond, consequence, reason)
+            if not known[name + beyond]:
                 return False
     return True
+
+
+def _tried(model: StandardizedTransformer, tried: Sequence[Pair] | str | None, choice: str | None) -> str | None:
+    """Why the fast way does not hold; None where it does."""
+    if tried is None or isinstance(tried, str):
+        return tried
+    fast = [way for way, _ in tried]
+    slow = [way() for _, way in tried]
+    if choice is None:
+        return _first_misfit(model, fast, slow)
+    known, reason = verdicts_of(model), None
+    for taken in (known[choice],) if choice in known else (True, False):
+        known[choice] = taken
+        reason = _first_misfit(model, fast, slow)
+        if reason is None:
+            break
+    return reason
+
+
+def _first_misfit(
+    model: StandardizedTransformer, fast: Sequence[Callable[[], Tensor]], slow: Sequence[Tensor]
+) -> str | None:
+    reasons = (misfit(model, way, expected) for way, expected in zip(fast, slow, strict=True))
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def misfit(model: StandardizedTransformer, fast: Callable[[], Tensor], slow: Tensor) -> str | None:
@@ -140,3 +258,54 @@ def off_by(model: StandardizedTransformer, found: Tensor, expected: Tensor) -> f
     expected = expected.double()
     difference = float((found.double() - expected).norm() / expected.norm())
     return None if difference <= max(_TOLERANCE, _ROUNDINGS * torch.finfo(model.dtype).eps) else difference
+
+
+# Regimes --------------------------------------------------------------------------------------------------------------
+
+
+def regimes(model: StandardizedTransformer, longest: int) -> list[int]:
+    """The limits that a prompt passes, ascending, after 0 for the regime of few tokens.
+
+    Limits that a small case passes too are left out; so is the length from which rotation depends on the longest prompt
+    of a pass (`longrope`, `dynamic`), of which `interp.forward.rope` knows.
+
+    Arguments:
+        model: the model.
+        longest: tokens of the longest prompt, or of the row that it stands in.
+    """
+    if longest <= SMALL - _BEYOND:
+        return [0]
+    config = model._module.config.get_text_config()
+    found = set(_limits(config, by_length=bool(rotations_by_length(config))))
+    return [0, *sorted(limit for limit in found if SMALL - _BEYOND < limit < longest)]
+
+
+def rotations_by_length(config: Any) -> list[Mapping[str, Any]]:
+    """What a text model's config says of rotations whose frequencies depend on the longest prompt of a pass."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    entries = [rope] if "rope_type" in rope else [entry for entry in rope.values() if isinstance(entry, Mapping)]
+    return [entry for entry in entries if entry.get("rope_type") in ("longrope", "dynamic")]
+
+
+def regime_of(model: StandardizedTransformer, tokens: int) -> int:
+    """The largest limit that a prompt of so many tokens passes; 0: none."""
+    return regimes(model, tokens)[-1]
+
+
+def _limits(config: Any, *, by_length: bool) -> Iterator[int]:
+    values = vars(config) if isinstance(config, PreTrainedConfig) else config
+    for name, value in values.items():
+        if isinstance(value, PreTrainedConfig | Mapping):
+            if not _TOWERS.search(str(name)):
+                yield from _limits(value, by_length=by_length)
+        elif isinstance(value, int) and not isinstance(value, bool) and value > 0 and _is_limit(name, by_length):
+            yield value
+    blocks, size = values.get("index_topk_blocks"), values.get("index_block_size")
+    if blocks and size:
+        yield blocks * size
+
+
+def _is_limit(name: Any, by_length: bool) -> bool:
+    if not isinstance(name, str) or not _FIELDS.search(name) or _NO_TOKENS.search(name):
+        return False
+    return not (by_length and "original_max" in name)

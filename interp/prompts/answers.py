@@ -1,22 +1,25 @@
-"""Which tokens count as an answer.
+"""Chooses which tokens count as an answer.
 
 The probability of a word is measured at one position, so it is the summed probability of the tokens that the word can
-begin with. Which tokens those are is a choice that changes the numbers; each choice has a name here.
+begin with. Which tokens those are is a choice that changes the numbers; each choice has a name here. A token that is
+only a part of a character begins many words at once (`SharedPrefix`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from interp.errors import InterpError, nearest
 from interp.prompts.encoding import check_unicode
 
-if TYPE_CHECKING:  # transformers imports torch, which this module does without
+if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["POLICIES", "AnswerTokens", "answer_tokens"]
+__all__ = ["POLICIES", "AnswerTokens", "SharedPrefix", "answer_tokens", "shared_prefixes"]
+
 
 POLICIES = ("first_token", "all_prefixes", "exact")
 
@@ -211,3 +214,73 @@ class AnswerTokens:
     def _bare(self, text: str) -> str:
         """The normalised text without any space: what is compared to tell whether tokens give a word back."""
         return "".join(self._normalized(text).split())
+
+
+SMALLEST = {2: 0x80, 3: 0x800, 4: 0x10000}  # the first code point that UTF-8 writes with so many bytes
+LARGEST = 0x10FFFF
+BEFORE_SURROGATES = 0xD7FF  # what follows has no UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefix:
+    """An answer token that is only a part of a character.
+
+    Arguments:
+        token_id: the token.
+        token: its entry in the vocabulary.
+        prefix: the bytes of the character that it holds.
+        words: the given words that count it.
+    """
+
+    token_id: int
+    token: str
+    prefix: bytes
+    words: tuple[str, ...]
+
+    @property
+    def code_points(self) -> range:
+        """The code points whose UTF-8 bytes begin with these."""
+        lead, *rest = self.prefix
+        length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+        value = lead & (0xFF >> (length + 1))
+        for byte in rest:
+            value = value << 6 | byte & 0x3F
+        missing = 6 * (length - len(self.prefix))
+        first, last = value << missing, (value + 1 << missing) - 1
+        largest = BEFORE_SURROGATES if lead == 0xED else LARGEST
+        return range(max(first, SMALLEST[length]), min(last, largest) + 1)
+
+    def __str__(self) -> str:
+        block = self.code_points
+        return (
+            f"token {self.token!r} ({self.token_id}) is only {self.prefix.hex(' ').upper()}, which begins {len(block)} "
+            f"characters (U+{block[0]:04X} to U+{block[-1]:04X}): no evidence about {', '.join(map(repr, self.words))}"
+        )
+
+
+def shared_prefixes(
+    tokenizer: PreTrainedTokenizerBase, words: str | Sequence[str], policy: str = "first_token"
+) -> list[SharedPrefix]:
+    """The answer tokens of words that are only a part of a character.
+
+    Arguments:
+        tokenizer: a transformers tokenizer.
+        words: one word or several.
+        policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
+
+    Returns:
+        One for each such token, in the order of the words; none where every counted token says something of its word.
+
+    Raises:
+        InterpError: an unknown policy, or a word that has no token by the policy.
+    """
+    answers = AnswerTokens(tokenizer, policy)
+    found: dict[int, tuple[bytes, list[str]]] = {}
+    for word in [words] if isinstance(words, str) else words:
+        for token_id, prefix in answers.partial(word).items():
+            found.setdefault(token_id, (prefix, []))[1].append(word)
+    entries = tokenizer.convert_ids_to_tokens(list(found))
+    return [
+        SharedPrefix(token_id, token, prefix, tuple(dict.fromkeys(counted)))
+        for token, (token_id, (prefix, counted)) in zip(entries, found.items(), strict=True)
+    ]

@@ -1,17 +1,21 @@
-"""From a text with marked characters to token ids with marked tokens."""
+"""Encodes a text with marked characters as token ids with marked tokens."""
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from interp.errors import InterpError
 
-if TYPE_CHECKING:  # transformers imports torch, which this module does without
+if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoded", "encode"]
+
+__all__ = ["Encoded", "bare_tokenizer", "encode"]
+
 
 SHOWN = 60  # characters of a text in a message
 
@@ -138,3 +142,44 @@ def check_unicode(text: str) -> None:
 
 def _shown(text: str) -> str:
     return repr(text if len(text) <= SHOWN else text[:SHOWN] + "…")
+
+
+def bare_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A copy of a tokenizer that puts no space before a text, and so tokenizes a word as inside a sentence.
+
+    SentencePiece tokenizers (Llama 2, Mistral) put one there by default. The pieces that do it, a `Metaspace`
+    pre-tokenizer, a `Prepend` normalizer or a byte-level pre-tokenizer, are set not to.
+
+    Arguments:
+        tokenizer: a transformers tokenizer.
+
+    Raises:
+        InterpError: it is a slow one, whose rules are code.
+    """
+    if not tokenizer.is_fast:
+        raise InterpError(f"{type(tokenizer).__name__} is a slow tokenizer: its space before a text cannot be unset.")
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        rules[part] = _without_space(rules[part])
+    bare = copy.deepcopy(tokenizer)
+    from tokenizers import Tokenizer  # a config is checked without it
+
+    bare._tokenizer = Tokenizer.from_str(json.dumps(rules))
+    return bare
+
+
+def _without_space(rule: dict | None) -> dict | None:
+    """A rule of tokenizer.json with its prefix space off; in a sequence, in each of its rules."""
+    if rule is None:
+        return None
+    for key in ("pretokenizers", "normalizers", "decoders"):
+        if key in rule:
+            rules = [_without_space(part) for part in rule[key]]
+            return {**rule, key: [part for part in rules if part is not None]}
+    if rule["type"] == "Prepend" or (rule["type"] == "Strip" and rule.get("content") == " "):
+        return None
+    if rule["type"] == "Metaspace":
+        return {**rule, "prepend_scheme": "never"}
+    if "add_prefix_space" in rule and rule["type"] == "ByteLevel":
+        return {**rule, "add_prefix_space": False}
+    return rule

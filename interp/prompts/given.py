@@ -1,4 +1,4 @@
-"""What may be given as prompts, for every function that takes some: texts, `Prompt`s, token ids, encodings.
+"""Normalises what functions take as prompts: texts, `Prompt`s, token ids, encodings.
 
 listed(["one", Prompt("two"), [1, 17, 33]])                            # as they are
 listed(tokenizer(["one", "two"], padding=True, return_tensors="pt"))   # a list of token ids each, without padding

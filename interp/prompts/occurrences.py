@@ -1,4 +1,4 @@
-"""Where a word stands in a text, by its characters.
+"""Finds a word in a text, by its characters.
 
 found = find_word("Le café de la Paix, un cafe\\u0301", "café")     # both spellings of é are one letter
 [text[one.start : one.stop] for one in found]

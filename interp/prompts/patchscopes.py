@@ -1,4 +1,6 @@
-"""Target prompts of Patchscopes (Ghandeharioun et al. 2024, arXiv 2401.06102): each asks something of its placeholder.
+"""Target prompts of Patchscopes (Ghandeharioun et al. 2024, arXiv 2401.06102).
+
+Each asks something of its placeholder: an attribute, a description, or to say it again (repeat and identity prompts).
 
 TargetPrompt(attribute_prompt("country_currency"), "subject.last")  # `The official currency of x`
 """
@@ -6,19 +8,24 @@ TargetPrompt(attribute_prompt("country_currency"), "subject.last")  # `The offic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from interp.errors import InterpError, nearest
 from interp.prompts.prompt import Prompt
-from interp.prompts.repeat import repeat_prompt
 
 __all__ = [
     "ATTRIBUTES",
     "DESCRIBED_ENTITIES",
+    "IDENTITY_PROMPTS",
+    "REPEATED_WORDS",
     "attribute_prompt",
     "entity_description_prompt",
     "few_shot_prompt",
+    "identity_prompt",
+    "repeat_prompt",
     "token_identity_prompt",
 ]
+
 
 DESCRIBED_ENTITIES: tuple[tuple[str, str], ...] = (
     ("Syria", "Country in the Middle East"),
@@ -134,3 +141,63 @@ def _ending(before: str, last: str, span: str) -> Prompt:
     if not last.strip():
         raise InterpError(f"{span}: expected a word at the end of the prompt, got {last!r}.")
     return Prompt(before + last, spans={span: (len(before), len(before) + len(last))})
+
+
+def identity_prompt(name_or_text: str) -> str:
+    """The text of an identity prompt.
+
+    Arguments:
+        name_or_text: a key of `IDENTITY_PROMPTS`, or the user's own prompt.
+
+    Returns:
+        The prompt; the user's own text unchanged.
+
+    Raises:
+        InterpError: the text is empty, or one word that is nearly one of the names.
+    """
+    if name_or_text in IDENTITY_PROMPTS:
+        return IDENTITY_PROMPTS[name_or_text]
+    if not name_or_text.strip():
+        raise InterpError(f"expected an identity prompt, got {name_or_text!r}.{nearest('', IDENTITY_PROMPTS)}")
+    misspelt = len(name_or_text.split()) == 1 and get_close_matches(name_or_text, IDENTITY_PROMPTS, cutoff=0.6)
+    if misspelt:
+        raise InterpError(f"no identity prompt is called {name_or_text!r}.{nearest(name_or_text, IDENTITY_PROMPTS)}")
+    return name_or_text
+
+
+REPEATED_WORDS = ("king", "1135", "hello")
+
+
+def repeat_prompt(
+    words: Sequence[str] = REPEATED_WORDS, relation: str = " ", separator: str = "\n", placeholder: str = "?"
+) -> Prompt:
+    r"""Words that are each written twice, and a placeholder that is written once.
+
+    The default is `king king\n1135 1135\nhello hello\n?`.
+
+    Arguments:
+        words: the words.
+        relation: between a word and its repetition.
+        separator: between words.
+        placeholder: what stands at the end, to be replaced.
+
+    Returns:
+        The prompt, with the span `placeholder`.
+
+    Raises:
+        InterpError: the placeholder is blank, or `words` is one text.
+    """
+    if isinstance(words, str):
+        raise InterpError(f"expected several words, got one text, {words!r}. Put it in a list.")
+    if not placeholder.strip():
+        raise InterpError(f"expected a placeholder, the token that is replaced, got {placeholder!r}.")
+    before = "".join(f"{word}{relation}{word}{separator}" for word in words)
+    return Prompt(before + placeholder, spans={"placeholder": (len(before), len(before) + len(placeholder))})
+
+
+# Each of the three is in use somewhere, and they give different numbers, so a result has to say which one it used.
+IDENTITY_PROMPTS: dict[str, str] = {
+    "king": repeat_prompt(("king", "1135", "hello")).text,
+    "cat": repeat_prompt(("cat", "1135", "hello"), relation=" -> ").text,
+    "cat_dog": repeat_prompt(("cat", "dog", "1234", "hello"), separator=" ").text,
+}

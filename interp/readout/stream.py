@@ -1,20 +1,20 @@
-"""The vocabulary goes by in chunks, once, and a few numbers a row are kept."""
+"""One pass over the vocabulary in chunks, reducing each row of logits; buffers of fixed size, whatever the sizes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from interp.readout.groups import TokenGroups
-from interp.readout.members import Members, Places
-from interp.readout.order import BLOCK, Ranks, TopTokens, keyed_ids, keyed_values
-from interp.readout.plan import Plan, Workspace
-from interp.readout.reduced import Reduced
-from interp.readout.sums import Divergence, Masses, Softmax
+from interp.batching import buffer_elements
+from interp.readout.groups import Reduced, TokenGroups
+from interp.readout.ranks import BLOCK, LOWEST, Ranks, TopTokens, keyed_ids, keyed_values, keys_of
+from interp.readout.softmax import Divergence, Masses, Softmax
 
-__all__ = ["Logits", "stream"]
+__all__ = ["Logits", "Members", "Places", "Plan", "Workspace", "stream"]
 
 
 class Logits(Protocol):
@@ -162,3 +162,139 @@ class _Readings:
             kl=kl,
             log_mass=None if self.masses is None else self.masses.result(self.sums).float(),
         ), broken
+
+
+class Members:
+    """The tokens of the groups of some rows, with their logits."""
+
+    def __init__(self, groups: TokenGroups, logits: Tensor) -> None:
+        """Arguments: groups of the rows; logits (row, layer, groups * width) float32 of `groups.ids`."""
+        self.groups = groups
+        self.logits = logits.gather(-1, _first_of_each(groups)[:, None].expand(logits.shape))
+        self.shape = (*logits.shape[:2], *groups.ids.shape[1:])  # (row, layer, group, width)
+        keys = keys_of(self.logits, groups.ids.flatten(1)[:, None]).view(self.shape)
+        self.best = keys.masked_fill(~groups.valid[:, None], LOWEST).amax(dim=-1)  # (row, layer, group)
+
+    @property
+    def empty(self) -> Tensor:
+        """(row, 1, group) bool: groups without tokens."""
+        return ~self.groups.valid.any(dim=-1)[:, None]
+
+    def log_sum_exp(self) -> Tensor:
+        """(row, layer, group) float64, log of the summed exponentials of each group's logits; -inf: an empty group."""
+        logits = self.logits.view(self.shape).double()
+        return logits.masked_fill(~self.groups.valid[:, None], -torch.inf).logsumexp(dim=-1)
+
+    def write(self, chunk: Tensor, places: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Write the logits over those of a chunk.
+
+        Arguments:
+            chunk: (row, layer, tokens).
+            places: of the members in the chunk: the row, the place in the chunk, the place among the row's members.
+        """
+        row, place, member = places
+        if len(row):
+            chunk[row, :, place] = self.logits[row, :, member]
+
+
+class Places:
+    """Where in the chunks the members lie: found for all blocks of rows and all chunks at once.
+
+    On an accelerator, a question about the groups within the loop over the chunks would make it wait.
+    """
+
+    def __init__(self, groups: TokenGroups, block: int, starts: Sequence[int], vocabulary: int) -> None:
+        """Arguments: block, how many rows are read at once; starts, the first token of each chunk."""
+        rows, width = groups.ids.shape[0], groups.ids.shape[1] * groups.ids.shape[2]
+        ids = groups.ids.masked_fill(~groups.valid, vocabulary).flatten()
+        row = torch.arange(rows, device=ids.device).repeat_interleave(width)
+        keys, order = ((row // block) * (vocabulary + 1) + ids).sort()
+        blocks = range(0, max(rows, 1), block)
+        bounds = [index * (vocabulary + 1) + start for index in range(len(blocks)) for start in (*starts, vocabulary)]
+        found = torch.searchsorted(keys, torch.tensor(bounds, dtype=keys.dtype, device=keys.device)).tolist()
+        self._bounds = [found[i * (len(starts) + 1) : (i + 1) * (len(starts) + 1)] for i in range(len(blocks))]
+        self._row, self._ids, self._member = row[order] % block, ids[order], order % max(width, 1)
+
+    def to(self, device: torch.device) -> Places:
+        """The same places on another device."""
+        self._row, self._ids, self._member = (x.to(device) for x in (self._row, self._ids, self._member))
+        return self
+
+    def of(self, block: int, chunk: int, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What `Members.write` takes, for one chunk of one block of rows; `start` is the chunk's first token."""
+        found = slice(self._bounds[block][chunk], self._bounds[block][chunk + 1])
+        return self._row[found], self._ids[found] - start, self._member[found]
+
+
+def _first_of_each(groups: TokenGroups) -> Tensor:
+    """(row, groups * width): for each member the place where the same token stands first among its row's members.
+
+    Two products with the same row of the head may differ in their last bit.
+    """
+    ids = groups.ids.flatten(1)
+    ordered, order = ids.sort(dim=1, stable=True)
+    start = torch.ones_like(ordered, dtype=torch.bool)
+    start[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    first = torch.where(start, places, 0).cummax(dim=1).values if ids.shape[1] else places
+    return torch.empty_like(order).scatter_(1, order, order.gather(1, first))
+
+
+# Tokens in a chunk at most; `interp.batching` says how many numbers a buffer of logits holds.
+CPU_TOKENS, ACCELERATOR_TOKENS = 1 << 12, 1 << 14
+# Numbers in the buffers of the sums, which go over the logits several times: 1 MiB on a CPU, for its nearer cache.
+CPU_SUMMED = 1 << 18
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How rows and vocabulary are divided.
+
+    Arguments:
+        rows: rows that are read at once, of all layers.
+        summed: rows of these that are summed at once.
+        tokens: tokens in a chunk, a multiple of `BLOCK`.
+        vocabulary: tokens in all.
+    """
+
+    rows: int
+    summed: int
+    tokens: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, layers: int, vocabulary: int, device: torch.device) -> Plan:
+        """The division that keeps the buffers small.
+
+        Arguments:
+            layers: how many layers are read of each row, all at once.
+            vocabulary: number of logits.
+            device: where.
+        """
+        elements = buffer_elements(device)
+        most, summed = (CPU_TOKENS, CPU_SUMMED) if device.type == "cpu" else (ACCELERATOR_TOKENS, elements)
+        most = min(most, max(elements // layers, BLOCK))  # all layers of one row at the least
+        chunks = -(-vocabulary // most)
+        tokens = -(-vocabulary // (chunks * BLOCK)) * BLOCK
+        return cls(max(1, elements // (layers * tokens)), max(1, summed // (layers * tokens)), tokens, vocabulary)
+
+    @property
+    def starts(self) -> range:
+        """The first token of each chunk."""
+        return range(0, self.vocabulary, self.tokens)
+
+
+class Workspace:
+    """Buffers that are used again for every chunk."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def get(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A tensor of a shape, with whatever is in it."""
+        count = torch.Size(shape).numel()
+        held = self._held.get((name, dtype))
+        if held is None or held.numel() < count:
+            held = self._held[name, dtype] = torch.empty(count, dtype=dtype, device=self.device)
+        return held[:count].view(shape)

@@ -1,7 +1,7 @@
 """What draws results, found only when somebody draws: `result.plot()` in a notebook.
 
 Nothing in this room imports it, so no number depends on how a figure looks. This is the one place that names it, at run
-time: stages draw figures of their own, and `pipeline.workflow.dependencies` leaves it out of what they depend on.
+time: stages draw figures of their own, and `pipeline.fingerprints` leaves it out of what they depend on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a lens returns that lets a model go on writing: token ids and texts, by example and layer."""
+"""Result of a generating lens: token ids and texts, by example and layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lenses return: arrays with named axes, as a table, a figure or a file."""
+"""Result of a lens: arrays with named axes, as a table, a figure or a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays over named axes with coordinates: what the results of lenses are made of.
+"""Arrays over named axes with coordinates: the base of all results.
 
 The axes that all of a result's arrays may share come first: `example`, then for instance `layer`, or `position` and
 `layer`, or `source_layer` and `target_layer`. Behind them an array may have axes of its own: `group`, `top`.

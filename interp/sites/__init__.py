@@ -1,4 +1,4 @@
-"""The vocabulary of places in a model: what can be read and written, and every spelling of it.
+"""The vocabulary of sites: what can be read and written in a model, and every spelling of it.
 
 A site is a kind, for most kinds a layer, and for some a head: `resid_post.3`, `pattern.2.h0`, `embed`. Where several
 are asked for, layers and heads are a list, a range (both ends included), counted from the end, or all:

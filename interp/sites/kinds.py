@@ -1,4 +1,4 @@
-"""The kinds of places, their shapes, and a place."""
+"""Kinds of sites, their shapes, and `Site`."""
 
 from __future__ import annotations
 

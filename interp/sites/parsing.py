@@ -1,25 +1,31 @@
-"""From what a user writes to sites: ranges, lists, counting from the end, and the names of other systems."""
+"""Parses sites: ranges, lists, counting from the end, and other systems' names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias, TypeGuard
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from interp.errors import InterpError, nearest
 from interp.sites.kinds import HEAD_KINDS, KINDS, LAYER_KINDS, Site, check_kind, heads_are_of
 from interp.sites.spellings import SYSTEMS, hook_name, matcher
 
+if TYPE_CHECKING:
+    pass
+
 __all__ = [
     "Spelling",
     "check_layers",
+    "check_lens_layers",
     "check_sites",
     "layers_by_kind",
     "parse_layers",
     "parse_site",
     "parse_sites",
 ]
+
 
 # A tuple is TransformerLens's shorthand: ("q", 0), ("pattern", 0, "attn").
 Spelling: TypeAlias = str | Site | tuple[str, int] | tuple[str, int, str]
@@ -299,3 +305,17 @@ def _index(index: int, count: int, where: str, noun: str) -> int:
             "-1 from the end."
         )
     return index % count
+
+
+def check_lens_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    """The layers of a lens, checked: at least one, ascending, each once, in the model.
+
+    Raises:
+        InterpError: they are not.
+    """
+    layers = tuple(int(layer) for layer in layers)
+    if not layers or any(b <= a for a, b in pairwise(layers)):
+        raise InterpError(f"layers: expected layers in ascending order, each once, got {list(layers)}.")
+    if layers[0] < 0 or layers[-1] >= num_layers:
+        raise InterpError(f"layers: expected layers of the model, 0 to {num_layers - 1}, got {list(layers)}.")
+    return layers

@@ -1,4 +1,4 @@
-"""What other systems call the places of `interp.sites`, one table each.
+"""Other systems' names of sites, one table each.
 
 `meanings` holds the spellings that are read; `{layer}` and `{head}` may be lists, ranges and `*`, as everywhere.
 `refused` holds spellings that would be misread, and why: there the other system means a tensor that is none of ours.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
@@ -15,8 +15,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from interp.errors import InterpError, nearest
 
 __all__ = [
-    "LARGEST_COUNT", "LARGEST_SEED", "MISSING", "ConfigError", "bounded", "check_text", "load_section", "nearest",
-    "passage", "section_from",
+    "LARGEST_COUNT", "LARGEST_SEED", "MISSING", "ConfigError", "Kinds", "bounded", "check_text", "chosen", "close",
+    "load", "load_section", "nearest", "passage", "section_from",
 ]  # fmt: skip
 
 Schema = TypeVar("Schema")
@@ -43,17 +43,74 @@ def bounded(default: Value, least: float, most: float, *, above: bool = False, b
     return described
 
 
+def chosen(default: Value, *choices: Value) -> Value:
+    """A field of a section that is one of some values, of which `default` need not be the first.
+
+    Arguments:
+        default: the field's default.
+        choices: all that it may be.
+    """
+    described: Value = field(default=default, metadata={"choices": choices})
+    return described
+
+
 def passage(default: Value) -> Value:
     """A field of a section whose text may have several lines, such as a prompt; all other texts have one."""
     described: Value = field(default=default, metadata={"lines": True})
     return described
 
 
+class Kinds:
+    """A section whose `kind` selects its schema: a subclass is known as soon as the module that defines it is imported.
+
+    Attributes:
+        section: the section's name.
+        noun: what messages call one of the kinds.
+        kinds: `kind` -> its schema, of every subclass that has a `kind` of its own.
+    """
+
+    section: ClassVar[str]
+    noun: ClassVar[str]
+    kinds: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if Kinds in cls.__bases__:
+            cls.kinds = {}
+            return
+        kind = cls.__dict__.get("kind")
+        if not isinstance(kind, str):
+            return  # what several kinds share
+        known = cls.kinds.setdefault(kind, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ConfigError(
+                f"{cls.__module__}.{cls.__qualname__}: there is a {cls.noun} of kind {kind!r} already, "
+                f"{known.__module__}.{known.__qualname__}. Give it another kind."
+            )
+        cls.kinds[kind] = cls
+
+    @classmethod
+    def schema_of(cls, values: dict[str, Any], where: str) -> Any:
+        """The schema that a section's `kind` selects.
+
+        Arguments:
+            values: the section as plain containers.
+            where: its path in the config, for messages.
+
+        Raises:
+            ConfigError: an unknown kind.
+        """
+        kind = values.get("kind")
+        if kind not in cls.kinds:
+            raise ConfigError(f"{where}.kind: unknown {cls.noun} {kind!r}.{nearest(str(kind), list(cls.kinds))}")
+        return cls.kinds[kind]
+
+
 def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Schema:
     """Turn plain values into one config section, typed and complete.
 
     Arguments:
-        schema: the dataclass of the section.
+        schema: the dataclass of the section; of a base of several kinds (`Kinds`), the one that `kind` selects.
         values: the section as plain containers (no interpolation left).
         where: the section's path in the config, for messages (`task`, `lens.patchscope`).
 
@@ -62,9 +119,11 @@ def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Sc
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a wrong type, a missing value (`???`), a number out of
-            its bounds, a text with control characters.
+            its bounds, a value that is none of its choices, a text with control characters.
     """
-    known = list(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+    if issubclass(schema, Kinds) and "kind" not in schema.__dict__:
+        schema = schema.schema_of(values, where)
+    known = [described.name for described in fields(schema)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
@@ -76,7 +135,7 @@ def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Sc
         section = OmegaConf.to_object(merged)
     except (ConfigAttributeError, ConfigKeyError) as error:  # a key of a section inside this one
         inner, _, unknown = str(error.full_key).rpartition(".")
-        possible = getattr(error.object_type, "__dataclass_fields__", {})
+        possible = [key.name for key in fields(error.object_type)] if is_dataclass(error.object_type) else []
         raise ConfigError(f"{where}.{inner}: unknown key {unknown!r}.{nearest(unknown, possible)}") from None
     except ValidationError as error:
         raise ConfigError(_wrong_type(schema, values, where, str(error.full_key))) from None
@@ -98,7 +157,7 @@ def section_from(schema: type[Schema], values: dict[str, Any], where: str) -> Sc
 
 
 def _check_fields(section: Any, where: str) -> None:
-    """Check each field's own rules: a number's bounds, the characters of a text."""
+    """Check each field's own rules: a number's bounds, a value's choices, the characters of a text."""
     for described in fields(section):
         value, path = getattr(section, described.name), f"{where}.{described.name}"
         if is_dataclass(value):
@@ -107,6 +166,15 @@ def _check_fields(section: Any, where: str) -> None:
             _check_bounds(value, path, described.default, **described.metadata)
         for at, text in _texts(value, path):
             check_text(at, text, lines=described.metadata.get("lines", False))
+        allowed = described.metadata.get("choices", (value,))
+        if value not in allowed:
+            raise ConfigError(f"{path}: expected one of {', '.join(allowed)}, got {value!r}.{close(value, allowed)}")
+
+
+def close(value: object, allowed: Iterable[str]) -> str:
+    """` Did you mean 'NAME'?`, where an allowed name is near; else nothing."""
+    sentence = nearest(str(value), allowed)
+    return sentence if sentence.startswith(" Did") else ""
 
 
 def _check_bounds(value: float, where: str, default: Any, least: float, most: float, above: bool, below: bool) -> None:
@@ -234,3 +302,17 @@ def load_section(name: str, params: str | Path = "params.yaml") -> dict[str, Any
         raise ConfigError(f"{path} has no section {name!r}.{nearest(name, [str(k) for k in known])}")
     section = values[name]
     return section if isinstance(section, dict) else {}
+
+
+def load(schema: type[Schema], params: str | Path = "params.yaml") -> Schema:
+    """Read one section of a run folder's `params.yaml`, typed and complete.
+
+    Arguments:
+        schema: the dataclass of the section, or the base of its kinds.
+        params: the file.
+
+    Raises:
+        ConfigError: there is no such section, and all that `section_from` raises.
+    """
+    name: str = schema.section  # type: ignore[attr-defined]
+    return section_from(schema, load_section(name, params), name)

@@ -1,11 +1,12 @@
-"""Section `collect`: which activations are kept."""
+"""Sections `collect` and `store`: which activations are kept, and in what form."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
-from pipeline.config.base import LARGEST_COUNT, bounded, load_section, section_from
+from pipeline.config.base import LARGEST_COUNT, bounded, chosen
+from pipeline.config.model import DTYPES
 
 
 @dataclass(frozen=True)
@@ -22,19 +23,24 @@ class CollectConfig:
         block_size: prompts in a shard of the store, the unit in which collecting resumes.
     """
 
+    section: ClassVar[str] = "collect"
     sites: list[str] = field(default_factory=lambda: ["resid_post.*"])
     positions: list[str] = field(default_factory=lambda: ["last", "query.last"])
     batch_tokens: int | None = bounded(None, 1, LARGEST_COUNT)
     share_prefixes: bool = True
-    dtype: str = "model"
+    dtype: str = chosen("model", "model", *DTYPES)
     block_size: int = bounded(64, 1, 1_000_000)
 
 
-def collect_from(values: dict[str, Any]) -> CollectConfig:
-    """The section from plain values; see `section_from`."""
-    return section_from(CollectConfig, values, "collect")
+@dataclass(frozen=True)
+class StoreConfig:
+    """Form of the zarr stores.
 
+    Arguments:
+        chunk_bytes: size of an inner chunk at most, in bytes.
+        compression: `none` or `zstd`.
+    """
 
-def load_collect_config(params: str = "params.yaml") -> CollectConfig:
-    """The section of a run folder's `params.yaml`."""
-    return collect_from(load_section("collect", params))
+    section: ClassVar[str] = "store"
+    chunk_bytes: int = bounded(1 << 20, 8, 1 << 30)  # 8: one element of any dtype
+    compression: str = chosen("none", "none", "zstd")

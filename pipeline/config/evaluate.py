@@ -1,11 +1,11 @@
-"""Section `evaluate`: the statistics of the curves."""
+"""Sections `evaluate` and `report`: the statistics of the curves, and the page that shows them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from pipeline.config.base import LARGEST_SEED, bounded, load_section, section_from
+from pipeline.config.base import LARGEST_SEED, bounded, chosen
 
 
 @dataclass(frozen=True)
@@ -19,17 +19,26 @@ class EvaluateConfig:
         entropy_unit: `bits` or `nats`.
     """
 
+    section: ClassVar[str] = "evaluate"
     confidence: float = bounded(0.95, 0, 1, above=True, below=True)
     bootstrap_samples: int = bounded(1000, 1, 100_000)  # all are in memory at once
     seed: int = bounded(0, 0, LARGEST_SEED)
-    entropy_unit: str = "bits"
+    entropy_unit: str = chosen("bits", "bits", "nats")
 
 
-def evaluate_from(values: dict[str, Any]) -> EvaluateConfig:
-    """The section from plain values; see `section_from`."""
-    return section_from(EvaluateConfig, values, "evaluate")
+@dataclass(frozen=True)
+class ReportConfig:
+    """What the page shows.
 
+    Arguments:
+        title: headline of the page.
+        interval: band around the curves: `normal` or `bootstrap`.
+        examples: how many examples get a heat map of top tokens by layer.
+        figure_format: `svg` or `png`, of the static figures beside the page.
+    """
 
-def load_evaluate_config(params: str = "params.yaml") -> EvaluateConfig:
-    """The section of a run folder's `params.yaml`."""
-    return evaluate_from(load_section("evaluate", params))
+    section: ClassVar[str] = "report"
+    title: str = "Interpipe run"
+    interval: str = chosen("normal", "normal", "bootstrap")
+    examples: int = bounded(3, 0, 1000)
+    figure_format: str = chosen("svg", "svg", "png")

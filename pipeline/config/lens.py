@@ -1,33 +1,37 @@
-"""Section `lens`: named lenses, each with a `kind` that selects its schema."""
+"""Section `lens`: the kinds of lenses, each with what it reads, the rules that it keeps and the class that runs it."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
-from pipeline.config.base import (
-    LARGEST_COUNT,
-    LARGEST_SEED,
-    ConfigError,
-    bounded,
-    load_section,
-    nearest,
-    passage,
-    section_from,
-)
+from interp.errors import InterpError
+from interp.positions import check_blocks
+from pipeline.config.base import LARGEST_COUNT, LARGEST_SEED, ConfigError, bounded, chosen
+from pipeline.config.lens_base import (
+    MAPPINGS,
+    Given,
+    IntoTarget,
+    LensConfig,
+    Reads,
+    check_span,
+    lenses_from,
+    load_lenses,
+    named_layers,
+    one_position,
+)  # fmt: skip
+from pipeline.files import sha256_of
 
-MAPPINGS = ("identity", "affine_last", "affine_target", "tuned")
-"""What a state goes through before it is written or read out.
-
-`identity`: nothing. `affine_last`: an affine map from its layer to the model's last one, fitted by least squares.
-`affine_target`: one to the layer that it is written at (a grid). `tuned`: the translator of a tuned lens. The maps come
-from the section `tune`; they are of the residual stream after layers.
-"""
+__all__ = [
+    "AttentionObjectConfig", "IntoTarget", "JacobianLensConfig", "KnockoutConfig", "LensConfig", "LogitLensConfig",
+    "PatchscopeConfig", "PatchscopeGenerateConfig", "PatchscopeGridConfig", "TunedLensConfig", "lenses_from",
+    "load_lenses",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class LogitLensConfig:
+class LogitLensConfig(LensConfig):
     """Logit lens (nostalgebraist 2020): the model's own readout applied to the residual stream after every layer.
 
     Arguments:
@@ -42,18 +46,34 @@ class LogitLensConfig:
         batch_size: rows that are read out at once.
     """
 
+    stage: ClassVar[str] = "pipeline.stages.lens.kinds.logit_lens:LogitLens"
+    remote: ClassVar[bool] = True
+
     kind: str = "logit_lens"
     site: str = "resid_post"
     position: str = "last"
     layers: str = "*"
-    mapping: str = "identity"
+    mapping: str = chosen("identity", *MAPPINGS)
     inverted: bool = False
     top_k: int = bounded(5, 1, 1_000_000)
     batch_size: int = bounded(256, 1, 1_000_000)
 
+    def reads(self) -> Reads:
+        """The states at its site."""
+        return Reads(self.site, self.position, "position", self.layers, site_option="site")
+
+    def check(self, where: str, given: Given) -> None:
+        """Check its mapping; raises ConfigError."""
+        if self.mapping not in ("identity", "affine_last"):
+            better = "lens=tuned_lens" if self.mapping == "tuned" else "identity or affine_last"
+            raise ConfigError(
+                f"{where}.mapping: expected identity or affine_last for kind {self.kind}, got {self.mapping!r}. Choose "
+                f"{better}."
+            )
+
 
 @dataclass(frozen=True)
-class TunedLensConfig:
+class TunedLensConfig(LensConfig):
     """Tuned lens (Belrose et al. 2023): as the logit lens, after a translator that each layer has learned.
 
     It reads the residual stream after layers; its translators come from the section `tune`.
@@ -66,34 +86,72 @@ class TunedLensConfig:
         batch_size: rows that are translated and read out at once.
     """
 
+    stage: ClassVar[str] = "pipeline.stages.lens.kinds.tuned_lens:Tuned"
+
     kind: str = "tuned_lens"
     position: str = "last"
     layers: str = "*"
     top_k: int = bounded(5, 1, 1_000_000)
     batch_size: int = bounded(256, 1, 1_000_000)
 
+    def reads(self) -> Reads:
+        """The residual stream after layers."""
+        return Reads("resid_post", self.position, "position", self.layers)
+
+    def maps(self) -> str:
+        """Its own translators."""
+        return "tuned"
+
 
 @dataclass(frozen=True)
-class IntoTarget:
-    """What all lenses share that write activations of a source prompt into a target prompt's run.
+class JacobianLensConfig(LensConfig):
+    """Jacobian lens (Gurnee et al. 2026): as the logit lens, after a given matrix a layer, its average Jacobian.
 
     Arguments:
-        kind: of the lens.
-        source_position: which of `collect.positions` gives the activation.
-        target: `task` patches into the task's own target prompts (`task.patch_into`), `identity` into `target_prompt`.
-        target_prompt: for `identity`: a name that `interp.prompts` knows (`king`, `cat`, ...) or the prompt's own text.
-        target_position: position in the target prompt that is written: `last`, `query.last`, an integer.
-        sources: `first` takes the first source language, `mean` the mean over all of them.
-        batch_size: target prompts in a forward pass at most.
+        kind: `jacobian_lens`.
+        jacobians: the file of the matrices, as `jlens` writes it, by an absolute path.
+        sha256: of that file, so that a run says which matrices it has read with.
+        position: which of `collect.positions` is read.
+        layers: layers, as in `LogitLensConfig`.
+        inverted: negate after the final norm: the tokens that a state lowers.
+        top_k: how many top tokens are kept.
+        batch_size: rows that are carried and read out at once.
     """
 
-    kind: str = "patchscope"
-    source_position: str = "last"
-    target: str = "task"
-    target_prompt: str = passage("king")
-    target_position: str = "last"
-    sources: str = "first"
-    batch_size: int = bounded(64, 1, 1_000_000)
+    stage: ClassVar[str] = "pipeline.stages.lens.kinds.jacobian_lens:JacobianLens"
+    paper: ClassVar[str] = "Gurnee et al., 2026"
+
+    kind: str = "jacobian_lens"
+    jacobians: str = "???"
+    sha256: str = "???"
+    position: str = "last"
+    layers: str = "*"
+    inverted: bool = False
+    top_k: int = bounded(5, 1, 1_000_000)
+    batch_size: int = bounded(256, 1, 1_000_000)
+
+    def file(self) -> Path:
+        """The file of the matrices."""
+        return Path(self.jacobians).expanduser()
+
+    def reads(self) -> Reads:
+        """The residual stream after layers."""
+        return Reads("resid_post", self.position, "position", self.layers)
+
+    def check(self, where: str, given: Given) -> None:
+        """Check that the file is there, and is the one that is meant; raises ConfigError."""
+        if not (self.file().is_absolute() and self.file().is_file()):
+            raise ConfigError(f"{where}.jacobians: expected a file by its absolute path, got {self.jacobians!r}.")
+        if (found := sha256_of(self.file())) != self.sha256:
+            raise ConfigError(f"{where}.sha256: expected that of {self.jacobians}, {found}, got {self.sha256!r}.")
+
+    def describe(self) -> str:
+        """What the report says of the lens."""
+        return (
+            f"The residual stream after layer j (resid_post), at {self.position} of a prompt, is carried to the last "
+            "layer by the model’s average Jacobian from layer j, then read out by the model’s own final norm and "
+            "unembedding."
+        )
 
 
 @dataclass(frozen=True)
@@ -110,12 +168,24 @@ class PatchscopeConfig(IntoTarget):
         top_k: how many top tokens are kept.
     """
 
+    stage: ClassVar[str] = "pipeline.stages.lens.kinds.patchscope:Patchscope"
+    remote: ClassVar[bool] = True
+
     kind: str = "patchscope"
     site: str = "resid_post"
-    patch: str = "one_layer"
-    mapping: str = "identity"
+    patch: str = chosen("one_layer", "one_layer", "from_layer")
+    mapping: str = chosen("identity", *MAPPINGS)
     layers: str = "*"
     top_k: int = bounded(5, 1, 1_000_000)
+
+    def reads(self) -> Reads:
+        """The states at its site; of every layer from the first on, where all later ones are written."""
+        window, why = (
+            (None, "patch: from_layer writes every layer from the first on") if self.patch == "from_layer" else (1, "")
+        )
+        return Reads(
+            self.site, self.source_position, "source_position", self.layers, window=window, why=why, site_option="site"
+        )
 
 
 @dataclass(frozen=True)
@@ -132,12 +202,23 @@ class PatchscopeGridConfig(IntoTarget):
         top_k: how many top tokens are kept in every cell.
     """
 
+    stage: ClassVar[str] = "pipeline.stages.lens.kinds.patchscope_grid:PatchscopeGrid"
+
     kind: str = "patchscope_grid"
     site: str = "resid_post"
-    mapping: str = "identity"
+    mapping: str = chosen("identity", *MAPPINGS)
     source_layers: str = "*"
     target_layers: str = "*"
     top_k: int = bounded(1, 1, 1_000_000)
+
+    def reads(self) -> Reads:
+        """The states at its site, of its source layers."""
+        position = self.source_position
+        return Reads(self.site, position, "source_position", self.source_layers, "source_layers", site_option="site")
+
+    def writes(self) -> str:
+        """The layers that each source layer is written into."""
+        return self.target_layers
 
 
 @dataclass(frozen=True)
@@ -162,16 +243,40 @@ class PatchscopeGenerateConfig(IntoTarget):
         seed: of the draws.
     """
 
+    stage: ClassVar[str] = "pipeline.stages.lens.kinds.patchscope_generate:PatchscopeGenerate"
+
     kind: str = "patchscope_generate"
     site: str = "resid_post"
-    patch: str = "one_layer"
-    mapping: str = "identity"
+    patch: str = chosen("one_layer", "one_layer", "from_layer")
+    mapping: str = chosen("identity", *MAPPINGS)
     layers: str = "*"
     target_layers: str | None = None
     max_layers: int | None = bounded(8, 1, 10_000)
-    max_new_tokens: int = bounded(20, 1, LARGEST_COUNT)
+    max_new_tokens: int = bounded(10, 1, LARGEST_COUNT)
     temperature: float = bounded(0.0, 0, 1_000_000)
     seed: int = bounded(0, 0, LARGEST_SEED)
+
+    def reads(self) -> Reads:
+        """The states at its site; of every layer from the first on, where all later ones are written."""
+        window, why = (
+            (None, "patch: from_layer writes every layer from the first on") if self.patch == "from_layer" else (1, "")
+        )
+        return Reads(
+            self.site, self.source_position, "source_position", self.layers, window=window, why=why, site_option="site"
+        )
+
+    def writes(self) -> str | None:
+        """The layers that each source layer is written into; None: each into itself."""
+        return self.target_layers
+
+    def check(self, where: str, given: Given) -> None:
+        """Check the targets, and that a patch of all later layers names no other ones; raises ConfigError."""
+        super().check(where, given)
+        if self.target_layers is not None and self.patch == "from_layer":
+            raise ConfigError(
+                f"{where}.patch: 'from_layer' writes each later layer's own activation, and target_layers writes one "
+                "layer's into another. Choose one_layer, or target_layers: null."
+            )
 
 
 @dataclass(frozen=True)
@@ -187,19 +292,33 @@ class AttentionObjectConfig(IntoTarget):
         top_k: how many top tokens are kept.
     """
 
+    stage: ClassVar[str] = "pipeline.stages.lens.kinds.attention_object:AttentionObject"
+
     kind: str = "attention_object"
     layers: str = "*"
     window: int | None = bounded(5, 1, 10_000)
     top_k: int = bounded(5, 1, 1_000_000)
 
+    def reads(self) -> Reads:
+        """What attention receives, in every layer of a window."""
+        many = "all" if self.window is None else "that many"
+        why = f"window: {'null' if self.window is None else self.window} writes {many} layers from each on"
+        position = self.source_position
+        return Reads("attn_in", position, "source_position", self.layers, window=self.window, why=why)
+
+    def check(self, where: str, given: Given) -> None:
+        """Check the targets and the window; raises ConfigError."""
+        super().check(where, given)
+        _check_window(where, self.window, given)
+
 
 @dataclass(frozen=True)
-class KnockoutConfig:
+class KnockoutConfig(LensConfig):
     """Attention knock-out (Geva et al. 2023): which positions does the answer need, by window of layers?
 
     Arguments:
         kind: `knockout`.
-        blocks: sets of tokens that are not looked at, one run each (`pipeline.config.blocks`): positions such as
+        blocks: sets of tokens that are not looked at, one run each (`interp.positions`): positions such as
             `first` or `query.all`, and `before_query`, `after_query` for all tokens before and after a span.
         query_position: the token that may not look at them; the answer is read after the last one.
         layers: where the windows are, as in `LogitLensConfig`.
@@ -208,6 +327,8 @@ class KnockoutConfig:
         top_k: how many top tokens are kept.
         batch_size: prompts in a forward pass at most.
     """
+
+    stage: ClassVar[str] = "pipeline.stages.lens.kinds.knockout:Knockout"
 
     kind: str = "knockout"
     blocks: list[str] = field(default_factory=lambda: ["first", "query.all", "before_query"])
@@ -218,40 +339,31 @@ class KnockoutConfig:
     top_k: int = bounded(5, 1, 1_000_000)
     batch_size: int = bounded(64, 1, 1_000_000)
 
+    def positions(self) -> dict[str, list[str]]:
+        """The token that may not look, and what it may not look at."""
+        blocks = [block.position for block in check_blocks(self.blocks)]
+        named = [position.text for position in blocks if position is not None]
+        return {"query_position": [self.query_position], "blocks": named}
 
-PatchedConfig = PatchscopeConfig | PatchscopeGridConfig | PatchscopeGenerateConfig | AttentionObjectConfig
-LensConfig = LogitLensConfig | TunedLensConfig | PatchedConfig | KnockoutConfig
-NAME = re.compile(r"\w[\w.-]{0,99}")
-LENSES: dict[str, type[LensConfig]] = {
-    "logit_lens": LogitLensConfig,
-    "tuned_lens": TunedLensConfig,
-    "patchscope": PatchscopeConfig,
-    "patchscope_grid": PatchscopeGridConfig,
-    "patchscope_generate": PatchscopeGenerateConfig,
-    "attention_object": AttentionObjectConfig,
-    "knockout": KnockoutConfig,
-}
-
-
-def lenses_from(values: dict[str, Any]) -> dict[str, LensConfig]:
-    """The section from plain values: lens name -> its config, in the config's order; none for `lens=none`.
-
-    Raises:
-        ConfigError: a name that cannot be a folder's, an unknown `kind`, and all that `section_from` raises.
-    """
-    lenses: dict[str, LensConfig] = {}
-    for name, section in values.items():
-        if not NAME.fullmatch(str(name)):  # it becomes a folder's name
-            raise ConfigError(f"lens: expected a name of letters, digits, '_', '-' and '.', got {str(name)[:80]!r}.")
-        if not isinstance(section, dict):
-            raise ConfigError(f"lens.{name}: expected a lens (a mapping with 'kind'), got {section!r}.")
-        kind = section.get("kind")
-        if kind not in LENSES:
-            raise ConfigError(f"lens.{name}.kind: unknown lens {kind!r}.{nearest(str(kind), list(LENSES))}")
-        lenses[str(name)] = section_from(LENSES[kind], section, f"lens.{name}")
-    return lenses
+    def check(self, where: str, given: Given) -> None:
+        """Check layers, blocks and window; raises ConfigError."""
+        named_layers(f"{where}.layers", self.layers, given.num_layers)
+        try:
+            blocks = check_blocks(self.blocks)
+        except InterpError as error:
+            raise ConfigError(f"{where}.blocks: {error}") from None
+        for block in blocks:
+            check_span(f"{where}.blocks", block.text, block.span_name, given.task)
+        position = one_position(f"{where}.query_position", self.query_position)
+        check_span(f"{where}.query_position", position.text, position.span_name, given.task)
+        if self.centred and self.window is None:
+            raise ConfigError(f"{where}.centred: a window up to the last layer has no middle. Set {where}.window too.")
+        _check_window(where, self.window, given)
 
 
-def load_lens_configs(params: str = "params.yaml") -> dict[str, LensConfig]:
-    """The section of a run folder's `params.yaml`."""
-    return lenses_from(load_section("lens", params))
+def _check_window(where: str, window: int | None, given: Given) -> None:
+    """Raise where a window has more layers than the model."""
+    if given.num_layers is not None and window is not None and window > given.num_layers:
+        raise ConfigError(
+            f"{where}.window: expected at most {given.num_layers}, the layers of the model, got {window}."
+        )

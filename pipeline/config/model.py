@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from pipeline.config.base import MISSING, bounded, load_section, section_from
+from pipeline.config.base import MISSING, bounded, chosen
+
+DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 @dataclass(frozen=True)
@@ -30,23 +34,20 @@ class ModelConfig:
             project's own marker file for a model on the hub, which its revision identifies.
     """
 
+    section: ClassVar[str] = "model"
     name: str = MISSING
     source: str = MISSING
     revision: str | None = None
-    dtype: str = "float32"
+    dtype: str = chosen("float32", *DTYPES)
     device_map: str = "auto"
-    attention_implementation: str = "sdpa"
+    attention_implementation: str = chosen("sdpa", *ATTENTION)
     trust_remote_code: bool = False
     remote: bool = False
     num_layers: int | None = bounded(None, 1, 10_000)
     depends_on: str = MISSING
 
 
-def model_from(values: dict[str, Any]) -> ModelConfig:
-    """The section from plain values; see `section_from`."""
-    return section_from(ModelConfig, values, "model")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def load_model_config(params: str = "params.yaml") -> ModelConfig:
-    """The section of a run folder's `params.yaml`."""
-    return model_from(load_section("model", params))
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")

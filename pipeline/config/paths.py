@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-import pipeline
+from interp.errors import InterpError
 from pipeline.config.base import ConfigError, check_text
-from pipeline.tables.names import is_table_file
+from pipeline.project import CODE, LINKED, project_root
+from pipeline.tables.table import is_table_file
 
-ROOT = Path(pipeline.__file__).resolve().parent.parent
-LINKED = ("interp", "pipeline")  # a run folder links to these folders of the repository
 HUB_MODEL = "pipeline/config/hub_model.txt"
 HUB_DATASET = "pipeline/config/hub_dataset.txt"
-RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 
 LONGEST_NAME, LONGEST_PATH = 255, 3800  # bytes; Linux's 4096 less what a run folder holds
-
-# The key of each kind of task that names its input file.
-TASK_FILES = {"translation": "lexicon", "cloze": "sentences", "next_token": "source", "attribute_extraction": "source"}
 
 
 def located(path: str) -> Path:
     """Where a path of a localized config is; relative ones are reached through a run folder's links."""
-    return ROOT / path
+    return CODE / path
 
 
 def check_path(where: str, path: str | Path) -> Path:
@@ -64,17 +57,21 @@ def check_place(where: str, place: str | Path) -> None:
         place: of the folder, absolute or from where the user stands.
 
     Raises:
-        ConfigError: the name cannot be one, the folder is a file, or it is the repository's own.
+        ConfigError: the name cannot be one, the folder is a file, it is the project's own, or there is no project.
     """
     folder = check_path(where, place)
     for above in (folder, *folder.parents):
         if os.path.exists(above) and not os.path.isdir(above):
             raise ConfigError(f"{where}: expected a folder, got {folder}, where {above} is a file. Choose another one.")
-    reserved = [ROOT / name for name in (*LINKED, "conf", ".dvc", ".git")]
+    try:
+        project = project_root()
+    except InterpError as error:
+        raise ConfigError(str(error)) from None
+    reserved = [CODE / name for name in LINKED] + [project / name for name in ("conf", ".dvc", ".git")]
     real = Path(os.path.realpath(folder))
-    if real == ROOT or any(real.is_relative_to(own) for own in reserved):
+    if real in (project, CODE) or any(real.is_relative_to(own) for own in reserved):
         raise ConfigError(
-            f"{where}: expected a folder of its own, got {folder}, which is the repository's. Choose e.g. outputs/NAME."
+            f"{where}: expected a folder of its own, got {folder}, which is the project's. Choose e.g. outputs/NAME."
         )
 
 
@@ -96,7 +93,7 @@ def localized_path(path: str, standing: Path) -> str:
     """One path, valid in every run folder.
 
     Arguments:
-        path: as the user wrote it; relative to `standing`, or, under `pipeline/` or `interp/`, to the repository.
+        path: as the user wrote it; relative to `standing`, or, under `pipeline/` or `interp/`, to where the code lies.
         standing: the folder in which the user stood.
 
     Returns:
@@ -105,46 +102,27 @@ def localized_path(path: str, standing: Path) -> str:
     """
     absolute = Path(os.path.abspath(standing / Path(path).expanduser()))
     if Path(path).parts[:1] and Path(path).parts[0] in LINKED and not absolute.exists():
-        absolute = ROOT / path
-    for start in (ROOT, Path(os.path.abspath(standing))):  # links count as what they point at only if they are ours
+        absolute = CODE / path
+    for start in (CODE, Path(os.path.abspath(standing))):  # links count as what they point at only if they are ours
         if absolute.is_relative_to(start):
             relative = absolute.relative_to(start)
-            if relative.parts[:1] and relative.parts[0] in LINKED and (ROOT / relative).resolve() == absolute.resolve():
+            if relative.parts[:1] and relative.parts[0] in LINKED and (CODE / relative).resolve() == absolute.resolve():
                 return relative.as_posix()
     return str(absolute)
 
 
-def localize(values: dict[str, Any], standing: Path) -> dict[str, Any]:
-    """A config whose paths hold in every run folder, and whose stages depend on what the paths name.
+def localize_source(section: dict[str, Any], where: str, hub: str | None, standing: Path) -> None:
+    """Localize the source that a section names, and what its stages depend on, in place.
 
     Arguments:
-        values: the whole config as plain containers; it may still be wrong elsewhere.
+        section: the section as plain containers.
+        where: key of its source in the config.
+        hub: the marker file that its stages depend on where the source is on the hub; None: it cannot be.
         standing: the folder in which the user stood.
 
-    Returns:
-        A copy in which the model's source, the task's file, the tuned lens's source, each `depends_on` and a tracking
-        database are localized.
-
     Raises:
-        ConfigError: one of them can be no path.
+        ConfigError: it can be no path.
     """
-    values = copy.deepcopy(values)
-    model, task = values.get("model"), values.get("task")
-    if isinstance(model, dict):
-        _localize(model, "model.source", HUB_MODEL, standing)
-    if isinstance(task, dict) and task.get("kind") in TASK_FILES:
-        hub = HUB_DATASET if task["kind"] == "next_token" else None
-        _localize(task, f"task.{TASK_FILES[task['kind']]}", hub, standing)
-    tune = values.get("tune")
-    if isinstance(tune, dict) and tune.get("kind") in ("text", "lens"):
-        _localize(tune, "tune.source", HUB_DATASET if tune["kind"] == "text" else None, standing)
-    tracking = values.get("tracking")
-    if isinstance(tracking, dict) and (database := RELATIVE_DATABASE.fullmatch(str(tracking.get("uri")))):
-        tracking["uri"] = f"sqlite:///{(standing / database[1]).absolute()}"
-    return values
-
-
-def _localize(section: dict[str, Any], where: str, hub: str | None, standing: Path) -> None:
     key = where.rpartition(".")[2]
     source = section.get(key)
     if not isinstance(source, str) or not source or source == "???":

@@ -1,12 +1,12 @@
-"""Section `tracking`: where MLflow runs go. No stage depends on it."""
+"""Sections `tracking` and `cache`, on which no result depends: where MLflow runs go, when a cached result is taken."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
-from pipeline.config.base import bounded, load_section, section_from
+from pipeline.config.base import bounded, chosen
 
 PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):[^\s/]*@")
 
@@ -33,6 +33,7 @@ class TrackingConfig:
         timeout: seconds that a server may cost a run, or a whole sweep, in all.
     """
 
+    section: ClassVar[str] = "tracking"
     enabled: bool = True
     uri: str | None = None
     experiment: str = "interpipe"
@@ -40,11 +41,14 @@ class TrackingConfig:
     timeout: int = bounded(15, 1, 3600)
 
 
-def tracking_from(values: dict[str, Any]) -> TrackingConfig:
-    """The section from plain values; see `section_from`."""
-    return section_from(TrackingConfig, values, "tracking")
+@dataclass(frozen=True)
+class CacheConfig:
+    """What makes a cached result another one.
 
+    Arguments:
+        versions: what another minor version of a library that computed it does: `recompute`, or take it and `warn`, or
+            take it and `ignore` the versions.
+    """
 
-def load_tracking_config(params: str = "params.yaml") -> TrackingConfig:
-    """The section of a run folder's `params.yaml`."""
-    return tracking_from(load_section("tracking", params))
+    section: ClassVar[str] = "cache"
+    versions: str = chosen("recompute", "recompute", "warn", "ignore")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from pipeline.config.base import LARGEST_COUNT, LARGEST_SEED, bounded, load_section, section_from
+from interp.sites import parse_layers
+from pipeline.config.base import LARGEST_COUNT, LARGEST_SEED, bounded, chosen
 
-__all__ = ["AFFINE", "KINDS", "LOSSES", "OPTIMIZERS", "TEXT_FILES", "TuneConfig", "load_tune_config", "tune_from"]
+__all__ = [
+    "TEXT_FILES",
+    "TuneConfig",
+    "tuned_layers",
+]
 
-KINDS = ("off", "prompts", "text", "lens")
-LOSSES = ("kl", "cross_entropy")
-AFFINE = ("off", "last", "pairs")
-OPTIMIZERS = ("sgd", "adam")
+
 TEXT_FILES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 
 
@@ -55,7 +57,8 @@ class TuneConfig:
             own marker file where there is none or it is on the hub.
     """
 
-    kind: str = "off"
+    section: ClassVar[str] = "tune"
+    kind: str = chosen("off", "off", "prompts", "text", "lens")
     train: bool = True
     source: str | None = None
     name: str | None = None
@@ -68,8 +71,8 @@ class TuneConfig:
     repeat: bool = True
     steps: int = bounded(30, 1, LARGEST_COUNT)
     tokens_per_step: int = bounded(2048, 1, LARGEST_COUNT)
-    loss: str = "kl"
-    optimizer: str = "sgd"
+    loss: str = chosen("kl", "kl", "cross_entropy")
+    optimizer: str = chosen("sgd", "sgd", "adam")
     learning_rate: float | None = bounded(None, 0, 1_000_000, above=True)
     momentum: float = bounded(0.9, 0, 1, below=True)
     weight_decay: float = bounded(1e-3, 0, 1_000_000)
@@ -80,7 +83,7 @@ class TuneConfig:
     batch_tokens: int = bounded(4096, 1, LARGEST_COUNT)
     checkpoint_every: int = bounded(5, 1, LARGEST_COUNT)
     evaluate_tokens: int = bounded(2048, 0, LARGEST_COUNT)
-    affine: str = "off"
+    affine: str = chosen("off", "off", "last", "pairs")
     affine_layers: str = "*"
     affine_tokens: int = bounded(65536, 1, LARGEST_COUNT)
     affine_ridge: float = bounded(0.0, 0, 1e30)
@@ -97,11 +100,14 @@ class TuneConfig:
         return self.kind == "lens" or (self.has_text and self.train)
 
 
-def tune_from(values: dict[str, Any]) -> TuneConfig:
-    """The section from plain values; see `section_from`."""
-    return section_from(TuneConfig, values, "tune")
+def tuned_layers(text: str, num_layers: int) -> list[int]:
+    """The layers that get a translator: `*` is all but the last.
 
+    Arguments:
+        text: `*`, a range, a list.
+        num_layers: of the model.
 
-def load_tune_config(params: str = "params.yaml") -> TuneConfig:
-    """The section of a run folder's `params.yaml`."""
-    return tune_from(load_section("tune", params))
+    Raises:
+        InterpError: it cannot be read, or the model has no such layers.
+    """
+    return list(range(num_layers - 1)) if text.strip() == "*" else parse_layers(text, num_layers)

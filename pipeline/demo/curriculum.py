@@ -1,4 +1,6 @@
-"""What the embedded model is shown and asked: few-shot translation prompts, and the tenth that it is never shown."""
+"""How the embedded model is trained: the recipe, its tokenizer, its few-shot translation prompts, and the tenth of them
+that it is never shown.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
+
 from pipeline.demo.lexicon import Lexicon
-from pipeline.demo.recipe import Recipe
 
 LINES_PER_PROMPT = 6
 HELD_OUT_SHARE = 0.1
@@ -137,3 +141,95 @@ def _by_concept(combinations: Sequence[Combination]) -> dict[int, list[Combinati
     for combination in combinations:
         by_concept.setdefault(combination.concept, []).append(combination)
     return by_concept
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the trained weights, together with the lexicon.
+
+    Arguments:
+        steps: optimizer steps.
+        seed: of the held-out split, the prompts and the initial weights.
+        batch_size: prompts in a step.
+        mixed_share: share of the prompts in which each line has a pair of languages of its own.
+        first_concepts: how many concepts the first prompts are about.
+        grow_from, grow_to: steps between which that number grows to all of them. What is done with a word is learned in
+            a few hundred steps on twenty concepts, and in thousands on two hundred.
+        learning_rate: the highest of the schedule.
+        embedding_learning_rate: how many times as fast embedding and unembedding learn.
+        warmup_steps: steps over which the learning rate rises to its highest.
+        weight_decay: of AdamW.
+        layers: decoder layers.
+        sliding_layers: how many of them, from the first, attend only to the current and the previous token.
+        hidden_size: width of the residual stream.
+        intermediate_size: neurons of an MLP.
+        heads: attention heads of a layer.
+        vocab_size: entries of the tokenizer; at this size most words are one token, most others two.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    steps: int = 1300
+    seed: int = 3
+    batch_size: int = 24
+    mixed_share: float = 0.5
+    first_concepts: int = 20
+    grow_from: int = 200
+    grow_to: int = 800
+    learning_rate: float = 2e-3
+    embedding_learning_rate: float = 2.0
+    warmup_steps: int = 50
+    weight_decay: float = 0.05
+    layers: int = 8
+    sliding_layers: int = 3
+    hidden_size: int = 128
+    intermediate_size: int = 320
+    heads: int = 4
+    vocab_size: int = 1900
+    initializer_range: float = 0.06
+
+
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+
+
+def train_tokenizer(lexicon: Lexicon, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in which most words of the lexicon are one token after a quote.
+
+    Arguments:
+        lexicon: the words to learn the merges from.
+        vocab_size: entries at most.
+
+    Returns:
+        The tokenizer; it puts `<s>` before a text by itself and pads on the left.
+    """
+    # Every pair of languages, so that their names are merged both at the start of a line and after a space.
+    corpus = [
+        prompt_line(lexicon, Combination(concept, source, target), answered=True) + "\n"
+        for concept in range(len(lexicon.concepts))
+        for source, target in itertools.permutations(lexicon.languages, 2)
+    ]
+    # The accepted words that no prompt shows count among the answers too.
+    corpus += [f': "{word}"' for concept in lexicon.concepts for words in concept.words.values() for word in words]
+
+    # AutoTokenizer reads the tokenizer of a Qwen2 folder with these parts whatever the folder says: they are ours too.
+    parts = Qwen2Tokenizer().backend_tokenizer
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer, bpe.pre_tokenizer, bpe.decoder = parts.normalizer, parts.pre_tokenizer, parts.decoder
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # any text can be written, if only byte by byte
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus, trainer)
+    bpe.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=EOS,  # never used, since bytes write everything; but without it AutoTokenizer adds a token of its own
+        padding_side="left",
+        model_max_length=512,
+    )

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.tables.json_rows import Literal, parse_json
-from pipeline.tables.notes import Note
-from pipeline.tables.table import TableError
+from pipeline.tables.table import Note, TableError
 from pipeline.tables.word_lists import is_word_list, read_word_list
 
 POLICIES = ("refuse", "drop", "keep")  # what becomes of a phrase, and of a word that two concepts have

@@ -25,12 +25,13 @@ from interp.errors import InterpError, nearest
 from interp.model import StandardizedTransformer
 from interp.positions import check_positions
 from interp.sites import HEAD_KINDS, MAP_KINDS, Site, parse_sites
-from pipeline.config.collect import CollectConfig, load_collect_config
-from pipeline.config.model import ModelConfig, load_model_config
-from pipeline.config.store import load_store_config
-from pipeline.stages.common import beside, code_digest, digest_of, progress, publish, scratch, stage_main
+from pipeline.artifacts.tokens import Row, load_prompts, prompts_digest
+from pipeline.config.base import load
+from pipeline.config.collect import CollectConfig, StoreConfig
+from pipeline.config.model import ModelConfig
+from pipeline.files import digest_of, publish
+from pipeline.stages.common import beside, code_digest, progress, scratch, stage_main
 from pipeline.stages.loading import load_model
-from pipeline.stages.tokens import Row, load_prompts, prompts_digest
 from pipeline.store.schema import ArraySpec, Static
 from pipeline.store.writer import StoreWriter
 
@@ -47,7 +48,7 @@ def collect_activations() -> dict[str, float]:
     Returns:
         `tokens` of the prompts that were collected in this process, and `model_seconds` that it waited for the model.
     """
-    model_config, config, store_config = load_model_config(), load_collect_config(), load_store_config()
+    model_config, config, store_config = load(ModelConfig), load(CollectConfig), load(StoreConfig)
     rows = load_prompts()
     positions, names = resolve_positions(rows, config.positions)
     model = load_model(model_config)

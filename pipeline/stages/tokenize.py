@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from interp.errors import InterpError
-from pipeline.config.model import ModelConfig, load_model_config
-from pipeline.config.model_size import CONTEXT_KEYS
-from pipeline.config.paths import TASK_FILES
-from pipeline.config.task import load_task_config
-from pipeline.stages.common import digest_of, log, publish, scratch, stage_main, write_json
-from pipeline.stages.tokens import FORMAT, prompts_digest
-from pipeline.tasks.records import Pair, Row, TaskData
-from pipeline.tasks.registry import make
+from pipeline.artifacts.tokens import FORMAT, Pair, Row, TaskData, prompts_digest
+from pipeline.config.base import load
+from pipeline.config.model import CONTEXT_KEYS, ModelConfig
+from pipeline.config.task import TaskConfig
+from pipeline.files import digest_of, publish, write_json
+from pipeline.stages.common import log, scratch, stage_main
+from pipeline.tasks import make
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -56,7 +55,7 @@ def tokenize() -> dict[str, float]:
     Raises:
         InterpError: the model's tokenizer cannot be loaded, or the task cannot be made.
     """
-    model, task = load_model_config(), load_task_config()
+    model, task = load(ModelConfig), load(TaskConfig)
     import datasets  # half a second, which a bad config need not wait for
 
     datasets.disable_progress_bars()
@@ -65,7 +64,7 @@ def tokenize() -> dict[str, float]:
     data = make(task, tokenizer, context_length(config))
     manifest = write_tokens(data, "tokens", kind=task.kind, tokenizer_digest=digest)
     if data.read_as:
-        log.info("%s is read as %s", getattr(task, TASK_FILES[task.kind]), data.read_as)
+        log.info("%s is read as %s", getattr(task, task.file_key), data.read_as)
     for note in data.notes:
         log.warning("%s: %d%s", note.what, note.count, f", e.g. {'; '.join(note.examples)}" if note.examples else "")
     log.info("%s", ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in data.counts.items()))

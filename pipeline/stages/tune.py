@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
 from interp.sites import parse_layers
-from pipeline.config.model import ModelConfig, load_model_config
+from pipeline.artifacts.tokens import load_prompts
+from pipeline.config.base import load
+from pipeline.config.model import ModelConfig
 from pipeline.config.paths import located
-from pipeline.config.tune import TuneConfig, load_tune_config
-from pipeline.config.validate_tune import tuned_layers
-from pipeline.stages.common import code_digest, digest_of, publish, scratch, stage_main, write_json
-from pipeline.stages.tokens import load_prompts
+from pipeline.config.tune import TuneConfig, tuned_layers
+from pipeline.files import digest_of, publish, write_json
+from pipeline.stages.common import code_digest, scratch, stage_main
 
 if TYPE_CHECKING:
-    from interp.lenses.tuned import TokenSequence, TokenStream, TunedLens, TuningStep
     from interp.model import StandardizedTransformer
+    from interp.translators import TokenSequence, TokenStream, TunedLens, TuningStep
 
 FORMAT = "interpipe.tuned_lens/1"
 ARTIFACT = "tuned_lens"
@@ -45,7 +46,7 @@ def run() -> dict[str, float]:
     Returns:
         `tokens` that the lens was trained on in this process, and `model_seconds` that it took.
     """
-    config, model_config = load_tune_config(), load_model_config()
+    config, model_config = load(TuneConfig), load(ModelConfig)
     manifest: dict[str, Any] = {"format": FORMAT, "kind": config.kind}
     if config.kind == "off":  # torch is not imported
         with scratch("tune", digest_of(manifest)) as folder:
@@ -66,8 +67,8 @@ def run() -> dict[str, float]:
 
 def _existing(config: TuneConfig, model: StandardizedTransformer) -> TunedLens:
     """A lens that exists, ours or of the tuned-lens library."""
-    from interp.lenses.tuned import TunedLens, load_public
-    from interp.lenses.tuned.public import WEIGHTS_FILE
+    from interp.translators import TunedLens, load_public
+    from interp.translators.published import WEIGHTS_FILE
 
     assert config.source is not None  # it was validated
     folder = located(config.source)
@@ -78,7 +79,7 @@ def _made(
     config: TuneConfig, model_config: ModelConfig, model: StandardizedTransformer, manifest: dict[str, Any]
 ) -> dict[str, float]:
     """A tuned lens, affine maps, or both, from prompts or text."""
-    from interp.lenses.tuned import train_tuned_lens
+    from interp.translators import train_tuned_lens
 
     stream = _stream(config, model, repeat=config.repeat or config.kind == "prompts")
     settings = _settings(config, model.num_layers)
@@ -123,7 +124,7 @@ def _affine_settings(config: TuneConfig) -> dict[str, Any]:
 
 def _affine(config: TuneConfig, model: StandardizedTransformer, folder: Path) -> dict[str, Any]:
     """Fit affine maps into a folder; what the manifest says of them."""
-    from pipeline.stages.affine_maps import AFFINE_FILE, fit_affine
+    from pipeline.artifacts.affine_maps import AFFINE_FILE, fit_affine
 
     stream = _stream(config, model, repeat=False)
     described = stream.describe()
@@ -155,7 +156,7 @@ def _stream(config: TuneConfig, model: StandardizedTransformer, *, repeat: bool)
     Arguments:
         repeat: begin the text again when it ends.
     """
-    from interp.lenses.tuned import GivenSequences, PackedText, TextSource
+    from interp.translators import GivenSequences, PackedText, TextSource
 
     if config.kind == "prompts":
         prompts = [row.input_ids for row in load_prompts()]
@@ -177,7 +178,7 @@ def _stream(config: TuneConfig, model: StandardizedTransformer, *, repeat: bool)
 
 
 def _settings(config: TuneConfig, num_layers: int) -> Any:
-    from interp.lenses.tuned import TuningSettings
+    from interp.translators import TuningSettings
 
     return TuningSettings(
         steps=config.steps,
@@ -199,7 +200,7 @@ def _evaluation(
     config: TuneConfig, model: StandardizedTransformer, lens: TunedLens, stream: TokenStream
 ) -> dict[str, Any] | None:
     """Both lenses on what comes next in the text: text that was not trained on, unless it repeats; None: nothing."""
-    from interp.lenses.tuned import evaluate_tuned_lens
+    from interp.translators import evaluate_tuned_lens
 
     upcoming = _next(iter(stream)) if config.evaluate_tokens else None
     if upcoming is None:

@@ -1,10 +1,8 @@
-"""Stage `versions`: which versions of libraries each stage's numbers come from, in `versions.json`.
+"""Which versions of libraries each stage's numbers come from.
 
-    python -m pipeline.stages.versions        # in a run folder
-
-DVC runs it always, and first. Every other stage depends on its own section, the minor version of each library that
-`dvc.yaml` lists for it (`meta: libraries`), so that an upgrade computes it again; and it leaves the whole versions that
-it was computed with in `versions/NAME.json`, which is cached with the rest of what it makes.
+Every stage depends on its own section of `versions.json`, which stage `code` writes: the minor version of each library
+that `dvc.yaml` lists for it (`meta: libraries`), so that an upgrade computes it again; and it leaves the whole versions
+that it was computed with in `versions/NAME.json`, which is cached with the rest of what it makes.
 """
 
 from __future__ import annotations
@@ -12,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import metadata
 
-import yaml
-
-from pipeline.config.cache import load_cache_config
-from pipeline.stages.common import repository_root, stage_main, write_json
+from pipeline.files import write_json
+from pipeline.fingerprints import load_stages
 
 VERSIONS_FILE = "versions.json"
 ANY = "any"  # in place of a stage's versions, where they are not to matter
@@ -24,8 +20,7 @@ ABSENT = "absent"
 
 def libraries() -> dict[str, list[str]]:
     """The libraries that each stage's numbers come from, by stage, as `dvc.yaml` lists them."""
-    text = (repository_root() / "dvc.yaml").read_text(encoding="utf-8")
-    stages = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    stages = load_stages()
     return {name: list((stage.get("meta") or {}).get("libraries") or []) for name, stage in stages.items()}
 
 
@@ -50,6 +45,15 @@ def minor(version: str) -> str:
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
+def minor_versions() -> dict[str, dict[str, str]]:
+    """The minor versions of the libraries of each stage that has some: stage -> library -> version."""
+    return {
+        name: {library: minor(_installed(library)) for library in sorted(listed)}
+        for name, listed in libraries().items()
+        if listed
+    }
+
+
 def changes(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
     """The libraries whose minor versions differ: library -> whole versions before and now.
 
@@ -68,23 +72,3 @@ def write_record(stage: str) -> None:
     """
     if versions := installed(stage):
         write_json(f"versions/{stage}.json", versions)
-
-
-def write_versions() -> None:
-    """Write `versions.json` of the current run folder."""
-    matter = load_cache_config().versions == "recompute"
-    sections = {
-        name: {library: minor(_installed(library)) for library in sorted(listed)} if matter else ANY
-        for name, listed in libraries().items()
-        if listed
-    }
-    write_json(VERSIONS_FILE, sections)
-
-
-def main() -> None:
-    """Run the stage in the current folder."""
-    stage_main("versions", write_versions)
-
-
-if __name__ == "__main__":
-    main()

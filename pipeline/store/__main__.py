@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
-from pipeline.config.paths import ROOT
 from pipeline.object_cache import Cache, remove_result, shared_cache
+from pipeline.project import project_root
 from pipeline.store.reader import open_store, stores_at, verify_root, verify_store
 from pipeline.store.schema import how_to_mend
 
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "verify" and (options.path is None) != options.cache:
         whole.error("expected the path of a store, or --cache")
     if options.command == "verify" and options.cache:
-        return verify_cache(Cache(shared_cache(ROOT)), remove=options.remove, as_json=options.json)
+        return verify_cache(Cache(shared_cache(project_root())), remove=options.remove, as_json=options.json)
     try:
         stores = stores_at(options.path)
         if options.command == "info":

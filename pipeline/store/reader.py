@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 
 from interp.errors import InterpError, nearest
-from pipeline.store.files import files_under, read_json, sha256_of
+from pipeline.files import files_under, read_json, sha256_of
 from pipeline.store.schema import (
     BFLOAT16,
     COMPLETE,

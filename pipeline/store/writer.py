@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from interp.errors import InterpError, nearest
-from pipeline.store.files import (
+from pipeline.files import (
     flush_all,
     read_json,
     record_of,

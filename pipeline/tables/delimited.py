@@ -16,8 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.tables.notes import Note
-from pipeline.tables.table import Table, TableError
+from pipeline.tables.table import Note, Table, TableError
 
 __all__ = ["QUOTING", "read_delimited", "read_lines"]
 

@@ -1,4 +1,4 @@
-"""From a file's keys to its facts and templates: the formats of published data sets, each in a few lines."""
+"""Published data sets: which formats there are, what a task takes of one, its facts and templates by its keys."""
 
 from __future__ import annotations
 
@@ -7,12 +7,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.tables.choice import FORMATS
-from pipeline.tables.list_cells import listed_in
-from pipeline.tables.notes import Note
-from pipeline.tables.table import Cell, Table, TableError
+from pipeline.tables.json_rows import listed_in
+from pipeline.tables.table import Cell, Note, Table, TableError
 
-__all__ = ["Found", "Sample", "Slot", "first", "joined", "of_object", "of_rows", "slot_of"]
+__all__ = [
+    "ASKED",
+    "FORMATS",
+    "STARTS",
+    "Choice",
+    "Found",
+    "Sample",
+    "Slot",
+    "first",
+    "joined",
+    "of_object",
+    "of_rows",
+    "slot_of",
+]
+
 
 QUESTION = "Q: {}\nA:"  # as function vectors are asked for in the paper
 MASK = "[MASK]"
@@ -256,3 +268,44 @@ def _stem(path: str) -> str:
 def first(cell: Cell) -> Cell:
     """The best of the answers in a cell; None where there is none."""
     return (cell[0] if cell else None) if isinstance(cell, list) else cell
+
+
+# Format -> (its name for people, its keys).
+FORMATS: dict[str, tuple[str, str]] = {
+    "relations": ("the relations data set", "prompt_templates and samples of subject and object"),
+    "function_vectors": ("function vectors", "input and output"),
+    "known": ("known facts (ROME)", "subject, attribute, template and prompt"),
+    "counterfact": ("CounterFact", "requested_rewrite"),
+    "ravel": ("RAVEL", "values by attribute by entity, and prompts with %s by attribute"),
+    "pararel": ("ParaRel", "pattern with [X] and [Y], and sub_label and obj_label"),
+    "lama": ("LAMA", "sub_label, obj_label and masked_sentences or evidences"),
+    "translation_prompts": ("translation prompts (Dumas et al.)", "prompt, target and word original, by word"),
+    "patchscopes": (
+        "Patchscopes, attribute extraction",
+        "prompt_source, position_source, prompt_target, subject and object",
+    ),
+}
+# Column of a prompt -> the column that says where its subject, or its placeholder, begins.
+STARTS = {"prompt": "subject_start", "prompt_source": "source_subject_start", "prompt_target": "placeholder_start"}
+ASKED = "asked_start"  # where a prompt begins after its solved examples: what they hold is no subject of it
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is taken of a data set.
+
+    Arguments:
+        format: one of `FORMATS`; `auto`: by the keys; `table`: none, the columns are read as they are.
+        template: number of a template, from 0; `all`; or a text with `{}` for the subject; None: the first one.
+        relations: names of the relations (RAVEL: attributes) to keep; none: all.
+        shots: solved examples before each prompt, of the same relation and template.
+        seed: of their choice.
+        placeholder: what `prompt_target` asks about.
+    """
+
+    format: str = "auto"
+    template: str | None = None
+    relations: tuple[str, ...] = ()
+    shots: int = 0
+    seed: int = 0
+    placeholder: str = "x"

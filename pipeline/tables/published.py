@@ -28,12 +28,21 @@ from dataclasses import replace
 from typing import Any
 
 from interp.errors import nearest
-from pipeline.tables.choice import ASKED, FORMATS, STARTS, Choice
-from pipeline.tables.facts import Found, Sample, Slot, first, of_object, of_rows, slot_of
-from pipeline.tables.json_rows import Literal
-from pipeline.tables.list_cells import listed_in
-from pipeline.tables.notes import Note
-from pipeline.tables.table import Cell, Table, TableError
+from pipeline.tables.facts import (
+    ASKED,
+    FORMATS,
+    STARTS,
+    Choice,
+    Found,
+    Sample,
+    Slot,
+    first,
+    of_object,
+    of_rows,
+    slot_of,
+)
+from pipeline.tables.json_rows import Literal, listed_in
+from pipeline.tables.table import Cell, Note, Table, TableError
 
 __all__ = ["check_format", "check_rows", "formats_hint", "made", "recognised_object", "recognised_rows", "unknown_keys"]
 

@@ -1,16 +1,17 @@
-"""What a file of rows holds, however it was written."""
+"""Rows of a file, however it was written: the table, its notes, and which files are such files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError, nearest
-from pipeline.tables.notes import Note
 
-__all__ = ["Cell", "Note", "Table", "TableError"]
+__all__ = ["SUFFIXES", "Cell", "Note", "Table", "TableError", "is_table_file", "suffix_of"]
+
 
 # A text; the source text of a number or a boolean (a `Literal`); None where the file has no value; a list of cells, and
 # in JSON a list of whatever stands there. Objects inside objects are columns with dotted names.
@@ -119,3 +120,31 @@ def _flat(record: dict[str, Cell]) -> dict[str, Cell]:
         if depth == 0 or name not in own:
             flat[name] = value
     return flat
+
+
+SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")  # in any case; `.gz` may follow
+
+
+def suffix_of(path: str | Path) -> str:
+    """The suffix that tells a file's format, in small letters: `.csv` of `Own.CSV.gz`."""
+    return Path(Path(path).name.lower().removesuffix(".gz")).suffix
+
+
+def is_table_file(path: str | Path) -> bool:
+    """Whether a path is named as a file of rows."""
+    return suffix_of(path) in SUFFIXES
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something odd about data that can be read.
+
+    Arguments:
+        what: as it follows its count in a sentence (`blank lines left out`).
+        count: how often; 1 for what holds for the file as a whole.
+        examples: a few of them, with their lines.
+    """
+
+    what: str
+    count: int = 1
+    examples: tuple[str, ...] = ()

@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from interp.prompts.templates import LANGUAGE_NAMES
-from pipeline.tables.list_cells import listed_in
-from pipeline.tables.names import suffix_of
-from pipeline.tables.notes import Note
+from pipeline.tables.json_rows import listed_in
 from pipeline.tables.reading import read_table
-from pipeline.tables.table import Cell, Table, TableError
+from pipeline.tables.table import Cell, Note, Table, TableError, suffix_of
 
 __all__ = ["WordList", "is_word_list", "read_word_list"]
 

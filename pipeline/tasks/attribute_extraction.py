@@ -9,20 +9,103 @@ What the model holds at the subject is written over the placeholder; a model tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.errors import InterpError
-from interp.prompts import find_word
-from pipeline.config.task import AttributeExtractionConfig
-from pipeline.tasks.build import Answer, Answers, make_row
-from pipeline.tasks.records import Pair, Row, TaskData
-from pipeline.tasks.subjects import Subjects
-from pipeline.tasks.tables import Rows, source_of
+from interp.prompts import BOUNDARIES, OCCURRENCES, find_word
+from pipeline.artifacts.tokens import Pair, Row, TaskData
+from pipeline.config.base import (
+    LARGEST_COUNT,
+    MISSING,
+    ConfigError,
+    bounded,
+    chosen,
+)
+from pipeline.config.task import POLICIES, TaskConfig
+from pipeline.tables.delimited import QUOTING
+from pipeline.tables.facts import FORMATS, Choice
+from pipeline.tasks.build import (
+    Answer,
+    Answers,
+    check_file_encoding,
+    make_row,
+)
+from pipeline.tasks.rows import Rows, Source, Subjects, check_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["make_attribute_extraction"]
+__all__ = ["AttributeExtractionConfig", "make_attribute_extraction"]
+
+
+@dataclass(frozen=True)
+class AttributeExtractionConfig(TaskConfig):
+    """Attribute extraction (Ghandeharioun et al. 2024): a subject patched into a prompt that asks for an attribute.
+
+    Arguments:
+        kind: `attribute_extraction`.
+        source: a file, one subject and attribute a row; the defaults of the columns are those of the files that go with
+            the paper.
+        encoding, quoting, list_cells, format, prompt_template, relations: as in `NextTokenConfig`.
+        prompt_column: column that holds the source prompts, texts in which the subject occurs, or `{}` in its place.
+        subject_column: column that holds the subjects.
+        occurrence, word_boundary, ignore_case: where a subject stands in its prompt, as in `NextTokenConfig`.
+        target_column: column that holds the prompts that are patched into.
+        answer_column: column that holds the accepted attributes, a text or a number, or a list of those.
+        placeholder: the word of a target prompt that is written over, at its last occurrence.
+        label_columns: columns kept as labels.
+        max_prompts: how many rows at most, in order; null: all.
+        target_policy: as in `TranslationConfig`.
+        depends_on: the file that the stage depends on.
+    """
+
+    file_key: ClassVar[str] = "source"
+
+    kind: str = "attribute_extraction"
+    source: str = MISSING
+    encoding: str = "auto"
+    quoting: str = chosen("auto", *QUOTING)
+    prompt_column: str = "prompt_source"
+    subject_column: str = "subject"
+    occurrence: str = chosen("auto", "auto", *OCCURRENCES)
+    word_boundary: str = chosen("both", *BOUNDARIES)
+    ignore_case: bool = False
+    target_column: str = "prompt_target"
+    answer_column: str = "object"
+    placeholder: str = "x"
+    label_columns: list[str] = field(default_factory=list)
+    format: str = chosen("auto", "auto", "table", *FORMATS)
+    prompt_template: str | None = None
+    relations: list[str] = field(default_factory=list)
+    list_cells: str = chosen("auto", "auto", "always", "text")
+    max_prompts: int | None = bounded(None, 1, LARGEST_COUNT)
+    target_policy: str = chosen("first_token", *POLICIES)
+    depends_on: str = MISSING
+
+    def lacks_targets(self) -> str:
+        """Why it makes no prompts to patch into: it makes one a row."""
+        return ""
+
+    def rows_of(self) -> Source:
+        """Where its rows come from."""
+        choice = Choice(self.format, self.prompt_template, tuple(self.relations), placeholder=self.placeholder)
+        read = {"encoding": self.encoding, "quoting": self.quoting, "list_cells": self.list_cells}
+        return Source(self.source, **read, choice=choice)
+
+    def check(self) -> None:
+        """Check the settings against each other and against the input file; raises ConfigError."""
+        check_file_encoding(self.encoding)
+        if not self.placeholder.strip():
+            raise ConfigError(f"task.placeholder: expected a word, got {self.placeholder!r}.")
+        columns = ("prompt_column", "subject_column", "target_column", "answer_column")
+        asked = [(f"task.{column}", str(getattr(self, column))) for column in columns]
+        asked += [(f"task.label_columns[{i}]", name) for i, name in enumerate(self.label_columns)]
+        check_columns(self.rows_of(), asked)
+
+    def make(self, tokenizer: PreTrainedTokenizerBase, context_length: int | None) -> TaskData:
+        """Make the prompts, targets and pairs; see `make_attribute_extraction`."""
+        return make_attribute_extraction(self, tokenizer, context_length)
 
 
 def make_attribute_extraction(
@@ -53,7 +136,7 @@ def make_attribute_extraction(
         "answer_column": [config.answer_column],
         "label_columns": config.label_columns,
     }
-    rows = Rows(source_of(config), columns, config.max_prompts)
+    rows = Rows(config.rows_of(), columns, config.max_prompts)
     subjects = Subjects(config, rows)
     answers = Answers(tokenizer, config.target_policy)
     prompts: list[Row] = []

@@ -11,41 +11,189 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
 
-from interp.errors import InterpError, nearest
+from interp.errors import InterpError
 from interp.prompts import encode
-from pipeline.config.base import ConfigError
-from pipeline.config.task import TranslationConfig
+from pipeline.artifacts.tokens import Pair, Row, TaskData
+from pipeline.config.base import (
+    LARGEST_COUNT,
+    LARGEST_SEED,
+    MISSING,
+    ConfigError,
+    bounded,
+    chosen,
+    nearest,
+    passage,
+)  # fmt: skip
+from pipeline.config.paths import located
+from pipeline.config.task import POLICIES, TaskConfig
+from pipeline.demo.lexicon import POLICIES as WORD_POLICIES
 from pipeline.demo.lexicon import Concept, Lexicon, load_lexicon
-from pipeline.tasks.build import Answer, Answers, collide, configured_template, log, make_row
-from pipeline.tasks.records import Pair, Row, TaskData
+from pipeline.tasks.build import (
+    Answer,
+    Answers,
+    check_different,
+    check_file_encoding,
+    check_language,
+    collide,
+    configured_template,
+    log,
+    make_row,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["make_translation"]
+__all__ = ["PatchIntoConfig", "TranslationConfig"]
 
 BLANKS = ("source_name", "source_word", "target_name", "target_word")
 
 
-def make_translation(
-    config: TranslationConfig, tokenizer: PreTrainedTokenizerBase, context_length: int | None
-) -> TaskData:
-    """Prompts in every source language for every concept, target prompts, and collision-free pairs of both.
+@dataclass  # not frozen: OmegaConf cannot merge into a nested frozen dataclass
+class PatchIntoConfig:
+    """The prompts that a patchscope patches into (Dumas et al. 2025: the *target* prompts).
 
     Arguments:
-        config: the task. Concepts are taken in the lexicon's order.
-        tokenizer: the model's.
-        context_length: how many tokens the model reads at most; None: no limit is known.
-
-    Raises:
-        ConfigError: the lexicon cannot be read, a language is not in it, it has too few concepts, or the template is
-            wrong.
-        InterpError: a prompt is too long, or nothing is left after dropping.
+        source_language: language of the word that they ask about.
+        target_language: language that they ask for.
     """
-    return _Translation(config, tokenizer, context_length).make()
+
+    source_language: str = MISSING
+    target_language: str = MISSING
+
+
+@dataclass(frozen=True)
+class TranslationConfig(TaskConfig):
+    """Few-shot word translation (Wendler et al. 2024; Dumas et al. 2025).
+
+    Arguments:
+        kind: `translation`.
+        lexicon: path of the lexicon file, or of a word list as its paper ships it: the table of Dumas et al., a file of
+            Wendler et al. or the folder of theirs.
+        encoding: of its text, as in `NextTokenConfig`.
+        shared_words: what becomes of a word that two concepts have in one language: `drop` it from the one in which it
+            is the lesser word, `keep` it in both, `refuse` the file. Pairs whose answers share a token are left out in
+            any case.
+        phrases: what becomes of a word with spaces in it: `keep`, `drop` or `refuse`.
+        source_languages: languages in which the prompts give the word; with several, a patchscope can take their mean.
+        target_language: language in which the prompts ask for the word.
+        latent_languages: further languages whose words are measured (English in the papers).
+        measure_source_language: also measure the words of the language that a prompt gives; a prompt is dropped where
+            two of its groups share a token, so each group costs prompts. Wendler et al. measure the answer and English.
+        patch_into: the prompts that a patchscope patches into; null: none.
+        shots: solved lines before the question.
+        template: one line; `{source_name}`, `{source_word}`, `{target_name}`, `{target_word}` are filled in. The
+            question is the line up to the target word.
+        pairs: how many (source concept, target concept) pairs at most; null: all.
+        max_concepts: how many concepts at most; null: all.
+        single_token_queries: keep only concepts whose query words are one token.
+        target_policy: which tokens count as an answer: `first_token`, `all_prefixes` or `exact`.
+        seed: of the shots and the pairs.
+        depends_on: the file that the stage depends on, the lexicon.
+    """
+
+    file_key: ClassVar[str] = "lexicon"
+
+    kind: str = "translation"
+    lexicon: str = MISSING
+    encoding: str = "auto"
+    shared_words: str = chosen("drop", *WORD_POLICIES)
+    phrases: str = chosen("keep", *WORD_POLICIES)
+    source_languages: list[str] = field(default_factory=lambda: ["de"])
+    target_language: str = MISSING
+    latent_languages: list[str] = field(default_factory=list)
+    measure_source_language: bool = True
+    patch_into: PatchIntoConfig | None = None
+    shots: int = bounded(5, 0, 1000)
+    template: str = passage('{source_name}: "{source_word}" - {target_name}: "{target_word}"')
+    pairs: int | None = bounded(200, 1, LARGEST_COUNT)
+    max_concepts: int | None = bounded(None, 1, LARGEST_COUNT)
+    single_token_queries: bool = False
+    target_policy: str = chosen("first_token", *POLICIES)
+    seed: int = bounded(0, 0, LARGEST_SEED)
+    depends_on: str = MISSING
+
+    def lacks_targets(self) -> str:
+        """Why it makes no prompts to patch into; empty where it makes some."""
+        return "no task.patch_into" if self.patch_into is None else ""
+
+    def averaged(self) -> Sequence[str]:
+        """The languages whose source prompts a pair has."""
+        return self.source_languages
+
+    def check(self) -> None:
+        """Check the settings against each other and against the input file; raises ConfigError."""
+        check_file_encoding(self.encoding)
+        try:
+            lexicon = load_lexicon(
+                located(self.lexicon), self.encoding, shared_words=self.shared_words, phrases=self.phrases
+            )
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"task.lexicon: {error}") from None
+        known = lexicon.languages
+        if not self.source_languages:
+            raise ConfigError("task.source_languages: expected at least one language, got none.")
+        languages = [(f"task.source_languages[{i}]", code) for i, code in enumerate(self.source_languages)]
+        languages += [("task.target_language", self.target_language)]
+        languages += [(f"task.latent_languages[{i}]", code) for i, code in enumerate(self.latent_languages)]
+        if self.patch_into is not None:
+            languages += [("task.patch_into.source_language", self.patch_into.source_language)]
+            languages += [("task.patch_into.target_language", self.patch_into.target_language)]
+        for where, code in languages:
+            check_language(where, code, known, self.lexicon)
+        check_different("task.source_languages", self.source_languages)
+        check_different("task.latent_languages", self.latent_languages)
+        repetition = self.source_languages == [self.target_language] and self.patch_into is None  # Wendler et al. 2024
+        if self.target_language in self.source_languages and not repetition:
+            raise ConfigError(
+                f"task.target_language: {self.target_language!r} is also one of task.source_languages "
+                f"({', '.join(self.source_languages)}). Translation needs two languages, or, to repeat a word, that "
+                "one source language and task.patch_into=null."
+            )
+        if self.patch_into is not None and self.patch_into.source_language == self.patch_into.target_language:
+            raise ConfigError(
+                f"task.patch_into: source_language and target_language are both {self.patch_into.target_language!r}. "
+                "Translation needs two languages: change one of the two."
+            )
+        measured = [self.target_language] + ([self.patch_into.target_language] if self.patch_into else [])
+        for code in self.latent_languages:
+            if code in measured:
+                raise ConfigError(
+                    f"task.latent_languages: {code!r} is already measured as a target language, so every prompt would "
+                    "collide with itself. Leave it out."
+                )
+        if self.measure_source_language and set(self.source_languages) <= set(self.latent_languages):
+            raise ConfigError(
+                f"task.latent_languages: {', '.join(self.latent_languages)} covers every source language, whose words "
+                "are measured already, so every prompt would collide with itself. Leave one out."
+            )
+        asked = [(source, self.target_language) for source in self.source_languages]
+        asked += [] if self.patch_into is None else [(self.patch_into.source_language, self.patch_into.target_language)]
+        fewest = min(len(lexicon.speaking(*pair)) for pair in asked)
+        if self.shots >= fewest:
+            raise ConfigError(
+                f"task.shots: {self.shots} solved lines and a question need {self.shots + 1} concepts, and "
+                f"{self.lexicon} has {fewest} with words in both languages. Lower task.shots."
+            )
+        if self.patch_into is not None and self.max_concepts == 1:
+            raise ConfigError("task.max_concepts: a pair needs two different concepts, got 1. Raise it.")
+        configured_template(self.template, answer="target_word", query="source_word", known=BLANKS)
+
+    def make(self, tokenizer: PreTrainedTokenizerBase, context_length: int | None) -> TaskData:
+        """Make prompts in every source language for every concept, target prompts, and collision-free pairs of both.
+
+        Arguments:
+            tokenizer: the model's.
+            context_length: how many tokens the model reads at most; None: no limit is known.
+
+        Raises:
+            ConfigError: the lexicon cannot be read, a language is not in it, it has too few concepts, or the template
+                is wrong.
+            InterpError: a prompt is too long, or nothing is left after dropping.
+        """
+        return _Translation(self, tokenizer, context_length).make()
 
 
 class _Translation:

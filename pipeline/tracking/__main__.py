@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from interp.errors import InterpError
-from pipeline.config.tracking import TrackingConfig, load_tracking_config
-from pipeline.stages.common import repository_root
+from pipeline.config.base import load
+from pipeline.config.tracking import TrackingConfig
+from pipeline.project import project_root
 from pipeline.sweep import described, jobs_of, sweep_of
 from pipeline.tracking.client import first_line, target_of, tracking_uri
 from pipeline.tracking.payload import read_json
@@ -50,7 +51,7 @@ def _sync(folder: Path, seconds: int | None) -> int:
     trackings: dict[Path, list[TrackingConfig]] = {}
     for place in [job.folder for job in jobs_of(folder)] if whole else [folder]:
         try:
-            config = load_tracking_config(str(place / "params.yaml"))
+            config = load(TrackingConfig, str(place / "params.yaml"))
             config = config if seconds is None else replace(config, timeout=seconds)
             sweep = folder if whole else _sweep_folder(place)
             if sweep is not None and config not in trackings.setdefault(sweep, []):
@@ -81,7 +82,7 @@ def _sweep_folder(run: Path) -> Path | None:
     record = read_json(run / "run.json").get("sweep") or {}
     if not (record.get("name") and record.get("key")):
         return None
-    return sweep_of(run.resolve(), record["name"], record["key"], repository_root())
+    return sweep_of(run.resolve(), record["name"], record["key"], project_root())
 
 
 def show(port: int) -> NoReturn:

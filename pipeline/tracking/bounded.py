@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.config.tracking import TrackingConfig
-from pipeline.stages.common import repository_root, write_json
+from pipeline.files import write_json
+from pipeline.project import project_root
 from pipeline.tracking import sending
 from pipeline.tracking.client import Target, first_line, make_ready, target_of
 from pipeline.tracking.payload import read_json
@@ -97,7 +98,7 @@ def ask(target: Target, action: str, arguments: Mapping[str, Any], seconds: floa
     request = {"target": asdict(target), "action": action, "arguments": dict(arguments), "seconds": seconds}
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline.tracking.bounded"],
-        cwd=repository_root(),
+        cwd=project_root(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from pipeline.config.tracking import TrackingConfig, masked
-from pipeline.stages.common import repository_root
+from pipeline.project import project_root
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +29,7 @@ class Target:
     Arguments:
         uri: of the server or database, absolute, so that every folder finds it.
         experiment: name of the MLflow experiment.
-        root: the repository's folder.
+        root: the project's folder.
     """
 
     uri: str
@@ -48,7 +48,7 @@ class Target:
 
     @property
     def own(self) -> bool:
-        """Whether it is the repository's own database."""
+        """Whether it is the project's own database."""
         return self.uri == own_database(Path(self.root))
 
     @property
@@ -59,18 +59,18 @@ class Target:
 
 
 def own_database(root: Path) -> str:
-    """The URI of the repository's own database."""
+    """The URI of the project's own database."""
     return f"{SQLITE}{root / 'mlflow.db'}"
 
 
 def tracking_uri(config: TrackingConfig) -> str:
-    """Where runs go: the config's URI, or sqlite in the repository's root, absolute so that every folder finds it."""
-    return config.uri or own_database(repository_root())
+    """Where runs go: the config's URI, or sqlite in the project's root, absolute so that every folder finds it."""
+    return config.uri or own_database(project_root())
 
 
 def target_of(config: TrackingConfig) -> Target:
     """Where runs go, by the section `tracking`."""
-    return Target(tracking_uri(config), config.experiment, str(repository_root()))
+    return Target(tracking_uri(config), config.experiment, str(project_root()))
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def made_once(target: Target) -> Iterator[None]:
     """Hold what lets only one process at a time make a database in a file.
 
     Parallel processes that open a fresh sqlite database destroy it: each runs the migrations. A server does that for
-    itself, and is never asked anything while a lock is held: one that hangs would hold all runs of the repository.
+    itself, and is never asked anything while a lock is held: one that hangs would hold all runs of the project.
     """
     if not target.local:
         yield

@@ -65,7 +65,7 @@ def parameters_of(params: dict[str, Any]) -> dict[str, str]:
     """The config as MLflow parameters: dotted names, short values, only what can make two runs differ."""
     parameters = {}
     for section, values in params.items():
-        if section in UNTRACKED_SECTIONS:
+        if section in UNTRACKED_SECTIONS or not values:
             continue
         for key, value in flatten(values, section):
             if value is None or value == {} or key.rsplit(".", 1)[-1] in UNTRACKED_KEYS:
@@ -83,13 +83,12 @@ def metric_name(*parts: str) -> str:
 
 def curves_of(path: Path) -> list[tuple[str, int, float]]:
     """The means by layer of `curves.parquet`: (`lens/metric/group/block`, layer, value), finite ones only."""
-    import pyarrow.parquet as parquet
+    from pipeline.stages.evaluate.tables import read_curves
 
-    rows = parquet.read_table(path, columns=["lens", "metric", "group", "block", "layer", "mean"]).to_pylist()
     return [
-        (metric_name(row["lens"], row["metric"], row["group"], row["block"]), row["layer"], row["mean"])
-        for row in rows
-        if row["layer"] >= 0 and row["mean"] is not None and math.isfinite(row["mean"])
+        (metric_name(row.lens, row.metric, row.group, row.block), row.layer, row.mean)
+        for row in read_curves(path)
+        if row.layer >= 0 and row.mean is not None and math.isfinite(row.mean)
     ]
 
 
@@ -150,6 +149,7 @@ def read_run(folder: Path) -> Payload:
 
     tags = {f"version.{library}": str(version) for library, version in (run.get("versions") or {}).items()}
     tags |= {f"sweep.{key}": str(value) for key, value in swept.items()}
+    tags |= {f"plugin.{name}": str(digest) for name, digest in (run.get("plugins") or {}).items()}
     tags |= {f"git.{key}": str(value) for key, value in git.items() if value is not None}
     tags |= {"run_folder": str(folder.resolve()), "overrides": " ".join(run.get("overrides") or [])[:4000]}
     if git.get("commit"):

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.tracking import TrackingConfig, load_tracking_config
+from pipeline.config.base import load
+from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking.bounded import Allowance, TrackingFailed, ask
 from pipeline.tracking.client import Target, first_line, target_of
 from pipeline.tracking.sending import sent_already
@@ -109,7 +110,7 @@ def log_run(folder: str | Path, allowance: Allowance | None = None) -> bool:
         InterpError: the folder holds no config.
     """
     folder = Path(folder)
-    config = load_tracking_config(str(folder / "params.yaml"))
+    config = load(TrackingConfig, str(folder / "params.yaml"))
     if not config.enabled:
         return False
     try:

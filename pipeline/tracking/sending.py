@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config.tracking import masked
-from pipeline.stages.common import file_digest, write_json
+from pipeline.files import file_digest, write_json
 from pipeline.tracking.client import Target, connect, experiment_id, made_once
 from pipeline.tracking.payload import Payload, read_json, read_run
 

@@ -1,8 +1,7 @@
 """Tend runs and the workflow's own files.
 
-python -m pipeline.workflow resume FOLDER             # go on with a run that failed or was killed
-python -m pipeline.workflow dependencies [--write]    # each stage's code, as dvc.yaml lists it
-python -m pipeline.workflow params [--write]          # params.yaml of the root, as conf/ composes it
+python -m pipeline.workflow resume FOLDER      # go on with a run that failed or was killed
+python -m pipeline.workflow params [--write]   # params.yaml of the root, as conf/ composes it
 """
 
 from __future__ import annotations
@@ -11,21 +10,21 @@ import argparse
 import logging
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from interp.errors import InterpError
-from pipeline.config.machine import check_machine
-from pipeline.config.model import model_from
-from pipeline.config.paths import ROOT, check_path
-from pipeline.config.tracking import tracking_from
-from pipeline.stages.common import write_text
-from pipeline.workflow import dependencies
-from pipeline.workflow.defaults import default_params
+from pipeline.config.base import section_from
+from pipeline.config.model import ModelConfig
+from pipeline.config.paths import check_path
+from pipeline.config.tracking import TrackingConfig
+from pipeline.files import write_text
+from pipeline.project import CODE
+from pipeline.validate.model import check_machine
 from pipeline.workflow.run import resume
 from pipeline.workflow.run_folder import read_params
 
 INTERRUPTED = 130
-MEND = "mend it with: python -m pipeline.workflow"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,16 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     again = commands.add_parser("resume", help="go on with a run that failed or was killed")
     again.add_argument("folder", type=Path, help="its run folder")
-    for name, what in (("dependencies", "each stage's code in dvc.yaml"), ("params", "the root's params.yaml")):
-        command = commands.add_parser(name, help=f"check {what}; status 1 where it is out of date")
-        command.add_argument("--write", action="store_true", help="bring it up to date")
+    command = commands.add_parser("params", help="check the root's params.yaml; status 1 where it is out of date")
+    command.add_argument("--write", action="store_true", help="bring it up to date")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         if chosen.command == "resume":
             return _resume(chosen.folder)
-        if chosen.command == "dependencies":
-            return _dependencies(chosen.write)
         return _params(chosen.write)
     except InterpError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -65,9 +61,9 @@ def _resume(folder: Path) -> int:
     """
     check_path("FOLDER", folder)
     params = read_params(folder)
-    tracking = tracking_from(params["tracking"])
+    tracking = section_from(TrackingConfig, params["tracking"], "tracking")
     if "model" in params:  # it may go on on another machine
-        check_machine(model_from(params["model"]))
+        check_machine(section_from(ModelConfig, params["model"], "model"))
     try:
         resume(folder)
     finally:
@@ -77,23 +73,25 @@ def _resume(folder: Path) -> int:
     return 0
 
 
-def _dependencies(write: bool) -> int:
-    if write:
-        dependencies.write()
-    lines = dependencies.differences()
-    print("\n".join([*lines, f"{MEND} dependencies --write"] if lines else ["dvc.yaml lists each stage's code"]))
-    return 1 if lines else 0
+def default_params() -> str:
+    """The text of `params.yaml` as `dvc exp run` writes it: by DVC's own function, so that the two cannot part."""
+    from dvc.utils.hydra import compose_and_dump
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        compose_and_dump(str(path), str(CODE / "conf"), None, "config", str(CODE), [])
+        return path.read_text(encoding="utf-8")
 
 
 def _params(write: bool) -> int:
-    path, text = ROOT / "params.yaml", default_params()
+    path, text = CODE / "params.yaml", default_params()
     if write:
         write_text(path, text)
     same = path.is_file() and path.read_text(encoding="utf-8") == text
     print(
         "params.yaml is what conf/ composes"
         if same
-        else f"params.yaml is not what conf/ composes; {MEND} params --write"
+        else "params.yaml is not what conf/ composes; mend it with: python -m pipeline.workflow params --write"
     )
     return 0 if same else 1
 

@@ -21,17 +21,19 @@ from dvc.stage.cache import StageCache, _can_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc.utils.serialize import ParseError, dumps_yaml
 
+from pipeline.files import digest_of, write_json, write_text
+from pipeline.fingerprints import section_file
 from pipeline.object_cache import Cache, remove_result, result_key, result_value
-from pipeline.stages.common import digest_of, repository_root, write_text
+from pipeline.project import project_root, state_folder
 from pipeline.stages.versions import ANY, VERSIONS_FILE
 
-__all__ = ["RunFolder", "own_copies", "read_json"]
+__all__ = ["RunFolder", "code_of", "own_copies", "read_json"]
 
 COPIED_BYTES = 1 << 20  # a larger file in a run folder is a link to the cache's, read-only
 
 
 class RunFolder(Repo):
-    """The run folder as DVC sees it, with one memory of file hashes for all run folders of the repository.
+    """The run folder as DVC sees it, with one memory of file hashes for all run folders of the project.
 
     DVC remembers the hash of a file that has not changed, in a folder for each project. Every run folder is a project,
     so each would hash a large local model anew, and leave that folder behind.
@@ -48,7 +50,7 @@ class RunFolder(Repo):
     @property
     def site_cache_dir(self) -> str:
         """The folder of the memory, beside DVC's own, which is on this machine's disk."""
-        name = digest_of("interpipe", str(repository_root()), os.getuid())[:32]
+        name = digest_of("interpipe", str(project_root()), os.getuid())[:32]
         return str(Path(super().site_cache_dir).with_name(name))
 
 
@@ -65,7 +67,12 @@ class CheckedResults(StageCache):
         self.cache = Cache(repo.cache.legacy.path)
         self.say = say
         self.whole: set[tuple[str, Path | None]] = set()  # artifacts, and the places in which they are whole
-        self.before: dict[str, str] | None = None  # versions that the stage saved last had been computed with before
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with another stage: nothing is known of what it was computed with before."""
+        self.before: dict[str, str] | None = None  # whole versions of libraries
+        self.code: dict[str, str] | None = None  # module -> fingerprint
 
     def check(self, outs: list[Output], *, in_place: bool = False) -> bool:
         """Throw away what is broken of some artifacts; returns whether nothing was.
@@ -108,6 +115,7 @@ class CheckedResults(StageCache):
                 self.whole.add((out.hash_info.value, None))
                 self.cache.trust(out.hash_info.value)
         self._save_for_any_versions(stage)
+        self._save_code(stage)
 
     def _save_for_any_versions(self, stage: Stage) -> None:
         """Keep a stage's result also under the name that it has where versions of libraries do not matter.
@@ -125,6 +133,19 @@ class CheckedResults(StageCache):
         if not path.exists():
             with contextlib.suppress(OSError):  # a cache that one may only read from, a full disk
                 write_text(path, dumps_yaml(result))
+
+    def _save_code(self, stage: Stage) -> None:
+        """Keep by which code a stage was computed last from these inputs, so that the next run can say what changed."""
+        result = to_single_stage_lockfile(stage)
+        code = result.get("params", {}).pop(section_file(stage.addressing), None)
+        if code is None:
+            return
+        result["params"].pop(VERSIONS_FILE, None)
+        place = state_folder() / "code" / f"{stage.addressing}-{result_key(result)[:20]}.json"
+        self.code = read_json(place)
+        if self.code != code:
+            with contextlib.suppress(OSError):  # a repository that one may only read
+                write_json(place, code)
 
     def _versions_of(self, key: str, stage: Stage) -> dict[str, str] | None:
         """The versions of libraries that the newest result of a name was computed with, None where there is none."""
@@ -162,8 +183,19 @@ def _listed(out: Output) -> dict[str, str] | None:
     return {"/".join(key): hash_info.value for key, _, hash_info in out.obj}
 
 
+def code_of(stage: Stage) -> dict[str, str]:
+    """The fingerprints of a stage's code: as `dvc.lock` has them, or, when the stage is done, as they are.
+
+    Arguments:
+        stage: of a run folder; one that has no such section, or has not been computed, has none.
+    """
+    file = section_file(stage.addressing)
+    found = [d.hash_info.value for d in stage.deps if d.def_path == file and isinstance(d.hash_info.value, dict)]
+    return dict(found[0]) if found else {}
+
+
 def read_json(path: Path) -> dict[str, str] | None:
-    """A record of versions; None where there is none that can be read."""
+    """A record of versions or of fingerprints; None where there is none that can be read."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

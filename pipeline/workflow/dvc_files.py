@@ -15,7 +15,7 @@ from dvc.stage import Stage
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.stages.common import write_json
+from pipeline.files import write_json
 
 __all__ = ["forget_the_dead", "is_whole", "mend_lock", "write_lock"]
 

@@ -17,16 +17,18 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from interp.errors import InterpError
-from pipeline.config.paths import ROOT
 from pipeline.config.tracking import masked
-from pipeline.stages.common import write_json
-from pipeline.workflow.process import Killed, interruptible, reproduce
+from pipeline.files import write_json
+from pipeline.plugins import described
+from pipeline.project import project_root
+from pipeline.workflow.driver import Killed, interruptible, reproduce
 from pipeline.workflow.record import git_state, now, outputs, versions
 from pipeline.workflow.run_folder import prepare, read_params
 
 __all__ = ["FORMAT", "Occupied", "resume", "run_job", "settle"]
 
 FORMAT = "interpipe.run/1"
+SHOWN_MODULES = 4  # in the line of a stage; run.json names all
 log = logging.getLogger("interpipe")
 
 
@@ -59,8 +61,9 @@ def run_job(
             "sweep": sweep,
             "started": started,
             "ended": started,
-            "git": git_state(ROOT),
+            "git": git_state(project_root(folder)),
             "versions": versions(),
+            "plugins": described(params.get("plugins") or ()),
             "stages": {},
             "outputs": {},
         }
@@ -160,10 +163,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def resume_command(folder: Path) -> str:
     """The command that goes on with a run, as one types it where one stands."""
-    standing = Path.cwd()
-    shown = os.path.relpath(folder, standing) if folder.is_relative_to(ROOT) and standing == ROOT else str(folder)
+    standing, root = Path.cwd(), project_root(folder)
+    shown = os.path.relpath(folder, standing) if folder.is_relative_to(root) and standing == root else str(folder)
     command = f"python -m pipeline.workflow resume {shlex.quote(shown)}"
-    return command if standing == ROOT else f"cd {shlex.quote(str(ROOT))} && {command}"
+    return command if standing == root else f"cd {shlex.quote(str(root))} && {command}"
 
 
 def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:
@@ -186,7 +189,9 @@ def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:
             else:
                 upgraded, others = news.pop("upgraded", None), news.pop("other_versions", None)
                 stages[name] = news
-                again = f", computed again for {_versions(upgraded, 'was')}" if upgraded else ""
+                reasons = [_versions(upgraded, "was")] if upgraded else []
+                reasons += [_modules(changed)] if (changed := news.get("changed_code")) else []
+                again = f", computed again for {' and '.join(reasons)}" if reasons else ""
                 log.info("%s: %s%s", name, "cached" if news["cached"] else f"{news['seconds']:.1f} s", again)
                 if others:
                     log.warning("%s: taken as it is, computed with %s", name, _versions(others, "now"))
@@ -196,6 +201,12 @@ def _run_stages(folder: Path, stages: dict[str, dict[str, Any]]) -> None:
         raise InterpError(
             f"{what}: {message}\nWhat is finished is kept. Go on from there with\n    {resume_command(folder)}"
         )
+
+
+def _modules(changed: Sequence[str]) -> str:
+    """Modules whose code means something else than before: `changes in interp.a, interp.b and 3 more`."""
+    more = f" and {len(changed) - SHOWN_MODULES} more" if len(changed) > SHOWN_MODULES else ""
+    return f"changes in {', '.join(changed[:SHOWN_MODULES])}{more}"
 
 
 def _versions(changed: dict[str, list[str]], word: str) -> str:

@@ -1,10 +1,11 @@
-"""A run folder: a DVC project of its own that shares the repository's code and its one cache.
+"""A run folder: a DVC project of its own that links to the code and shares its project's one cache.
 
     outputs/2026-01-31/12-00-00/
         params.yaml             the resolved config
-        dvc.yaml .dvcignore     copies of the repository's
-        interp pipeline         links to the repository's code
-        .dvc/config             the repository's cache; no git
+        dvc.yaml .dvcignore     copies of this version's
+        interp pipeline         links to the code
+        .dvc/config             the cache of the project; no git
+        .dvc/project            a link to the project, wherever the run folder lies
         .dvc/params.yaml        a copy of params.yaml, for when that is left in half
 
 Commands and relative paths are the same in every run folder and at the root, so DVC's run cache serves any stage that
@@ -22,9 +23,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from interp.errors import InterpError
-from pipeline.config.paths import LINKED, ROOT
+from pipeline.files import write_text
 from pipeline.object_cache import shared_cache
-from pipeline.stages.common import write_text
+from pipeline.project import PROJECT_LINK, link_code, project_root, set_link, shipped
 
 __all__ = ["prepare", "read_params"]
 
@@ -62,17 +63,19 @@ def prepare(folder: str | Path, params: dict[str, Any]) -> Path:
         The folder, absolute, free of links.
 
     Raises:
-        InterpError: the folder holds a run with another config.
+        InterpError: the folder holds a run with another config, or there is no project that it could belong to.
     """
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
+    project = project_root(folder if (folder / PROJECT_LINK).is_dir() else None)
     _write_params(folder, params)
     for name in COPIED:
-        write_text(folder / name, (ROOT / name).read_text(encoding="utf-8"))
-    for name in LINKED:
-        _link(folder / name, Path(os.path.relpath(ROOT / name, folder)))
-    _configure(folder)
+        write_text(folder / name, shipped(name).read_text(encoding="utf-8"))
+    link_code(folder, project)
+    _configure(folder, project)
+    inside = folder.is_relative_to(project)
+    set_link(folder / PROJECT_LINK, Path(os.path.relpath(project, folder / ".dvc")) if inside else project)
     return folder
 
 
@@ -103,21 +106,8 @@ def _mend_params(folder: Path) -> None:
         log.warning("%s held only the beginning of the run's config; it is restored", path)
 
 
-def _link(place: Path, target: Path) -> None:
-    """Link to a folder; what is there and is no such link is never removed, unless it is a link that went stale."""
-    if place.is_symlink():
-        if Path(os.readlink(place)) == target:
-            return
-    elif place.exists():
-        raise InterpError(f"expected no {place.name!r} of its own in run folder {place.parent}. Choose another folder.")
-    staged = place.with_name(f".{place.name}.incoming")
-    staged.unlink(missing_ok=True)  # of a process that was killed
-    staged.symlink_to(target, target_is_directory=True)
-    os.replace(staged, place)
-
-
-def _configure(folder: Path) -> None:
-    """Point the run folder's DVC at the repository's cache; settings that the user added stay."""
+def _configure(folder: Path, project: Path) -> None:
+    """Point the run folder's DVC at the project's cache; settings that the user added stay."""
     # What DVC writes its settings with; its own `Config.edit` fails on paths that are not ASCII.
     from configobj import ConfigObj, ConfigObjError  # type: ignore[import-untyped]
     from dvc.config import Config
@@ -133,13 +123,13 @@ def _configure(folder: Path) -> None:
         log.warning("the settings of DVC in %s cannot be read (%s); they are now in %s, new ones are written",
                     place, error, aside.name)  # fmt: skip
     try:
-        shared = Config(str(ROOT / ".dvc"))["cache"]
-        cache = shared_cache(ROOT)
+        shared = Config(str(project / ".dvc"))["cache"]
+        cache = shared_cache(project)
         settings = ConfigObj(str(place), encoding="utf-8", interpolation=False)
     except DvcException as error:
-        raise InterpError(f"the settings of DVC in {ROOT / '.dvc'} cannot be read: {error}") from None
-    # Relative where both lie in the repository, so that the repository can be moved with its runs.
-    inside = folder.is_relative_to(ROOT) and cache.is_relative_to(ROOT)
+        raise InterpError(f"the settings of DVC in {project / '.dvc'} cannot be read: {error}") from None
+    # Relative where both lie in the project, so that it can be moved with its runs.
+    inside = folder.is_relative_to(project) and cache.is_relative_to(project)
     for section, values in {
         "core": {"no_scm": "true", "analytics": "false", "autostage": "false", "check_update": "false"},
         "cache": {

@@ -16,8 +16,9 @@ from interp.sites import LAYER_KINDS, SHAPES, check_sites, parse_site
 from interp.sites.spellings import EASYROUTINE, TRANSFORMER_LENS, System
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-IDS = [page.name for page in PAGES]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+WITH_CODE = [page for page in PAGES if "\n```python\n" in page.read_text(encoding="utf-8")]
+LINKED = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
 def code_of(page: Path) -> str:
@@ -44,7 +45,7 @@ def table(page: str, title: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in found[1].splitlines()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / f"{page.stem}.py"
     script.write_text(code_of(page), encoding="utf-8")  # nnsight reads the source of a trace from a file
@@ -53,7 +54,7 @@ def test_the_blocks_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytes
     assert isinstance(names["model"], StandardizedTransformer)
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=[*IDS, "README.md"])
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)", page.read_text(encoding="utf-8")):
         path, anchor = target

@@ -30,6 +30,7 @@ from interp.lenses import (
     patchscope_lens_on_prompts,
 )
 from interp.matmul import SETTING, faster_products
+from interp.model.verdicts import verdicts_of
 from interp.sites import Site
 from tests.families import build
 from tests.interp.forward.test_rotary import standardized as with_rotation
@@ -58,14 +59,14 @@ def model_of(name: str) -> StandardizedTransformer:
 def collected(model: StandardizedTransformer) -> list[Any]:
     sites = [Site("resid_post", layer) for layer in range(model.num_layers)]
     values = collect(model, PROMPTS, sites, [[0, len(ids) - 1] for ids in PROMPTS])
-    assert model.verdicts["prompts in one row"]
+    assert verdicts_of(model)["prompts in one row"]
     return list(values.values())
 
 
 def shared(model: StandardizedTransformer) -> list[Any]:
     sites = [Site("resid_post", layer) for layer in range(model.num_layers)]
     values = collect(model, ALIKE, sites, [[len(ids) - 1] for ids in ALIKE], batch_tokens=64)
-    assert model.verdicts["prefixes"]
+    assert verdicts_of(model)["prefixes"]
     return list(values.values())
 
 

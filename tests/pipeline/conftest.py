@@ -12,7 +12,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from pipeline.config.paths import ROOT
+from pipeline.project import CODE
 
 PROGRAMS = ("chromium", "chromedriver")
 # without these it asks for hosts on the network at every start
@@ -25,10 +25,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository's code, so that its cache, its locks and its tracking are the tests' own."""
     copy = tmp_path_factory.mktemp("repository")
     for folder in ("conf", "interp", "pipeline"):
-        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CODE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / ".dvc").mkdir()
     for file in ("dvc.yaml", ".dvcignore", ".dvc/config"):
-        shutil.copy(ROOT / file, copy / file)
+        shutil.copy(CODE / file, copy / file)
     return copy
 
 

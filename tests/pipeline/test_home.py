@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import home as home_module
-from pipeline.config.paths import ROOT
 from pipeline.home import provide_home
+from pipeline.project import CODE
 
 # As an entry of the pipeline does it, with another folder for ours.
 ASKED = """
@@ -40,7 +40,7 @@ def test_without_a_home_libraries_come_to_ours(missing: str, tmp_path: Path) -> 
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "HF_", "MPL"))}
     own = str(tmp_path / "own")
     ran = subprocess.run(
-        [sys.executable, "-c", ASKED, missing, own], cwd=ROOT, env=clean, capture_output=True, text=True, check=False
+        [sys.executable, "-c", ASKED, missing, own], cwd=CODE, env=clean, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0 and ran.stderr == "", ran.stderr
     assert all(place.startswith(own) for place in json.loads(ran.stdout)), ran.stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config.paths import ROOT
+from pipeline.project import CODE
 
 INVALID = Path(__file__).with_name("invalid")
 CASES = sorted(INVALID.glob("*.yaml"))
@@ -69,7 +69,7 @@ def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 )
 def test_imports_nothing_heavy(arguments: list[str], status: int, tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['pipeline', *{arguments!r}]\n"
+        f"import sys; sys.path.insert(0, {str(CODE)!r}); sys.argv = ['pipeline', *{arguments!r}]\n"
         "from pipeline.__main__ import main\n"
         "try: status = main()\n"
         "except SystemExit as stop: status = stop.code\n"
@@ -82,7 +82,7 @@ def test_imports_nothing_heavy(arguments: list[str], status: int, tmp_path: Path
 def test_help_lists_groups_and_stages(command_line: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line("--help") == 0
     said = capsys.readouterr().out
-    for group in (folder for folder in (ROOT / "conf").iterdir() if folder.is_dir() and folder.name != "hydra"):
+    for group in (folder for folder in (CODE / "conf").iterdir() if folder.is_dir() and folder.name != "hydra"):
         choices = ", ".join(sorted(file.stem for file in group.glob("*.yaml")))
         assert f"{group.name}: {choices}\n" in said
     for stage in ("tokenize", "collect", "tune", "lens", "evaluate", "report"):
@@ -114,7 +114,7 @@ def test_a_sweep_with_a_bad_job_starts_none(
 
 def test_bash_completion_knows_groups(tmp_path: Path) -> None:
     script = (
-        f'export PYTHONPATH={ROOT}; python() {{ {sys.executable} "$@"; }}\n'
+        f'export PYTHONPATH={CODE}; python() {{ {sys.executable} "$@"; }}\n'
         'eval "$(python -m pipeline -sc install=bash)"\n'
         'COMP_LINE="python -m pipeline lens=patchscope_q" COMP_POINT=36 COMP_CWORD=3\n'
         "COMP_WORDS=(python -m pipeline lens=patchscope_q); _interpipe_completion; echo ${COMPREPLY[@]}\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.paths import ROOT
+from pipeline.project import CODE
 from tests.pipeline.test_main import CommandLine, command_line
 
 __all__ = ["command_line"]
@@ -58,10 +58,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository with one stage, which fails on the title `bad`."""
     root = tmp_path_factory.mktemp("sweeps") / "interpipe"
     for name in ("conf", "interp", "pipeline"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(CODE / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (".dvcignore", ".dvc/config"):
         (root / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(ROOT / name, root / name)
+        shutil.copyfile(CODE / name, root / name)
     (root / "dvc.yaml").write_text(STAGES)
     (root / "hydra_plugins").mkdir()
     (root / "hydra_plugins/own.py").write_text(PLUGIN)

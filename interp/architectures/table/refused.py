@@ -1,4 +1,4 @@
-"""Families that cannot be given the names, and why."""
+"""Families that the names do not fit, and why."""
 
 from __future__ import annotations
 

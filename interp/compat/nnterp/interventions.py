@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import nnsight
@@ -10,25 +10,41 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from interp.compat.nnterp.attending import attended_probs, can_attend
-from interp.compat.nnterp.collecting import (
-    at_columns,
-    get_token_activations,
-    layer_numbers,
-    several,
-    token_columns,
-)
-from interp.compat.nnterp.lenses import logit_lens, patchscope_lens
 from interp.compat.nnterp.modules import (
     GetModuleOutput,
     attention_input,
     get_layer_output,
     get_num_layers,
+    layer_output,
+    named,
+    project_negated_on_vocab,
+    project_on_vocab,
     set_layer_output,
 )
-from interp.compat.nnterp.target_prompts import TargetPrompt, TargetPromptBatch, it_repeat_prompt, repeat_prompt
-from interp.compat.nnterp.walking import can_generate, end_ids, generated_ids
+from interp.compat.nnterp.nnsight_utils import (
+    Prompts,
+    at_columns,
+    get_token_activations,
+    layer_numbers,
+    several,
+    token_columns,
+    traced,
+)
+from interp.compat.nnterp.plans import (
+    attended_probs,
+    end_ids,
+    generated_ids,
+    is_greedy,
+    is_ours,
+    last_states,
+    patched_probs,
+    prompt_ids,
+)
+from interp.compat.nnterp.prompt_utils import TargetPrompt, TargetPromptBatch, it_repeat_prompt, repeat_prompt
 from interp.errors import InterpError
+from interp.model import interventions
+from interp.model.places import ModulePlace
+from interp.readout import probabilities_of
 
 __all__ = [
     "TargetPrompt",
@@ -85,8 +101,9 @@ def patchscope_generate(
     for start in range(0, len(layers_up), at_once):
         batch = layers_up[start : start + at_once]
         held = latents[start : start + len(batch)]
-        if not remote and can_generate(nn_model, target[0].prompt, max_length):
-            by_layer = generated_ids(nn_model, target[0], held, batch, max_length, max_batch_size)
+        # nnsight makes edits in the first pass of a generation alone.
+        if is_ours(nn_model, remote) and is_greedy(nn_model) and not nn_model._edits:
+            by_layer = generated_ids(nn_model, target, batch, held, max_length, max_batch_size)
         else:
             by_layer = _generated(nn_model, target, batch, held, max_length, remote, max_batch_size)
         ids = pad_sequence(
@@ -177,30 +194,45 @@ def patch_object_attn_lens(
     received = get_token_activations(
         nn_model, sources, get_activations=lambda model, layer: attention_input(model, layer).read()
     )
-    if can_attend(nn_model, targets):
+    if is_ours(nn_model) and all(nn_model.has(f"attn_in.{layer}") for layer in range(nn_model.num_layers)):
         return attended_probs(nn_model, targets, attn_idx_patch, received, num_patches)
     num_layers = get_num_layers(nn_model)
     probs = []
     for layer in range(num_layers):
         chosen = range(layer, min(num_layers, layer + num_patches))
-        probs.append(_attending(nn_model, targets, attn_idx_patch, {i: received[i] for i in chosen}))
+        latents = {i: received[i] for i in chosen}
+        probs.append(_written(nn_model, targets, torch.tensor(attn_idx_patch, device="cpu"), attention_input, latents))
     return torch.stack(probs, dim=1)
 
 
-def _attending(nn_model: Any, targets: Sequence[Any], index: int, written: dict[int, Tensor]) -> Tensor:
-    """(target prompt, vocabulary), predicted while attention of some layers receives other vectors at one token."""
+def _written(
+    nn_model: Any,
+    prompts: Sequence[str | list[int]],
+    index: Tensor,
+    place_of: Callable[[Any, int], ModulePlace],
+    latents: Mapping[int, Tensor],
+    remote: bool | str = False,
+) -> Tensor:
+    """(prompt, vocabulary), predicted in a trace of prompts while vectors are written over one token of each.
+
+    Arguments:
+        nn_model: the model.
+        prompts: texts or token ids.
+        index: () or (prompt,), the token in each prompt's own tokens.
+        place_of: (model, layer) -> what is written.
+        latents: layer -> (1 or prompt, hidden).
+        remote: run on NDIF.
+    """
     probs: Tensor
-    with nn_model.trace(list(targets)):
+    with nn_model.trace(list(prompts), remote=remote):
         last = token_columns(nn_model, -1)
-        columns = token_columns(nn_model, torch.tensor(index, device="cpu"))
-        for layer, latent in written.items():
-            place = attention_input(nn_model, layer)
-            patched = place.read().clone()  # in parallel layers the MLP holds the same tensor
-            patched[torch.arange(len(patched), device="cpu"), torch.as_tensor(columns, device="cpu").cpu()] = latent.to(
-                patched
-            )
+        columns = torch.as_tensor(token_columns(nn_model, index), device="cpu").cpu()
+        for layer, latent in latents.items():
+            place = place_of(nn_model, layer)
+            patched = place.read().clone()  # others may hold the same tensor: the MLP, in parallel layers
+            patched[torch.arange(len(patched), device="cpu"), columns] = latent.to(patched)
             place.write(patched)
-        probs = nnsight.save(at_columns(nn_model.output.logits, last).float().softmax(-1).cpu())
+        probs = nnsight.save(_softmax(at_columns(nn_model.output.logits, last)))
     return probs
 
 
@@ -223,10 +255,106 @@ def steer(
         get_module: (model, layer) -> (prompt, position, hidden), what is steered. But for the layer's output, which is
             replaced, it is changed in place.
     """
-    columns = slice(None) if position is None else position
     for layer in sorted(layer_numbers(nn_model, layers)):
-        live = get_module(nn_model, layer)
-        steered = live.clone() if get_module is get_layer_output else live
-        steered[:, columns] += factor * steering_vector.to(steered)
         if get_module is get_layer_output:
-            set_layer_output(nn_model, layer, steered)
+            model = named(nn_model)
+            vector = steering_vector.expand(torch.broadcast_shapes(steering_vector.shape, (model.hidden_size,)))
+            interventions.steer(model, layer, vector, factor, token_positions=position)
+        else:
+            columns = slice(None) if position is None else position
+            live = get_module(nn_model, layer)
+            live[:, columns] += factor * steering_vector.to(live)
+
+
+@torch.no_grad()
+def logit_lens(
+    nn_model: Any, prompts: Prompts, remote: bool | str = False, return_inv_logits: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Logit lens (nostalgebraist 2020): the residual stream after each layer at the last token, read out.
+
+    Arguments:
+        nn_model: the model.
+        prompts: one or several.
+        remote: run on NDIF.
+        return_inv_logits: also read out with the sign turned after the last norm.
+
+    Returns:
+        Probabilities (prompt, layer, vocabulary), float32, on the CPU; with `return_inv_logits` two of them.
+    """
+    probs: Tensor
+    inverse: Tensor | None = None
+    prompts = traced(prompts)
+    ids = prompt_ids(nn_model, prompts) if is_ours(nn_model, remote) else None
+    if ids is not None:
+        hidden = last_states(nn_model, ids)  # (prompt, layer, hidden)
+        probs = probabilities_of(nn_model, hidden)
+        return (probs, probabilities_of(nn_model, hidden, inverted=True)) if return_inv_logits else probs
+    with nn_model.trace(prompts, remote=remote) as tracer:
+        hidden = get_token_activations(nn_model, tracer=tracer)
+        probs = nnsight.save(torch.stack([_softmax(project_on_vocab(nn_model, h)) for h in hidden], dim=1))
+        if return_inv_logits:
+            inverse = nnsight.save(
+                torch.stack([_softmax(project_negated_on_vocab(nn_model, h)) for h in hidden], dim=1)
+            )
+        tracer.stop()
+    return probs if inverse is None else (probs, inverse)
+
+
+@torch.no_grad()
+def patchscope_lens(
+    nn_model: Any,
+    source_prompts: Prompts = None,
+    target_patch_prompts: str | TargetPrompt | Sequence[TargetPrompt] | TargetPromptBatch | None = None,
+    layers: int | Sequence[int] | None = None,
+    latents: Tensor | Sequence[Tensor] | None = None,
+    remote: bool | str = False,
+) -> Tensor:
+    """Patchscope lens (Ghandeharioun et al. 2024, arXiv 2401.06102): write a source's last token into a target prompt.
+
+    Layer by layer, the residual stream after a layer at one token of the target prompt becomes what it is after the
+    same layer at the source's last token; what the model then predicts is the reading of that layer.
+
+    Arguments:
+        nn_model: the model.
+        source_prompts: one or several.
+        target_patch_prompts: one for all sources, or one each; None: `repeat_prompt()`.
+        layers: which, in any order, from the end where negative; None: all.
+        latents: in place of sources, (layer, source, hidden): row i is written at `layers[i]`.
+        remote: run on NDIF.
+
+    Returns:
+        Probabilities (source, layer, vocabulary), float32, on the CPU, in the order of `layers`.
+
+    Raises:
+        InterpError: neither or both of `source_prompts` and `latents`, numbers that do not fit, or an index that a
+            target prompt does not have.
+    """
+    if (source_prompts is None) == (latents is None):
+        raise InterpError("expected either source_prompts or latents, got " + ("none" if latents is None else "both."))
+    wanted = layer_numbers(nn_model, layers)
+    if latents is None:
+        latents = get_token_activations(nn_model, _several(source_prompts), layers=wanted, remote=remote)
+    counts = {len(rows) for rows in latents}
+    if len(counts) != 1 or len(latents) < len(wanted):
+        raise InterpError(
+            f"latents: expected (layer, source, hidden) for layers {wanted}, all with the same sources, got "
+            f"{len(latents)} layers with {sorted(counts)} sources."
+        )
+    targets = TargetPromptBatch.auto(repeat_prompt() if target_patch_prompts is None else target_patch_prompts, *counts)
+    if is_ours(nn_model, remote):
+        return patched_probs(
+            nn_model, targets, wanted, [latent.to(nn_model.device) for latent in latents[: len(wanted)]]
+        )
+    probs = [
+        _written(nn_model, targets.prompts, targets.index_to_patch, layer_output, {layer: latent}, remote)
+        for layer, latent in zip(wanted, latents, strict=False)
+    ]
+    return torch.stack(probs, dim=1)
+
+
+def _several(prompts: Prompts) -> Prompts:
+    return [prompts] if isinstance(prompts, str) else traced(prompts)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.float().softmax(-1).cpu()

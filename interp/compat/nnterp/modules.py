@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from interp.architectures import Architecture
-from interp.compat.nnterp.renaming import RenamingError, record_of, renamed_nnsight, text_config
+from interp.compat.nnterp.rename_utils import get_hidden_size, record_of, renamed_nnsight, text_config
+from interp.compat.nnterp.utils import RenamingError
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer as _Base
-from interp.model.loading import execution_device
+from interp.model import interventions
+from interp.model.accessors import LayerValues
+from interp.model.head import Tail
 from interp.model.places import ModulePlace
-from interp.model.tail import Tail
 
 __all__ = [
     "GetModuleOutput",
@@ -63,6 +66,31 @@ def layer_number(nn_model: Any, layer: int) -> int:
     return layer % count
 
 
+def named(nn_model: Any) -> Any:
+    """A model of interp's; or what its interventions and its readout ask of one, of a plain nnsight model."""
+    return nn_model if isinstance(nn_model, _Base) else _Named(nn_model)
+
+
+class _Named:
+    readout, tail_input = _Base.readout, _Base.tail_input
+
+    def __init__(self, nn_model: Any) -> None:
+        self._module = module = nn_model._module
+        self.get, self.interleaver = nn_model.get, nn_model.interleaver
+        self.architecture = architecture_of(nn_model)
+        self.tail = Tail.of(self.architecture, text_config(module), module)
+        self.num_layers = get_num_layers(nn_model)
+        self.hidden_size = get_hidden_size(module)
+        self.device, self.dtype = module.device, module.dtype
+        self.layer = partial(get_layer, nn_model)
+        self.layers_input, self.layers_output = (
+            LayerValues(partial(self._place, side), self.num_layers, f"layers_{side}") for side in ("input", "output")
+        )
+
+    def _place(self, side: str, layer: int) -> ModulePlace:
+        return ModulePlace(self.layer(layer), side, f"layer {side}")
+
+
 def get_embed_tokens(model: Any) -> Any:
     """The token embedding."""
     return model.get(architecture_of(model).embedding)
@@ -88,14 +116,19 @@ def get_layer_input(nn_model: Any, layer: int) -> Tensor:
     return ModulePlace(get_layer(nn_model, layer), "input", "layer input").read()
 
 
+def layer_output(nn_model: Any, layer: int) -> ModulePlace:
+    """The place of the residual stream after a layer."""
+    return ModulePlace(get_layer(nn_model, layer), "output", "layer output")
+
+
 def get_layer_output(nn_model: Any, layer: int) -> Tensor:
     """The residual stream after a layer, inside a trace."""
-    return ModulePlace(get_layer(nn_model, layer), "output", "layer output").read()
+    return layer_output(nn_model, layer).read()
 
 
 def set_layer_output(nn_model: Any, layer: int, tensor: Tensor) -> None:
     """Replace the residual stream after a layer, inside a trace."""
-    ModulePlace(get_layer(nn_model, layer), "output", "layer output").write(tensor)
+    layer_output(nn_model, layer).write(tensor)
 
 
 def get_attention(nn_model: Any, layer: int) -> Any:
@@ -182,21 +215,14 @@ def project_on_vocab(nn_model: Any, h: Tensor) -> Tensor:
         nn_model: the model.
         h: (..., hidden).
     """
-    return nn_model.readout(h) if isinstance(nn_model, _Base) else _through_tail(nn_model, h)
+    logits: Tensor = named(nn_model).readout(h)
+    return logits
 
 
 def project_negated_on_vocab(nn_model: Any, h: Tensor) -> Tensor:
     """As `project_on_vocab`, with the sign turned after the last norm."""
-    return _through_tail(nn_model, h, negated=True)
-
-
-def _through_tail(nn_model: Any, h: Tensor, *, negated: bool = False) -> Tensor:
-    module, record = nn_model._module, architecture_of(nn_model)
-    tail = Tail.of(record, text_config(module), module)
-    call = nn_model.get if nn_model.interleaver.interleaving else module.get_submodule
-    device = execution_device(module.get_submodule(tail.paths[0]))
-    h = h.to(device=device or h.device, dtype=module.dtype)
-    return tail(h, call, negate=negated)
+    logits: Tensor = named(nn_model).readout(h, negate=True)
+    return logits
 
 
 def skip_layer(nn_model: Any, layer: int, skip_with: Tensor | None = None) -> None:
@@ -212,12 +238,7 @@ def skip_layers(nn_model: Any, start_layer: int, end_layer: int, skip_with: Tens
         start_layer, end_layer: the first and the last layer that is skipped.
         skip_with: (batch, position, hidden), what they give; None: what enters the first.
     """
-    first, last = layer_number(nn_model, start_layer), layer_number(nn_model, end_layer)
-    if last < first:
-        raise InterpError(f"skip_layers: expected start_layer <= end_layer, got {start_layer} and {end_layer}.")
-    value = get_layer_input(nn_model, first) if skip_with is None else skip_with
-    for layer in range(first, last + 1):
-        get_layer(nn_model, layer).skip((value, None) if architecture_of(nn_model).layer_returns_tuple else value)
+    interventions.skip_layers(named(nn_model), start_layer, end_layer, skip_with)
 
 
 class ModuleAccessor:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from interp.architectures import Architecture
 from interp.architectures import RenameConfig as _RenameConfig
-from interp.compat.nnterp.attention_probabilities import AttentionProbabilitiesAccessor
-from interp.compat.nnterp.layer_accessor import IOType, LayerAccessor
+from interp.compat.nnterp.accessors import AttentionProbabilitiesAccessor, IOType, LayerAccessor
 from interp.compat.nnterp.modules import last_token_probs
-from interp.compat.nnterp.renaming import RenameConfig, RenamingError, for_interp, get_ignores, names_at_every_depth
-from interp.compat.nnterp.utils import dummy_inputs
-from interp.compat.nnterp.validation import check_io
+from interp.compat.nnterp.rename_utils import RenameConfig, check_io, for_interp, get_ignores
+from interp.compat.nnterp.utils import RenamingError, dummy_inputs
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer as _Base
+from interp.model.accessors import aliases
+from interp.model.head import closest_tokens
 from interp.model.interventions import Indices
 from interp.model.loading import UnknownKeyword
 
@@ -129,7 +129,7 @@ class StandardizedTransformer(_Base):
     @staticmethod
     def _standard_names(record: Architecture, module: nn.Module) -> dict[Any, list[str]]:
         """The standard names, and at every depth: `model.model.layers`, `model.model.ln_final`."""
-        return names_at_every_depth(record, module)
+        return aliases(record, module, every_depth=True)
 
     @property
     def _model(self) -> nn.Module:
@@ -301,11 +301,4 @@ class StandardizedTransformer(_Base):
         Raises:
             InterpError: `hidden_state` has other axes, or k is out of range.
         """
-        if hidden_state.dim() not in (1, 2):
-            raise InterpError(f"expected (hidden,) or (row, hidden), got shape {tuple(hidden_state.shape)}.")
-        if not 1 <= k <= self.vocab_size:
-            raise InterpError(f"k: expected 1 to {self.vocab_size} (the vocabulary), got {k}.")
-        top = self.readout(hidden_state).float().softmax(-1).topk(k, dim=-1)
-        if hidden_state.dim() == 1:
-            return self.probs_to_dict(top.indices, top.values)
-        return [self.probs_to_dict(ids, values) for ids, values in zip(top.indices, top.values, strict=True)]
+        return closest_tokens(self, hidden_state, k, named=self.probs_to_dict)

@@ -13,11 +13,14 @@ import torch
 import transformers
 from torch import Tensor
 
+from interp.errors import InterpError
+
 __all__ = [
     "NNSIGHT_VERSION",
     "TRANSFORMERS_VERSION",
     "ArchitectureNotFound",
     "DummyCache",
+    "RenamingError",
     "TraceTensor",
     "display_markdown",
     "display_source",
@@ -26,6 +29,7 @@ __all__ = [
     "try_with_scan",
     "unpack_tuple",
 ]
+
 
 NNSIGHT_VERSION = nnsight.__version__
 TRANSFORMERS_VERSION = transformers.__version__
@@ -127,3 +131,7 @@ def try_with_scan(
         raise
     except Exception as trace_error:
         raise error_to_throw from trace_error
+
+
+class RenamingError(InterpError):
+    """A model's modules are not where they were looked for, or do not give what their names say."""

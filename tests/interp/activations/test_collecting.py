@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interp.activations import collect, collect_blocks
-from interp.activations.copies import Copies
+from interp.activations.offload import Copies
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
+from interp.model.verdicts import verdicts_of
 from interp.sites import Site, parse_sites
 from tests.made import watching
 from tests.tiny import NUM_LAYERS, VOCABULARY_SIZE, tiny_model, tiny_tokenizer
@@ -454,7 +455,7 @@ def test_a_model_that_looks_ahead_is_given_whole_prompts_under_a_mask(caplog: py
     with caplog.at_level(logging.WARNING, "interp"):
         given = collect(model, input_ids, sites, positions, batch_tokens=64)["resid_post"]
     assert "looks ahead" in caplog.text
-    assert model.verdicts["causal"] is False
+    assert verdicts_of(model)["causal"] is False
     for row, ids in enumerate(input_ids):
         alone = collect(model, [ids], sites, [range(len(ids))])["resid_post"][:, 0]
         for place, position in enumerate(positions[row]):

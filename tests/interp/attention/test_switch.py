@@ -15,9 +15,8 @@ from transformers import AttentionInterface
 from transformers.models.llama import modeling_llama
 
 from interp.attention import AttentionAccess
-from interp.attention.interface import routing_module
+from interp.attention.interface import SoftmaxPoints, routing_module
 from interp.attention.points import Points
-from interp.attention.softmax import SoftmaxPoints
 from interp.attention.switch import switch_off, switch_on
 from interp.errors import InterpError
 from tests.families import build
@@ -205,7 +204,7 @@ def test_what_cannot_be_had_says_why(model: Traced) -> None:
     assert model.access.available("pattern", 9) == "layer 9 has no attention."
     model._module.config._attn_implementation = "flash_attention_2"
     reason = "attn_implementation='flash_attention_2'.*Load it with 'sdpa' or 'eager'"
-    with pytest.raises(InterpError, match=f"pattern of layer 1 cannot be had.*{reason}"):
+    with pytest.raises(InterpError, match=f"pattern of layer 1 is not available.*{reason}"):
         model.access.read("pattern", 1)
     model._module.config._attn_implementation = "sdpa"
     mamba = AttentionAccess(lambda layer: SimpleNamespace(_module=build("mamba").backbone.layers[layer].mixer), "mamba")
@@ -305,7 +304,7 @@ def test_attention_that_cannot_be_followed_says_so(model: Traced) -> None:
 
     with (
         eager_replaced(model.attention(0)._module, sigmoid),
-        pytest.raises(InterpError, match=r"pattern and scores cannot be had: .*sigmoid does not take a softmax"),
+        pytest.raises(InterpError, match=r"pattern and scores not available: .*sigmoid does not take a softmax"),
         model.trace(**feed(model._module)),
     ):
         model.access.read("pattern", 1)

@@ -22,6 +22,7 @@ from interp.lenses import (
     patchscope_grid_on_prompts,
     patchscope_lens_on_prompts,
 )
+from interp.model.verdicts import verdicts_of
 from interp.sites import Site
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -50,7 +51,7 @@ def read_as_it_is() -> StandardizedTransformer:
     for lens in LENSES.values():
         lens(model)
     generated(model), collected(model)
-    assert model.verdicts["walk"] and model.verdicts["prefixes"]
+    assert verdicts_of(model)["walk"] and verdicts_of(model)["prefixes"]
     return model
 
 
@@ -111,4 +112,4 @@ def test_the_slow_way_is_said_once_and_left_with_the_edits(caplog: pytest.LogCap
     assert np.abs(first - plain).max() > 1e-2
     model.clear_edits()
     np.testing.assert_array_equal(lens(model).log_prob, plain)
-    assert model.verdicts["walk"]
+    assert verdicts_of(model)["walk"]

@@ -23,10 +23,11 @@ from interp.lenses import (
     patchscope_grid,
     patchscope_lens,
 )
-from interp.lenses.tuned.sequences import TokenSequence
-from interp.lenses.tuned.states import token_states
 from interp.model.hooks import hooks_aside, users_hook
+from interp.model.verdicts import verdicts_of
 from interp.sites import Site
+from interp.translators.data import TokenSequence
+from interp.translators.states import token_states
 from tests.interp.lenses.attention_twins import cut_logits, received_logits
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
@@ -104,7 +105,7 @@ def changed(change: str, plain: bool = False) -> Any:
     model = StandardizedTransformer(module, tokenizer=tiny_tokenizer(), verify=False)
     residuals(model)
     lens(model)
-    assert model.verdicts["walk"] and model.verdicts["causal"] and model.verdicts["prompts in one row"]
+    assert verdicts_of(model)["walk"] and verdicts_of(model)["causal"] and verdicts_of(model)["prompts in one row"]
     CHANGES[change](module)
     return model
 
@@ -254,7 +255,7 @@ def test_what_changes_weights_alone_is_no_hook_of_the_user_s() -> None:
         prune.l1_unstructured(module.model.layers[2].mlp.down_proj, "weight", 0.5)
     assert users_hook(model._module) is None
     found = residuals(model)
-    assert model.verdicts["prompts in one row"]
+    assert verdicts_of(model)["prompts in one row"]
     for row, ids in enumerate(PROMPTS):
         stream = plain_run(modules[1], ids)[0]
         torch.testing.assert_close(found[:, row], stream[:, [-1, 2]], atol=1e-4, rtol=1e-4)

@@ -10,6 +10,7 @@ import torch
 
 from interp import StandardizedTransformer
 from interp.activations import collect
+from interp.model.verdicts import verdicts_of
 from interp.sites import Site, parse_sites
 from tests.families import FAMILIES, build
 from tests.interp.forward.alone import BUDGET, off_by, plain_values, prompts
@@ -42,7 +43,7 @@ def test_every_family_gives_what_plain_transformers_gives(name: str) -> None:
             wanted = positions[row]
             assert off_by(found[:, row, : len(wanted)], expected[: layer + 1, wanted]) < 1e-5
     # Whole prompts, packed ones, those behind a prefix.
-    forms = {fits for what, fits in model.verdicts.items() if what.startswith(f"layer {last} at a few tokens")}
+    forms = {fits for what, fits in verdicts_of(model).items() if what.startswith(f"layer {last} at a few tokens")}
     assert False in forms if name in AT_ALL else forms == {True}
 
 
@@ -106,4 +107,4 @@ def test_a_model_that_looks_ahead_runs_its_last_layer_at_all_tokens() -> None:
     for row, prompt in enumerate(ids):
         alone = collect(model, [prompt], sites, [range(5)])["resid_post"]
         torch.testing.assert_close(found[:, row, 0], alone[:, 0, 4], rtol=1e-5, atol=1e-5)
-    assert model.verdicts == {"causal": False}
+    assert verdicts_of(model) == {"causal": False}

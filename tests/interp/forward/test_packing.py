@@ -15,8 +15,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.architectures import submodule
-from interp.forward.cascade import Shared, attend_to
 from interp.forward.packing import Packed
+from interp.forward.shared_attention import Shared, attend_to
+from interp.model.verdicts import verdicts_of
 from interp.sites import Site
 from tests.families import FAMILIES, build
 from tests.interp.forward.alone import BUDGET, off_by, prompts
@@ -84,9 +85,9 @@ def test_which_families_stand_in_one_row(name: str) -> None:
     model = wrapped(name)[0]
     for share in (True, False):
         read(model, prompts(), share=share)
-    assert model.verdicts["prompts in one row"] == (name not in SIDE_BY_SIDE)
-    if model.verdicts["prefixes"]:
-        assert model.verdicts["prompts in one row behind a prefix"] == (name not in SIDE_BY_SIDE | COPYING)
+    assert verdicts_of(model)["prompts in one row"] == (name not in SIDE_BY_SIDE)
+    if verdicts_of(model)["prefixes"]:
+        assert verdicts_of(model)["prompts in one row behind a prefix"] == (name not in SIDE_BY_SIDE | COPYING)
 
 
 @pytest.mark.parametrize("name", DRAWN)

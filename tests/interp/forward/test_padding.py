@@ -15,9 +15,10 @@ from interp.activations import collect
 from interp.architectures import RenameConfig
 from interp.errors import InterpError
 from interp.lenses import logit_lens_on_prompts, patchscope_generate, patchscope_grid, patchscope_lens
-from interp.lenses.tuned.sequences import TokenSequence
-from interp.lenses.tuned.states import token_states
+from interp.model.verdicts import verdicts_of
 from interp.sites import Site
+from interp.translators.data import TokenSequence
+from interp.translators.states import token_states
 from tests.families import build
 from tests.interp.forward.small import MaskedForCausalLM, SmallForCausalLM, small_model
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -71,7 +72,7 @@ def test_everything_that_pads_gives_what_single_prompts_give(kind: str, renamed:
     before = patchscope_lens(model, LATENTS[1:], PROMPTS, POSITIONS, GROUPS, layers=[1, 2], site="resid_pre")
     grid = patchscope_grid(model, LATENTS[[0]], PROMPTS, POSITIONS, GROUPS, source_layers=[0], target_layers=[1])
     texts = patchscope_generate(model, LATENTS, PROMPTS, POSITIONS, layers=layers, max_new_tokens=4, stop_ids=())
-    assert model.verdicts["padding on the left"] is False
+    assert verdicts_of(model)["padding on the left"] is False
     at = 0
     for row, (ids, position) in enumerate(zip(PROMPTS, POSITIONS, strict=True)):
         stream, logits = plain_run(module, ids)
@@ -139,7 +140,7 @@ def test_the_trial_in_a_trace_leaves_the_trace_alone() -> None:
             hidden = edited.read("resid_post.2").clone().save()
     handle.remove()
     assert ran == [(3, 7, 32)] * 2
-    assert model.verdicts["padding on the left"]
+    assert verdicts_of(model)["padding on the left"]
     assert tuple(pattern.shape) == (3, 4, 7, 7)
     for row, ids in enumerate(PROMPTS[:3]):
         with edited.trace([ids]):
@@ -152,7 +153,7 @@ def test_the_trial_does_not_take_the_mask_of_recurrent_layers_away() -> None:
     model = StandardizedTransformer(build("recurrent_gemma"), tokenizer=tiny_tokenizer(), verify=False)
     with model.trace(PROMPTS[:3]):
         together = model.logits[:, -1].clone().save()
-    assert model.verdicts["padding on the left"]
+    assert verdicts_of(model)["padding on the left"]
     plain = build("recurrent_gemma")
     for row, ids in enumerate(PROMPTS[:3]):
         expected = plain(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]

@@ -13,7 +13,6 @@ import torch
 from interp import InterpError, StandardizedTransformer
 from interp.activations import collect
 from interp.lenses import (
-    TunedLens,
     attention_knockout_on_prompts,
     attention_object_lens_on_prompts,
     direct_logit_attribution,
@@ -23,8 +22,8 @@ from interp.lenses import (
     patchscope_lens,
     patchscope_lens_on_prompts,
 )
-from interp.lenses.tuned import GivenSequences, evaluate_tuned_lens
 from interp.sites import Site
+from interp.translators import GivenSequences, TunedLens, evaluate_tuned_lens
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [[1, 17, 33, 250], [1, 8]]

@@ -20,8 +20,7 @@ from interp.activations import collect
 from interp.architectures import submodule
 from interp.errors import InterpError
 from interp.lenses import attention_knockout, attention_object_lens, patchscope_generate, patchscope_lens
-from interp.model.regimes import SMALL, regimes
-from interp.model.verdicts import verdict
+from interp.model.verdicts import SMALL, regimes, verdict, verdicts_of
 from interp.sites import Site
 from tests.families import FAMILIES
 from tests.families.cases import Family, initialized
@@ -119,9 +118,9 @@ def test_collecting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         )["resid_post"]  # fmt: skip
         for index, row in enumerate(rows):
             assert off_by(found[:, index], expected[row][:, [-1, len(PROMPTS[row]) // 2]]) < 1e-4
-    long = [verdict for verdict in model.verdicts if verdict.endswith(f"beyond {LIMIT} tokens")]
+    long = [verdict for verdict in verdicts_of(model) if verdict.endswith(f"beyond {LIMIT} tokens")]
     assert long
-    in_one_row = model.verdicts.get(f"prompts in one row beyond {LIMIT} tokens", False)
+    in_one_row = verdicts_of(model).get(f"prompts in one row beyond {LIMIT} tokens", False)
     assert in_one_row == (name in IN_ONE_ROW)
 
 
@@ -164,7 +163,7 @@ def test_patchscopes_and_generation(name: str) -> None:
 def test_lenses_on_attention(name: str) -> None:
     """Together, and each prompt alone by plain traces."""
     model, alone, targets = wrapped(name), wrapped(name), [PROMPTS[row] for row in TARGETS]
-    alone.verdicts |= {"attention that is cut": False, "attention that receives other vectors": False}
+    verdicts_of(alone).update({"attention that is cut": False, "attention that receives other vectors": False})
     groups: Any = [[[3, 4], [7]]] * len(TARGETS)
     blocks: Any = [{"b": [position - 1, position]} for position in POSITIONS]
     received = latents(name) / latents(name).norm(dim=-1, keepdim=True)

@@ -20,6 +20,7 @@ from interp.lenses import (
     patchscope_grid,
     patchscope_lens,
 )
+from interp.model.verdicts import verdicts_of
 from interp.sites import Site
 from tests.interp.lenses.attention_twins import cut_logits, received_logits
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
@@ -80,7 +81,7 @@ def test_patchscopes(rope: str, site: str) -> None:
     grid = patchscope_grid(
         model, LATENTS[[0, 3]], PROMPTS, POSITIONS, GROUPS, source_layers=[0, 3], target_layers=[2], site=site
     )
-    assert site == "resid_pre" or model.verdicts["walk"]
+    assert site == "resid_pre" or verdicts_of(model)["walk"]
     for example, (ids, position) in enumerate(zip(PROMPTS, POSITIONS, strict=True)):
         assert lens.baseline is not None
         np.testing.assert_allclose(np.exp(lens.baseline[example]), by_group(logits_of(rope, ids, 0, {})), atol=1e-5)
@@ -117,7 +118,7 @@ def test_generation_over_the_limit(rope: str, caplog: pytest.LogCaptureFixture) 
 def test_lenses_on_attention(rope: str, way: str) -> None:
     model = standardized(rope)
     if way == "slow":
-        model.verdicts |= {"attention that is cut": False, "attention that receives other vectors": False}
+        verdicts_of(model).update({"attention that is cut": False, "attention that receives other vectors": False})
     blocks = [{"block": [len(ids) // 2, 1]} for ids in PROMPTS]
     cut = attention_knockout(model, PROMPTS, blocks, GROUPS, window=2, layers=[0, 2])
     received = attention_object_lens(

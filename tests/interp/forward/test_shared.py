@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.forward import SharedPrefix, plan_prefixes, prefixes_fit
+from interp.model.verdicts import verdicts_of
 from interp.sites import Site
 from tests.families import FAMILIES, build
 from tests.interp.forward.alone import BUDGET, off_by, plain_values, prompts, random_ids
@@ -45,8 +46,8 @@ def test_every_family_gives_what_plain_transformers_gives_of_each_prompt(
         assert off_by(shared[:, row], expected[:, positions[row]]) < 1e-5
         assert off_by(apart[:, row], expected[:, positions[row]]) < 1e-5
     assert torch.equal(shared, again)
-    assert model.verdicts["causal"]
-    assert model.verdicts["prefixes"] == (name not in WHOLE)
+    assert verdicts_of(model)["causal"]
+    assert verdicts_of(model)["prefixes"] == (name not in WHOLE)
     said = [record.message for record in caplog.records if "run as a whole" in record.message]
     assert len(said) == (name in WHOLE), said  # said once, in one line
 
@@ -58,7 +59,7 @@ def test_in_bfloat16_sharing_adds_no_error_to_that_of_the_dtype(name: str) -> No
     shared = collect(*given, batch_tokens=BUDGET)["resid_post"]
     alone = collect(*given, batch_tokens=1, share_prefixes=False)["resid_post"]
     assert shared.dtype == torch.bfloat16
-    assert model.verdicts["prefixes"]
+    assert verdicts_of(model)["prefixes"]
     for row, expected in enumerate(plain_values(name)):  # in float32
         error = off_by(alone[:, row].float(), expected[-1:, -1:])
         assert off_by(shared[:, row].float(), expected[-1:, -1:]) < 1.25 * error + 2e-3
@@ -152,14 +153,14 @@ def test_a_family_whose_continuations_give_other_numbers_is_found_out(caplog: py
     last = [[len(ids) - 1] for ids in prompts()]
     with caplog.at_level(logging.WARNING, logger="interp"):
         collect(model, prompts(), sites, last, batch_tokens=BUDGET)
-    assert model.verdicts["prefixes"] is False
+    assert verdicts_of(model)["prefixes"] is False
     assert "a shared beginning gives other numbers in this family" in caplog.text
 
 
 def test_the_verdict_is_of_the_first_prompts_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     model = StandardizedTransformer(tiny_model("qwen3"), tokenizer=tiny_tokenizer(), verify=False)
     assert prefixes_fit(model, prompts()[:3], 10)
-    monkeypatch.setattr("interp.forward.shared._misfit", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("interp.forward.prefix_groups._trial", lambda *_: pytest.fail("asked again"))
     assert prefixes_fit(model, prompts()[:3], 10)
 
     def exhausted(*_: object) -> None:
@@ -171,4 +172,4 @@ def test_the_verdict_is_of_the_first_prompts_and_kept(monkeypatch: pytest.Monkey
     with pytest.raises(torch.OutOfMemoryError):  # says nothing about the family
         prefixes_fit(fresh, prompts()[:3], 10)
     handle.remove()
-    assert "prefixes" not in fresh.verdicts
+    assert "prefixes" not in verdicts_of(fresh)

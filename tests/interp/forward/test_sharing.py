@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AttentionInterface
 
-from interp.forward import CleanRun, walk_fits
-from interp.forward.cascade import Shared, attend_to
-from interp.forward.sharing import hold, sharing
-from tests.interp.forward.test_walk import wrapped
+from interp.forward.shared_attention import Shared, attend_to, hold, sharing
+from interp.model.verdicts import verdicts_of
+from interp.patching import CleanRun, walk_fits
+from interp.patching.patched_runs import WALKERS_READ_ONE_PREFIX
+from tests.interp.patching.test_walk import wrapped
 
 # Grouped queries, a sliding window, a softcap, parallel layers, norms after, experts, sinks, learned positions.
 SHARING = ["llama", "mistral", "gemma2", "gemma3_text", "phi", "cohere2", "olmo2", "mixtral", "gpt_oss", "gpt2", "opt"]
@@ -23,14 +24,14 @@ COPYING = ["gptj", "falcon_alibi", "mpt", "deepseek_v3", "diffllama"]
 def test_families_of_every_kind_share(name: str) -> None:
     model = wrapped(name)
     assert walk_fits(model, 9)
-    assert model.shares_prefix
+    assert verdicts_of(model)[WALKERS_READ_ONE_PREFIX]
 
 
 @pytest.mark.parametrize("name", COPYING)
 def test_families_with_attention_of_their_own_are_given_copies(name: str) -> None:
     model = wrapped(name)
     assert walk_fits(model, 9)
-    assert not model.shares_prefix
+    assert not verdicts_of(model)[WALKERS_READ_ONE_PREFIX]
 
 
 @pytest.mark.parametrize("name", SHARING)
@@ -49,11 +50,11 @@ def test_a_shared_prefix_gives_what_copies_give(name: str, prompts: int, start: 
         blocked[1, :, -1, 2:5] = True
         for hidden in (None, blocked):
             shared = run.through(layer, rows, hidden)
-            model.shares_prefix = False
+            verdicts_of(model)[WALKERS_READ_ONE_PREFIX] = False
             try:
                 copied = run.through(layer, rows, hidden)
             finally:
-                model.shares_prefix = True
+                verdicts_of(model)[WALKERS_READ_ONE_PREFIX] = True
             torch.testing.assert_close(shared, copied, rtol=1e-4, atol=1e-5)
 
 

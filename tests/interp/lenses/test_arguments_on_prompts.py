@@ -27,9 +27,9 @@ from interp.lenses import (
     patchscope_lens,
     patchscope_lens_on_prompts,
 )
-from interp.lenses.maps import AffineMap, AffinePairs
 from interp.prompts import answer_tokens
 from interp.results import LensResult
+from interp.translators.affine_maps import AffineMap, AffinePairs
 from tests.interp.lenses.attention_twins import attention_inputs
 from tests.interp.lenses.patched import PatchedTwin, wrapped
 from tests.tiny import tiny_tokenizer

@@ -18,6 +18,7 @@ from interp import StandardizedTransformer
 from interp.architectures import submodule
 from interp.errors import InterpError
 from interp.lenses import attention_object_lens
+from interp.model.verdicts import verdicts_of
 from tests.families import build
 from tests.interp.lenses.attention_twins import attention_inputs, received_logits
 from tests.interp.lenses.twins import assert_equal, expected
@@ -91,7 +92,7 @@ def test_equals_the_twin(name: str, caplog: pytest.LogCaptureFixture) -> None:
         )  # fmt: skip
     windows = [range(layer, min(layer + 2, model.num_layers)) for layer in layers]
     assert_equal(result.arrays(), by_hand(name, latents, windows), atol=1e-5)
-    assert model.verdicts["attention that receives other vectors"] == (name in FAST)
+    assert verdicts_of(model)["attention that receives other vectors"] == (name in FAST)
     assert len([record for record in caplog.records if "(slow)" in record.message]) == (name in SLOW)
 
 
@@ -160,7 +161,7 @@ def test_batches_order_memory_and_the_slow_way_change_nothing(name: str, monkeyp
     monkeypatch.setattr("interp.batching.WALKING_TOKENS", 1)
     backwards: Any = [part[::-1] for part in (TARGETS, POSITIONS, GROUPS)]
     other = attention_object_lens(model, latents.flip(1), *backwards, num_layers=2, batch_size=1)
-    monkeypatch.setitem(model.verdicts, "attention that receives other vectors", False)
+    monkeypatch.setitem(verdicts_of(model), "attention that receives other vectors", False)
     slow = attention_object_lens(model, latents, TARGETS, POSITIONS, GROUPS, num_layers=2, batch_size=3)
     for key, values in whole.arrays().items():
         np.testing.assert_allclose(other.arrays()[key], values[::-1], atol=1e-4, rtol=1e-4, err_msg=key)
@@ -215,7 +216,7 @@ def test_bfloat16_is_near_float32() -> None:
     coarse = StandardizedTransformer(build("llama").bfloat16(), tokenizer=tiny_tokenizer(), verify=False)
     latents = sources("llama")
     result = attention_object_lens(coarse, latents, TARGETS, POSITIONS, GROUPS, num_layers=2, top_k=3)
-    assert coarse.verdicts["attention that receives other vectors"]
+    assert verdicts_of(coarse)["attention that receives other vectors"]
     wanted = by_hand("llama", latents, [range(n, min(n + 2, 4)) for n in range(4)])
     np.testing.assert_allclose(np.exp(result.log_prob), np.exp([one["log_prob"] for one in wanted]), atol=0.05)
 

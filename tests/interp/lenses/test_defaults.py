@@ -13,7 +13,6 @@ import torch
 from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.lenses import (
-    IdentityMap,
     attention_knockout_on_prompts,
     attention_object_lens_on_prompts,
     direct_logit_attribution,
@@ -25,9 +24,9 @@ from interp.lenses import (
     patchscope_lens_on_prompts,
     tuned_lens,
 )
-from interp.lenses.tuned import GivenSequences, TuningSettings, evaluate_tuned_lens, train_tuned_lens
-from interp.model.proof import prove
+from interp.model.verify import prove
 from interp.sites import Site
+from interp.translators import GivenSequences, IdentityMap, TuningSettings, evaluate_tuned_lens, train_tuned_lens
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = ["The quick brown fox", "king king 1135 hello", "The quick brown dog"]

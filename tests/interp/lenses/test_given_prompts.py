@@ -24,8 +24,8 @@ from interp.lenses import (
     patchscope_lens,
     patchscope_lens_on_prompts,
 )
-from interp.lenses.tuned import GivenSequences, TunedLens, evaluate_tuned_lens
 from interp.sites import Site
+from interp.translators import GivenSequences, TunedLens, evaluate_tuned_lens
 from tests.families import build
 from tests.interp.lenses.patched import wrapped
 from tests.tiny import tiny_tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from interp import StandardizedTransformer
 from interp.architectures import submodule
 from interp.errors import InterpError
-from interp.forward import CleanRun
 from interp.lenses import attention_knockout
-from interp.lenses.layer_windows import windows_of
+from interp.lenses.reading import windows_of
+from interp.model.verdicts import verdicts_of
+from interp.patching import CleanRun
 from tests.families import build
 from tests.interp.lenses.attention_twins import cut_logits
 from tests.interp.lenses.twins import assert_equal, expected
@@ -104,7 +106,7 @@ def test_equals_the_twin(name: str, caplog: pytest.LogCaptureFixture) -> None:
         )
     windows = [range(layer, min(layer + 2, model.num_layers)) for layer in layers]
     assert_equal(result.arrays(), by_hand(name, windows), atol=1e-5)
-    assert model.verdicts["attention that is cut"] == (name in FAST)
+    assert verdicts_of(model)["attention that is cut"] == (name in FAST)
     assert len([record for record in caplog.records if "(slow)" in record.message]) == (name in SLOW)
 
 
@@ -124,7 +126,7 @@ def test_some_heads_equal_the_twin(name: str, caplog: pytest.LogCaptureFixture) 
         )  # fmt: skip
     windows = [range(layer, min(layer + 2, model.num_layers)) for layer in layers]
     assert_equal(result.arrays(), by_hand(name, windows, heads=heads), atol=1e-5)
-    assert model.verdicts["attention that is cut in some heads"] == (name in FAST)
+    assert verdicts_of(model)["attention that is cut in some heads"] == (name in FAST)
 
 
 def test_the_same_heads_in_every_layer_and_layers_without_any() -> None:
@@ -159,7 +161,7 @@ def test_any_heads(name: str, window: int, heads: dict[int, list[int]], way: str
     layers = [layer for layer in range(4) if any(layer <= held < layer + window for held in heads)]
     with pytest.MonkeyPatch.context() as patch:
         if way == "slow":
-            patch.setitem(model.verdicts, "attention that is cut in some heads", False)
+            patch.setitem(verdicts_of(model), "attention that is cut in some heads", False)
         result = attention_knockout(
             model, PROMPTS[:2], BLOCKS[:2], GROUPS[:2], window=window, layers=layers, heads=heads,
             query_positions=QUERIES[:2], top_k=3,
@@ -171,7 +173,7 @@ def test_any_heads(name: str, window: int, heads: dict[int, list[int]], way: str
 
 def test_heads_that_cannot_be_told_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = StandardizedTransformer(build("llama"), tokenizer=tiny_tokenizer(), verify=False)
-    monkeypatch.setattr("interp.forward.blocking.heads_in", lambda *_: 2)
+    monkeypatch.setattr("interp.patching.knockout.heads_in", lambda *_: 2)
     with pytest.raises(InterpError, match=r"scores of 4 heads, and 2 by its config, so heads cannot be told apart"):
         attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, heads=[0], query_positions=QUERIES)
 
@@ -219,7 +221,9 @@ def test_batches_order_and_memory_change_nothing(name: str, monkeypatch: pytest.
     model, _ = loaded(name)
     whole = attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, query_positions=QUERIES)
     backwards = [part[::-1] for part in (PROMPTS, BLOCKS, GROUPS, QUERIES)]
-    monkeypatch.setattr("interp.lenses.knockout.WALKING_TOKENS", 1)  # one entry walks at a time
+    monkeypatch.setattr(
+        import_module("interp.lenses.attention_knockout"), "WALKING_TOKENS", 1
+    )  # one entry walks at a time
     other = attention_knockout(model, *backwards[:3], window=2, query_positions=backwards[3], batch_size=1)
     for key, values in whole.arrays().items():
         np.testing.assert_allclose(other.arrays()[key], values[::-1], atol=1e-4, rtol=1e-4, err_msg=key)
@@ -234,8 +238,8 @@ def test_rows_that_walk_together_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
         return through(self, layer, hidden, blocked)
 
     monkeypatch.setattr(CleanRun, "through", watched)
-    for module in ("interp.lenses.knockout", "interp.batching"):
-        monkeypatch.setattr(f"{module}.WALKING_TOKENS", 40)
+    for module in ("interp.lenses.attention_knockout", "interp.batching"):
+        monkeypatch.setattr(import_module(module), "WALKING_TOKENS", 40)
     for copies in (1, 5):  # 3 blocks in 4 windows
         attention_knockout(model, PROMPTS * copies, BLOCKS * copies, GROUPS * copies, window=2)
         assert max(tokens) <= 40
@@ -244,7 +248,7 @@ def test_rows_that_walk_together_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_slow_way_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = loaded("gpt_oss")
     fast = attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, query_positions=QUERIES)
-    monkeypatch.setitem(model.verdicts, "attention that is cut", False)
+    monkeypatch.setitem(verdicts_of(model), "attention that is cut", False)
     slow = attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, query_positions=QUERIES)
     for key, values in fast.arrays().items():
         np.testing.assert_allclose(slow.arrays()[key], values, atol=1e-4, rtol=1e-4, err_msg=key)
@@ -286,14 +290,14 @@ def test_any_window_and_positions(
 def test_a_softmax_over_nothing_is_refused(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = loaded("llama")
     if way == "slow":
-        monkeypatch.setitem(model.verdicts, "attention that is cut", False)
+        monkeypatch.setitem(verdicts_of(model), "attention that is cut", False)
     everything = [{"some": [0], "all": list(range(len(ids)))} for ids in PROMPTS[1:3]]
     with pytest.raises(InterpError, match="example 1 blocks everything that its token -1 sees in layer 1"):
         attention_knockout(model, PROMPTS[1:3], everything, window=1, layers=[1])
     # The last four are all that a layer with a window of four sees.
     model, _ = loaded("gemma2")
     if way == "slow":
-        monkeypatch.setitem(model.verdicts, "attention that is cut", False)
+        monkeypatch.setitem(verdicts_of(model), "attention that is cut", False)
     blocks = [{"near": [3, 4, 5, 6]}]
     with pytest.raises(InterpError, match="example 0 blocks everything that its token -1 sees in layer 0"):
         attention_knockout(model, PROMPTS[:1], blocks, window=2, layers=[0])
@@ -305,7 +309,7 @@ def test_a_sink_is_left_where_nothing_else_is(way: str, monkeypatch: pytest.Monk
     model, _ = loaded("gpt_oss")
     attention_knockout(model, PROMPTS[:1], BLOCKS[:1], window=1)
     if way == "slow":
-        monkeypatch.setitem(model.verdicts, "attention that is cut", False)
+        monkeypatch.setitem(verdicts_of(model), "attention that is cut", False)
     blocks = [{"all": list(range(len(ids)))} for ids in PROMPTS]
     result = attention_knockout(model, PROMPTS, blocks, GROUPS, window=1, query_positions=QUERIES, top_k=3)
     assert_equal(result.arrays(), by_hand("gpt_oss", [range(n, n + 1) for n in range(4)], blocks=blocks), atol=1e-5)
@@ -322,7 +326,7 @@ def test_bfloat16_is_near_float32() -> None:
     """Stated tolerance: 0.05 in probability; bfloat16 has 8 bits of mantissa, rounded at every layer."""
     coarse = StandardizedTransformer(build("llama").bfloat16(), tokenizer=tiny_tokenizer(), verify=False)
     result = attention_knockout(coarse, PROMPTS, BLOCKS, GROUPS, window=2, query_positions=QUERIES, top_k=3)
-    assert coarse.verdicts["attention that is cut"]
+    assert verdicts_of(coarse)["attention that is cut"]
     wanted = np.stack([one["log_prob"] for one in by_hand("llama", [range(n, min(n + 2, 4)) for n in range(4)])])
     np.testing.assert_allclose(np.exp(result.log_prob), np.exp(wanted), atol=0.05)
 
@@ -332,7 +336,7 @@ def test_the_model_is_as_it_was_also_after_an_exception(way: str) -> None:
     module: Any = build("llama")
     model = StandardizedTransformer(module, tokenizer=tiny_tokenizer(), verify=False)
     attention_knockout(model, PROMPTS[:1], BLOCKS[:1], window=1)
-    model.verdicts["attention that is cut"] = way == "fast"
+    verdicts_of(model)["attention that is cut"] = way == "fast"
     ids = torch.tensor(PROMPTS[:1])
     with torch.no_grad():
         before = module(input_ids=ids).logits

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from interp.lenses import (
-    AffineMap,
     attention_knockout_on_prompts,
     attention_object_lens_on_prompts,
     direct_logit_attribution,
@@ -23,9 +22,9 @@ from interp.lenses import (
     patchscope_lens_on_prompts,
     tuned_lens,
 )
-from interp.lenses.tuned import TunedLens, evaluate_tuned_lens
 from interp.model import StandardizedTransformer
-from tests.interp.lenses.tuned.conftest import random_sequences
+from interp.translators import AffineMap, TunedLens, evaluate_tuned_lens
+from tests.interp.translators.conftest import random_sequences
 from tests.made import TensorsMade
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, VOCABULARY_SIZE
 
@@ -87,7 +86,7 @@ def test_no_row_of_logits_is_made(lens: str, standardized: Standardized, monkeyp
     model, other = standardized("gemma2"), standardized("llama")
     run(lens, model, other, 8)  # what is found out about a model once is found out
     monkeypatch.setattr("interp.batching.CPU_ELEMENTS", 64 * (2 * NUM_LAYERS + 2))
-    monkeypatch.setattr("interp.readout.plan.CPU_TOKENS", 64)
+    monkeypatch.setattr("interp.readout.stream.CPU_TOKENS", 64)
     with TensorsMade() as made:
         run(lens, model, other, 16)
     assert rows_of_logits(made) == 0
@@ -108,7 +107,7 @@ def test_what_is_made_does_not_grow_with_the_prompts(
     lens: str, standardized: Standardized, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four times the prompts, in batches of the same size: no larger tensor (results of these few are smaller)."""
-    monkeypatch.setattr("interp.lenses.patchscope_prompts._AT_ONCE", 8)
+    monkeypatch.setattr("interp.lenses.sources._AT_ONCE", 8)
     monkeypatch.setattr("interp.batching.CPU_ELEMENTS", 1 << 15)
     model, other = standardized("gemma2"), standardized("llama")
     run(lens, model, other, 8)

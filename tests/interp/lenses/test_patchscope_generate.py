@@ -15,10 +15,11 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.forward import Sampling, generation_fits
 from interp.lenses import patchscope_generate
 from interp.lenses.patchscope_generate import stop_tokens
 from interp.model import StandardizedTransformer
+from interp.model.verdicts import verdicts_of
+from interp.patching import Sampling, generation_fits
 from tests.families import build
 from tests.interp.lenses.patched import FAST, SLOW, PatchedTwin, wrapped
 from tests.tiny import tiny_tokenizer
@@ -126,7 +127,7 @@ def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_plain_way_draws_the_same() -> None:
     fast = wrapped("llama")
     slow = StandardizedTransformer(build("llama"), tokenizer=tiny_tokenizer(), verify=False)
-    slow.verdicts["walk"] = False
+    verdicts_of(slow)["walk"] = False
     given: dict[str, Any] = dict(
         target_ids=IDS, target_positions=AT, layers=[1, 3], max_new_tokens=6, temperature=1.0, seed=5, stop_ids=[2]
     )

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses import patchscope_grid, patchscope_lens
-from interp.lenses.maps import AffineMap, AffinePairs
 from interp.model import StandardizedTransformer
+from interp.translators.affine_maps import AffineMap, AffinePairs
 from tests.families import build
 from tests.interp.lenses.patched import FAST, SLOW, PatchedTwin, wrapped
 from tests.tiny import tiny_tokenizer
@@ -170,7 +170,7 @@ def test_no_examples() -> None:
         ({"source_layers": [0, 1]}, r"latents: expected shape \(layer, example, hidden_size\) = \(2, 4, 32\)"),
         ({"target_layers": [4]}, "layers of the model, 0 to 3"),
         ({"target_layers": []}, "ascending order"),
-        ({"patch": "from_layer"}, r"got none of \[3\] among source_layers"),
+        ({"patch": "from_layer"}, r"needs latents of layers \[1, 2, 3\], got none of \[3\]"),
         ({"patch": "both"}, "patch: unknown 'both'"),
         ({"site": "embed"}, "a kind of site that each layer has, got 'embed'"),
         ({"latents": torch.zeros(3, 4, 20)}, r"got \(3, 4, 20\). Latents of another model need a `mapping`"),

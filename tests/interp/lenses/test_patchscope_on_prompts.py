@@ -17,8 +17,8 @@ from interp.lenses import (
     patchscope_grid_on_prompts,
     patchscope_lens_on_prompts,
 )
-from interp.lenses.maps import AffineMap
 from interp.prompts import Prompt, TargetPrompt, entity_description_prompt
+from interp.translators.affine_maps import AffineMap
 from tests.interp.lenses.patched import PatchedTwin, wrapped
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -50,7 +50,7 @@ def test_the_lens_reads_the_last_token_and_writes_over_the_placeholder(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, twin = wrapped(name), PatchedTwin(name)
-    monkeypatch.setattr(import_module("interp.lenses.patchscope_prompts"), "_AT_ONCE", 3)
+    monkeypatch.setattr(import_module("interp.lenses.sources"), "_AT_ONCE", 3)
     found = patchscope_lens_on_prompts(model, SOURCES, "cat", targets=WORDS, top_k=2)
     assert found.group_names == ("a", "b")
     target = ids_of(CAT)
@@ -182,7 +182,7 @@ def test_generation_from_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
             wanted, _ = twin.greedy(ids, [len(ids) - 1], {layer: latent}, 4, stop=2)
             assert list(found.ids[example][place]) == wanted
     drawn = patchscope_generate_on_prompts(model, SOURCES, target, **given, temperature=1.0, seed=4)
-    monkeypatch.setattr(import_module("interp.lenses.patchscope_prompts"), "_AT_ONCE", 1)
+    monkeypatch.setattr(import_module("interp.lenses.sources"), "_AT_ONCE", 1)
     assert patchscope_generate_on_prompts(model, SOURCES, target, **given, temperature=1.0, seed=4).ids == drawn.ids
     assert drawn.ids != found.ids
 

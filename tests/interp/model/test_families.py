@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from interp import StandardizedTransformer
 from interp.architectures import Sublayer, submodule
 from interp.errors import InterpError
-from interp.model.proof import failures, prove
+from interp.model.verify import failures, prove
 from interp.sites import HIDDEN_KINDS, LAYER_KINDS, Site
 from tests.families import FAMILIES, build
 from tests.tiny import tiny_tokenizer

@@ -18,8 +18,9 @@ from interp.lenses import (
     patchscope_generate_on_prompts,
     patchscope_lens_on_prompts,
 )
-from interp.lenses.tuned import GivenSequences, TunedLens, evaluate_tuned_lens
+from interp.model.verdicts import verdicts_of
 from interp.sites import Site
+from interp.translators import GivenSequences, TunedLens, evaluate_tuned_lens
 from tests.families import build
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -134,7 +135,7 @@ def test_packed_prompts_are_no_longer_than_each() -> None:
     model = short("gpt2")
     prompts = [[1, *range(5, 5 + length)] for length in (12, 9, 14, 3)]
     found = logit_lens_on_prompts(model, prompts)
-    assert model.verdicts["prompts in one row"]
+    assert verdicts_of(model)["prompts in one row"]
     for row, ids in enumerate(prompts):
         own = logit_lens_on_prompts(model, [ids])
         np.testing.assert_allclose(found.entropy[row], own.entropy[0], atol=1e-5)

@@ -14,7 +14,7 @@ from interp.architectures import RenameConfig
 from interp.errors import InterpError
 from interp.lenses import logit_lens_on_prompts
 from interp.model.digest import model_digest
-from interp.model.proof import prove
+from interp.model.verify import prove
 from tests.apart import torchao_quantization
 from tests.interp.reference import IDS
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from interp import StandardizedTransformer
 from interp.errors import InterpError
-from interp.model.tokens import bare_tokenizer
+from interp.prompts.encoding import bare_tokenizer
 from interp.text import token_text
 from tests.interp.reference import plain, wrapped
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pipeline.config.lens import LENSES
-from pipeline.config.paths import HUB_DATASET, HUB_MODEL, ROOT, localize
-from pipeline.config.task import TASKS
-from pipeline.config.validate import SECTIONS, Config, plain, validate
+from pipeline.config import base
+from pipeline.config.collect import CollectConfig, StoreConfig
+from pipeline.config.evaluate import EvaluateConfig, ReportConfig
+from pipeline.config.lens import LensConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.paths import HUB_DATASET, HUB_MODEL
+from pipeline.config.task import TaskConfig
+from pipeline.config.tracking import CacheConfig, TrackingConfig
+from pipeline.config.tune import TuneConfig
+from pipeline.project import CODE
+from pipeline.validate import SECTIONS, Config, localize, plain, validate
 
-CONF = ROOT / "conf"
+CONF = CODE / "conf"
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 
@@ -22,7 +31,7 @@ MODELS = sorted(file.stem for file in (CONF / "model").glob("*.yaml"))
 def composed(*overrides: str) -> dict[str, Any]:
     """The config of a command line, as a run folder gets it."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return localize(plain(compose("config", overrides=list(overrides))), ROOT)
+        return localize(plain(compose("config", overrides=list(overrides))), CODE)
 
 
 def valid(*overrides: str) -> Config:
@@ -30,22 +39,49 @@ def valid(*overrides: str) -> Config:
 
 
 def keys(schema: type) -> set[str]:
-    return set(schema.__dataclass_fields__)  # type: ignore[attr-defined]
+    return {described.name for described in fields(schema)}
 
 
 def test_defaults_are_complete() -> None:
     values = composed()
-    assert list(values) and set(values) == set(SECTIONS), "no section is missing and nothing else is in params.yaml"
+    assert list(values) and set(values) == {*SECTIONS, "plugins"}, "none is missing, and nothing else is there"
     typed = validate(values)
     for section in ("model", "collect", "tune", "evaluate", "report", "store", "cache", "tracking"):
         assert set(values[section]) == keys(type(getattr(typed, section))), section
     assert list(typed.lens) == ["logit_lens", "patchscope", "patchscope_query", "patchscope_query_mean"]
 
 
-@pytest.mark.parametrize("kind", TASKS)
+# What a choice of `conf/` is about, where its schema says the simplest: which languages, which prompt.
+CHOSEN = {
+    "task/translation": {"source_languages", "latent_languages", "patch_into", "single_token_queries"},
+    "lens/patchscope_generate": {"target", "target_prompt"},
+    "tune/off": {"depends_on"},
+}
+SCHEMAS = {
+    "model/demo": ModelConfig, "collect/default": CollectConfig, "store/default": StoreConfig, "tune/off": TuneConfig,
+    "evaluate/default": EvaluateConfig, "report/default": ReportConfig, "cache/default": CacheConfig,
+    "tracking/default": TrackingConfig,
+    **{f"task/{kind}": schema for kind, schema in TaskConfig.kinds.items()},
+    **{f"lens/{kind}": schema for kind, schema in LensConfig.kinds.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", SCHEMAS)
+def test_there_is_one_default(choice: str) -> None:
+    """That of `conf/`: what a schema fills in where a section is written by hand is the same."""
+    written = yaml.safe_load((CONF / f"{choice}.yaml").read_text(encoding="utf-8"))
+    differ = set()
+    for described in fields(SCHEMAS[choice]):
+        default = described.default_factory() if callable(described.default_factory) else described.default
+        if default != base.MISSING and written.get(described.name, default) != default:
+            differ.add(described.name)
+    assert differ == CHOSEN.get(choice, set())
+
+
+@pytest.mark.parametrize("kind", TaskConfig.kinds)
 def test_each_task_runs_with_the_lenses_that_it_chooses(kind: str) -> None:
     values = composed(f"task={kind}")
-    assert set(values["task"]) == keys(TASKS[kind])
+    assert set(values["task"]) == keys(TaskConfig.kinds[kind])
     validate(values)
 
 
@@ -55,7 +91,7 @@ def test_each_lens_is_complete(file: Path) -> None:
     lenses = values.get("lens", {})
     assert list(lenses) == ([] if file.stem == "none" else [file.stem])
     for lens in lenses.values():
-        assert set(lens) == keys(LENSES[lens["kind"]])
+        assert set(lens) == keys(LensConfig.kinds[lens["kind"]])
     validate(values)
 
 

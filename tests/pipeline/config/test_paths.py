@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.paths import HUB_DATASET, HUB_MODEL, ROOT, is_local, localize, localized_path
+from pipeline.config.paths import HUB_DATASET, HUB_MODEL, is_local, localized_path
+from pipeline.project import CODE
+from pipeline.validate import localize
 
 
 @pytest.mark.parametrize(
@@ -32,11 +34,11 @@ def test_is_local(source: str, local: bool, tmp_path: Path) -> None:
 
 def test_paths_of_the_project_are_reached_through_the_links(tmp_path: Path) -> None:
     lexicon = "pipeline/demo/lexicon.json"
-    assert localized_path(lexicon, ROOT) == lexicon
+    assert localized_path(lexicon, CODE) == lexicon
     assert localized_path(lexicon, tmp_path) == lexicon, "wherever the user stands"
-    assert localized_path("lexicon.json", ROOT / "pipeline" / "demo") == lexicon
-    assert localized_path(str(ROOT / lexicon), tmp_path) == lexicon
-    (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
+    assert localized_path("lexicon.json", CODE / "pipeline" / "demo") == lexicon
+    assert localized_path(str(CODE / lexicon), tmp_path) == lexicon
+    (tmp_path / "pipeline").symlink_to(CODE / "pipeline")
     assert localized_path(lexicon, tmp_path) == lexicon, "also from within a run folder"
 
 
@@ -45,7 +47,7 @@ def test_the_users_own_paths_become_absolute(tmp_path: Path, monkeypatch: pytest
     assert localized_path("data/words.json", tmp_path) == str(tmp_path / "data/words.json")
     assert localized_path("../words.json", tmp_path / "data") == str(tmp_path / "words.json")
     assert localized_path("~/words.json", Path("/elsewhere")) == str(tmp_path / "words.json")
-    assert localized_path("words.json", ROOT) == str(ROOT / "words.json")
+    assert localized_path("words.json", CODE) == str(CODE / "words.json")
     # A folder of the user's that only shares the name is not the project's.
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "own.json").touch()
@@ -95,7 +97,7 @@ def test_tasks(tmp_path: Path) -> None:
 def test_the_markers_exist_and_are_two() -> None:
     # A stage that depends on both must not name one file twice.
     assert HUB_MODEL != HUB_DATASET
-    assert (ROOT / HUB_MODEL).is_file() and (ROOT / HUB_DATASET).is_file()
+    assert (CODE / HUB_MODEL).is_file() and (CODE / HUB_DATASET).is_file()
 
 
 def test_a_wrong_config_is_left_to_validation(tmp_path: Path) -> None:

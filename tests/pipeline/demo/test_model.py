@@ -10,9 +10,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.demo import train as demo
+from pipeline.demo.curriculum import Recipe, train_tokenizer
 from pipeline.demo.lexicon import load_lexicon
-from pipeline.demo.recipe import Recipe
-from pipeline.demo.tokenizer import train_tokenizer
 
 FOLDER = Path(demo.__file__).parent / "model"
 

@@ -6,12 +6,11 @@ import json
 import random
 from pathlib import Path
 
-from pipeline.config.paths import ROOT
-from pipeline.demo.curriculum import evaluation_prompts, prompt_line, split_combinations, training_prompts
+from pipeline.demo.curriculum import Recipe, evaluation_prompts, prompt_line, split_combinations, training_prompts
 from pipeline.demo.lexicon import load_lexicon
-from pipeline.demo.recipe import Recipe
+from pipeline.project import CODE
 
-DEMO = ROOT / "pipeline" / "demo"
+DEMO = CODE / "pipeline" / "demo"
 
 
 def lines(file: Path) -> list[dict[str, str]]:

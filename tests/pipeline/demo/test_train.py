@@ -10,10 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from pipeline.demo import curriculum
 from pipeline.demo import train as demo
-from pipeline.demo.curriculum import Combination
+from pipeline.demo.curriculum import Combination, Recipe, train_tokenizer
 from pipeline.demo.lexicon import Lexicon, load_lexicon
-from pipeline.demo.recipe import Recipe
-from pipeline.demo.tokenizer import train_tokenizer
 
 SMALL = Recipe(
     steps=12, batch_size=4, warmup_steps=2, layers=2, sliding_layers=1, hidden_size=32, intermediate_size=48,

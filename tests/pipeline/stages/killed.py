@@ -21,7 +21,7 @@ from typing import Any
 
 from pyarrow import parquet
 
-from pipeline.config.paths import ROOT
+from pipeline.project import CODE
 
 NAMES = {"os.rename": "rename", "os.remove": "remove", "os.rmdir": "rmdir", "os.mkdir": "mkdir"}
 PATHS = (str, bytes, os.PathLike)  # and not the number of an open file
@@ -39,7 +39,7 @@ def run_stage(stage: str, folder: Path, kill: tuple[str, int] | None = None) -> 
     temporary = folder.parent / "temporary"  # a killed process leaves its temporary files behind
     temporary.mkdir(exist_ok=True)
     # `-m` looks in the current folder first: a run folder's links lead to its repository, `tests` is this one's.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
+    environment = {**os.environ, "PYTHONPATH": str(CODE), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
     done = subprocess.run(
         [sys.executable, "-m", *module], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

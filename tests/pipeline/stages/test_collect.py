@@ -21,13 +21,12 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM
 
 from interp.errors import InterpError
-from pipeline.config.paths import ROOT
+from pipeline.artifacts.tokens import Row, TaskData, load_prompts, prompts_digest
+from pipeline.project import CODE
 from pipeline.stages import collect as stage
 from pipeline.stages.common import stage_main
 from pipeline.stages.tokenize import write_tokens
-from pipeline.stages.tokens import load_prompts, prompts_digest
 from pipeline.store import open_store
-from pipeline.tasks.records import Row, TaskData
 from tests.pipeline.stages.killed import run_stage
 from tests.pipeline.store.example import on_operation, tree
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS
@@ -130,7 +129,7 @@ def test_a_remote_model_gives_what_it_gives_here(run_folder: Callable[..., Path]
     here = open_store("activations.zarr")
     far = run_folder("far", collect=sites, model={"remote": True})
     key = "this-is-no-one's-key"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NDIF_API_KEY": key}
+    environment = {**os.environ, "PYTHONPATH": str(CODE), "NDIF_API_KEY": key}
     command = [sys.executable, "-c", "from tests.pipeline.stages.simulated import main; main()"]
     ran = subprocess.run(command, cwd=far, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
@@ -328,7 +327,10 @@ def test_values_outside_the_range_name_their_place() -> None:
         ({"collect": {"sites": ["resid_post.7"]}}, r"layer 7 is out of range. The model has 4 layers"),
         ({"collect": {"positions": ["query.5"]}}, r"collect.positions, prompt 0 \('prompt 0'\): position 'query.5'"),
         ({"collect": {"positions": ["source.last"]}}, r"no span 'source'. Known: query"),
-        ({"collect": {"dtype": "float61"}}, r"collect.dtype: expected model or a float dtype, got 'float61'"),
+        (
+            {"collect": {"dtype": "float61"}},
+            r"collect.dtype: expected one of model, float32, bfloat16, float16, got .float61.",
+        ),
         ({"model": {"source": "../models/none"}}, r"expected a folder with a model"),
     ],
 )

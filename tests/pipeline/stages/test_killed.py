@@ -12,8 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pipeline.config.paths import LINKED
-from pipeline.config.validate import plain
+from pipeline.project import LINKED
+from pipeline.validate import plain
 from tests.pipeline.stages.killed import run_stage
 from tests.pipeline.store.example import tree
 

@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 from interp.errors import InterpError
+from pipeline.artifacts.tokens import load_prompts, load_tokens, prompts_digest
+from pipeline.config.base import section_from
 from pipeline.config.model import ModelConfig
-from pipeline.config.task import task_from
+from pipeline.config.task import TaskConfig
+from pipeline.project import CODE
 from pipeline.stages import tokenize as stage
-from pipeline.stages.common import repository_root
-from pipeline.stages.tokens import load_prompts, load_tokens, prompts_digest
-from pipeline.tasks.registry import make
+from pipeline.tasks import make
 
 
 def task(**changes: Any) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def run_folder(
         folder = tmp_path / name
         folder.mkdir()
         for package in ("interp", "pipeline"):
-            (folder / package).symlink_to(repository_root() / package)
+            (folder / package).symlink_to(CODE / package)
         model = {"name": "tiny", "source": str(model_folder("qwen2")), "depends_on": str(model_folder("qwen2"))}
         OmegaConf.save({"model": model, "task": task(**changes)}, folder / "params.yaml")
         monkeypatch.chdir(folder)
@@ -61,7 +62,7 @@ def test_artifact_is_what_the_task_made(run_folder: Callable[..., Path], model_f
     folder = run_folder("one")
     stage.main()
     tokens = load_tokens()
-    expected = make(task_from(task()), AutoTokenizer.from_pretrained(model_folder("qwen2")), 256)
+    expected = make(section_from(TaskConfig, task(), "task"), AutoTokenizer.from_pretrained(model_folder("qwen2")), 256)
     assert tokens.prompts == list(expected.prompts)
     assert tokens.targets == list(expected.targets)
     assert tokens.pairs == list(expected.pairs)
@@ -188,10 +189,8 @@ def test_reader_says_which_stage_is_missing(tmp_path: Path, run_folder: Callable
 
 
 def test_reader_imports_neither_torch_nor_datasets() -> None:
-    code = "import sys, pipeline.stages.tokens; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=repository_root(), check=True, capture_output=True, text=True
-    )
+    code = "import sys, pipeline.artifacts.tokens; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=CODE, check=True, capture_output=True, text=True)
     assert found.stdout == "set()\n"
 
 

@@ -15,14 +15,16 @@ import torch
 from omegaconf import OmegaConf
 
 from interp.errors import InterpError
-from interp.lenses.tuned import TunedLens
 from interp.model import StandardizedTransformer
-from pipeline.stages import collect, common, lens, tune
+from interp.translators import TunedLens
+from pipeline.project import MARKER
+from pipeline.stages import collect, tune
+from pipeline.stages.lens import __main__ as lens
 from pipeline.stages.tokenize import write_tokens
 from pipeline.store import open_store
-from tests.interp.lenses.tuned.test_public import write_public
 from tests.interp.lenses.twins import HookTwin, assert_equal, expected
-from tests.pipeline.stages.test_lens import PROMPTS, TASK, TOP_K, arrays, files, source_baseline
+from tests.interp.translators.test_published import write_public
+from tests.pipeline.stages.lens.test_lens import PROMPTS, TASK, TOP_K, arrays, files, source_baseline
 from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 
 TRAINED = {"steps": 4, "tokens_per_step": 40, "checkpoint_every": 1, "evaluate_tokens": 30, "depends_on": "tokens"}
@@ -32,10 +34,9 @@ Enter = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root of its own, so that scratch folders stay in the test's folder; and small blocks."""
-    monkeypatch.setattr(common, "repository_root", lambda: tmp_path)
+    """A project of its own, so that scratch folders stay in the test's folder; and small blocks."""
+    (tmp_path / MARKER).touch()
     monkeypatch.setattr(lens, "BLOCK_SIZE", 2)
-    OmegaConf.save({"stages": {s: {"deps": []} for s in ("collect", "tune", "lens")}}, tmp_path / "dvc.yaml")
     return tmp_path
 
 
@@ -178,7 +179,7 @@ def test_a_lens_of_layers_without_translator_is_refused(enter: Enter, monkeypatc
         lens.run()
 
 
-def test_another_tuned_lens_is_another_work(enter: Enter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_tuned_lens_is_another_work(enter: Enter, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a killed lens stage left is not used with other translators."""
     enter(kind="prompts")
     tune.run()
@@ -199,7 +200,7 @@ def test_another_tuned_lens_is_another_work(enter: Enter, monkeypatch: pytest.Mo
     assert trained["settings"]["learning_rate"] == 0.1
     kl = open_store("lens.zarr/tuned").read("kl")
     shutil.rmtree("lens.zarr")
-    shutil.rmtree(common.repository_root() / ".interpipe")
+    shutil.rmtree(repository / ".interpipe")
     lens.run()
     np.testing.assert_array_equal(open_store("lens.zarr/tuned").read("kl"), kl)
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import zarr.storage._local as local_store
 
-from pipeline.store import ArraySpec, StoreWriter, files
+from pipeline import files
+from pipeline.store import ArraySpec, StoreWriter
 from pipeline.store.schema import to_bfloat16
 
 LAYERS, PROMPTS, POSITIONS, HIDDEN, BLOCK = 3, 10, 2, 8, 4

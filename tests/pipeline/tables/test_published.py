@@ -11,12 +11,12 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.config.base import ConfigError
-from pipeline.config.inputs import check_task
-from pipeline.config.task import AttributeExtractionConfig, NextTokenConfig
-from pipeline.tables.choice import FORMATS, STARTS, Choice
-from pipeline.tables.source import read_source
+from pipeline.tables.facts import FORMATS, STARTS, Choice
+from pipeline.tables.reading import read_source
 from pipeline.tables.table import Table, TableError
-from pipeline.tasks.registry import make
+from pipeline.tasks import make
+from pipeline.tasks.attribute_extraction import AttributeExtractionConfig
+from pipeline.tasks.next_token import NextTokenConfig
 from tests.tiny import tiny_tokenizer
 
 RIVERS = {
@@ -240,7 +240,7 @@ def test_what_is_no_known_format_is_said(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"no column 'prompt'.* of no published data set that is known: the relations"
     ):
-        check_task(task)
+        task.check()
     for asked, key in ((Choice(shots=1), "shots"), (Choice(template="0"), "prompt_template"),
                        (Choice(relations=("town",)), "relations")):  # fmt: skip
         with pytest.raises(TableError, match=f"is read as rows, .* and task.{key} asks for some. Leave it out"):
@@ -263,7 +263,7 @@ def test_next_token_reads_prompts_spans_and_answers(tmp_path: Path, tokenizer: P
     path = written(tmp_path, "words.json", OPPOSITES)
     task = NextTokenConfig(source=str(path), depends_on=str(path), target_columns=["target"], subject_column="subject",
                            label_columns=["relation", "template"], shots=1)  # fmt: skip
-    check_task(task)
+    task.check()
     data = make(task, tokenizer, None)
     assert data.read_as == "function vectors, JSON: 1 relation, 1 template, 3 samples"
     assert [spelled(tokenizer, row) for row in data.prompts] == ["A", "high", "hot"]  # not the A of `A:`
@@ -299,7 +299,7 @@ def test_attribute_extraction_asks_a_template_of_its_placeholder(
 ) -> None:
     path = written(tmp_path, "rivers.json", RIVERS)
     task = AttributeExtractionConfig(source=str(path), depends_on=str(path), placeholder="Is")
-    check_task(task)
+    task.check()
     data = make(task, tokenizer, None)
     assert [row.prompt for row in data.targets] == ["Which sea does Is flow into? It flows into the"]
     assert [spelled(tokenizer, row) for row in data.prompts] == ["Nara", "Is", "Tolm"]
@@ -310,7 +310,7 @@ def test_attribute_extraction_asks_a_template_of_its_placeholder(
 def test_patchscopes_files_are_read_where_their_tokens_say(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = written(tmp_path, "seas.tsv", SCOPES)
     task = AttributeExtractionConfig(source=str(path), depends_on=str(path))
-    check_task(task)
+    task.check()
     data = make(task, tokenizer, None)
     assert data.read_as.startswith("Patchscopes, attribute extraction, TSV")
     places = [len(tokenizer.decode(row.input_ids[1 : row.spans["query"][1]])) for row in data.prompts]

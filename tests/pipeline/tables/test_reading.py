@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from pipeline.tables import source
+from pipeline.tables import reading as source
 from pipeline.tables.json_rows import Literal, parse_json
-from pipeline.tables.reading import read_table
-from pipeline.tables.source import read_source
+from pipeline.tables.reading import read_source, read_table
 from pipeline.tables.table import Table, TableError
 
 CSV = "prompt,target\nLe café,\u65e5\u672c\n"

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from pipeline.config.base import ConfigError
-from pipeline.config.inputs import check_task
-from pipeline.config.task import TranslationConfig
 from pipeline.demo.lexicon import Lexicon, load_lexicon
-from pipeline.tasks.registry import make
+from pipeline.tasks import make
+from pipeline.tasks.translation import TranslationConfig
 from tests.tiny import tiny_tokenizer
 
 # Two concepts share `Bank` as their best German word, `bench` is a lesser English word of one and the best of another.
@@ -125,7 +124,7 @@ def test_prompts_of_a_word_list(tmp_path: Path) -> None:
     given: dict[str, Any] = dict(lexicon=str(path), depends_on=str(path), shots=2, patch_into=None)
     task = TranslationConfig(source_languages=["fr"], target_language="de", latent_languages=["en"],
                              measure_source_language=False, **given)  # fmt: skip
-    check_task(task)
+    task.check()
     tokenizer = tiny_tokenizer()
     data = make(task, tokenizer, None)
     assert data.read_as == "word list (Dumas et al.): 4 languages, 6 concepts"
@@ -142,9 +141,9 @@ def test_prompts_of_a_word_list(tmp_path: Path) -> None:
     kept = TranslationConfig(source_languages=["fr"], target_language="de", shared_words="keep", **given)
     assert "bench" in [row.labels["concept"] for row in make(kept, tokenizer, None).prompts]
     with pytest.raises(ConfigError, match=r"task.shots: 5 solved lines .* has 5 with words in both languages"):
-        check_task(TranslationConfig(**(given | {"shots": 5}), source_languages=["fr"], target_language="de"))
+        TranslationConfig(**(given | {"shots": 5}), source_languages=["fr"], target_language="de").check()
     with pytest.raises(ConfigError, match=r"no language 'es'. It has de, en, fr, zh"):
-        check_task(TranslationConfig(**given, source_languages=["fr"], target_language="es"))
+        TranslationConfig(**given, source_languages=["fr"], target_language="es").check()
 
 
 def test_what_is_no_word_list_is_said(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InterpError
+from pipeline.artifacts.tokens import TaskData
 from pipeline.config.base import ConfigError
-from pipeline.config.task import AttributeExtractionConfig
-from pipeline.tasks.records import TaskData
-from pipeline.tasks.registry import make
+from pipeline.tasks import make
+from pipeline.tasks.attribute_extraction import AttributeExtractionConfig
 from tests.interp.prompts.algorithms import algorithm
 from tests.tiny import tiny_tokenizer
 

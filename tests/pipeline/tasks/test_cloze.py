@@ -11,10 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InterpError
 from pipeline.config.base import ConfigError
-from pipeline.config.task import ClozeConfig
-from pipeline.tables.sentences import read_sentences
 from pipeline.tables.table import TableError
-from pipeline.tasks.registry import make
+from pipeline.tasks import make
+from pipeline.tasks.cloze import ClozeConfig, read_sentences
 from tests.tiny import tiny_tokenizer
 
 EMBEDDED = "pipeline/demo/cloze.jsonl"

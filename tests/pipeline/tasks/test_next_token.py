@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InterpError
 from pipeline.config.base import ConfigError
-from pipeline.config.task import NextTokenConfig
-from pipeline.tasks.registry import make
+from pipeline.tasks import make
+from pipeline.tasks.next_token import NextTokenConfig
 from tests.interp.prompts.algorithms import algorithm
 from tests.tiny import tiny_tokenizer
 

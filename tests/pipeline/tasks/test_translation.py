@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InterpError
+from pipeline.artifacts.tokens import TaskData
 from pipeline.config.base import ConfigError
-from pipeline.config.task import PatchIntoConfig, TranslationConfig
-from pipeline.tasks.records import TaskData
-from pipeline.tasks.registry import make
+from pipeline.tasks import make
+from pipeline.tasks.translation import PatchIntoConfig, TranslationConfig
 from tests.interp.prompts.algorithms import algorithm, words
 from tests.tiny import tiny_tokenizer
 

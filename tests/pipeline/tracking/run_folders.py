@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pandas
 from omegaconf import OmegaConf
+
+from pipeline.stages.evaluate.tables import CurveRow, write_curves
 
 LAYERS = 4
 
@@ -37,22 +38,14 @@ def make_run_folder(
         },
     }
     OmegaConf.save(OmegaConf.create(params), folder / "params.yaml")
+    unknown = (None, 7, None, None, None, None)  # std, n and the intervals
     rows = [
-        {
-            "lens": "patchscope",
-            "metric": "probability",
-            "group": group,
-            "block": "",
-            "layer": layer,
-            "mean": probability * layer / LAYERS,
-        }
+        CurveRow("patchscope", "probability", group, "", layer, probability * layer / LAYERS, *unknown)
         for group in ("target_concept", "source_concept")
         for layer in range(LAYERS)
     ]
-    rows.append(
-        {"lens": "patchscope", "metric": "surprisal_nats", "group": "", "block": "", "layer": 0, "mean": float("nan")}
-    )
-    pandas.DataFrame(rows).to_parquet(folder / "curves.parquet")
+    rows.append(CurveRow("patchscope", "surprisal_nats", "", "", 0, float("nan"), *unknown))
+    write_curves(rows, folder)
     (folder / "grids.parquet").write_bytes(b"a table without rows")
     (folder / "metrics.json").write_text(json.dumps({"patchscope": {"n": 7, "probability": {"a": {"peak": 0.75}}}}))
     (folder / "dvc.lock").write_text("schema: '2.0'\n")

@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    monkeypatch.setattr(client_module, "repository_root", lambda: tmp_path)
+    monkeypatch.setattr(client_module, "project_root", lambda: tmp_path)
     server = Fake(tmp_path / "artifacts")
     yield server
     server.over.set()

@@ -30,7 +30,7 @@ from tests.pipeline.tracking.run_folders import make_run_folder, write_run
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository root of its own, so that no test writes into the real one."""
-    monkeypatch.setattr(client_module, "repository_root", lambda: tmp_path)
+    monkeypatch.setattr(client_module, "project_root", lambda: tmp_path)
     return tmp_path
 
 
@@ -153,7 +153,7 @@ def test_sync_closes_a_sweep_that_could_not_be_closed(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its server was gone from the first job on; one run is synced, then the whole sweep."""
-    monkeypatch.setattr(main_module, "repository_root", lambda: root)
+    monkeypatch.setattr(main_module, "project_root", lambda: root)
     config = TrackingConfig(uri=f"sqlite:///{root}/tracked.db", experiment="tests")
     folder = root / "outputs/it's"
     folder.mkdir(parents=True)
@@ -224,7 +224,7 @@ def test_a_database_is_made_once_by_many_at_once(root: Path) -> None:
         "import pathlib, sys\n"
         "from pipeline.tracking import client, runs\n"
         "from pipeline.config.tracking import TrackingConfig\n"
-        "client.repository_root = lambda: pathlib.Path(sys.argv[1])\n"
+        "client.project_root = lambda: pathlib.Path(sys.argv[1])\n"
         "config = TrackingConfig(experiment='tests')\n"
         "assert runs.prepare(config, runs.Allowance(config))\n"
     )

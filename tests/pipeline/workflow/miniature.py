@@ -13,12 +13,13 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 COPIED = (
-    "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/home.py",
-    "pipeline/interrupts.py", "pipeline/object_cache.py",
-    "pipeline/stages/__init__.py", "pipeline/stages/common.py", "pipeline/stages/versions.py",
-    "pipeline/tables/__init__.py", "pipeline/tables/names.py",
+    "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/files.py", "pipeline/home.py",
+    "pipeline/interrupts.py", "pipeline/object_cache.py", "pipeline/plugins.py", "pipeline/project.py",
+    "pipeline/stages/__init__.py", "pipeline/stages/code.py", "pipeline/stages/common.py",
+    "pipeline/stages/versions.py",
+    "pipeline/tables/__init__.py", "pipeline/tables/table.py",
 )  # fmt: skip
-WHOLE = ("pipeline/config", "pipeline/workflow")
+WHOLE = ("pipeline/config", "pipeline/fingerprints", "pipeline/workflow")
 
 # `first` notes in ran.txt that it runs, waits for a file where it is told to, fails where it is told to.
 FIRST = """
@@ -26,14 +27,15 @@ import os, signal, time
 from pathlib import Path
 from interp.errors import InterpError
 from pipeline.config.base import load_section
-from pipeline.stages.common import repository_root, stage_main
+from pipeline.stages.common import stage_main
+from pipeline.project import project_root
 
 def run():
     config = load_section("first")
-    with (repository_root() / "ran.txt").open("a") as ran:
+    with (project_root() / "ran.txt").open("a") as ran:
         ran.write(f"first {os.getpid()}\\n")
     print("to standard output")
-    while config["gate"] and not (repository_root() / config["gate"]).exists():
+    while config["gate"] and not (project_root() / config["gate"]).exists():
         time.sleep(0.01)
     if config["fault"] == "message":
         raise InterpError("expected more,\\ngot less")
@@ -50,10 +52,11 @@ if __name__ == "__main__":
 SECOND = """
 from pathlib import Path
 from pipeline.config.base import load_section
-from pipeline.stages.common import repository_root, stage_main
+from pipeline.stages.common import stage_main
+from pipeline.project import project_root
 
 def run():
-    with (repository_root() / "ran.txt").open("a") as ran:
+    with (project_root() / "ran.txt").open("a") as ran:
         ran.write("second\\n")
     Path("second").mkdir()
     Path("second/text.txt").write_text(Path("first.txt").read_text() + load_section("second")["title"])
@@ -63,25 +66,30 @@ if __name__ == "__main__":
 """
 STAGES = """
 stages:
-  versions:
-    cmd: python -m pipeline.stages.versions
+  code:
+    cmd: python -m pipeline.stages.code
     always_changed: true
+    deps: [interp, pipeline]
     outs:
+      - code:
+          cache: false
       - versions.json:
           cache: false
   first:
     cmd: python -m pipeline.stages.first
-    deps: ["${first.depends_on}", pipeline/stages/first.py]
+    deps: ["${first.depends_on}"]
     params:
       - first
+      - code/first.json:
       - versions.json: [first]
     outs: [first.txt, versions/first.json]
     meta: {libraries: [torch, zarr]}
   second:
     cmd: python -m pipeline.stages.second
-    deps: [first.txt, pipeline/stages/second.py]
+    deps: [first.txt]
     params:
       - second
+      - code/second.json:
       - versions.json: [second]
     outs: [second, versions/second.json]
     meta: {libraries: [numpy]}
@@ -112,8 +120,6 @@ def build(root: Path) -> Path:
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in (
         *COPIED,
-        "pipeline/stages/common.py",
-        "pipeline/stages/versions.py",
         ".dvcignore",
         ".dvc/config",
         ".dvc/.gitignore",

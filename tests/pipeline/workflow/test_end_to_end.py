@@ -122,12 +122,12 @@ def test_a_run_without_a_lens_is_tracked(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("interp/activations/collecting.py", {"collect", "tune", "lens", "report"}),
-        ("interp/lenses/logit_lens.py", {"tune", "lens", "report"}),
+        ("interp/activations/collecting.py", {"collect", "lens", "report"}),
+        ("interp/lenses/logit_lens.py", {"lens", "report"}),
         ("pipeline/tasks/translation.py", {"tokenize", "report"}),
-        ("pipeline/stages/statistics.py", {"evaluate", "report"}),
-        ("pipeline/stages/report_page.py", {"report"}),
-        ("pipeline/demo/lexicon.json", {"tokenize"}),
+        ("pipeline/stages/evaluate/statistics.py", {"evaluate", "report"}),
+        ("pipeline/stages/report/page.py", {"report"}),
+        ("pipeline/demo/lexicon.json", {"tokenize", "report"}),  # a file that code names, and the report is of all code
         ("pipeline/demo/model/config.json", {"tokenize", "collect", "tune", "lens"}),
         ("pipeline/tracking/client.py", set()),
         ("pipeline/workflow/run.py", set()),
@@ -135,18 +135,27 @@ def test_a_run_without_a_lens_is_tracked(copy: Path) -> None:
 )
 def test_changed_code_and_data_concern_the_stages_that_use_them(copy: Path, file: str, stages: set[str]) -> None:
     """As DVC sees it in a finished run folder, through its links."""
-    path = copy / file
+    path, folder = copy / file, copy / "outputs/first"
     before = path.read_bytes()
-    path.write_bytes(before + b"\n")
+    path.write_bytes(before + (b"\nADDED = 1\n" if path.suffix == ".py" else b"\n"))
     try:
-        status = json.loads(call(copy / "outputs/first", "dvc", "status", "--json").splitlines()[-1])
+        # the stage `code` tells at once that the code is another one, and, when it has run, what is
+        told = json.loads(call(folder, "dvc", "status", "--json", "code").splitlines()[-1])
+        assert told["code"] == [{"changed deps": {file.partition("/")[0]: "modified"}}, "always changed"]
+        call(folder, "dvc", "repro", "code")
+        status = json.loads(call(folder, "dvc", "status", "--json").splitlines()[-1])
     finally:
         path.write_bytes(before)
-    assert status.pop("versions") == ["always changed"]
-    changed = {stage: entry for stage, entries in status.items() for entry in entries}
+        call(folder, "dvc", "repro", "code")
+    assert status.pop("code") == ["always changed"]
+    changed = {stage: entry["changed deps"] for stage, entries in status.items() for entry in entries}
     assert set(changed) == stages
-    dependency = "pipeline/demo/model" if file.startswith("pipeline/demo/model") else file
-    assert all(dependency in entry["changed deps"] for entry in changed.values())
+    name = file.removesuffix(".py").replace("/", ".") if path.suffix == ".py" else file
+    model = "pipeline/demo/model"
+    for stage, dependencies in changed.items():
+        assert dependencies.get(model if file.startswith(model) else file) == "modified" or dependencies == {
+            f"code/{stage}.json": {name: "modified"}
+        }
 
 
 def test_a_killed_collect_is_resumed(copy: Path) -> None:

@@ -62,14 +62,34 @@ def test_a_stage_is_computed_once_whatever_run_asks_for_it(root: Path) -> None:
 def test_code_and_data_are_dependencies_through_the_links(root: Path) -> None:
     run(root, "outputs/1", params())
     second = root / "pipeline/stages/second.py"
-    second.write_text(second.read_text() + "# changed\n")
-    assert "pipeline/stages/second.py" in dvc(root / "outputs/1", "status")
-    assert run(root, "outputs/1", params())[0] == 0  # an existing run folder goes on with the present code
-    assert ran(root) == ["first", "second", "second"]
+    text = second.read_text()
+    second.write_text(f'"""A docstring."""  # a comment\n{text}')
+    assert run(root, "outputs/1", params()) == (0, "first: cached\nsecond: cached\n")
+    assert dvc(root / "outputs/1", "status") == "code:\n\talways changed\n"
+    second.write_text(f"{text}\nADDED = 1\n")
+    # an older state of the code is seen at once, by the stage `code`; that then says what it is
+    assert re.search(r"code:\n\tchanged deps:\n\t\tmodified: +pipeline\n", dvc(root / "outputs/1", "status"))
+    dvc(root / "outputs/1", "repro", "code")
+    status = dvc(root / "outputs/1", "status")
+    assert re.search(
+        r"second:\n\tchanged deps:\n\t\tcode/second.json:\n\t\t\tmodified: +pipeline.stages.second\n", status
+    )
+    assert "first:" not in status
+    # a run says it too, in an existing run folder, which goes on with the present code, and in another one
+    named = r"second: \d+\.\d s, computed again for changes in pipeline\.stages\.second\n"
+    for folder, code in (("outputs/1", "ADDED = 1"), ("outputs/new", "ADDED = 2")):
+        second.write_text(f"{text}\n{code}\n")
+        exited, said = run(root, folder, params())
+        assert exited == 0 and "first: cached\n" in said and re.search(named, said)
+        assert record(root, folder)["stages"]["second"]["changed_code"] == ["pipeline.stages.second"]
+        assert "modified" not in dvc(root / folder, "status")
+    assert ran(root) == ["first", "second", "second", "second"]
+    second.write_text(text)  # as it was: nothing is computed, nothing to be said
+    assert run(root, "outputs/new", params()) == (0, "first: cached\nsecond: cached\n")
     (root / "pipeline/data.txt").write_text("other data")
     assert run(root, "outputs/2", params())[0] == 0
     # `first` gives the same bytes as before, so `second` is cached
-    assert ran(root) == ["first", "second", "second", "first"]
+    assert ran(root) == ["first", "second", "second", "second", "first"]
     assert record(root, "outputs/2")["stages"]["second"]["cached"] is True
 
 
@@ -144,7 +164,7 @@ def test_a_failed_stage_says_why_and_how_to_go_on(root: Path) -> None:
     assert run(root, "outputs/2", params(fault="crash"))[0] == 1
     message = record(root, "outputs/2")["message"]
     assert "RuntimeError: a fault of the program" in message
-    assert "line 18, in run" in message
+    assert "line 19, in run" in message
 
     run(root, "outputs/3", params(fault="memory"))
     assert "it was killed by SIGKILL; the system does that to" in record(root, "outputs/3")["message"]

@@ -113,7 +113,7 @@ def test_a_dvc_lock_cut_anywhere_is_whole_or_thrown_away(finished: Path) -> None
     content = (finished / "outputs/1/dvc.lock").read_bytes()
     stages = yaml.safe_load(content)["stages"]
     outs = {name: [out["path"] for out in stage["outs"]] for name, stage in stages.items()}
-    assert list(outs) == ["versions", "first", "second"]
+    assert list(outs) == ["code", "first", "second"]
     believed = [size for size in range(len(content) + 1) if is_whole(content[:size], outs)]
     assert believed == [content.index(b"  first:\n"), content.index(b"  second:\n"), len(content)]
     for size in believed:

@@ -1,0 +1,50 @@
+"""Runs of prompts with something written into them: a plan says what, `run` does it.
+
+The fast way is a walk up the layers, in which rows join at the layer that they are patched at; the plain way, a traced
+forward pass of whole prompts for each entry of a plan, is in every family what the fast way is measured by.
+"""
+
+from interp.patching.attention_input import receiving_fits, walk_receiving
+from interp.patching.fits import generation_fits, walk_fits
+from interp.patching.generate import Choose, generate_plainly, generate_walked
+from interp.patching.knockout import (
+    Cut,
+    CutHeads,
+    blocking_fits,
+    check_something_is_left,
+    heads_in,
+    run_blocked,
+    seen_keys,
+    walk_blocked,
+)
+from interp.patching.patched_runs import CleanRun, run_patched, walk
+from interp.patching.plan import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number, check_patch
+from interp.patching.sampling import Sampling
+
+__all__ = [
+    "Choose",
+    "CleanRun",
+    "Cut",
+    "CutHeads",
+    "Patch",
+    "PatchPlan",
+    "PatchedPrompts",
+    "Sampling",
+    "TargetPositions",
+    "blocking_fits",
+    "check_number",
+    "check_patch",
+    "check_something_is_left",
+    "generate_plainly",
+    "generate_walked",
+    "generation_fits",
+    "heads_in",
+    "receiving_fits",
+    "run_blocked",
+    "run_patched",
+    "seen_keys",
+    "walk",
+    "walk_blocked",
+    "walk_fits",
+    "walk_receiving",
+]

@@ -1,0 +1,35 @@
+"""Writes tensors into safetensors files, by one rename. No pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["write_tensors"]
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors into a safetensors file, under its name only when it is whole and on the disk.
+
+    Whoever may read other new files of this process may read it: safetensors alone lets nobody but the owner.
+
+    Arguments:
+        path: of the file; its folder has to exist.
+        tensors: name -> tensor, on any device.
+        metadata: text by key, for the file's header.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.touch()  # with the mode that the process's umask leaves
+    mode = partial.stat().st_mode
+    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(held, partial, metadata=None if metadata is None else dict(metadata))
+    partial.chmod(mode)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,30 @@
+"""Learned maps of the residual stream: tuned lenses (train, keep, measure) and affine maps between layers or models."""
+
+from interp.translators.affine_maps import AffineFit, AffineMap, AffinePairs, IdentityMap, LatentMap
+from interp.translators.data import GivenSequences, PackedText, TextSource, TokenSequence, TokenStream
+from interp.translators.evaluation import LensEvaluation, evaluate_tuned_lens
+from interp.translators.published import load_public
+from interp.translators.settings import TuningSettings
+from interp.translators.training import TuningStep, train_tuned_lens
+from interp.translators.tuned_lens import TunedLens, unembedding_digest
+
+__all__ = [
+    "AffineFit",
+    "AffineMap",
+    "AffinePairs",
+    "GivenSequences",
+    "IdentityMap",
+    "LatentMap",
+    "LensEvaluation",
+    "PackedText",
+    "TextSource",
+    "TokenSequence",
+    "TokenStream",
+    "TunedLens",
+    "TuningSettings",
+    "TuningStep",
+    "evaluate_tuned_lens",
+    "load_public",
+    "train_tuned_lens",
+    "unembedding_digest",
+]

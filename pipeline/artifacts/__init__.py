@@ -1,0 +1,1 @@
+"""What several stages read: the artifacts that one stage writes and others open."""

@@ -1,0 +1,1 @@
+"""Stage `evaluate`: statistics of what the lenses measured, and the tables that hold them."""

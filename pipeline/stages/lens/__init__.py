@@ -1,0 +1,1 @@
+"""Stage `lens`: the configured lenses over the collected activations, into `lens.zarr`."""
