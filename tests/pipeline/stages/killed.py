@@ -1,21 +1,28 @@
-"""A stage in the current folder, killed (SIGKILL) at a chosen operation on the disk.
-
-    python -m tests.pipeline.stages.killed STAGE PATTERN NUMBER
+"""A stage in a run folder, killed (SIGKILL) at a chosen operation on the disk.
 
 Kills itself before the NUMBER-th operation, from 0, whose line matches PATTERN. The lines are `open PATH` (for
 writing), `rename FROM TO`, `remove PATH`, `rmdir PATH` and `mkdir PATH`; PATH is what the process names, which in the
 removal of a folder is a bare name. A file that is opened for writing is left torn, as by a process that ends between
 two writes.
+
+Each stage is a process of its own, forked by one that has imported what stages import (`python -m
+tests.pipeline.stages.killed`): forty of them are killed here, and imports would be most of what they do.
 """
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import re
 import runpy
 import signal
 import subprocess
 import sys
+import tempfile
+import traceback
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +30,7 @@ from pyarrow import parquet
 
 from pipeline.project import CODE
 
+STAGES = ("tokenize", "collect", "tune", "lens", "evaluate", "report")
 NAMES = {"os.rename": "rename", "os.remove": "remove", "os.rmdir": "rmdir", "os.mkdir": "mkdir"}
 PATHS = (str, bytes, os.PathLike)  # and not the number of an open file
 
@@ -35,16 +43,69 @@ def run_stage(stage: str, folder: Path, kill: tuple[str, int] | None = None) -> 
         folder: the run folder.
         kill: pattern and number of the operation at which it is killed; None: not at all.
     """
-    module = [f"pipeline.stages.{stage}"] if kill is None else [__name__, stage, kill[0], str(kill[1])]
     temporary = folder.parent / "temporary"  # a killed process leaves its temporary files behind
     temporary.mkdir(exist_ok=True)
-    # `-m` looks in the current folder first: a run folder's links lead to its repository, `tests` is this one's.
-    environment = {**os.environ, "PYTHONPATH": str(CODE), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
-    done = subprocess.run(
-        [sys.executable, "-m", *module], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    said = temporary / "said.txt"
+    server = _server()
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(json.dumps([stage, str(folder), kill, str(temporary), str(said)]) + "\n")
+    server.stdin.flush()
+    status = int(server.stdout.readline())
     expected = 0 if kill is None else -signal.SIGKILL
-    assert done.returncode == expected, f"{stage}, {kill}: ended with {done.returncode}, {done.stderr}"
+    assert status == expected, f"{stage}, {kill}: ended with {status}, {said.read_text(encoding='utf-8')}"
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    """The process that forks stages, of this test process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, "-m", __name__], cwd=CODE, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    atexit.register(server.communicate)  # its input ends, and it with it
+    return server
+
+
+def serve() -> None:
+    """Fork a stage for each line of the standard input, and say how it ended."""
+    for stage in STAGES:
+        name = f"pipeline.stages.{stage}"
+        for module in (name, f"{name}.__main__"):
+            if module == name or hasattr(sys.modules[name], "__path__"):
+                import_module(module)
+        sys.modules.pop(f"{name}.__main__", None)  # it is run, not imported
+        if not hasattr(sys.modules[name], "__path__"):
+            del sys.modules[name]
+    for line in sys.stdin:
+        stage, folder, kill, temporary, said = json.loads(line)
+        if (child := os.fork()) == 0:
+            _run(stage, folder, kill, temporary, said)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def _run(stage: str, folder: str, kill: tuple[str, int] | None, temporary: str, said: str) -> None:
+    """Be the process of one stage, to its end."""
+    status = 1
+    try:
+        with open(said, "w", encoding="utf-8") as stream:
+            os.dup2(stream.fileno(), 1)
+            os.dup2(stream.fileno(), 2)
+        os.environ["TMPDIR"], tempfile.tempdir = temporary, None
+        os.chdir(folder)
+        sys.argv = [stage]
+        if kill is not None:
+            kill_at(*kill)
+        runpy.run_module(f"pipeline.stages.{stage}", run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def kill_at(pattern: str, number: int) -> None:
@@ -89,6 +150,4 @@ def kill_at(pattern: str, number: int) -> None:
 
 
 if __name__ == "__main__":
-    stage, pattern, number = sys.argv[1:]
-    kill_at(pattern, int(number))
-    runpy.run_module(f"pipeline.stages.{stage}", run_name="__main__", alter_sys=True)
+    serve()
