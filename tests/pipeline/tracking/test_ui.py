@@ -1,7 +1,9 @@
-"""MLflow's own page on a real sweep: its chart view lays the layer curves of both runs over each other."""
+"""A real sweep, one job of which cannot be finished, and MLflow's own page on it, with the layer curves of the others
+laid over each other."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -41,20 +43,21 @@ def wait_for(what: str, look: Callable[[], Found]) -> Found:
 
 
 @pytest.fixture(scope="module")
-def swept(repository: Path, pipeline: Run) -> TrackingConfig:
-    """The tracking of a real sweep of two runs."""
+def swept(repository: Path, pipeline: Run) -> tuple[TrackingConfig, subprocess.CompletedProcess[str]]:
+    """The tracking of a real sweep of three runs, and how its command ended."""
     uri = f"sqlite:///{repository}/ui/mlflow.db"
     (repository / "ui").mkdir()
+    # 170 solved lines are more than the model reads at once, which only tokenizing can tell.
     ran = pipeline(
-        "-m", "experiment=wendler_translation", "lens=logit_lens", "task.shots=1,2", "debug=tiny", "tracking=default",
-        f"tracking.uri={uri}", f"hydra.sweep.dir={repository}/outputs/ui",
+        "-m", "experiment=wendler_translation", "lens=logit_lens", "task.shots=1,170,2", "debug=tiny",
+        "tracking=default", f"tracking.uri={uri}", f"hydra.sweep.dir={repository}/outputs/ui",
+        "hydra/launcher=joblib", "hydra.launcher.n_jobs=2",
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    return TrackingConfig(uri=uri)
+    return TrackingConfig(uri=uri), ran
 
 
 @pytest.fixture(scope="module")
-def page(swept: TrackingConfig) -> Iterator[str]:
+def page(swept: tuple[TrackingConfig, object]) -> Iterator[str]:
     """The address of MLflow's server on that sweep."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -62,7 +65,7 @@ def page(swept: TrackingConfig) -> Iterator[str]:
     server = subprocess.Popen(
         [
             sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-            "--backend-store-uri", str(swept.uri),
+            "--backend-store-uri", str(swept[0].uri),
         ],
         start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -75,18 +78,32 @@ def page(swept: TrackingConfig) -> Iterator[str]:
         server.wait()
 
 
-def test_the_chart_page_shows_the_curves_of_both_runs(
-    swept: TrackingConfig, page: str, browser: webdriver.Chrome, tmp_path: Path
+def test_a_sweep_survives_a_job(
+    repository: Path, swept: tuple[TrackingConfig, subprocess.CompletedProcess[str]]
 ) -> None:
-    client = connect(str(swept.uri))
-    experiment = client.get_experiment_by_name(swept.experiment)
+    folder, ran = repository / "outputs" / "ui", swept[1]
+    assert ran.returncode == 1, ran.stderr
+    runs = [json.loads((folder / str(number) / "run.json").read_text(encoding="utf-8")) for number in range(3)]
+    assert [run["status"] for run in runs] == ["FINISHED", "FAILED", "FINISHED"]
+    assert "2 of 3 jobs finished" in ran.stdout
+    last = ran.stderr[ran.stderr.rindex("error: 1 of 3 jobs failed:") :]
+    assert "outputs/ui/1" in last and "outputs/ui/0" not in last and "outputs/ui/2" not in last
+
+
+def test_the_chart_page_shows_the_curves_of_both_runs(
+    swept: tuple[TrackingConfig, object], page: str, browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    tracking, _ = swept
+    client = connect(str(tracking.uri))
+    experiment = client.get_experiment_by_name(tracking.experiment)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [run for run in runs if "interpipe.sweep" in run.data.tags]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert {run.data.params["task.shots"] for run in children} == {"1", "2"}
-    assert {run.info.run_name for run in children} == {"task.shots=1", "task.shots=2"}
-    for run in children:
+    ended = {run.data.params["task.shots"]: run.info.status for run in children}
+    assert ended == {"1": "FINISHED", "170": "FAILED", "2": "FINISHED"}
+    assert {run.info.run_name for run in children} == {"task.shots=1", "task.shots=170", "task.shots=2"}
+    for run in (run for run in children if run.info.status == "FINISHED"):
         layers = sorted(point.step for point in client.get_metric_history(run.info.run_id, METRIC))
         assert layers == list(range(len(layers)))
         assert len(layers) == 8

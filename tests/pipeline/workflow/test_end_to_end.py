@@ -229,11 +229,11 @@ def test_a_sweep_computes_each_distinct_stage_once(copy: Path) -> None:
     counts = Counter(stage for job in jobs for stage in computed(job))
     assert counts == {"tokenize": 2, "collect": 2, "lens": 4, "evaluate": 4, "report": 4}  # tune: cached
 
-    pipeline(copy, *sweep, "hydra.sweep.dir=outputs/again")
-    again = [copy / f"outputs/again/{number}" for number in range(4)]
-    assert [computed(job) for job in again] == [[], [], [], []]
-    assert [record(job)["outputs"] for job in again] == [record(job)["outputs"] for job in jobs]
-    assert record(again[3])["sweep"]["swept"] == {"task.target_language": "nl", "lens": "patchscope"}
+    pipeline(copy, *sweep, "lens=patchscope", "hydra.sweep.dir=outputs/again")
+    again = [copy / f"outputs/again/{number}" for number in range(2)]
+    assert [computed(job) for job in again] == [[], []]
+    assert [record(job)["outputs"] for job in again] == [record(job)["outputs"] for job in jobs[1::2]]
+    assert record(again[1])["sweep"]["swept"] == {"task.target_language": "nl"}
 
 
 def test_dvc_at_the_root_shares_the_cache(copy: Path) -> None:
