@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline.artifacts.tokens import TaskData
 
-__all__ = ["POLICIES", "TaskConfig"]
-
-POLICIES = ("first_token", "all_prefixes", "exact")  # which tokens of a word count as an answer
+__all__ = ["TaskConfig"]
 
 
 @dataclass(frozen=True)

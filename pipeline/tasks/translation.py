@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from interp.errors import InterpError
-from interp.prompts import encode
+from interp.prompts import POLICIES, encode
 from pipeline.artifacts.tokens import Pair, Row, TaskData
 from pipeline.config.base import (
     LARGEST_COUNT,
@@ -28,7 +28,7 @@ from pipeline.config.base import (
     passage,
 )  # fmt: skip
 from pipeline.config.paths import located
-from pipeline.config.task import POLICIES, TaskConfig
+from pipeline.config.task import TaskConfig
 from pipeline.demo.lexicon import POLICIES as WORD_POLICIES
 from pipeline.demo.lexicon import Concept, Lexicon, load_lexicon
 from pipeline.tasks.build import (

@@ -4,7 +4,8 @@
 
 Reads the sections `model`, `task`, `collect`, `tune`, `lens`, `evaluate` and `report` of `params.yaml`, `tokens/`,
 `activations.zarr`, `lens.zarr`, `curves.parquet` and `grids.parquet`; writes `report/index.html`,
-`report/figures/LENS.svg` (or `.png`), and `report/figures/compared/1.svg` where lenses can be compared.
+`report/figures/LENS.svg` (or `.png`), and `report/figures/compared/1.svg` where lenses can be compared. A plugin's own
+figures are `report/figures/own/NAME.svg`.
 The page loads nothing and runs no script; what is shown of prompts, tokens and generated text is escaped.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from pipeline.files import digest_of, publish
 from pipeline.stages.common import code_digest, stage_main
 from pipeline.stages.evaluate.tables import read_curves, read_grids
 from pipeline.stages.report.figures import save_comparison, save_figure
+from pipeline.stages.report.own_figures import draw_own_figures
 from pipeline.stages.report.page import Page, readable_value, render
 from pipeline.stages.report.sections import LensSection, Source, axis_top, comparisons, lens_section
 from pipeline.store import Store, open_store
@@ -81,9 +84,12 @@ def run() -> dict[str, float]:
     compared = comparisons(sources)
     activations = open_store("activations.zarr")
     page = _page(config, statistics, tokens, sections, model or activations.attributes.get("model", {}), activations)
+    page = replace(page, own_figures=draw_own_figures(sources, config.figure_format))
     with tempfile.TemporaryDirectory() as scratch:
         finished = Path(scratch) / "report"
         finished.mkdir()
+        for own in page.own_figures:
+            own.write(finished / "figures" / "own")
         (finished / "index.html").write_text(render(page, sections, compared), encoding="utf-8", newline="\n")
         for section in sections:
             save_figure(section, finished / "figures" / f"{section.name}.{config.figure_format}")

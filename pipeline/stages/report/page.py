@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.stages.evaluate.statistics import LEAD_FLOOR
 from pipeline.stages.report.curve_chart import COMPACT, HALF, SMALL, WIDE, Chart, draw, style_of
 from pipeline.stages.report.heat_chart import HeatChart, draw_heat_map
+from pipeline.stages.report.own_figures import Drawn
 from pipeline.stages.report.sections import Comparison, LensSection
 from pipeline.stages.report.sections.parts import Group, HeatMap, Panel, Series
 from pipeline.stages.report.words import number, percent, rank
@@ -40,6 +41,7 @@ class Page:
         entropy_unit: `bits` or `nats`.
         figure_format: `svg` or `png`.
         version: of Interpipe.
+        own_figures: that plugins have drawn.
     """
 
     title: str
@@ -54,6 +56,7 @@ class Page:
     entropy_unit: str
     figure_format: str
     version: str
+    own_figures: Sequence[Drawn] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pipeline.config.paths import HUB_DATASET, HUB_MODEL
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import CacheConfig, TrackingConfig
 from pipeline.config.tune import TuneConfig
+from pipeline.files import sha256_of
 from pipeline.project import CODE
 from pipeline.validate import SECTIONS, Config, localize, plain, validate
 
@@ -86,8 +87,12 @@ def test_each_task_runs_with_the_lenses_that_it_chooses(kind: str) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "lens").glob("*.yaml")), ids=lambda file: file.stem)
-def test_each_lens_is_complete(file: Path) -> None:
-    values = composed(f"lens={file.stem}")
+def test_each_lens_is_complete(file: Path, tmp_path: Path) -> None:
+    matrices = tmp_path / "jacobians.pt"
+    matrices.write_bytes(b"matrices")
+    given = {"jacobian_lens": {"jacobians": str(matrices), "sha256": sha256_of(matrices)}}  # what the user has to say
+    own = [f"lens.{file.stem}.{key}='{value}'" for key, value in given.get(file.stem, {}).items()]
+    values = composed(f"lens={file.stem}", *own)
     lenses = values.get("lens", {})
     assert list(lenses) == ([] if file.stem == "none" else [file.stem])
     for lens in lenses.values():
