@@ -105,7 +105,7 @@ def _number(config: Any, name: str | None) -> float | None:
 
 @dataclass(frozen=True)
 class ReadoutParts:
-    """A readout whose logits can be had for some tokens of the vocabulary alone.
+    """A readout that gives the logits of some tokens of the vocabulary alone.
 
     `write(states(hidden), ...)` gives what `StandardizedTransformer.readout` gives, but for the rounding of products
     of other shapes. Without gradients.

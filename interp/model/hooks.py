@@ -1,7 +1,7 @@
-"""The user's own forward hooks and forward passes: they see each batch as plain transformers would give it.
+"""Finds the user's own forward hooks, which have to see each batch as plain transformers would give it.
 
 A hook that adds a vector to `output[:, -1]` means the last token of each prompt. So it has to see prompts side by side,
-whole and without padding behind them: not packed into one row, not cut off, not from a shared prefix on.
+whole and without padding behind them: not packed, not cut off, not continued from a shared prefix.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def load_model(
     if absent and not options.get("ignore_mismatched_sizes"):
         # transformers only warns, and leaves them random.
         raise InterpError(
-            f"the weights of {str(source)!r} are not whole: {len(absent)} of {type(module).__name__}'s tensors are "
+            f"the weights of {str(source)!r} are incomplete: {len(absent)} of {type(module).__name__}'s tensors are "
             f"missing or of another shape, e.g. {', '.join(absent[:3])}. Get a checkpoint of a causal language model."
         )
     return module

@@ -1,4 +1,4 @@
-"""Proves at load that the names mean on this very model what the vocabulary says.
+"""Proves at load that each name means on this model what the vocabulary of sites says.
 
 On a few random tokens, at every layer (the sites are those of `interp.sites`):
 

@@ -1,4 +1,4 @@
-"""What draws results, found only when somebody draws: `result.plot()` in a notebook.
+"""Finds the package that draws results, only when `result.plot()` is called.
 
 Nothing in this room imports it, so no number depends on how a figure looks. This is the one place that names it, at run
 time: stages draw figures of their own, and `pipeline.fingerprints` leaves it out of what they depend on.

@@ -1,4 +1,4 @@
-"""nnterp's arguments as interp's plans: what its lenses run on, here and on a model of interp's.
+"""Translates nnterp's arguments into interp's plans, for models of nnterp's class and of interp's.
 
 What a trace alone can do (on a server, in any nnsight model, of more than tokens, where the generation config draws)
 is in `interventions`.
