@@ -61,7 +61,7 @@ class UnknownKeyword(InterpError):
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
-    """A dtype by name; `auto`, the checkpoint's own, for None."""
+    """Turn a name into a dtype; None is `auto`, the checkpoint's own."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype or "auto"
     if dtype == "auto":
@@ -120,7 +120,7 @@ def load_model(
 
 
 def reject_load_options(**given: Any) -> None:
-    """Refuse what says how a model is loaded where it is loaded already.
+    """Refuse loading options for a model that is in memory already.
 
     Raises:
         InterpError: something is given.
@@ -188,7 +188,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_not_compiled(module: nn.Module) -> None:
-    """Refuse a model of which parts are compiled.
+    """Refuse a model with compiled parts.
 
     Raises:
         InterpError: there is one.

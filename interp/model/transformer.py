@@ -200,7 +200,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         return aliases(record, module)
 
     def follow(self) -> None:
-        """Take up modules put in the place of others since the model was wrapped; every trace begins with this.
+        """Take up modules that were replaced since the model was wrapped; every trace begins with this.
 
         Raises:
             InterpError: the names do not fit the model any more, and what to do.

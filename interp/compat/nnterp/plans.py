@@ -56,7 +56,7 @@ _NEUTRAL = {
 
 
 def is_ours(nn_model: Any, remote: bool | str = False) -> bool:
-    """Whether what is asked runs here, on a model of interp's: then interp's plans do, and choose their own way."""
+    """Whether this runs on this machine, on a model of interp's, so that interp's plans can run it."""
     return not remote and isinstance(nn_model, StandardizedTransformer)
 
 
