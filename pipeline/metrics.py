@@ -82,6 +82,8 @@ class Metric:
         of_groups: whether there is one number for each group of answer tokens.
         is_share: whether it lies between 0 and 1.
         is_baseline: whether it is of a run without the lens, so that it has no layers.
+        is_drawn: whether the page draws it; else it stands in its tables alone.
+        is_compared: whether it means the same in every lens, so that lenses stand beside each other in it.
         patched_note: note where the lens writes into a target prompt; empty: the same.
         headline: how the last lines of a run name it, with `{}` for the group; empty: they do not.
     """
@@ -95,6 +97,8 @@ class Metric:
     of_groups: bool = False
     is_share: bool = False
     is_baseline: bool = False
+    is_drawn: bool = True
+    is_compared: bool = False
     patched_note: str = ""
     headline: str = ""
 
@@ -150,7 +154,9 @@ def top1_accuracy(lens: Measured) -> Floats | None:
     return None if ranks is None else np.where(np.isnan(ranks), np.nan, ranks == 0)
 
 
-@metric("rank", title="Rank", note="of the group’s best token, 0 for the most probable", of_groups=True)
+@metric(
+    "rank", title="Rank", note="of the group’s best token, 0 for the most probable", of_groups=True, is_drawn=False,
+)  # fmt: skip
 def rank(lens: Measured) -> Floats | None:
     """Rank of the group's best token, 0 for the most probable; an empty group has none."""
     if not lens.reads or not lens.groups:
@@ -196,7 +202,7 @@ def kl_nats(lens: Measured) -> Floats | None:
 @metric(
     "precision_at_1", title="Precision@1", note="share of examples whose top token is the model’s own",
     patched_note="share of examples whose top token is what the model itself says after the source token",
-    more_is_better=True, is_share=True, headline="precision at 1",
+    more_is_better=True, is_share=True, is_compared=True, headline="precision at 1",
 )  # fmt: skip
 def precision_at_1(lens: Measured) -> Floats | None:
     """1 where the lens's top token is the model's own (Ghandeharioun et al. 2024, section 4.1)."""
@@ -208,7 +214,7 @@ def precision_at_1(lens: Measured) -> Floats | None:
 
 @metric(
     "surprisal_nats", title="Surprisal", unit="nats", note="−ln of the model’s own probability of the top token",
-    patched_note="−ln of the model’s own probability, after the source token, of the top token",
+    patched_note="−ln of the model’s own probability, after the source token, of the top token", is_compared=True,
 )  # fmt: skip
 def surprisal_nats(lens: Measured) -> Floats | None:
     """-ln of the model's own probability of the lens's top token (Ghandeharioun et al. 2024, section 4.1)."""

@@ -1,14 +1,17 @@
-"""What the report says: plain data drawn from a run's artifacts. No drawing and no markup here."""
+"""Make the sections of the report from a run's artifacts: plain data, panels to draw among it, no markup."""
 
 from __future__ import annotations
 
-from pipeline.stages.report.sections.comparison import comparisons
-from pipeline.stages.report.sections.generation import generation_grid_section, generation_section
-from pipeline.stages.report.sections.grid import grid_section
-from pipeline.stages.report.sections.knockout import knockout_section
-from pipeline.stages.report.sections.parts import Comparison, LensSection
-from pipeline.stages.report.sections.readings import readings_section
-from pipeline.stages.report.sections.source import Source, axis_top, chosen
+from pipeline.stages.report.sections.curves import generation_section, knockout_section, readings_section
+from pipeline.stages.report.sections.grids import generation_grid_section, grid_section
+from pipeline.stages.report.sections.source import (
+    Comparison,
+    LensSection,
+    Source,
+    axis_top,
+    chosen,
+    comparisons,
+)
 
 __all__ = ["Comparison", "LensSection", "Source", "axis_top", "chosen", "comparisons", "lens_section"]
 
