@@ -2,7 +2,7 @@
 
 import os
 
-from pipeline.home import provide_home
+from pipeline.process import provide_home
 from pipeline.project import state_folder
 
 # Here, since every entry passes it before it loads a library that looks for a home.

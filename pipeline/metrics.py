@@ -1,11 +1,17 @@
-"""The metrics: one table of what is measured of a lens, in which unit, which way is better, and how it is computed.
+"""Define the metrics: one table of what is measured of a lens, in which unit, which way is better, how it is computed.
 
-Stage `evaluate` measures them in the table's order, stage `report` and the end of a run name them by it. A metric of
-your own is one function in a module that `plugins:` names:
+Stage `evaluate` measures them in the table's order; by it stage `report` draws them, and the end of a run names them. A
+metric of your own is one function in a module that `plugins:` names:
 
     @metric("top_probability", title="Top probability", note="of the most probable token", is_share=True)
     def top_probability(lens: Measured) -> Floats | None:
         return np.exp(lens.read("top_log_prob", top=0)) if lens.has("top_log_prob") else None
+
+So is a figure of your own, which stands in the report's section of each lens that it has panels for:
+
+    @figure("token_map")
+    def token_map(source: Source) -> Sequence[tuple[Panel, Frame]]:
+        ...
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +28,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from pipeline.store import Store
 
-__all__ = ["ENTROPY_UNITS", "METRICS", "Floats", "Measured", "Metric", "metric"]
+__all__ = ["ENTROPY_UNITS", "FIGURES", "METRICS", "Floats", "Measured", "Metric", "figure", "metric"]
 
 Floats = NDArray[np.float64]
 ENTROPY_UNITS = {"bits": math.log(2), "nats": 1.0}  # nats in one unit
@@ -131,8 +137,32 @@ def metric(name: str, *, title: str, unit: str = "", note: str = "", **facts: An
     return register
 
 
-def _home(measure: Measure) -> str:
-    return f"{measure.__module__}.{measure.__qualname__}"
+FIGURES: dict[str, Callable[[Any], Any]] = {}
+"""Name -> figure of a user's own: from a lens of a finished run (`pipeline.stages.report.source.Source`) to panels."""
+
+Drawing = TypeVar("Drawing", bound=Callable[[Any], Any])
+
+
+def figure(name: str) -> Callable[[Drawing], Drawing]:
+    """Register a figure by the function that makes its panels: (panel, frame), see `interp.plots`; none: not drawn.
+
+    It stands here, where nothing is loaded that draws, since a plugin is imported before a config is checked.
+
+    Raises:
+        ValueError: another function has the name.
+    """
+
+    def register(draw: Drawing) -> Drawing:
+        if _home(FIGURES.get(name, draw)) != _home(draw):
+            raise ValueError(f"figure {name!r} is there twice: {_home(FIGURES[name])} and {_home(draw)}.")
+        FIGURES[name] = draw
+        return draw
+
+    return register
+
+
+def _home(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 @metric(

@@ -17,11 +17,10 @@ from filelock import FileLock
 
 from interp.errors import InterpError
 from pipeline.files import digest_of, write_json
-from pipeline.fingerprints import of_stages
-from pipeline.interrupts import quiet_interrupts
+from pipeline.fingerprints import installed, of_stages, write_record
 from pipeline.plugins import described, load, of_run
+from pipeline.process import quiet_interrupts
 from pipeline.project import state_folder
-from pipeline.stages.versions import installed, write_record
 
 Item = TypeVar("Item")
 log = logging.getLogger("interpipe")

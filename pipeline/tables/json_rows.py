@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
-from pipeline.tables.decoding import decoded
 from pipeline.tables.table import TableError
+from pipeline.tables.text_files import decoded
 
 __all__ = ["Literal", "json_objects", "listed_in", "parse_json"]
 

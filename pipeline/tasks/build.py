@@ -15,8 +15,8 @@ from interp.prompts import AnswerTokens, encode
 from interp.prompts.templates import Template
 from pipeline.artifacts.tokens import Row, TaskData
 from pipeline.config.base import ConfigError
-from pipeline.tables.decoding import check_encoding
 from pipeline.tables.table import Note, TableError
+from pipeline.tables.text_files import check_encoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

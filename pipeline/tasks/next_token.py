@@ -18,8 +18,8 @@ from pipeline.config.base import (
 from pipeline.config.model import HUB_ID
 from pipeline.config.paths import HUB_DATASET
 from pipeline.config.task import POLICIES, TaskConfig
-from pipeline.tables.delimited import QUOTING
 from pipeline.tables.facts import FORMATS, Choice
+from pipeline.tables.text_files import QUOTING
 from pipeline.tasks.build import (
     Answer,
     Answers,

@@ -29,8 +29,10 @@ from pipeline.config.task import TaskConfig
 from pipeline.files import digest_of, publish
 from pipeline.stages.common import code_digests, stage_main
 from pipeline.stages.evaluate.tables import read_curves, read_grids
+from pipeline.stages.report.curves import generation_section, knockout_section, readings_section
+from pipeline.stages.report.grids import generation_grid_section, grid_section
 from pipeline.stages.report.page import Page, figure_of_comparison, figure_of_lens, render
-from pipeline.stages.report.sections import LensSection, Source, axis_top, comparisons, lens_section
+from pipeline.stages.report.source import LensSection, Source, axis_top, comparisons
 from pipeline.stages.report.words import describe_task, readable_value
 from pipeline.store import Store, open_store
 
@@ -92,6 +94,19 @@ def run() -> dict[str, float]:
             save_figure(figure_of_comparison(comparison), path)
         publish(finished, "report")
     return {"lenses": float(len(sections))}
+
+
+def lens_section(source: Source) -> LensSection:
+    """All that the report says about one lens, by what its numbers stand over."""
+    if "token_ids" in source.store.arrays:
+        crossed = len(source.store.dimensions("num_tokens")) == 3  # (example, source layer, target layer)
+        return generation_grid_section(source) if crossed else generation_section(source)
+    axes = source.store.dimensions("entropy")[1:]
+    if axes == ("source_layer", "target_layer"):
+        return grid_section(source)
+    if axes == ("layer", "block"):
+        return knockout_section(source)
+    return readings_section(source)
 
 
 def _page(

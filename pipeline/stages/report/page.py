@@ -31,8 +31,8 @@ from interp.plots import (
     figure_of,
     number,
 )  # fmt: skip
-from pipeline.stages.evaluate.statistics import LEAD_FLOOR
-from pipeline.stages.report.sections import Comparison, LensSection
+from pipeline.stages.evaluate.tables import LEAD_FLOOR
+from pipeline.stages.report.source import Comparison, LensSection
 from pipeline.stages.report.words import percent, rank
 
 __all__ = ["Page", "figure_of_comparison", "figure_of_lens", "render"]
@@ -86,6 +86,7 @@ class SectionView:
     layers: Sequence[int]
     columns: Sequence[tuple[str, Series]]
     heat_maps: Sequence[tuple[HeatMap, Markup]]
+    own: Sequence[tuple[Panel, Markup]]
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def figure_of_lens(section: LensSection) -> Figure:
     rows: list[list[tuple[Panel, Frame]]] = [[(section.main, WIDE)]] if section.main else []
     small: list[tuple[Panel, Frame]] = [(heat, heat.frame(bar=True)) for heat in section.heat_maps]
     small += [(panel, SMALL) for panel in section.panels]
+    small += section.own
     rows += [small[start : start + COLUMNS] for start in range(0, len(small), COLUMNS)]
     return figure_of(rows, scale=PAPER, title=section.title, note=section.n_text)
 
@@ -171,6 +173,7 @@ def _view(section: LensSection) -> SectionView:
         layers=layers,
         columns=columns,
         heat_maps=[(heat, _chart(heat, heat.frame(), "grid-map")) for heat in section.heat_maps],
+        own=[(panel, _chart(panel, frame, "own")) for panel, frame in section.own],
     )
 
 

@@ -11,19 +11,21 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
 import interp
 from interp.errors import InterpError
-from interp.plots import number
+from interp.plots import SMALL, Curves, Frame, Panel, Series, number
 from interp.prompts.patchscopes import IDENTITY_PROMPTS
 from pipeline.config.base import ConfigError
+from pipeline.metrics import FIGURES, METRICS, Floats, Measured, Metric
 from pipeline.stages.evaluate import __main__ as evaluate
 from pipeline.stages.evaluate.tables import CurveRow, read_curves
 from pipeline.stages.report import __main__ as report
-from pipeline.stages.report.sections import axis_top, chosen
+from pipeline.stages.report.source import Source, axis_top, chosen
 from pipeline.stages.report.words import percent, rank, readable_value
 from pipeline.store import open_store
 from tests.pipeline.stages.finished_run import (
@@ -38,6 +40,7 @@ from tests.pipeline.stages.finished_run import (
 )  # fmt: skip
 from tests.pipeline.stages.page import Element, parse
 
+NOT_OF_READINGS = {"relative_probability", "entropy_nats", "generation_accuracy", "generated_tokens"}
 ROOT = Path(report.__file__).parents[3]
 
 
@@ -429,6 +432,41 @@ def test_lenses_of_the_same_token_stand_beside_each_other(run: Path, page: Eleme
     assert "n = 16 prompts" in section.text
     drawn = (run / "report" / str(links[0])).read_text(encoding="utf-8")
     ElementTree.fromstring(drawn)
+
+
+def test_a_metric_and_a_figure_of_ones_own_have_their_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function each, and nothing else: the page, its tables and the file show them."""
+
+    def top_probability(lens: Measured) -> Floats | None:
+        return np.exp(lens.read("top_log_prob", top=0)) if lens.has("top_log_prob") else None
+
+    def numbers_of_examples(source: Source) -> list[tuple[Panel, Frame]]:
+        rows = source.curve("top_probability")
+        counts, unknown = [row.n for row in rows], [math.nan] * len(rows)
+        series = Series(None, [row.layer for row in rows], [float(n) for n in counts], unknown, unknown, counts)
+        return [(Curves("n", "Examples <b>", "", "", None, [series]), SMALL)]
+
+    own = Metric("top_probability", "Top probability", "", "of the top token", top_probability, is_share=True)
+    monkeypatch.setitem(METRICS, "top_probability", own)
+    monkeypatch.setitem(FIGURES, "numbers_of_examples", numbers_of_examples)
+    folder = make_run(tmp_path / "run", lenses=("logit_lens",))
+    monkeypatch.chdir(folder)
+    evaluate.run()
+    report.run()
+    section = lens(parse(folder / "report/index.html"), "logit_lens")
+    titles = [title.text for title in section.all("p", "panel-title")]
+    assert "Top probability" in titles and "Examples <b>" in titles
+    assert "of the top token" in [caption.text for caption in section.all("figcaption")]
+    chart = section.all("svg", "own")[0]
+    assert [title.text.partition(": ")[2] for title in chart.all("title")] == ["16, n = 16"] * NUM_LAYERS
+    assert "Top probability" in [th.text for th in section.all("details", "curve-table")[0].all("th")]
+
+
+def test_every_metric_that_is_drawn_has_its_panel(page: Element) -> None:
+    titles = {title.text.strip() for title in lens(page, "patchscope").all("p", "panel-title")}
+    wanted = [m for m in METRICS.values() if m.is_drawn and not m.is_baseline and m.name not in NOT_OF_READINGS]
+    assert {f"{m.title} ({m.unit})" if m.unit else m.title for m in wanted} - {"Probability"} <= titles
+    assert "Rank" not in titles, "it stands in the table of numbers alone"
 
 
 def test_one_lens_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 from interp.plots import Group, HeatMap, number, share_top
 from pipeline.metrics import METRICS, Metric
-from pipeline.stages.evaluate.statistics import LEAD_FLOOR
-from pipeline.stages.evaluate.tables import GridRow
-from pipeline.stages.report.sections.shown_examples import grid_examples, text_grid_examples
-from pipeline.stages.report.sections.source import BASELINES, LensSection, Source, Table, drawn, or_nan
+from pipeline.stages.evaluate.tables import LEAD_FLOOR, GridRow
+from pipeline.stages.report.shown_examples import grid_examples, text_grid_examples
+from pipeline.stages.report.source import BASELINES, LensSection, Source, Table, drawn, or_nan
 from pipeline.stages.report.words import baseline_label, percent, rank
 
 __all__ = ["generation_grid_section", "grid_section"]

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from interp.plots import Baseline, Curves, Group, Series, number
 from pipeline.metrics import METRICS
-from pipeline.stages.evaluate.statistics import leads
-from pipeline.stages.evaluate.tables import CurveRow, means_by_group
-from pipeline.stages.report.sections.shown_examples import block_examples, text_examples, token_examples
-from pipeline.stages.report.sections.source import BASELINES, Finding, LensSection, Source, Table, drawn, or_nan
+from pipeline.stages.evaluate.tables import CurveRow, leads, means_by_group
+from pipeline.stages.report.shown_examples import block_examples, text_examples, token_examples
+from pipeline.stages.report.source import BASELINES, Finding, LensSection, Source, Table, drawn, or_nan
 from pipeline.stages.report.words import baseline_label, percent, rank, spelled_block
 
 __all__ = ["generation_section", "knockout_section", "readings_section"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from interp.prompts.patchscopes import identity_prompt
 from interp.text import readable, visible
-from pipeline.stages.report.sections.source import Cell, Example, Source, Text, chosen
+from pipeline.stages.report.source import Cell, Example, Source, Text, chosen
 
 __all__ = ["block_examples", "grid_examples", "text_examples", "text_grid_examples", "token_examples"]
 

@@ -1,4 +1,4 @@
-"""A place for what libraries keep beside themselves, where the user has no home or must not write there.
+"""Prepare a process: a home for its libraries where the user has none, and interrupts without a traceback.
 
 Batch systems and containers run programs without a home, with one that can only be read, or as a user that the system
 does not know. Libraries then complain, write into the working directory, or stop. What the user has set stays as it is.
@@ -10,10 +10,14 @@ import contextlib
 import getpass
 import os
 import pwd
+import signal
+import sys
+import threading
 from collections.abc import MutableMapping
 from pathlib import Path
+from types import FrameType
 
-__all__ = ["provide_home"]
+__all__ = ["provide_home", "quiet_interrupts"]
 
 
 def provide_home(environment: MutableMapping[str, str], own: Path) -> None:
@@ -73,3 +77,19 @@ def _made(folder: Path) -> str:
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     return str(folder)
+
+
+def quiet_interrupts() -> None:
+    """Let SIGINT raise `KeyboardInterrupt`, as Python does, and report no failing finalizer from then on.
+
+    An object that the interrupt left half made (a progress bar, say) complains as it goes, with a traceback that
+    says nothing. For processes that end after an interrupt. A signal that is ignored stays ignored, so that `nohup`
+    works; only a process's main thread may ask for signals, another one changes nothing.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.unraisablehook = lambda unraisable: None
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)

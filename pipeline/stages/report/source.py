@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from interp.plots import Baseline, Curves, Group, HeatMap, Series, share_top
+from interp.plots import Baseline, Curves, Frame, Group, HeatMap, Panel, Series, share_top
 from interp.text import readable
 from pipeline.artifacts.tokens import Tokens
-from pipeline.metrics import METRICS, Metric
+from pipeline.metrics import FIGURES, METRICS, Metric
 from pipeline.stages.evaluate.tables import CurveRow, GridRow
 from pipeline.stages.report.words import PAPERS, describe, describe_mapping, metric_note, spelled_position
 from pipeline.store import Store
@@ -111,7 +111,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Finding:
-    """A stretch of layers that one group leads (`pipeline.stages.evaluate.statistics`), and its highest mean there."""
+    """A stretch of layers that one group leads (`pipeline.stages.evaluate.tables`), and its highest mean there."""
 
     group: Group
     first_layer: int
@@ -153,6 +153,7 @@ class LensSection:
         main: the large chart; None: none.
         panels: the small ones.
         heat_maps: over source and target layers.
+        own: panels of the user's own, each with its frame.
         summary: the few numbers of each group.
         examples: what is shown of single examples.
         examples_title: heading above them.
@@ -170,6 +171,7 @@ class LensSection:
     main: Curves | None = None
     panels: Sequence[Curves] = ()
     heat_maps: Sequence[HeatMap] = ()
+    own: Sequence[tuple[Panel, Frame]] = ()
     findings: Sequence[Finding] = ()
     remarks: Sequence[tuple[Group | None, str]] = ()
     summary: Table | None = None
@@ -326,6 +328,7 @@ class Source:
             n_text=sample_text(rows, self.unit) if rows else f"n = {self.count} {self.unit}",
             layers_text=layers_text,
             groups=self.groups,
+            own=[cell for draw in FIGURES.values() for cell in draw(self)],
             **content,
         )
 
