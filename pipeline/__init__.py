@@ -1,4 +1,4 @@
-"""The workflow: Hydra composes a config, DVC caches the stages, zarr keeps the tensors, MLflow tracks the run."""
+"""Run experiments: Hydra composes a config, DVC caches the stages, zarr keeps the tensors, MLflow tracks the run."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The command `interpipe`: make a project of your own, and run in it, or in a checkout, what `python -m pipeline` runs.
+"""Run the command `interpipe`: make a project of your own, and run experiments in it or in a checkout.
 
     interpipe new FOLDER           # a project: its own runs, cache, MLflow database and choices of configs
     interpipe run [overrides]      # python -m pipeline

@@ -1,4 +1,4 @@
-"""What a sweep and its jobs know of one another; all of it lies in the sweep's folder.
+"""Keep the records of a sweep and its jobs, all of them in the sweep's folder.
 
     sweep.json      the sweep's name and key, its command line, what its jobs share; the parent writes it first, and at
                     the end how the sweep ended

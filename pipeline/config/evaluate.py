@@ -1,4 +1,4 @@
-"""Sections `evaluate` and `report`: the statistics of the curves, and the page that shows them."""
+"""Sections `evaluate` and `report`: statistics of the curves, and the page that shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which modules a module's code reaches: each name that it uses is followed to the module that defines it.
+"""Find the modules that a module reaches: each name that it uses is followed to the module that defines it.
 
     code = Code({"interp": root / "interp", "pipeline": root / "pipeline", "my_lab": Path("/home/me/my_lab")})
     code.fingerprints(["pipeline.stages.lens", "my_lab.lenses"])  # {"interp.readout.ranks": "3f6c...", ...}

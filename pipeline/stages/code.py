@@ -1,4 +1,4 @@
-"""Stage `code`: the state of the code and of the libraries that each stage is computed by.
+"""Stage `code`: write down the state of the code and of the libraries that each stage is computed by.
 
     python -m pipeline.stages.code        # in a run folder
 

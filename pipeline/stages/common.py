@@ -1,4 +1,4 @@
-"""What every stage shares: the command line entry, progress, scratch folders and publishing by rename."""
+"""Run a stage: command line entry, progress, scratch folders, publishing by rename."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON by its source text: a number stays the digits that the file has, a key that stands twice is an error.
+"""Parse JSON by its source text: a number keeps the digits of the file, a key that stands twice is an error.
 
 Also cells of other files that spell a list as Python or JSON writes it: `['Buch', 'Band']`, `["book"]`, `[1735]`.
 """

@@ -1,4 +1,4 @@
-"""From a path to a table: a file of rows, a published data set in one file, or a folder of its files.
+"""Read a table from a path: a file of rows, a published data set in one file, or a folder of its files.
 
 The format is told by the name and by how the content begins.
 """

@@ -1,4 +1,4 @@
-"""What every task does the same way: templates, answers, collisions, the model's context, odd prompts."""
+"""Build prompts from templates and answers, for all tasks: collisions, the model's context length, odd prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's own prompts, from a file or a dataset on the hub."""
+"""Next token: the user's own prompts, from a file or a data set on the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m pipeline.tracking sync FOLDER...` sends runs and sweeps that MLflow lacks; `... ui` shows its page."""
+"""Run `python -m pipeline.tracking`: `sync FOLDER...` sends runs that MLflow lacks, `ui` shows its page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rejects a config that cannot run, before anything is loaded: no torch, no transformers, no network.
+"""Reject a config that cannot run, before anything is loaded: no torch, no transformers, no network.
 
     values = plain(config)                # a composed Hydra config as plain containers
     values = localize(values, Path.cwd())

@@ -1,4 +1,4 @@
-"""Rejects a lens that cannot run: against what is collected, what the task has, and what the stage `tune` makes."""
+"""Reject a lens that cannot run: against the collected sites, the task, and the stage `tune`."""
 
 from __future__ import annotations
 

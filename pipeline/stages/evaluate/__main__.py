@@ -1,4 +1,4 @@
-"""Stage `evaluate`: from `lens.zarr` to curves with intervals and a few numbers that tell two runs apart.
+"""Stage `evaluate`: compute curves with intervals from `lens.zarr`, and a few numbers that tell two runs apart.
 
     python -m pipeline.stages.evaluate        # in a run folder
 

@@ -1,4 +1,4 @@
-"""Stage `report`: one self-contained page about a run, and its figures.
+"""Stage `report`: make one self-contained page about a run, and its figures.
 
     python -m pipeline.stages.report          # in a run folder
 

@@ -1,4 +1,4 @@
-"""The sections of lenses with curves by layer: probabilities read, tokens knocked out, text generated."""
+"""Write the sections of lenses with curves by layer: probabilities read, tokens knocked out, text generated."""
 
 from __future__ import annotations
 

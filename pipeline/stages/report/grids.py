@@ -1,4 +1,4 @@
-"""The sections of lenses over source and target layers: probabilities read, text generated."""
+"""Write the sections of lenses over source and target layers: probabilities read, text generated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the report shows of single examples: their prompts, their answers, and what a lens read in them."""
+"""Show single examples: their prompts, their answers, and the tokens or texts that a lens read in them."""
 
 from __future__ import annotations
 

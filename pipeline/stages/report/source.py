@@ -1,4 +1,4 @@
-"""A lens of a finished run as the report's sections read it, and what a section consists of: plain data, no markup."""
+"""Read one lens of a finished run for the report, and define the parts of a section: plain data, no markup."""
 
 from __future__ import annotations
 

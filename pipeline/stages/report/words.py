@@ -1,4 +1,4 @@
-"""Text for people: what a lens does in words, and numbers.
+"""Say in words, for people: lenses, tasks, metrics, positions, numbers.
 
 All text that comes from data (prompts, tokens, labels) passes through `interp.text` on its way to a page or a figure.
 """
@@ -106,7 +106,7 @@ def _(config: LogitLensConfig, num_sources: int) -> str:
     return (
         f"{_site(config.site)}, at {spelled_position(config.position)} of a prompt, is read out by the model’s own "
         "final norm and unembedding, as if it came from the last layer"
-        f"{', with its sign turned: which tokens it speaks against' if config.inverted else ''}."
+        f"{', negated: which tokens it speaks against' if config.inverted else ''}."
     )
 
 
