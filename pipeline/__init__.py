@@ -1,10 +1,9 @@
-"""The workflow: Hydra composes a config, DVC caches the stages, zarr keeps the tensors, MLflow tracks the run."""
+"""Run experiments: Hydra composes a config, DVC caches the stages, zarr keeps the tensors, MLflow tracks the run."""
 
 import os
 import sys
 
-from pipeline.home import provide_home
-from pipeline.installed import stop_unless_installed
+from pipeline.process import provide_home, stop_unless_installed
 from pipeline.project import state_folder
 
 if sys.argv[:1] == ["-m"]:  # `python -m pipeline...`, while Python looks for the module

@@ -1,4 +1,4 @@
-"""The command `interpipe`: make a project of your own, and run in it, or in a checkout, what `python -m pipeline` runs.
+"""Run the command `interpipe`: make a project of your own, and run experiments in it or in a checkout.
 
     interpipe new FOLDER           # a project: its own runs, cache, MLflow database and choices of configs
     interpipe run [overrides]      # python -m pipeline
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from interp.errors import InterpError
 from pipeline.files import write_text
-from pipeline.installed import check_installed
+from pipeline.process import missing_libraries
 from pipeline.project import CODE, MARKER, OVERLAY, link_code, shipped
 
 __all__ = ["main", "make_project"]
@@ -185,7 +185,8 @@ def _run(module: str, arguments: list[str]) -> int:
     Raises:
         InterpError: a library of the workflow is not installed.
     """
-    check_installed()
+    if missing := missing_libraries():
+        raise InterpError(missing)
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""Code of the user's own: a task, a lens, a metric, a figure that registers itself when its module is imported.
+"""Load code of the user's own: tasks, lenses, metrics and figures, which register themselves when imported.
 
     plugins: [my_lab.lenses, mine.py]     # in the config: modules, or files from where the user stands
 

@@ -1,4 +1,4 @@
-"""Section `task`: what the experiment asks. Each kind is a subclass of `TaskConfig`, beside what makes its prompts."""
+"""Section `task`: the base of all kinds of tasks; each is a subclass, in the module that makes its prompts."""
 
 from __future__ import annotations
 

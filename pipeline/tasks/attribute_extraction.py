@@ -23,8 +23,8 @@ from pipeline.config.base import (
     chosen,
 )
 from pipeline.config.task import TaskConfig
-from pipeline.tables.delimited import QUOTING
 from pipeline.tables.facts import FORMATS, Choice
+from pipeline.tables.text_files import QUOTING
 from pipeline.tasks.build import (
     Answer,
     Answers,

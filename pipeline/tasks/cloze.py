@@ -26,9 +26,9 @@ from pipeline.config.base import (
 )
 from pipeline.config.paths import located
 from pipeline.config.task import TaskConfig
-from pipeline.tables.decoding import decoded
 from pipeline.tables.json_rows import json_objects
 from pipeline.tables.table import TableError
+from pipeline.tables.text_files import decoded
 from pipeline.tasks.build import (
     Answers,
     check_different,

@@ -1,4 +1,4 @@
-"""The user's own prompts, from a file or a dataset on the hub."""
+"""Next token: the user's own prompts, from a file or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pipeline.config.base import (
 from pipeline.config.model import HUB_ID
 from pipeline.config.paths import HUB_DATASET
 from pipeline.config.task import TaskConfig
-from pipeline.tables.delimited import QUOTING
 from pipeline.tables.facts import FORMATS, Choice
+from pipeline.tables.text_files import QUOTING
 from pipeline.tasks.build import (
     Answer,
     Answers,

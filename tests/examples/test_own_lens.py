@@ -81,7 +81,7 @@ def test_its_code_is_that_of_the_stages_that_use_it(home: Path) -> None:
     (home / "asked/params.yaml").write_text(run(home, *choices).stdout.replace("# @package _global_", ""))
     code = (
         "import json\nfrom pipeline.fingerprints import of_stages\nfrom pipeline.stages.common import code_digest\n"
-        "from pipeline.stages.plugin_code import plugin_code\n"
+        "from pipeline.stages.code import plugin_code\n"
         "extra, roots = plugin_code()\n"
         "stages = of_stages(extra=extra, roots=roots)\n"
         "print(json.dumps([extra, {name: str(place) for name, place in roots.items()}, code_digest('lens'), stages]))"

@@ -1,32 +1,32 @@
-"""The figure: the log odds of all lenses in one panel."""
+"""The figure: the log odds of every word, a curve each, where the metric's own panel has the mean over all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.stages.report.own_figures import figure
+from opposites.metric import log_odds
+from pipeline.metrics import Measured, figure
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from interp.plots import Frame, Panel
+    from pipeline.stages.report.source import Source
 
-    from pipeline.stages.report.sections import Source
 
+@figure("each_word")
+def each_word(lens: Source) -> list[tuple[Panel, Frame]]:
+    """One panel; none where the lens has no such numbers, or not by layer."""
+    from interp.plots import HALF, Curves, Group, Series  # not where a config is checked, which need not wait for it
 
-@figure("log_odds", title="Opposite or word", note="Above the line the opposite is more probable than the word itself.")
-def log_odds(lenses: Sequence[Source]) -> Figure | None:
-    """A curve a lens; None: no lens has the metric."""
-    from matplotlib.figure import Figure  # not where the config is checked, which need not wait for it
-
-    curves = {lens.title: rows for lens in lenses if (rows := lens.curve("log_odds"))}
-    if not curves:
-        return None
-    drawn = Figure(figsize=(4.0, 2.5), layout="constrained")
-    axes = drawn.subplots()
-    for name, rows in curves.items():
-        axes.plot([row.layer for row in rows], [row.mean for row in rows], marker="o", label=name)
-    axes.axhline(0.0, linewidth=0.8, color="#888888")
-    axes.set_xlabel("Layer")
-    axes.set_ylabel("Log odds (nats)")
-    axes.legend(frameon=False)
-    return drawn
+    measured = Measured(lens.store)
+    values = log_odds(measured)  # (example, layer)
+    if values is None or measured.axes != ("layer",):
+        return []
+    layers = lens.store.attributes["layers"]
+    words = [lens.tokens.prompts[row].labels["word"] for row in lens.store.static("row").tolist()]
+    unknown, ones = [float("nan")] * len(layers), [1] * len(layers)
+    series = [
+        Series(Group(word, word, color), layers, own.tolist(), unknown, unknown, ones)
+        for color, (word, own) in enumerate(zip(words, values, strict=True))
+    ]
+    note = "of each word’s opposite against the word itself"
+    return [(Curves("log_odds", "Log odds of each word", "nats", note, None, series), HALF)]

@@ -12,14 +12,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipeline.config import base
-from pipeline.config.collect import CollectConfig, StoreConfig
+from pipeline.config.activations import CollectConfig, StoreConfig
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import LensConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.paths import HUB_DATASET, HUB_MODEL
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import CacheConfig, TrackingConfig
-from pipeline.config.tune import TuneConfig
+from pipeline.config.translators import TuneConfig
 from pipeline.files import sha256_of
 from pipeline.project import CODE
 from pipeline.validate import SECTIONS, Config, localize, plain, validate

@@ -1,4 +1,4 @@
-"""Section `tune`: where the tuned lens of a run comes from, and its affine maps."""
+"""Section `tune`: the source of a run's tuned lens, and its affine maps."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.installed import NEEDED, check_installed
+from pipeline.process import NEEDED, missing_libraries
 from pipeline.project import CODE
 
 # Python imports `sitecustomize` first of all. What is named in BLOCKED cannot be found after that.
@@ -56,6 +56,6 @@ def test_what_needs_no_workflow_works_without_it(tmp_path: Path) -> None:
 
 
 def test_the_extra_is_what_is_asked_for() -> None:
-    check_installed()
+    assert missing_libraries() == ""
     extras = tomllib.loads((CODE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert list(NEEDED) == [requirement.partition(">")[0] for requirement in extras["pipeline"]]

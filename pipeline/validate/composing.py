@@ -1,4 +1,4 @@
-"""What Hydra says about overrides that it cannot compose, as one message with the nearest known name."""
+"""Compose configs with Hydra: a project's own choices beside the shipped ones, faults told in one message."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.config.base import nearest
-from pipeline.project import shipped
+from pipeline.config.base import ConfigError, nearest
+from pipeline.project import overlay, shipped
+
+__all__ = ["CONFIG_FOLDER", "explain", "use_overlay"]
+
 
 CONFIG_FOLDER = shipped("conf")
 UNKNOWN_KEY = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
@@ -106,3 +112,29 @@ def _hydra() -> Iterator[None]:
 def _compose(overrides: Sequence[str], config_folder: str | None) -> DictConfig:
     further = [f"hydra.searchpath=['file://{config_folder}']"] if config_folder else []
     return compose("config", overrides=[*overrides, *further])
+
+
+class ProjectConfigs(SearchPathPlugin):
+    """Puts the project's `conf/` behind the shipped one, as `--config-dir` does."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Hydra calls this whenever it composes.
+
+        Raises:
+            ConfigError: a choice has the name of a shipped one, which would be taken in its place.
+        """
+        folder = overlay()
+        if folder is None:
+            return
+        for file in sorted(folder.rglob("*.yaml")):
+            name = file.relative_to(folder)
+            if (shipped("conf") / name).exists():
+                raise ConfigError(
+                    f"{file}: a choice of this name ships with Interpipe and would be taken in its place. Rename yours."
+                )
+        search_path.append("project", f"file://{folder}")
+
+
+def use_overlay() -> None:
+    """Make it known to Hydra, once a process."""
+    Plugins.instance().register(ProjectConfigs)

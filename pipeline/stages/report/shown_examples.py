@@ -1,4 +1,4 @@
-"""What the report shows of single examples: their prompts, their answers, and what a lens read in them."""
+"""Show single examples: their prompts, their answers, and the tokens or texts that a lens read in them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from interp.prompts.patchscopes import identity_prompt
 from interp.text import readable, visible
-from pipeline.stages.report.sections.parts import Cell, Example, Text
-from pipeline.stages.report.sections.source import Source, chosen
+from pipeline.stages.report.source import Cell, Example, Source, Text, chosen
 
 __all__ = ["block_examples", "grid_examples", "text_examples", "text_grid_examples", "token_examples"]
 

@@ -1,4 +1,4 @@
-"""A place for what libraries keep beside themselves, where the user has no home or must not write there.
+"""Prepare a process: are its libraries installed, have they a home, and do interrupts leave no traceback.
 
 Batch systems and containers run programs without a home, with one that can only be read, or as a user that the system
 does not know. Libraries then complain, write into the working directory, or stop. What the user has set stays as it is.
@@ -10,10 +10,56 @@ import contextlib
 import getpass
 import os
 import pwd
+import signal
+import sys
+import threading
 from collections.abc import MutableMapping
+from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
-__all__ = ["provide_home"]
+__all__ = ["NEEDED", "missing_libraries", "provide_home", "quiet_interrupts", "stop_unless_installed"]
+
+NEEDED = {  # what the extra `pipeline` of pyproject.toml installs -> the name that it is imported by
+    "configobj": "configobj",
+    "dvc": "dvc",
+    "filelock": "filelock",
+    "hydra-core": "hydra",
+    "hydra-joblib-launcher": "hydra_plugins.hydra_joblib_launcher",
+    "matplotlib": "matplotlib",
+    "mlflow": "mlflow",
+    "omegaconf": "omegaconf",
+    "psutil": "psutil",
+    "pyarrow": "pyarrow",
+    "pyyaml": "yaml",
+    "ruamel.yaml": "ruamel.yaml",
+    "zarr": "zarr",
+}
+
+
+def missing_libraries() -> str:
+    """What to tell a user who lacks libraries of the workflow; empty: none is missing. Nothing is imported for it."""
+    missing = [name for name, module in NEEDED.items() if not _is_there(module)]
+    if not missing:
+        return ""
+    return (
+        f"the workflow needs {', '.join(missing)}, which the library alone comes without. "
+        "Install them: pip install 'interpipe[pipeline]'"
+    )
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # the package above it is not there
+        return False
+
+
+def stop_unless_installed() -> None:
+    """Stop a command that cannot run, with one sentence and exit status 2."""
+    if missing := missing_libraries():
+        print(f"error: {missing}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def provide_home(environment: MutableMapping[str, str], own: Path) -> None:
@@ -73,3 +119,19 @@ def _made(folder: Path) -> str:
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     return str(folder)
+
+
+def quiet_interrupts() -> None:
+    """Let SIGINT raise `KeyboardInterrupt`, as Python does, and report no failing finalizer from then on.
+
+    An object that the interrupt left half made (a progress bar, say) complains as it goes, with a traceback that
+    says nothing. For processes that end after an interrupt. A signal that is ignored stays ignored, so that `nohup`
+    works; only a process's main thread may ask for signals, another one changes nothing.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        sys.unraisablehook = lambda unraisable: None
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, stop)

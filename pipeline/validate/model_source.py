@@ -1,4 +1,4 @@
-"""Checks section `model` without torch: its source and size, its device, its implementation of attention.
+"""Check section `model` without torch: its source and size, its device, its implementation of attention.
 
 What this machine lacks is asked where a run starts, for a config may be checked on another machine.
 """
