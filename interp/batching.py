@@ -75,7 +75,7 @@ def batches_by_tokens(lengths: Sequence[int], batch_tokens: int, batch_cost: flo
 
 
 def batches_in_one_row(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Put prompts of similar length together that go through the model as one row, without padding.
+    """Put prompts of similar length together, to be packed into one row without padding.
 
     Attention alone has them side by side, filled up: to at most twice the budget.
 
@@ -220,7 +220,7 @@ class Budget:
         return self.tokens * BATCH_COST
 
     def halve(self, spent: int) -> None:
-        """Go on with half of what a forward pass spent that ran out of memory, and say so.
+        """Halve the budget after a forward pass that ran out of memory, and log it.
 
         Arguments:
             spent: its tokens, padding included.
@@ -240,5 +240,5 @@ def buffer_elements(device: torch.device) -> int:
 
 
 def how_many(size: int, device: torch.device) -> int:
-    """How many things of `size` numbers a buffer holds; one at the least."""
+    """How many items of `size` numbers fit into a buffer; at least one."""
     return max(1, buffer_elements(device) // max(size, 1))

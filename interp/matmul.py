@@ -1,4 +1,4 @@
-"""Matrix products on a CPU by the library that is the faster one there.
+"""Matrix products on a CPU by the faster library: MKL or oneDNN.
 
 torch multiplies float32 matrices on a CPU by MKL. On processors that are not Intel's, MKL leaves half of each vector
 register unused; oneDNN, which torch also comes with and uses for bfloat16, does not: on an AMD EPYC of the Zen 5 kind
@@ -37,7 +37,7 @@ def faster_products(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> AbstractContextManager[Any]:
-    """Within this, large float32 products of linear layers on a CPU are oneDNN's, where that is the faster library.
+    """Context manager: large float32 products of linear layers on a CPU go to oneDNN where that is faster.
 
     For the calling thread alone. Whatever needs gradients, autocast or another tensor type is left to torch. Which
     processors gain is looked up, not measured, so that a run gives the same bits again: those of AMD with AVX-512. The
@@ -78,7 +78,7 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> N
 
 
 def give_back() -> None:
-    """Give memory that is free back to the system, where oneDNN multiplies; called between one batch and the next.
+    """Return free memory to the system, where oneDNN multiplies; called between batches.
 
     oneDNN allocates room of many sizes for each product. What is freed of it between results that stay is often too
     small for the next, so that glibc's heap would grow with the number of batches.

@@ -185,7 +185,7 @@ _turns = _Turns()
 
 
 class turn:
-    """Within this, no other thread's trace or lens runs a model: this one waits until no other does.
+    """Context manager: no other thread's trace or lens runs the model meanwhile; it waits until none does.
 
     Arguments:
         module: the model, as transformers made it.
@@ -205,7 +205,7 @@ class turn:
 
 
 def in_turn(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """A function whose first argument is a model, the whole of which is one turn of that model."""
+    """Decorate a function of a model: the whole call is one turn of that model."""
 
     @wraps(function)
     def run(*args: Given.args, **kwargs: Given.kwargs) -> Result:

@@ -13,11 +13,11 @@ __all__ = ["check_not_passed"]
 
 
 def check_not_passed(location: str, name: str) -> None:
-    """Refuse a place that the forward pass has left behind.
+    """Refuse a site that the forward pass has passed already.
 
     Arguments:
         location: as nnsight spells it: the module's path, and `input`, `output` or another point in it.
-        name: what the user called the place, for messages.
+        name: what the user called the site, for messages.
 
     Raises:
         InterpError: the forward pass that runs is past it.
@@ -32,6 +32,6 @@ def check_not_passed(location: str, name: str) -> None:
         is_past = passed >= begun > done
     if is_past:
         raise InterpError(
-            f"{name}: the forward pass is past it. Ask for places in the order in which the model meets them; "
+            f"{name}: the forward pass is past it. Ask for sites in the order in which the model computes them; "
             "model.in_order(sites) sorts them."
         )

@@ -20,8 +20,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import launch
-from pipeline.config.overlay import use_overlay
-from pipeline.validate.explain import CONFIG_FOLDER, explain
+from pipeline.validate.composing import CONFIG_FOLDER, explain, use_overlay
 
 COMPLETION = Path(__file__).with_name("completion.bash")
 

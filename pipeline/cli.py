@@ -1,4 +1,4 @@
-"""The command `interpipe`: make a project of your own, and run in it, or in a checkout, what `python -m pipeline` runs.
+"""Run the command `interpipe`: make a project of your own, and run experiments in it or in a checkout.
 
     interpipe new FOLDER           # a project: its own runs, cache, MLflow database and choices of configs
     interpipe run [overrides]      # python -m pipeline
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from interp.errors import InterpError
 from pipeline.files import write_text
+from pipeline.process import missing_libraries
 from pipeline.project import CODE, MARKER, OVERLAY, link_code, shipped
 
 __all__ = ["main", "make_project"]
@@ -51,7 +52,7 @@ __pycache__/
 /.dvc/tmp
 /.dvc/config.local
 /activations.zarr
-/code.json
+/code/
 /curves.csv
 /curves.parquet
 /grids.csv
@@ -94,7 +95,8 @@ cd outputs/DATE/TIME && dvc status               # a run folder is a DVC project
 | `outputs/`, `.dvc/cache`, `mlflow.db` | run folders, what they share, and their record; git leaves them out |
 | `params.yaml`, `dvc.yaml` | what `dvc repro` runs here: the default experiment; change `params.yaml` as you like |
 
-A task, a lens or a metric of your own is a Python file or package here: `interpipe run 'plugins=[my_lenses]'`.
+A task, a lens, a metric or a figure of your own is a Python file or package here, named in the config:
+`interpipe run 'plugins=[my_lenses]'`.
 
 After an upgrade of Interpipe, or on another machine, `interpipe new .` mends the links and `dvc.yaml`; all that is
 yours stays.
@@ -183,17 +185,11 @@ def _run(module: str, arguments: list[str]) -> int:
     Raises:
         InterpError: a library of the workflow is not installed.
     """
+    if missing := missing_libraries():
+        raise InterpError(missing)
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in ("", "interp", "pipeline"):
-            raise
-        raise InterpError(
-            f"the workflow needs {missing}, which is not installed: the library comes alone. Install the rest with: "
-            "pip install 'interpipe[pipeline]'"
-        ) from None
     return 0

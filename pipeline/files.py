@@ -1,4 +1,4 @@
-"""Files that survive a crash: digests, flushing to the disk, and writing by rename."""
+"""Write files that survive a crash: digests, flushing to the disk, renaming into place."""
 
 from __future__ import annotations
 

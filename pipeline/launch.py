@@ -33,8 +33,8 @@ from pipeline.config.paths import check_place
 from pipeline.config.tracking import TrackingConfig, masked
 from pipeline.sweep import described, job_began, job_ended, jobs_of, new_sweep, sweep_ended
 from pipeline.validate import Config, localize, plain, validate
-from pipeline.validate.explain import explain
-from pipeline.validate.model import check_machine
+from pipeline.validate.composing import explain
+from pipeline.validate.model_source import check_machine
 
 REJECTED = 2  # exit status for a config that cannot be run
 FAILED = 1

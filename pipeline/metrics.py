@@ -1,11 +1,17 @@
-"""The metrics: one table of what is measured of a lens, in which unit, which way is better, and how it is computed.
+"""Define the metrics: one table of what is measured of a lens, in which unit, which way is better, how it is computed.
 
-Stage `evaluate` measures them in the table's order, stage `report` and the end of a run name them by it. A metric of
-your own is one function in a module that `plugins:` names:
+Stage `evaluate` measures them in the table's order; by it stage `report` draws them, and the end of a run names them. A
+metric of your own is one function in a module that `plugins:` names:
 
     @metric("top_probability", title="Top probability", note="of the most probable token", is_share=True)
     def top_probability(lens: Measured) -> Floats | None:
         return np.exp(lens.read("top_log_prob", top=0)) if lens.has("top_log_prob") else None
+
+So is a figure of your own, which stands in the report's section of each lens that it has panels for:
+
+    @figure("token_map")
+    def token_map(source: Source) -> Sequence[tuple[Panel, Frame]]:
+        ...
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +28,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from pipeline.store import Store
 
-__all__ = ["ENTROPY_UNITS", "METRICS", "Floats", "Measured", "Metric", "metric"]
+__all__ = ["ENTROPY_UNITS", "FIGURES", "METRICS", "Floats", "Measured", "Metric", "figure", "metric"]
 
 Floats = NDArray[np.float64]
 ENTROPY_UNITS = {"bits": math.log(2), "nats": 1.0}  # nats in one unit
@@ -82,6 +88,8 @@ class Metric:
         of_groups: whether there is one number for each group of answer tokens.
         is_share: whether it lies between 0 and 1.
         is_baseline: whether it is of a run without the lens, so that it has no layers.
+        is_drawn: whether the page draws it; else it stands in its tables alone.
+        is_compared: whether it means the same in every lens, so that lenses stand beside each other in it.
         patched_note: note where the lens writes into a target prompt; empty: the same.
         headline: how the last lines of a run name it, with `{}` for the group; empty: they do not.
     """
@@ -95,6 +103,8 @@ class Metric:
     of_groups: bool = False
     is_share: bool = False
     is_baseline: bool = False
+    is_drawn: bool = True
+    is_compared: bool = False
     patched_note: str = ""
     headline: str = ""
 
@@ -127,8 +137,32 @@ def metric(name: str, *, title: str, unit: str = "", note: str = "", **facts: An
     return register
 
 
-def _home(measure: Measure) -> str:
-    return f"{measure.__module__}.{measure.__qualname__}"
+FIGURES: dict[str, Callable[[Any], Any]] = {}
+"""Name -> figure of a user's own: from a lens of a finished run (`pipeline.stages.report.source.Source`) to panels."""
+
+Drawing = TypeVar("Drawing", bound=Callable[[Any], Any])
+
+
+def figure(name: str) -> Callable[[Drawing], Drawing]:
+    """Register a figure by the function that makes its panels: (panel, frame), see `interp.plots`; none: not drawn.
+
+    It stands here, where nothing is loaded that draws, since a plugin is imported before a config is checked.
+
+    Raises:
+        ValueError: another function has the name.
+    """
+
+    def register(draw: Drawing) -> Drawing:
+        if _home(FIGURES.get(name, draw)) != _home(draw):
+            raise ValueError(f"figure {name!r} is there twice: {_home(FIGURES[name])} and {_home(draw)}.")
+        FIGURES[name] = draw
+        return draw
+
+    return register
+
+
+def _home(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 @metric(
@@ -150,7 +184,9 @@ def top1_accuracy(lens: Measured) -> Floats | None:
     return None if ranks is None else np.where(np.isnan(ranks), np.nan, ranks == 0)
 
 
-@metric("rank", title="Rank", note="of the group’s best token, 0 for the most probable", of_groups=True)
+@metric(
+    "rank", title="Rank", note="of the group’s best token, 0 for the most probable", of_groups=True, is_drawn=False,
+)  # fmt: skip
 def rank(lens: Measured) -> Floats | None:
     """Rank of the group's best token, 0 for the most probable; an empty group has none."""
     if not lens.reads or not lens.groups:
@@ -196,7 +232,7 @@ def kl_nats(lens: Measured) -> Floats | None:
 @metric(
     "precision_at_1", title="Precision@1", note="share of examples whose top token is the model’s own",
     patched_note="share of examples whose top token is what the model itself says after the source token",
-    more_is_better=True, is_share=True, headline="precision at 1",
+    more_is_better=True, is_share=True, is_compared=True, headline="precision at 1",
 )  # fmt: skip
 def precision_at_1(lens: Measured) -> Floats | None:
     """1 where the lens's top token is the model's own (Ghandeharioun et al. 2024, section 4.1)."""
@@ -208,7 +244,7 @@ def precision_at_1(lens: Measured) -> Floats | None:
 
 @metric(
     "surprisal_nats", title="Surprisal", unit="nats", note="−ln of the model’s own probability of the top token",
-    patched_note="−ln of the model’s own probability, after the source token, of the top token",
+    patched_note="−ln of the model’s own probability, after the source token, of the top token", is_compared=True,
 )  # fmt: skip
 def surprisal_nats(lens: Measured) -> Floats | None:
     """-ln of the model's own probability of the lens's top token (Ghandeharioun et al. 2024, section 4.1)."""

@@ -1,4 +1,4 @@
-"""DVC's cache on disk, checked: an object is named by the MD5 of its bytes, a result by the SHA-256 of its description.
+"""Read and write DVC's cache, checked: an object is named by its MD5, a result by the SHA-256 of its description.
 
     CACHE/files/md5/ab/cdef...       an object: the bytes of a file
     CACHE/files/md5/ab/cdef....dir   an object: JSON, the path and the MD5 of each file of a folder

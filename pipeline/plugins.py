@@ -1,4 +1,4 @@
-"""Code of the user's own: a task, a lens, a metric, a figure that registers itself when its module is imported.
+"""Load code of the user's own: tasks, lenses, metrics and figures, which register themselves when imported.
 
     plugins: [my_lab.lenses, mine.py]     # in the config: modules, or files from where the user stands
 
@@ -31,7 +31,7 @@ __all__ = ["GROUP", "described", "load", "localized", "of_run", "resolve", "root
 GROUP = "interpipe.plugins"
 MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 OURS = ("interp", "pipeline")
-ALWAYS_USED = ("evaluate", "report")  # a metric or a figure is registered without a word of the config
+PRINTS_ALL = "report"  # its figures are named by no config, and its page says which code made the run
 
 
 def localized(names: Any, standing: Path) -> list[str]:
@@ -96,7 +96,8 @@ def _load(name: str) -> ModuleType:
     if str(project) not in sys.path:
         sys.path.append(str(project))  # last, so that no name there takes the place of a library's
     try:
-        loaded = pkgutil.resolve_name(module) if file is None else _load_file(module, file)
+        # With the colon, the module is imported and what is wrong inside it raised as it is.
+        loaded = pkgutil.resolve_name(f"{module}:") if file is None else _load_file(module, file)
     except ModuleNotFoundError as error:
         if error.name and module != error.name and not module.startswith(f"{error.name}."):
             raise InterpError(f"{name} imports {error.name}, which is not installed.") from None
@@ -176,22 +177,22 @@ def roots(names: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def used(names: Iterable[str], chosen: Mapping[str, Iterable[type]]) -> dict[str, list[str]]:
+def used(names: Iterable[str], chosen: Mapping[str, Iterable[Any]]) -> dict[str, list[str]]:
     """The plugins' modules that each stage of a run uses: stage -> dotted names, sorted.
 
     Arguments:
         names: as `localized` gives them.
-        chosen: stage -> the classes of the kinds that the config chooses for it.
+        chosen: stage -> the classes of the kinds that the config chooses for it, or the functions that it calls.
 
-    A kind brings the modules of its class and of the implementation that it names; stages `evaluate` and `report` use
-    all plugins, whose metrics and figures no config names.
+    A kind brings the modules of its class and of the implementation that it names, a function its own; stage `report`
+    uses all plugins.
     """
     names = list(names)
     ours = set(roots(names))
-    found: dict[str, set[str]] = {stage: {_module(name) for name in names} for stage in ALWAYS_USED if names}
-    for stage, classes in chosen.items():
-        for kind in classes:
-            modules = {base.__module__ for base in kind.__mro__}
+    found: dict[str, set[str]] = {PRINTS_ALL: {_module(name) for name in names}} if names else {}
+    for stage, kinds in chosen.items():
+        for kind in kinds:
+            modules = {base.__module__ for base in getattr(kind, "__mro__", [kind])}
             modules.add(str(getattr(kind, "stage", "")).partition(":")[0])
             theirs = {module for module in modules if module.partition(".")[0] in ours}
             if theirs:

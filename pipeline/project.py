@@ -1,4 +1,4 @@
-"""Where the code lies, and where a project lies: its runs, its cache, its MLflow database.
+"""Find the folder of the code, and the folder of a project: its runs, its cache, its MLflow database.
 
     CODE      the folder of `interp` and `pipeline`: a checkout, or site-packages, where nothing is ever written
     shipped   `conf/`, `dvc.yaml` and the like: beside the code in a checkout, in `pipeline/_data` in a wheel

@@ -1,4 +1,4 @@
-"""What a run says at its end: where its results are, and the few numbers that one looks at first."""
+"""Print the end of a run: the places of its results, and the few numbers that one looks at first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep and its jobs know of one another; all of it lies in the sweep's folder.
+"""Keep the records of a sweep and its jobs, all of them in the sweep's folder.
 
     sweep.json      the sweep's name and key, its command line, what its jobs share; the parent writes it first, and at
                     the end how the sweep ended
@@ -23,7 +23,7 @@ from pipeline.files import write_json
 __all__ = ["Job", "described", "job_began", "job_ended", "jobs_of", "new_sweep", "sweep_ended", "sweep_of"]
 
 RECORD, JOBS = "sweep.json", ".jobs"
-WAITED = ".tracking"  # what tracking has cost the sweep (`pipeline.tracking.bounded`)
+WAITED = ".tracking"  # what tracking has cost the sweep (`pipeline.tracking.runs`)
 RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
 
 

@@ -16,7 +16,7 @@ __all__ = ["Block", "Entries", "checked_block", "checked_sites"]
 
 @dataclass(frozen=True)
 class Entries:
-    """What is read in one forward pass: where it is in the batch, and whose it is.
+    """Index of each value read in one pass: (row, column) in the batch, (prompt, slot) in the block.
 
     Arguments:
         rows, columns: row and column of the batch, each (entry,).
@@ -42,7 +42,7 @@ class Entries:
 
 @dataclass(frozen=True)
 class Block:
-    """Prompts of one call.
+    """A block of prompts: which tokens are read of each, and the arrays that they fill.
 
     Arguments:
         input_ids: token ids of each, unpadded.
@@ -86,7 +86,7 @@ class Block:
         return Entries(rows, table[rows, places] - start, torch.tensor(batch, device="cpu")[rows], places)
 
     def keep(self, sites: Sequence[Site], entries: Entries, values: Sequence[Tensor]) -> None:
-        """Put what was read in its place.
+        """Put values that were read into the block's arrays.
 
         Arguments:
             sites: whose it is.
@@ -136,7 +136,7 @@ def _numbers(width: Sequence[int]) -> str:
 
 
 def checked_sites(sites: Sequence[Site]) -> dict[str, dict[Site, int]]:
-    """Where each site goes: kind -> site -> index along the layer axis.
+    """Check sites, and give each its place: kind -> site -> index along the layer axis.
 
     Raises:
         InterpError: there is none, one twice, or one kind both with all heads and with one.
@@ -159,7 +159,7 @@ def checked_sites(sites: Sequence[Site]) -> dict[str, dict[Site, int]]:
 def checked_block(
     input_ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], rows_of_kind: dict[str, dict[Site, int]]
 ) -> Block:
-    """A block of prompts and their positions.
+    """Check prompts and positions, and make them a block.
 
     Raises:
         InterpError: no prompt, an empty one, positions of other prompts, outside their prompt, or none at all.

@@ -321,7 +321,7 @@ class _Collector:
         return Feed({**whole_inputs(self.model, tokens), "use_cache": False})
 
     def _read(self, block: Block, feed: Feed, entries: Entries) -> None:
-        """One forward pass, and a copy of what it gives at some tokens."""
+        """Run one forward pass, and start the copy of what it gives at some tokens."""
         rows, columns = sent(entries.rows, self.model.device), sent(entries.columns, self.model.device)
         with faster_products(
             feed.inputs["input_ids"].numel(), self.model.hidden_size, self.model.dtype, self.model.device

@@ -30,7 +30,7 @@ class _Copy:
 
 
 class Copies:
-    """Copies off one device. On a CUDA device the last one is still under way when the next batch is started.
+    """Copies from one device to the CPU. On a CUDA device a copy runs while the next batch does.
 
     Arguments:
         device: where the values are.
@@ -49,7 +49,7 @@ class Copies:
         return self._under_way is not None
 
     def start(self, values: Sequence[Tensor], take: Take) -> None:
-        """Copy values to the CPU, and hand over those of the batch before.
+        """Start the copy of a batch's values, and hand over those of the batch before.
 
         Arguments:
             values: of a batch, of any shapes.
@@ -66,7 +66,7 @@ class Copies:
         self._under_way = started
 
     def finish(self) -> None:
-        """Hand over what is still under way."""
+        """Wait for the last copy, and hand over its values."""
         copy, self._under_way = self._under_way, None
         if copy is None:
             return

@@ -94,7 +94,7 @@ def _read(
 def read_places(
     model: StandardizedTransformer, sites: Sequence[Site], rows: Tensor, columns: Tensor, mask: Tensor | None
 ) -> list[Tensor]:
-    """What sites hold at some tokens, inside a trace.
+    """Read sites at some tokens, inside a trace.
 
     Arguments:
         model: the model.

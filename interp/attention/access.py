@@ -60,7 +60,7 @@ class AttentionAccess:
         self._trace = _Trace()
 
     def available(self, kind: str, layer: int) -> str | None:
-        """Why a point is not available; None where it can.
+        """Why a point is not available; None where it is.
 
         Arguments:
             kind: `q`, `k`, `v`, `scores` or `pattern`.

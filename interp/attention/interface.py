@@ -27,7 +27,7 @@ from interp.errors import InterpError
 __all__ = ["IMPLEMENTATIONS", "SoftmaxPoints", "attends_twice", "routing_module", "watch"]
 
 
-# Those that can be followed: the others never form the pattern, nor a mask from which it could be had.
+# Those that can be followed: the others never form the pattern, nor a mask that it could be computed from.
 IMPLEMENTATIONS = ("sdpa", "eager")
 
 # Those that call the function twice in a forward pass, with the same queries and keys and with values of their own.

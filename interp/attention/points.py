@@ -1,4 +1,4 @@
-"""Values in the middle of a module's forward pass, as nnsight meets them.
+"""Values in the middle of a module's forward pass, in the order in which nnsight meets them.
 
 nnsight serves a value where the model calls `Interleaver.handle(location, value)`; what a trace's body reads or writes
 is a location. Modules and `source` operations have theirs. The points of attention get locations beside them, named

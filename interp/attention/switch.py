@@ -70,7 +70,7 @@ _installed = _Installed()
 
 
 def switch_on(modules: Container[nn.Module], handler: Handler) -> Switched:
-    """Let the attention of some modules go through a handler, in this thread, until it is switched off.
+    """Route the attention of some modules through a handler, in this thread, until `switch_off`.
 
     Arguments:
         modules: the modules that call attention functions.

@@ -1,5 +1,5 @@
-"""Parts of a model's forward pass: its layers alone, a frozen prefix that continuations share, prompts in one row, the
-last layer at a few tokens; and whether the model allows it.
+"""Parts of a forward pass with unchanged numbers: layers without the head, a shared prefix from a KV cache, packed
+prompts, the last layer at a few tokens; and the probes that say whether a model allows each.
 """
 
 from interp.forward.batch import Feed, packing_fits

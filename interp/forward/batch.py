@@ -1,4 +1,4 @@
-"""A batch as it goes through the model: prompts side by side or in one row, whole or going on from a frozen prefix."""
+"""One batch of a forward pass: prompts padded or packed, whole or continued from the KV cache of a shared prefix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ READS_ONE_PREFIX = "rows read one prefix"  # the verdict on it, found out by `pr
 
 @dataclass(frozen=True)
 class Feed:
-    """A batch as it goes through the model.
+    """One batch of a forward pass.
 
     Arguments:
         inputs: keyword arguments of a trace.
@@ -47,7 +47,7 @@ class Feed:
         prefix: FrozenPrefix | None = None,
         packed: Packed | None = None,
     ) -> Feed:
-        """Prompts for a causal model, which needs no mask for what fills them up.
+        """Pad prompts on the right for a causal model, which needs no mask for padding behind a prompt.
 
         Arguments:
             model: the model.
@@ -100,7 +100,7 @@ class Feed:
 
 @torch.no_grad()
 def packing_fits(model: StandardizedTransformer, longest: int, *, behind_prefix: bool) -> bool:
-    """Whether prompts in one row give what each gives alone, where they are whole, or go on from a prefix.
+    """Whether packed prompts give what each gives alone, whole or continued from a prefix.
 
     Found out once by a small case done both ways; layers that carry a state along the row do not fit, nor does
     attention of a family's own. The verdict is kept.
@@ -120,7 +120,7 @@ def packing_fits(model: StandardizedTransformer, longest: int, *, behind_prefix:
 
 
 def _trial(model: StandardizedTransformer, start: int, longest: int) -> list[Pair] | str:
-    """Three prompts in one row and each alone, with a prefix of so many tokens before the longest; or why not."""
+    """Run three prompts packed, and each alone, after a prefix of `start` tokens; a text says why it cannot be done."""
     config: Any = model.config.get_text_config()
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"attends by {config._attn_implementation!r}"

@@ -1,4 +1,4 @@
-"""The last layer that is needed, at the tokens that are read: of the others it needs keys and values alone."""
+"""Run the last layer that is needed at the tokens that are read; of all others it needs only keys and values."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["LastLayer", "last_layer_fits"]
 
 
 class _Kept(Exception):
-    """The layer's keys and values are there; what it makes of them is not needed."""
+    """Ends a layer once it has made its keys and values."""
 
 
 class _Keep(DynamicCache):
-    """Takes the keys and values that a layer makes, and ends it."""
+    """A cache that takes the keys and values of one layer, then ends it."""
 
     keys: Tensor
     values: Tensor
@@ -39,7 +39,7 @@ class _Keep(DynamicCache):
 
 
 class _Give(DynamicCache):
-    """Gives a layer keys and values that were made before, its own among them, and those of a prefix before them."""
+    """A cache that gives a layer the keys and values made before: those of a prefix, then its own."""
 
     def __init__(self, module: nn.Module, keys: Tensor, values: Tensor, prefix: Shared | None) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class _Give(DynamicCache):
 
 @dataclass
 class LastLayer:
-    """How the model calls a layer, taken by a hook, and that layer at a few tokens.
+    """One layer run at a few tokens, with the arguments that the model calls it with (taken by a hook).
 
     Arguments:
         model: the model.
@@ -146,7 +146,7 @@ At = Callable[[Tensor, Tensor], Tensor]
 
 
 def last_layer_fits(model: StandardizedTransformer, layer: int, feed: Feed, short: At, whole: At) -> bool:
-    """Whether a layer at a few tokens gives what it gives there when it runs at all of them.
+    """Whether a layer run at a few tokens gives there what it gives when it runs at all tokens.
 
     Found out once for each layer, form of batch and regime by the batch at hand, done both ways at the middle and the
     end of each row; the verdict is kept.

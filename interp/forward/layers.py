@@ -1,4 +1,4 @@
-"""Running tokens through a model's layers, and no further: as the model does, or with rows that change on the way."""
+"""Run tokens through a model's layers without the head, as the model does or with other rows in each layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["by_name", "run_layers", "run_rows"]
 
 
 class _Done(Exception):
-    """What comes after is not computed."""
+    """Ends a forward pass."""
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def _embedded(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicC
 
 @contextmanager
 def _up_to_the_last_layer(model: StandardizedTransformer) -> Iterator[list[Tensor]]:
-    """Stops a forward pass behind the last layer, whose output is put into the list."""
+    """Stop a forward pass after the last layer and append its output to the list."""
     final: list[Tensor] = []
 
     def stop(_: nn.Module, args: Any, output: Any) -> None:

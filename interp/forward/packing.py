@@ -1,7 +1,7 @@
-"""Prompts of different lengths as one row, one behind the other: no token of it is padding.
+"""Pack prompts of different lengths into one row without padding.
 
-All that a model does at a token it does there as anywhere; only attention looks at others. So attention, and nothing
-else, is given a row for each prompt, filled up on the right, by `interp.forward.shared_attention`.
+Everything but attention works on each token alone, so it runs on the packed row. Attention, by
+`interp.forward.shared_attention`, gets a row for each prompt, padded on the right.
 """
 
 from __future__ import annotations

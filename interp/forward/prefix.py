@@ -1,4 +1,4 @@
-"""A prompt's beginning, computed once: its keys and values, frozen, from which any number of continuations go on."""
+"""The KV cache of a prefix: computed once, then read, never written, by any number of continuations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["FrozenLayer", "FrozenPrefix", "repeated"]
 
 
 class FrozenLayer(DynamicLayer):
-    """One layer's keys and values of a prefix: read by a continuation, never written.
+    """Keys and values of a prefix at one layer; a continuation reads them and never writes.
 
     The prefix's rows are repeated for a continuation with a multiple of them: row i of the continuation goes on from
     row i modulo the prefix's.

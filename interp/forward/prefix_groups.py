@@ -1,4 +1,4 @@
-"""Prompts that begin with the same tokens: which of them share a beginning, and going on from it."""
+"""Group prompts that begin with the same tokens, so that each shared prefix is computed once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SharedPrefix(NamedTuple):
 
 
 def plan_prefixes(input_ids: Sequence[Sequence[int]], cost: float = GROUP_COST) -> list[SharedPrefix]:
-    """Find the beginnings that are worth being computed once.
+    """Find the prefixes that are worth computing once.
 
     A group of n prompts that begin with the same p tokens saves (n - 1) p tokens and costs `cost`. From the longest
     beginnings to shorter ones, a beginning takes the prompts that have it and save more so than with a longer one, if
@@ -67,14 +67,14 @@ def plan_prefixes(input_ids: Sequence[Sequence[int]], cost: float = GROUP_COST) 
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that two prompts begin with, one less than the shorter one has at most."""
+    """How many tokens two prompts share at the start: at most one less than the shorter one has."""
     shorter = min(len(one), len(other)) - 1
     return next((place for place in range(shorter) if one[place] != other[place]), shorter)
 
 
 @dataclass
 class _Node:
-    """A beginning that some prompts share.
+    """A prefix that some prompts share.
 
     Arguments:
         length: its tokens.
@@ -105,7 +105,7 @@ def _saved(group: SharedPrefix, cost: float) -> float:
 
 @torch.no_grad()
 def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], length: int) -> bool:
-    """Whether going on from a frozen prefix gives what whole prompts give.
+    """Whether continuing from the KV cache of a prefix gives what whole prompts give.
 
     Found out once a regime, by the shortest and the longest of the prompts at hand; recurrent layers, caches of other
     forms and the like do not fit, and then one line of the log says so. The verdict is kept.
@@ -127,7 +127,7 @@ def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[in
 
 
 def _trial(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], length: int) -> list[Pair]:
-    """The prompts behind their shared beginning, and each whole."""
+    """Run prompts from their shared prefix on, and each whole."""
     longest = max(len(ids) for ids in prompts)
     padded = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for ids in prompts], device=model.device)
     lengths = [len(ids) for ids in prompts]

@@ -1,4 +1,4 @@
-"""Can the model be run here and now, and is it causal: does what follows a token change what it computes there?"""
+"""Is the model ready to run, and is it causal: do later tokens leave everything at earlier ones unchanged?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SHORT, _AFTER = 6, 4  # tokens of a short prompt, and those that follow
 
 @torch.no_grad()
 def is_causal(model: StandardizedTransformer, longest: int) -> bool:
-    """Whether what follows a token leaves everything at it as it is.
+    """Whether later tokens change nothing at earlier ones.
 
     Then prompts may be filled up on the right without a mask, and what follows the last token that is read need not be
     computed. Found out once, by two prompts that begin alike, and by their beginnings alone; the verdict is kept by the
@@ -59,7 +59,7 @@ def _final(model: StandardizedTransformer, ids: Tensor) -> Tensor:
 
 
 def check_ready(model: StandardizedTransformer) -> None:
-    """Refuse to run a model whose numbers would be drawn at random, or that is in the middle of a run.
+    """Refuse a model in training mode, whose numbers would be random, or one in the middle of a pass.
 
     Arguments:
         model: the model.

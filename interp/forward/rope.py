@@ -1,4 +1,4 @@
-"""Rotary frequencies that depend on how long the fed prompts are."""
+"""Rotary frequencies that depend on prompt length (longrope, dynamic NTK): which prompts may share a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["first_changed", "forget_lengths", "rotary_limit", "stays_within", "w
 
 
 def rotary_limit(model: StandardizedTransformer) -> int | None:
-    """Tokens up to which a prompt's values do not depend on what else is fed; None: they never do.
+    """Prompt length up to which the rotation is the same in every batch; None: it always is.
 
     Where the rotation is scaled by `longrope` (Phi 3) or `dynamic`, the longest prompt of a forward pass, once it is
     longer than what the model was first trained on, changes the frequencies of all its prompts, at all positions.
@@ -66,7 +66,7 @@ def stays_within(model: StandardizedTransformer, lengths: Sequence[int], more: i
 def whole_batches(
     model: StandardizedTransformer, lengths: Sequence[int], batch_size: int, more: int = 0
 ) -> list[list[int]]:
-    """Batches for forward passes of whole prompts: of similar length, or of one length.
+    """Batches of whole prompts: of similar length, or of one length where padding changes the numbers.
 
     Of one length where the rotation depends on it, where padding on the left changes the model's numbers, and where
     something of the user's counts tokens (`interp.model.verdicts.is_changed`).
@@ -92,7 +92,7 @@ def whole_batches(
 
 
 def forget_lengths(model: StandardizedTransformer) -> None:
-    """Let `dynamic` rotation, which remembers the longest prompt that it has seen, begin anew, as after loading.
+    """Reset `dynamic` rotation, which remembers the longest prompt that it has seen, to its state after loading.
 
     Arguments:
         model: the model.

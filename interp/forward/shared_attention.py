@@ -1,9 +1,9 @@
-"""Attention functions that look at a prefix which many rows share, or at prompts that stand in one row.
+"""Attention over one KV cache of a shared prefix for many rows, and over packed prompts.
 
-Families that look their attention function up with transformers' `AttentionInterface` are handed ours while rows walk
-or go on from a prefix, or where prompts are packed (`interp.forward.packing`): in the passes of one model, in one
-thread (`interp.attention.switch`). Other families are given the keys of the prefix repeated (`interp.forward.prefix`),
-and prompts side by side.
+Families that look their attention function up with transformers' `AttentionInterface` get ours while rows walk or
+continue from a prefix, or where prompts are packed (`interp.forward.packing`): in the passes of one model, in one
+thread (`interp.attention.switch`). Other families get the keys of the prefix repeated (`interp.forward.prefix`), and
+padded prompts.
 
 Over a prefix that many rows share, no row has a copy of its keys: scores against the prefix are one matrix product over
 all rows, scores against a row's own tokens are its own. One softmax goes over both; or each part has a softmax of its

@@ -1,4 +1,4 @@
-"""Values and modules of a model by name and index (`layers_output[3]`, `token_embeddings`); their standard names."""
+"""Read and write a model by site (`read("resid_post.3")`) and by name (`layers_output[3]`); name its modules."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from interp.errors import InterpError
 from interp.model.head import closest_tokens
 from interp.model.interventions import skip_layers, steer
 from interp.model.places import ModulePlace, Place
-from interp.model.resolve import place_of, sublayer_of
+from interp.model.resolve import place_of, projection_width, sublayer_of, why_missing
 from interp.prompts.encoding import bare_tokenizer
-from interp.sites import Site
+from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
 from interp.tracing import check_not_passed
 
 __all__ = ["LayerModules", "LayerValues", "NamedValues", "aliases", "merged"]
@@ -80,7 +80,82 @@ class LayerModules(_ByLayer[Any]):
 
 
 class NamedValues:
-    """What `StandardizedTransformer` offers by name beside its sites; read, and where it is a value set, in a trace."""
+    """The values of a `StandardizedTransformer`, by site and by name; read, and where it is a value set, in a trace."""
+
+    # By site ----------------------------------------------------------------------------------------------------------
+
+    def site(self: Any, site: Spelling) -> Site:
+        """A site of this model, from any spelling.
+
+        Raises:
+            InterpError: it cannot be read, names several sites, or a layer or head that the model does not have.
+        """
+        return parse_site(site, self.num_layers, self.num_heads, self.num_kv_heads)
+
+    def has(self: Any, site: Spelling) -> bool:
+        """Whether the model has a site: parallel layers have no `resid_mid`, Mamba layers no `pattern`."""
+        return why_missing(self, self.site(site)) is None
+
+    def in_order(self: Any, sites: Sequence[Spelling]) -> list[Site]:
+        """Sort sites in the order in which this model computes them, which a trace must keep."""
+        layers = self.num_layers  # asked for once: it looks at all modules
+        places = (parse_site(site, layers, self.num_heads, self.num_kv_heads) for site in sites)
+        return sorted(places, key=self._depth)
+
+    def _depth(self: Any, site: Site) -> tuple[Any, ...]:
+        if not self.architecture.mixer_first or not site.kind.startswith("mixer"):
+            return site.depth
+        before = Site("attn_in", site.layer).depth
+        return (*before[:1], before[1] - (0.5 if site.kind == "mixer_out" else 0.75), *before[2:])
+
+    def width(self: Any, site: Spelling) -> int:
+        """The last axis of a site without a head axis: hidden, vocabulary, or the MLP's neurons.
+
+        Raises:
+            InterpError: no such site in this model, or one with heads.
+        """
+        place = self.site(site)
+        if place.kind in HEAD_KINDS:
+            raise InterpError(f"width of {place}: expected a site without a head axis.")
+        if place.kind == "logits":
+            return self.vocab_size
+        if place.kind != "mlp_post":
+            return self.hidden_size
+        return projection_width(self, place)
+
+    def read(self: Any, site: Spelling) -> Tensor:
+        """The value at a site, inside a trace.
+
+        It is the model's live tensor: changed in place, it changes the forward pass; kept past the trace, it shows
+        every change made in place later on. So `.clone()` what you keep. (`head_out`, and what is scaled before it is
+        added, are computed on reading; write them back to change them.)
+
+        Arguments:
+            site: e.g. `resid_post.3`, `attn_out.-1`, `pattern.2.h0`, `logits`; see `interp.sites`.
+
+        Returns:
+            A tensor of the site's shape (`interp.sites.SHAPES`); without the head axis where the site names a head.
+
+        Raises:
+            InterpError: no such site in this model.
+        """
+        return place_of(self, self.site(site)).read()
+
+    def write(self: Any, site: Spelling, value: Tensor) -> None:
+        """Replace the value at a site, inside a trace; everything after it sees the new one.
+
+        `resid_mid` is written in place, because the layer itself holds on to that tensor.
+
+        Arguments:
+            site: as in `read`.
+            value: of the same shape as what `read` gives; moved to its device and dtype.
+
+        Raises:
+            InterpError: no such site in this model, or another shape.
+        """
+        place_of(self, self.site(site)).write(value)
+
+    # By name ----------------------------------------------------------------------------------------------------------
 
     @property
     def layers_input(self: Any) -> LayerValues:
@@ -206,11 +281,19 @@ class NamedValues:
     # Interventions ------------------------------------------------------------------------------------------------
 
     def skip_layer(self: Any, layer: int, skip_with: Tensor | None = None) -> None:
-        """Skip one layer, inside a trace; see `interp.model.interventions.skip_layers`."""
+        """Skip one layer, inside a trace; as `skip_layers` from it to itself."""
         skip_layers(self, layer, layer, skip_with)
 
     def skip_layers(self: Any, start_layer: int, end_layer: int, skip_with: Tensor | None = None) -> None:
-        """Skip layers, inside a trace; see `interp.model.interventions.skip_layers`."""
+        """Skip layers, inside a trace: the residual stream after the last of them is what entered the first.
+
+        Arguments:
+            start_layer, end_layer: the first and the last layer that is skipped; from the end where negative.
+            skip_with: (batch, position, hidden), what every skipped layer gives; None: what enters the first.
+
+        Raises:
+            InterpError: a layer that the model does not have, an end before the start, or a value of another shape.
+        """
         skip_layers(self, start_layer, end_layer, skip_with)
 
     def steer(
@@ -221,7 +304,18 @@ class NamedValues:
         token_positions: int | Sequence[int] | Tensor | None = None,
         batch_index: int | Sequence[int] | Tensor | None = None,
     ) -> None:
-        """Add a vector to the residual stream after layers, inside a trace; see `interp.model.interventions.steer`."""
+        """Add `factor * steering_vector` to the residual stream after layers, inside a trace (Turner et al. 2023).
+
+        Arguments:
+            layers: one or several, in any order; from the end where negative.
+            steering_vector: (hidden,), or what broadcasts to the steered part of (batch, position, hidden).
+            factor: its multiple.
+            token_positions: the positions that are steered, in the padded batch; None: all.
+            batch_index: the rows that are steered; None: all. A list here and one in `token_positions` are pairs.
+
+        Raises:
+            InterpError: a layer that the model does not have, or a vector whose last axis is not `hidden_size`.
+        """
         steer(self, layers, steering_vector, factor, token_positions=token_positions, batch_index=batch_index)
 
     def project_on_vocab(self: Any, hidden: Tensor) -> Tensor:
@@ -229,7 +323,15 @@ class NamedValues:
         return self.readout(hidden)
 
     def get_topk_closest_tokens(self: Any, hidden: Tensor, k: int = 5) -> dict[str, float] | list[dict[str, float]]:
-        """The most probable tokens of a hidden state, read out; see `interp.model.head.closest_tokens`."""
+        """The most probable tokens of hidden states, read out through the model's own tail.
+
+        Arguments:
+            hidden: (hidden,) or (row, hidden).
+            k: how many tokens.
+
+        Returns:
+            Token -> probability, most probable first; a list of these for several rows.
+        """
         return closest_tokens(self, hidden, k)
 
     @property

@@ -1,4 +1,4 @@
-"""Digest of a model: equal for equal config and weights, wherever they lie."""
+"""SHA-256 of a model's config and weights: the same from every folder and on every device."""
 
 from __future__ import annotations
 

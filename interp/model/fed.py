@@ -20,7 +20,7 @@ __all__ = ["Fed", "check_fed", "is_fake", "position_limit", "whole_inputs"]
 
 
 def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], name: str, more: int = 0) -> None:
-    """Refuse prompts that the model cannot be fed.
+    """Refuse prompts with token ids or positions that the model has no embeddings for.
 
     Arguments:
         model: the model.
@@ -77,7 +77,7 @@ def _beyond(model: StandardizedTransformer, tokens: int, limit: int) -> str:
 
 
 class Fed(threading.local):
-    """Rows and positions of what the model is fed in a trace of this thread; what it cannot be fed is refused."""
+    """Checks the token ids and positions of every forward pass of this thread; keeps the shape of its batch."""
 
     def __init__(self) -> None:
         self.shape = (0, 0)
@@ -148,7 +148,7 @@ def is_fake(tensor: Tensor) -> bool:
 
 
 def whole_inputs(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """What a forward pass of whole prompts is given; of one length, unless padding leaves the model's numbers alone.
+    """The inputs of a forward pass over whole prompts; padded only where padding leaves the model's numbers alone.
 
     Arguments:
         model: the model.

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Given:
-    """What the user gave with a model, and counts again where its modules are replaced."""
+    """What the user gave with a model; it applies again when modules are replaced."""
 
     rename_config: RenameConfig | None
     rename: Mapping[Any, Any] | None
@@ -45,7 +45,7 @@ class Given:
 
 
 class ModuleTree:
-    """The modules that a model has at one moment, and the kinds of their weights.
+    """A snapshot of a model's modules and the kinds of their weights.
 
     Compared by identity: a fraction of a microsecond a module, so that every pass can ask.
 
@@ -63,7 +63,7 @@ class ModuleTree:
         self._types = [[*map(type, weights.values())] for weights in self._weights]
 
     def is_current(self) -> bool:
-        """Whether nothing was put in, taken out, replaced or compiled since, and no weight is of another type."""
+        """Whether no module was added, removed, replaced or compiled since, and no weight has another type."""
         return (
             self._now == self._then
             and self._types == [[*map(type, each.values())] for each in self._weights]
@@ -75,7 +75,7 @@ class ModuleTree:
 
 
 def follow(model: StandardizedTransformer) -> None:
-    """Find the names of a model anew, prove them again, and forget what was found out of its modules before.
+    """Resolve the names of a model again, prove them, and drop what was cached about its former modules.
 
     Arguments:
         model: the model, some of whose modules were replaced.

@@ -81,7 +81,7 @@ class Tail:
         return hidden
 
     def finish_(self, logits: Tensor) -> Tensor:
-        """Scale and softcap of what the head gave, in place: the same steps as of a call, which keeps gradients."""
+        """Apply scale and softcap to the head's output in place: the same steps as in a call, which keeps gradients."""
         if self.scale is not None:
             logits *= self.scale
         if self.divisor is not None:
@@ -105,7 +105,7 @@ def _number(config: Any, name: str | None) -> float | None:
 
 @dataclass(frozen=True)
 class ReadoutParts:
-    """A readout whose logits can be had for some tokens of the vocabulary alone.
+    """A readout that gives the logits of some tokens of the vocabulary alone.
 
     `write(states(hidden), ...)` gives what `StandardizedTransformer.readout` gives, but for the rounding of products
     of other shapes. Without gradients.

@@ -1,7 +1,7 @@
-"""The user's own forward hooks and forward passes: they see each batch as plain transformers would give it.
+"""Finds the user's own forward hooks, which have to see each batch as plain transformers would give it.
 
 A hook that adds a vector to `output[:, -1]` means the last token of each prompt. So it has to see prompts side by side,
-whole and without padding behind them: not packed into one row, not cut off, not from a shared prefix on.
+whole and without padding behind them: not packed, not cut off, not continued from a shared prefix.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _KNOWN = {"accelerate", "interp", "kernels", "nnsight", "peft", "torch", "transf
 
 
 def users_hook(module: nn.Module) -> str | None:
-    """The first part of a model that carries a hook of the user's, or a forward pass put in place of its class's.
+    """Find the first module that carries a hook of the user's, or a forward pass in place of its class's.
 
     Arguments:
         module: the model.
@@ -52,13 +52,13 @@ def is_hooked(part: nn.Module) -> bool:
 
 
 def changes_output(part: nn.Module) -> bool:
-    """Whether hooks of the user's run after a module's forward pass, and may give something else than it gave."""
+    """Whether the user's hooks run after a module's forward pass, and so may change its output."""
     return any(not _known(hook) for hooks in (part._forward_hooks, _global_hooks()[1]) for hook in hooks.values())
 
 
 @contextmanager
 def hooks_aside(module: nn.Module) -> Iterator[None]:
-    """Within this, the user's hooks do not run: something is found out about the model, and nobody asked for a pass.
+    """Context manager: the user's hooks do not run, for a pass that only tests the model.
 
     Arguments:
         module: the model.

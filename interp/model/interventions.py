@@ -1,4 +1,4 @@
-"""Changes of a forward pass: layers that are not computed, and steering.
+"""Interventions inside a trace: skip layers, steer the residual stream.
 
 Steering adds a vector to the residual stream (Turner et al. 2023, "Activation Addition", arXiv 2308.10248).
 """
@@ -36,7 +36,7 @@ def skip_layers(
         skip_with: (batch, position, hidden), what every skipped layer gives; None: what enters the first.
 
     Raises:
-        InterpError: a layer that the model has not, an end before the start, or a value of another shape.
+        InterpError: a layer that the model does not have, an end before the start, or a value of another shape.
     """
     first, last = (_checked(model, layer) for layer in (start_layer, end_layer))
     if last < first:
@@ -83,7 +83,7 @@ def steer(
             same length: row `batch_index[i]` is steered at `token_positions[i]`.
 
     Raises:
-        InterpError: a layer that the model has not, or a vector whose last axis is not `hidden_size`.
+        InterpError: a layer that the model does not have, or a vector whose last axis is not `hidden_size`.
     """
     if steering_vector.shape[-1:] != (model.hidden_size,):
         raise InterpError(

@@ -1,4 +1,4 @@
-"""Refuses keywords that transformers' models would swallow, and prompts that are none."""
+"""Refuses keyword arguments that transformers' models would swallow, and inputs that are not prompts."""
 
 from __future__ import annotations
 

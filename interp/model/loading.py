@@ -61,7 +61,7 @@ class UnknownKeyword(InterpError):
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
-    """A dtype by name; `auto`, the checkpoint's own, for None."""
+    """Turn a name into a dtype; None is `auto`, the checkpoint's own."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype or "auto"
     if dtype == "auto":
@@ -113,14 +113,14 @@ def load_model(
     if absent and not options.get("ignore_mismatched_sizes"):
         # transformers only warns, and leaves them random.
         raise InterpError(
-            f"the weights of {str(source)!r} are not whole: {len(absent)} of {type(module).__name__}'s tensors are "
+            f"the weights of {str(source)!r} are incomplete: {len(absent)} of {type(module).__name__}'s tensors are "
             f"missing or of another shape, e.g. {', '.join(absent[:3])}. Get a checkpoint of a causal language model."
         )
     return module
 
 
 def reject_load_options(**given: Any) -> None:
-    """Refuse what says how a model is loaded where it is loaded already.
+    """Refuse loading options for a model that is in memory already.
 
     Raises:
         InterpError: something is given.
@@ -188,7 +188,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_not_compiled(module: nn.Module) -> None:
-    """Refuse a model of which parts are compiled.
+    """Refuse a model with compiled parts.
 
     Raises:
         InterpError: there is one.

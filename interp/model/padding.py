@@ -1,4 +1,4 @@
-"""Tries what left padding does to a model, and keeps padding out of recurrent layers.
+"""Tests whether left padding changes a model's numbers, and keeps padding out of recurrent layers.
 
 A model that counts positions from the first column, or reads no attention mask, takes padding for text. Which prompts
 may stand beside longer ones is asked here by everything that pads: lenses, collecting, generation, traces of several

@@ -43,7 +43,7 @@ class Place(Protocol):
 
 
 def fitted(value: Tensor, live: Tensor, name: str) -> Tensor:
-    """A written value on the device and in the dtype of what it replaces; refused where its shape is another."""
+    """Move a value to the device and dtype of what it replaces; refuse one of another shape."""
     if not isinstance(value, Tensor) or value.shape != live.shape:
         came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(type(value))
         raise InterpError(

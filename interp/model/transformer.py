@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,10 @@ from interp.model.loading import (
 from interp.model.model_spec import ModelSpec
 from interp.model.padding import PaddingWatch, guard_padding
 from interp.model.places import TraceMemory
-from interp.model.resolve import Attentions, place_of, projection_width, why_missing
+from interp.model.resolve import Attentions
 from interp.model.verdicts import verdicts_of
 from interp.model.verify import failures, never_reached, prove
 from interp.passes import ThreadInterleaver, before, check_not_open, turn
-from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
 
 __all__ = ["StandardizedTransformer"]
 
@@ -50,7 +49,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
     """A decoder language model whose inside has the same names in every family.
 
     A subclass of nnsight's `TransformersModel`: `trace`, `generate`, `session`, `edit` and the modules' own names are
-    all there. Inside a trace, places must be asked for in the order in which the model meets them (`in_order`).
+    all there. Inside a trace, ask for sites in the order in which the model computes them (`in_order`).
 
         model = StandardizedTransformer("openai-community/gpt2")
         with torch.no_grad(), model.trace("The Eiffel Tower is in"):
@@ -129,7 +128,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
                 is always so here.
 
         Raises:
-            InterpError: no such model or tokenizer, weights that are not whole, an unknown architecture or keyword, a
+            InterpError: no such model or tokenizer, incomplete weights, an unknown architecture or keyword, a
                 proof that fails; the message says what to do.
         """
         verify = bool(options.pop("check_renaming", verify)) and not remote
@@ -201,7 +200,7 @@ class StandardizedTransformer(NamedValues, TransformersModel):
         return aliases(record, module)
 
     def follow(self) -> None:
-        """Take up modules put in the place of others since the model was wrapped; every trace begins with this.
+        """Take up modules that were replaced since the model was wrapped; every trace begins with this.
 
         Raises:
             InterpError: the names do not fit the model any more, and what to do.
@@ -351,79 +350,6 @@ class StandardizedTransformer(NamedValues, TransformersModel):
 
     def _remoteable_class(self) -> type:
         return TransformersModel  # a server knows nnsight's class; the names go with what is sent
-
-    # Places by site -----------------------------------------------------------------------------------------------
-
-    def site(self, site: Spelling) -> Site:
-        """A site of this model, from any spelling.
-
-        Raises:
-            InterpError: it cannot be read, or names several places, or a layer or head that the model has not.
-        """
-        return parse_site(site, self.num_layers, self.num_heads, self.num_kv_heads)
-
-    def has(self, site: Spelling) -> bool:
-        """Whether the model has a site: parallel layers have no `resid_mid`, Mamba layers no `pattern`."""
-        return why_missing(self, self.site(site)) is None
-
-    def in_order(self, sites: Sequence[Spelling]) -> list[Site]:
-        """Sites in the order in which this model's forward pass meets them, which a trace must keep."""
-        layers = self.num_layers  # asked for once: it looks at all modules
-        places = (parse_site(site, layers, self.num_heads, self.num_kv_heads) for site in sites)
-        return sorted(places, key=self._depth)
-
-    def _depth(self, site: Site) -> tuple[Any, ...]:
-        if not self.architecture.mixer_first or not site.kind.startswith("mixer"):
-            return site.depth
-        before = Site("attn_in", site.layer).depth
-        return (*before[:1], before[1] - (0.5 if site.kind == "mixer_out" else 0.75), *before[2:])
-
-    def width(self, site: Spelling) -> int:
-        """The last axis of a site without a head axis: hidden, vocabulary, or the MLP's neurons.
-
-        Raises:
-            InterpError: no such site in this model, or one with heads.
-        """
-        place = self.site(site)
-        if place.kind in HEAD_KINDS:
-            raise InterpError(f"width of {place}: expected a site without a head axis.")
-        if place.kind == "logits":
-            return self.vocab_size
-        if place.kind != "mlp_post":
-            return self.hidden_size
-        return projection_width(self, place)
-
-    def read(self, site: Spelling) -> Tensor:
-        """The value at a site, inside a trace.
-
-        It is the model's live tensor: changed in place, it changes the forward pass; kept past the trace, it shows
-        every change made in place later on. So `.clone()` what you keep. (`head_out`, and what is scaled before it is
-        added, are computed on reading; write them back to change them.)
-
-        Arguments:
-            site: e.g. `resid_post.3`, `attn_out.-1`, `pattern.2.h0`, `logits`; see `interp.sites`.
-
-        Returns:
-            A tensor of the site's shape (`interp.sites.SHAPES`); without the head axis where the site names a head.
-
-        Raises:
-            InterpError: no such site in this model.
-        """
-        return place_of(self, self.site(site)).read()
-
-    def write(self, site: Spelling, value: Tensor) -> None:
-        """Replace the value at a site, inside a trace; everything after it sees the new one.
-
-        `resid_mid` is written in place, because the layer itself holds on to that tensor.
-
-        Arguments:
-            site: as in `read`.
-            value: of the same shape as what `read` gives; moved to its device and dtype.
-
-        Raises:
-            InterpError: no such site in this model, or another shape.
-        """
-        place_of(self, self.site(site)).write(value)
 
     # Readout ------------------------------------------------------------------------------------------------------
 

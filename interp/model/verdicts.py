@@ -98,7 +98,7 @@ _found = _Found()
 
 
 def verdicts_of(model: StandardizedTransformer) -> dict[str, bool]:
-    """What was found out of a model, by name; emptied when it is wrapped, and when its modules are replaced.
+    """The cached answers about a model, by name; emptied when it is wrapped and when its modules are replaced.
 
     All wrappers of one module share it.
     """
@@ -106,7 +106,7 @@ def verdicts_of(model: StandardizedTransformer) -> dict[str, bool]:
 
 
 def once(model: StandardizedTransformer, name: str, find: Callable[[], bool]) -> bool:
-    """A fact about a model, found out the first time that it is asked for.
+    """Find out a fact about a model once, and cache it.
 
     Arguments:
         model: the model.
@@ -120,7 +120,7 @@ def once(model: StandardizedTransformer, name: str, find: Callable[[], bool]) ->
 
 
 def warn_once(model: StandardizedTransformer, name: str, message: str, *given: object) -> None:
-    """Say something about a model in the log, the first time.
+    """Log a warning about a model once.
 
     Arguments:
         model: the model.
@@ -166,7 +166,7 @@ def verdict(
     choice: str | None = None,
     level: int = logging.WARNING,
 ) -> bool:
-    """Whether a fast way holds for prompts of a model: found out once in each regime, and said where it does not.
+    """Whether a fast way holds for prompts of a model: tried once in each regime; where it does not, the log says so.
 
     It never does for a model that the user has changed (`is_changed`).
 
@@ -242,7 +242,7 @@ def _first_misfit(
 
 
 def misfit(model: StandardizedTransformer, fast: Callable[[], Tensor], slow: Tensor) -> str | None:
-    """Why a fast way does not give what the slow one gave; None where it does."""
+    """Why the fast way's numbers are not those of the slow way; None where they agree."""
     try:
         found = fast()
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""Proves at load that the names mean on this very model what the vocabulary says.
+"""Proves at load that each name means on this model what the vocabulary of sites says.
 
 On a few random tokens, at every layer (the sites are those of `interp.sites`):
 
@@ -99,7 +99,7 @@ def failures(proofs: list[Proof]) -> list[Proof]:
 
 
 def never_reached(model: StandardizedTransformer, error: Exception) -> str:
-    """What to tell the user where a forward pass does not come by a module that the names speak of."""
+    """The message for a forward pass that never reaches a module which a name refers to."""
     place = str(error).split("'")[1] if "'" in str(error) else "a place"
     return (
         f"{type(model._module).__name__} (family {model.architecture.family!r}): its forward pass does not come by "

@@ -1,4 +1,4 @@
-"""Proves that a write counts: an edit at each kind of site changes the logits.
+"""Proves that an edit at each kind of site changes the logits.
 
 The edits of all kinds run as rows of one batch, each in the middle of the layers that have the kind. An edit may be
 without effect by right: weights are zero where a sublayer was pruned or ablated, or where a residual branch begins at

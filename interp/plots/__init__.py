@@ -1,21 +1,41 @@
-"""Figures of results, as plotly figures: values that can be looked into, shown and written.
+"""Figures of results and of a report: each panel is drawn by one function, for page, notebook and paper.
 
-plotly is needed when a figure is drawn, not before: `pip install 'interpipe[display]'`.
+matplotlib is needed when something is drawn, not before: `pip install 'interpipe[display]'`.
 """
 
+try:
+    import matplotlib  # noqa: F401
+except ImportError as error:
+    message = "the figures need matplotlib: pip install 'interpipe[display]', or pip install matplotlib."
+    raise ImportError(message) from error
+
+from interp.plots.curves import COMPACT, HALF, SMALL, WIDE, Baseline, Curves, Series, share_top
+from interp.plots.figure import Figure, Frame, Group, Panel, figure_of, number, save_figure
+from interp.plots.heat_map import HeatMap
 from interp.plots.lens import lens_figure
+from interp.plots.markup import COLORS, NAMED_COLORS
 from interp.plots.results import attribution_figure, generation_figure
-from interp.plots.style import escaped, graph_objects, make_subplots, save_figure, token_heat_map
-from interp.text import visible
 
 __all__ = [
+    "COLORS",
+    "COMPACT",
+    "HALF",
+    "NAMED_COLORS",
+    "SMALL",
+    "WIDE",
+    "Baseline",
+    "Curves",
+    "Figure",
+    "Frame",
+    "Group",
+    "HeatMap",
+    "Panel",
+    "Series",
     "attribution_figure",
-    "escaped",
+    "figure_of",
     "generation_figure",
-    "graph_objects",
     "lens_figure",
-    "make_subplots",
+    "number",
     "save_figure",
-    "token_heat_map",
-    "visible",
+    "share_top",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
+from dataclasses import replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interp.errors import InterpError, nearest
-from interp.plots.style import COLORS, FONT, escaped, graph_objects, make_subplots, token_heat_map, with_alpha
+from interp.plots.curves import WIDE, Curves, Series, share_top
+from interp.plots.figure import Figure, Group, figure_of, shortened
+from interp.plots.heat_map import HeatMap
 from interp.results import Coordinate, FigureKind, LensResult, Quantity
-from interp.text import token_text, visible
+from interp.text import readable, token_text, visible
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,12 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["finite_mean", "lens_figure", "mean_and_band"]
 
 _TITLES = {
-    "probability": "probability",
-    "log_prob": "log-probability (nats)",
-    "rank": "rank",
-    "entropy": "entropy (nats)",
-    "kl": "KL divergence (nats)",  # from what, each lens says
-    "surprisal": "surprisal (nats)",
+    "probability": ("Probability", ""),
+    "log_prob": ("Log-probability", "nats"),
+    "rank": ("Rank", ""),
+    "entropy": ("Entropy", "nats"),
+    "kl": ("KL divergence", "nats"),  # from what, each lens says
+    "surprisal": ("Surprisal", "nats"),
 }
 # Where a quantity cannot be, a band is not drawn.
 _BOUNDS = {
@@ -37,6 +39,7 @@ _BOUNDS = {
     "kl": (0.0, np.inf),
     "surprisal": (0.0, np.inf),
 }
+TOKEN_TILE, TOKEN_LETTERS = (84.0, 24.0), 11
 _OF_GROUPS = ("probability", "log_prob", "rank")
 
 
@@ -51,7 +54,7 @@ def lens_figure(
     position_names: Sequence[str] | None = None,
     confidence: float = 0.95,
     title: str | None = None,
-) -> Any:
+) -> Figure:
     """A figure of a result; see `LensResult.plot`."""
     if not result.coordinates["example"]:
         raise InterpError("plot: expected at least one example, and this result has none.")
@@ -119,23 +122,22 @@ def mean_and_band(
 
 
 def _axis_title(axis: str) -> str:
-    return axis.replace("_", " ")
+    return axis.replace("_", " ").capitalize()
 
 
 def _along(result: LensResult, axis: str, position_names: Sequence[str] | None) -> list[Coordinate]:
     """What stands along an axis of a figure; names of their own stay apart where two are alike."""
     there = result.along(axis)
     if axis != "position" or position_names is None:
-        return [value if isinstance(value, int) else escaped(value) for value in there]
+        return list(there)
     if len(position_names) != len(there):
         raise InterpError(f"position_names: expected {len(there)}, one a position, got {len(position_names)}.")
-    return [f"{index}: {escaped(visible(name))}" for index, name in enumerate(position_names)]
+    return [f"{index}: {visible(name)}" for index, name in enumerate(position_names)]
 
 
 def _curves(
     result: LensResult, quantity: str, confidence: float, position_names: Sequence[str] | None, title: str | None
-) -> Any:
-    go = graph_objects()
+) -> Figure:
     if len(result.axes) != 2:
         raise InterpError(
             f"plot: curves run along one axis beside `example`, and this result has {', '.join(result.axes)}. Select "
@@ -143,75 +145,94 @@ def _curves(
         )
     axis = result.axes[1]
     along = _along(result, axis, position_names)
+    x = [place if isinstance(place, int) else index for index, place in enumerate(along)]
     names, values = _values(result, quantity)
-    mean, low, high = mean_and_band(values, confidence)
-    figure = go.Figure()
-    for index, (name, color) in enumerate(zip(names, cycle(COLORS), strict=False)):
-        shown = {"name": escaped(name), "legendgroup": str(index)}
-        known = np.flatnonzero(np.isfinite(low[:, index]))
-        if len(known):
-            there = [along[place] for place in known]
-            band = [high[known, index], low[known[::-1], index]]
-            figure.add_trace(
-                go.Scatter(
-                    x=[*there, *reversed(there)],
-                    y=np.clip(np.concatenate(band), *_BOUNDS[quantity]),
-                    mode="lines",
-                    fill="toself",
-                    fillcolor=with_alpha(color, 0.18),
-                    line={"width": 0},
-                    hoverinfo="skip",
-                    showlegend=False,
-                    **shown,
-                )
-            )
-        line = go.Scatter(x=along, y=mean[:, index], mode="lines+markers", line={"color": color, "width": 2}, **shown)
-        figure.add_trace(line)
-    figure.update_xaxes(title_text=_axis_title(axis))
-    figure.update_yaxes(title_text=_TITLES[quantity], rangemode="tozero" if quantity != "log_prob" else "normal")
+    mean, low, high = (np.clip(part, *_BOUNDS[quantity]).T for part in mean_and_band(values, confidence))
+    counts = np.isfinite(values).sum(axis=0).T
+    series = [
+        Series(_group(name, index) if quantity in _OF_GROUPS else None, x, *(part[index].tolist() for part in
+               (mean, low, high, counts)))
+        for index, name in enumerate(names)
+    ]  # fmt: skip
+    shown = np.concatenate([mean.ravel(), high.ravel()])
+    heading, unit = _TITLES[quantity]
+    curves = Curves(
+        metric=quantity,
+        title=heading,
+        unit=unit,
+        note="",
+        top=share_top(float(np.nanmax(shown, initial=0.0))) if quantity == "probability" else None,
+        series=series,
+        x_label=_axis_title(axis),
+        x_names=[] if all(isinstance(place, int) for place in along) else [visible(str(place)) for place in along],
+    )
+    frame = WIDE if series[0].group else replace(WIDE, width=WIDE.width - WIDE.right + 20, right=20)
+    if curves.x_names:
+        frame = replace(frame, height=frame.height + 50, bottom=frame.bottom + 50)
     of = f"{_of(result)}, {confidence:.0%} interval" if len(values) > 1 else _of(result)
-    return _finished(figure, title or f"{_TITLES[quantity]}: {of}", showlegend=quantity in _OF_GROUPS)
+    return figure_of([[(curves, frame)]], scale=0.8, title=visible_line(title or f"{curves.heading}: {of}"))
+
+
+def _group(name: str, index: int) -> Group:
+    return Group(name, readable(name), index)
+
+
+def visible_line(text: str) -> str:
+    """A title on one line, letter by letter."""
+    return visible(text).replace("␣", " ")
 
 
 def _of(result: LensResult) -> str:
     examples = result.coordinates["example"]
-    return f"mean of {len(examples)} examples" if len(examples) > 1 else f"example {escaped(str(examples[0]))}"
+    return f"mean of {len(examples)} examples" if len(examples) > 1 else f"example {examples[0]}"
 
 
-def _heat_maps(result: LensResult, quantity: str, position_names: Sequence[str] | None, title: str | None) -> Any:
-    go = graph_objects()
+def _heat_maps(result: LensResult, quantity: str, position_names: Sequence[str] | None, title: str | None) -> Figure:
     if len(result.axes) != 3:
         raise InterpError(
             f"plot: a heat map has two axes beside `example`, and this result has {', '.join(result.axes)}. "
             "With one, plot kind='curves'; of more, select one first."
         )
     across, upward = result.axes[2], result.axes[1]  # source layers upward, target layers across
-    if upward == "position":
+    turned = upward == "position"
+    if turned:
         across, upward = upward, across
     names, values = _values(result, quantity)
-    mean, _ = finite_mean(values)  # (first axis, second axis, name)
-    if across == "position":
-        mean = mean.swapaxes(0, 1)
-    figure = make_subplots(
-        rows=1, cols=len(names), subplot_titles=[escaped(name) for name in names], shared_yaxes=True,
-        horizontal_spacing=0.04,
-    )  # fmt: skip
+    mean, counts = finite_mean(values)  # (first axis, second axis, name)
+    if turned:
+        mean, counts = mean.swapaxes(0, 1), counts.swapaxes(0, 1)
+    unknown = np.full(mean.shape[:2], np.nan).tolist()
     finite = mean[np.isfinite(mean)]
     low, high = (0.0, 1.0) if quantity == "probability" or not finite.size else (finite.min(), finite.max())
-    for index in range(len(names)):
-        heat = go.Heatmap(
-            z=mean[..., index],
-            x=_along(result, across, position_names),
-            y=_along(result, upward, position_names),
-            coloraxis="coloraxis",
-            hovertemplate=f"{_axis_title(upward)} %{{y}}, {_axis_title(across)} %{{x}}: %{{z:.4g}}<extra></extra>",
+    heading, unit = _TITLES[quantity]
+    maps = [
+        HeatMap(
+            metric=quantity,
+            title=readable(name) if quantity in _OF_GROUPS else heading,
+            unit="" if quantity in _OF_GROUPS else unit,
+            note="",
+            group=_group(name, index) if quantity in _OF_GROUPS else None,
+            rows=_along(result, upward, position_names),
+            columns=_along(result, across, position_names),
+            mean=mean[..., index].tolist(),
+            low=unknown,
+            high=unknown,
+            n=counts[..., index].tolist(),
+            top=float(high),
+            bottom=float(low),
+            **_labels(upward, across),
         )
-        figure.add_trace(heat, row=1, col=index + 1)
-        figure.update_xaxes(title_text=_axis_title(across), row=1, col=index + 1)
-    figure.update_yaxes(title_text=_axis_title(upward), row=1, col=1)
-    bar = {"title": {"text": _TITLES[quantity], "side": "right"}, "thickness": 15}
-    figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": bar})
-    return _finished(figure, title or f"{_TITLES[quantity]}: {_of(result)}", width=max(420 * len(names) + 120, 640))
+        for index, name in enumerate(names)
+    ]
+    cells = [(heat, heat.frame(bar=True)) for heat in maps]
+    rows = [cells[start : start + 3] for start in range(0, len(cells), 3)]
+    shown = f"{heading}{f' ({unit})' if unit else ''}: {_of(result)}"
+    return figure_of(rows, scale=0.8, title=visible_line(title or shown))
+
+
+def _labels(upward: str, across: str) -> dict[str, Any]:
+    up, over = _axis_title(upward), _axis_title(across)
+    return {"row_label": up, "column_label": over, "where": f"{up.lower()} {{row}}, {over.lower()} {{column}}"}
 
 
 def _tokens(
@@ -220,7 +241,7 @@ def _tokens(
     tokenizer: PreTrainedTokenizerBase | None,
     position_names: Sequence[str] | None,
     title: str | None,
-) -> Any:
+) -> Figure:
     if len(result.axes) not in (2, 3):
         raise InterpError(f"plot: tokens stand over one or two axes, this result has {', '.join(result.axes)}.")
     chosen = result.coordinates["example"][0] if example is None else example
@@ -231,40 +252,41 @@ def _tokens(
         upward, across = result.axes[1:]
         if upward == "position":
             upward, across, ids, log_prob = across, upward, ids.T, log_prob.T
-        columns, across_title = _along(result, across, position_names), _axis_title(across)
+        columns = _along(result, across, position_names)
     else:
-        upward, columns, across_title = result.axes[1], list(range(1, ids.shape[1] + 1)), "place"
-    if across_title == "position":  # without positions that other prompts have and this one has not
+        upward, across, columns = result.axes[1], "place", list(range(1, ids.shape[1] + 1))
+    if across == "position":  # without positions that other prompts have and this one has not
         there = (ids >= 0).any(axis=0)
         ids, log_prob = ids[:, there], log_prob[:, there]
         columns = [column for column, is_there in zip(columns, there, strict=True) if is_there]
+    probability = np.where(ids >= 0, np.exp(log_prob.astype(np.float64)), np.nan)
+    unknown = np.full(ids.shape, np.nan).tolist()
     names = [[_token_name(tokenizer, int(token)) for token in row] for row in ids]
-    hover = [
-        [f"{name}<br>token id {token}" for name, token in zip(row, ids_row, strict=True)]
-        for row, ids_row in zip(names, ids.tolist(), strict=True)
-    ]
-    heat = token_heat_map(
-        np.exp(log_prob.astype(np.float64)),
-        names,
-        hover=hover,
-        columns=columns,
+    heat = HeatMap(
+        metric="top_ids",
+        title="Probability",
+        unit="",
+        note="",
+        group=None,
         rows=_along(result, upward, position_names),
-        row_name=_axis_title(upward),
-        colors="Blues",
+        columns=[str(column) for column in columns],
+        mean=probability.tolist(),
+        low=unknown,
+        high=unknown,
+        n=np.ones_like(ids).tolist(),
+        top=1.0,
+        texts=[[shortened(name, TOKEN_LETTERS) for name in row] for row in names],
+        tips=[
+            [f"{name}, token {token}, probability" for name, token in zip(row, ids_row, strict=True)]
+            for row, ids_row in zip(names, ids.tolist(), strict=True)
+        ],
+        **_labels(upward, across),
     )
-    figure = graph_objects().Figure(heat)
-    figure.update_xaxes(title_text=across_title, type="category", tickangle=-45 if across_title == "position" else 0)
-    figure.update_yaxes(title_text=_axis_title(upward), type="category")
-    size = {"width": max(640, 90 * len(columns) + 160), "height": max(400, 26 * len(names) + 160)}
-    return _finished(figure, title or f"most probable tokens, example {escaped(str(chosen))}", **size)
+    shown = visible_line(title or f"Most probable tokens, example {chosen}")
+    return figure_of([[(heat, heat.frame(bar=True, tile=TOKEN_TILE))]], scale=0.9, title=shown)
 
 
 def _token_name(tokenizer: PreTrainedTokenizerBase | None, token: int) -> str:
     if token < 0:
         return ""
-    return f"#{token}" if tokenizer is None else escaped(visible(token_text(tokenizer, token)))
-
-
-def _finished(figure: Any, title: str, **layout: Any) -> Any:
-    figure.update_layout(title={"text": title, "font": {"size": 15}}, template="plotly_white", font=FONT, **layout)
-    return figure
+    return f"#{token}" if tokenizer is None else visible(token_text(tokenizer, token))

@@ -1,4 +1,4 @@
-"""Chats as a model is fed them: its chat template applied once, with one start token.
+"""Turns chats into prompts: the chat template applied once, with one start token.
 
 prompt = chat_prompt(tokenizer, [{"role": "user", "content": "What is the capital of France?"}])
 prompt.encode(tokenizer).input_ids      # what transformers itself would feed; `message_0` marks the question

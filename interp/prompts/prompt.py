@@ -1,4 +1,4 @@
-"""A prompt and what is measured after it: a text, the answers that are told apart by name, and marked characters.
+"""`Prompt`: a text, the answers measured after it by name, and spans of characters.
 
 prompt = Prompt.from_strings('Français: "livre" - English: "', {"en": ["book"], "fr": ["livre", "bouquin"]}, tokenizer)
 prompt.target_tokens["en"]      # token ids whose summed probability is the probability of the answer

@@ -1,4 +1,4 @@
-"""Prompts that something is written into: a text and the token that is replaced, one or a batch of them.
+"""Target prompts: a text and the token that a patch replaces, one or a batch of them.
 
 batch = TargetPromptBatch([TargetPrompt("king king\n?"), TargetPrompt(translation, "query.last")])  # a Prompt has spans
 resolved = batch.resolve(tokenizer)

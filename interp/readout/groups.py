@@ -1,4 +1,4 @@
-"""Token ids that count as an answer, row by row; and what is kept of a row's logits."""
+"""The token ids that count as an answer in each row (`TokenGroups`); the numbers kept of a row's logits (`Reduced`)."""
 
 from __future__ import annotations
 

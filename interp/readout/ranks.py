@@ -44,7 +44,7 @@ def keyed_ids(keys: Tensor) -> Tensor:
 
 
 class TopTokens:
-    """The best k tokens of each row, kept while the vocabulary goes by.
+    """The best k tokens of each row, updated with every chunk of the vocabulary.
 
     The k best tokens lie in the k blocks whose best tokens are best, blocks of equal maxima in the order of their ids:
     any other block has k tokens above all of its own. So few tokens ever get a key.
@@ -109,7 +109,7 @@ def _better(worst: Tensor, blocks: Tensor, peaks: Tensor, start: int) -> Tensor:
 
 
 class Ranks:
-    """How many tokens stand above certain ones, counted while the vocabulary goes by."""
+    """The ranks of certain tokens: how many tokens are above each, counted chunk by chunk."""
 
     def __init__(self, keys: Tensor) -> None:
         """Arguments: keys (rows, groups) of the tokens whose ranks are counted."""

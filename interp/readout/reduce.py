@@ -349,7 +349,7 @@ def reduce_logits(
 
 
 def in_blocks(read: Callable[[slice], tuple[Reduced, Tensor]], rows: int, block: int) -> Reduced:
-    """Read rows in blocks, and see at the end, once, whether the numbers mean something.
+    """Read rows in blocks; check once, at the end, that all logits are finite.
 
     Arguments:
         read: a block of rows -> its readings (row, layer, ...), and which of them are broken.

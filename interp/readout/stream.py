@@ -1,4 +1,4 @@
-"""One pass over the vocabulary in chunks, reducing each row of logits; buffers of fixed size, whatever the sizes."""
+"""One pass over the vocabulary in chunks, reducing each row of logits in buffers of fixed size."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _read(logits: Logits, plan: Plan, start: int, workspace: Workspace, name: st
 
 
 class _Readings:
-    """What is kept of a block of rows, while the vocabulary goes by."""
+    """The numbers kept of a block of rows, updated with every chunk of the vocabulary."""
 
     def __init__(
         self,

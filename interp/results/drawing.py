@@ -1,7 +1,7 @@
-"""What draws results, found only when somebody draws: `result.plot()` in a notebook.
+"""Find what draws results, only when somebody draws: `result.plot()` in a notebook.
 
 Nothing in this room imports it, so no number depends on how a figure looks. This is the one place that names it, at run
-time: stages draw figures of their own, and `pipeline.fingerprints` leaves it out of what they depend on.
+time, and `pipeline.fingerprints` leaves that out of what stages depend on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ def plots() -> Any:
     """The package `interp.plots`.
 
     Raises:
-        ImportError: plotly is not installed (when a figure is drawn); says what to install.
+        ImportError: matplotlib is not installed; says what to install.
     """
     return import_module("interp.plots")

@@ -17,7 +17,7 @@ from interp.results.named_arrays import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
-    from plotly.graph_objects import Figure
+    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Answers", "GenerationResult"]
@@ -131,10 +131,10 @@ class GenerationResult:
         return pd.DataFrame(rows, columns=["example", "layer", "text", "num_tokens"])
 
     def plot(self, examples: Sequence[int] = (0,), *, title: str | None = None) -> Figure:
-        """A plotly table of the texts, a row for each layer and a column for each of some examples.
+        """Draw a table of the texts, a row for each layer and a column for each of some examples.
 
         Raises:
-            ImportError: plotly is not installed.
+            ImportError: matplotlib is not installed.
             InterpError: no such example.
         """
         return plots().generation_figure(self, examples, title=title)

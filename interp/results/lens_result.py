@@ -16,7 +16,7 @@ from interp.text import token_text
 
 if TYPE_CHECKING:
     import pandas as pd
-    from plotly.graph_objects import Figure
+    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Attribution", "FigureKind", "Floats", "Integers", "LensResult", "Quantity"]
@@ -145,7 +145,7 @@ class LensResult(NamedArrays):
         confidence: float = 0.95,
         title: str | None = None,
     ) -> Figure:
-        """A plotly figure.
+        """Draw curves, heat maps or tokens.
 
         Arguments:
             kind: `curves`: mean of each group over examples along the one axis beside `example`, with a confidence
@@ -162,10 +162,11 @@ class LensResult(NamedArrays):
             title: above the figure.
 
         Returns:
-            A figure; `.show()` opens it, `.write_html(path)` writes a page.
+            A figure of matplotlib's (`interp.plots.Figure`): a notebook shows it with values on hover, `.savefig(path)`
+            writes it.
 
         Raises:
-            ImportError: plotly is not installed.
+            ImportError: matplotlib is not installed.
             InterpError: more axes than the figure has (`select` first), or no such group or example.
         """
         return plots().lens_figure(
@@ -223,7 +224,7 @@ class Attribution(NamedArrays):
     def plot(
         self, *, groups: Sequence[str] | None = None, example: Coordinate | None = None, title: str | None = None
     ) -> Figure:
-        """A plotly figure: bars of the contributions of every site, by group.
+        """Draw bars of the contributions of every site, by group; see `LensResult.plot`.
 
         Arguments:
             groups: which, in order; None: all.
@@ -231,7 +232,7 @@ class Attribution(NamedArrays):
             title: above the figure.
 
         Raises:
-            ImportError: plotly is not installed.
+            ImportError: matplotlib is not installed.
             InterpError: several positions (`select` one first), or no such group or example.
         """
         return plots().attribution_figure(self, groups=groups, example=example, title=title)

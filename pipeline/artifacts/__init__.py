@@ -1,1 +1,1 @@
-"""What several stages read: the artifacts that one stage writes and others open."""
+"""Read and write the artifacts that several stages share."""

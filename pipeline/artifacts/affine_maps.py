@@ -1,4 +1,4 @@
-"""The affine maps of a run: fitted to text by the stage `tune`, read by the stage `lens`.
+"""Write and read the affine maps of a run: fitted to text by the stage `tune`, read by the stage `lens`.
 
 Ghandeharioun et al., "Patchscopes" (2024), arXiv 2401.06102, sections 2 and 4.1: least squares from a layer's residual
 streams to another layer's. They lie beside the tuned lens, in `tuned_lens/affine.safetensors`; the manifest says what

@@ -1,4 +1,4 @@
-"""The artifact `tokens/`: its records, which tasks make, and how the stages after `tokenize` read them.
+"""Write and read the artifact `tokens/`: the records that tasks make, for the stages after `tokenize`.
 
     tokens = load_tokens()          # tokens/ of the current run folder
     rows = load_prompts()           # tokens/prompts alone, for a stage that must not depend on the rest

@@ -1,1 +1,1 @@
-"""The schema of every config section, one module per section, so that a stage depends on its own sections alone."""
+"""Define the schema of every config section, one module each, so that a stage depends on its own sections alone."""

@@ -1,4 +1,4 @@
-"""What every config section shares: the error that a user reads, and reading a section from `params.yaml`."""
+"""Read a config section from `params.yaml`, typed and bounded, and tell a user what is wrong with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections `evaluate` and `report`: the statistics of the curves, and the page that shows them."""
+"""Sections `evaluate` and `report`: statistics of the curves, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class ReportConfig:
         title: headline of the page.
         interval: band around the curves: `normal` or `bootstrap`.
         examples: how many examples get a heat map of top tokens by layer.
-        figure_format: `svg` or `png`, of the static figures beside the page.
+        figure_format: `svg`, `pdf` or `png`, of the static figures beside the page.
     """
 
     section: ClassVar[str] = "report"
     title: str = "Interpipe run"
     interval: str = chosen("normal", "normal", "bootstrap")
     examples: int = bounded(3, 0, 1000)
-    figure_format: str = chosen("svg", "svg", "png")
+    figure_format: str = chosen("svg", "svg", "pdf", "png")

@@ -1,4 +1,4 @@
-"""Section `lens`: the kinds of lenses, each with what it reads, the rules that it keeps and the class that runs it."""
+"""Section `lens`: the kinds of lenses, each with its settings, what it reads, its rules and the class that runs it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LogitLensConfig(LensConfig):
         layers: layers, `*` or a range such as `3-5` or a list such as `0,2,7`.
         mapping: what is read out instead (`MAPPINGS`): `identity`, or `affine_last` (Ghandeharioun et al. 2024); the
             tuned lens is a kind of its own.
-        inverted: turn the sign after the final norm, which shows the tokens that a state speaks against.
+        inverted: negate the state after the final norm, which shows the tokens that it speaks against.
         top_k: how many top tokens are kept.
         batch_size: rows that are read out at once.
     """

@@ -1,4 +1,4 @@
-"""What a lens's section says whatever its kind: the base of all kinds, what they read and are checked against."""
+"""Section `lens`, what all kinds share: the base class, what a lens reads, and what it is checked against."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From paths as the user wrote them, where they stood, to paths that hold in every run folder."""
+"""Rewrite paths that are relative to where a user stands so that they hold in every run folder."""
 
 from __future__ import annotations
 

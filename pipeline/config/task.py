@@ -1,4 +1,4 @@
-"""Section `task`: what the experiment asks. Each kind is a subclass of `TaskConfig`, beside what makes its prompts."""
+"""Section `task`: the base of all kinds of tasks; each is a subclass, in the module that makes its prompts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline.artifacts.tokens import TaskData
 
-__all__ = ["POLICIES", "TaskConfig"]
-
-POLICIES = ("first_token", "all_prefixes", "exact")  # which tokens of a word count as an answer
+__all__ = ["TaskConfig"]
 
 
 @dataclass(frozen=True)

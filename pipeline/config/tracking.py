@@ -1,4 +1,4 @@
-"""Sections `tracking` and `cache`, on which no result depends: where MLflow runs go, when a cached result is taken."""
+"""Sections `tracking` and `cache`: where MLflow runs go, and which cached results are taken. No number needs them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The embedded default: a lexicon of word translations, a small model trained on it, and the script that trains it."""
+"""Embedded default: a lexicon of word translations, a small model trained on it, and the script that trains it."""

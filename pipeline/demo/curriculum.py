@@ -1,6 +1,4 @@
-"""How the embedded model is trained: the recipe, its tokenizer, its few-shot translation prompts, and the tenth of them
-that it is never shown.
-"""
+"""Define the embedded model's training: recipe, tokenizer, few-shot translation prompts, a tenth of them held out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains the embedded model: a small Qwen2 that translates words, on prompts made from the embedded lexicon.
+"""Train the embedded model: a small Qwen2 that translates words, on prompts made from the embedded lexicon.
 
     python -m pipeline.demo.train                          # the committed model, into outputs/demo
     python -m pipeline.demo.train --out DIR --steps 400    # shorter, elsewhere

@@ -1,4 +1,4 @@
-"""What each stage's code means, as one fingerprint a module: what DVC compares to know whether a stage is up to date.
+"""Fingerprint each stage's code, one a module, and name its libraries' versions, so that DVC knows what is up to date.
 
     of_stages()["lens"]  # {"interp.readout.ranks": "3f6c...", "pipeline.stages.lens": "90ab...", ...}
 
@@ -8,21 +8,31 @@ A comment, a docstring, a formatting, a hint changes none. A stage has the modul
 Code of a user's own is fingerprinted like ours. `of_stages(roots={"my_lab": folder}, extra={"lens":
 ["my_lab.lenses"]})` adds what these modules reach, in `my_lab`, `interp` and `pipeline`, to the sections of the stages
 that use them; `fingerprints(modules, roots)` is the same for any modules.
+
+Of libraries, every stage depends on its own section of `versions.json`, which stage `code` writes: the minor version of
+each library that `dvc.yaml` lists for it (`meta: libraries`), so that an upgrade computes it again; and it leaves the
+whole versions that it was computed with in `versions/NAME.json`, which is cached with the rest of what it makes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from interp.errors import InterpError
+from pipeline.files import write_json
 from pipeline.fingerprints.reach import Code
 from pipeline.project import CODE, shipped, state_folder
 
-__all__ = ["Code", "changed_modules", "fingerprints", "load_stages", "of_stages", "section_file"]
+__all__ = [
+    "ANY", "VERSIONS_FILE", "Code", "changed_modules", "changes", "fingerprints", "installed", "libraries",
+    "load_stages", "minor", "minor_versions", "of_stages", "section_file", "write_record",
+]  # fmt: skip
+
 
 OURS = ("interp", "pipeline")
 KEPT = Path("cache", "meanings.json")
@@ -36,7 +46,7 @@ def fingerprints(modules: Iterable[str], roots: Mapping[str, Path], kept: Path |
     Arguments:
         modules: dotted names below the roots.
         roots: top-level name -> the folder of the package, or the file of a module that is none. What lies outside the
-            roots is no code of ours: its version counts, see `pipeline.stages.versions`.
+            roots is no code of ours: its version counts.
         kept: a file in which what files mean is kept between processes, under the digest of their bytes; None: nowhere.
 
     Returns:
@@ -120,3 +130,64 @@ def changed_modules(before: Mapping[str, str], now: Mapping[str, str]) -> list[s
         before, now: module -> fingerprint.
     """
     return sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+
+
+VERSIONS_FILE = "versions.json"
+ANY = "any"  # in place of a stage's versions, where they are not to matter
+ABSENT = "absent"
+
+
+def libraries() -> dict[str, list[str]]:
+    """The libraries that each stage's numbers come from, by stage, as `dvc.yaml` lists them."""
+    stages = load_stages()
+    return {name: list((stage.get("meta") or {}).get("libraries") or []) for name, stage in stages.items()}
+
+
+def installed(stage: str) -> dict[str, str]:
+    """The whole versions of a stage's libraries as they are installed; nothing is imported for it.
+
+    Arguments:
+        stage: its name.
+    """
+    return {library: _installed(library) for library in sorted(libraries().get(stage, []))}
+
+
+def _installed(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:  # an optional one
+        return ABSENT
+
+
+def minor(version: str) -> str:
+    """The part of a version that makes results another one: `2.13` of `2.13.0+cpu`."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def minor_versions() -> dict[str, dict[str, str]]:
+    """The minor versions of the libraries of each stage that has some: stage -> library -> version."""
+    return {
+        name: {library: minor(_installed(library)) for library in sorted(listed)}
+        for name, listed in libraries().items()
+        if listed
+    }
+
+
+def changes(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, list[str]]:
+    """The libraries whose minor versions differ: library -> whole versions before and now.
+
+    Arguments:
+        before, now: whole versions by library; a library that one lacks is absent there.
+    """
+    pairs = {name: [before.get(name, ABSENT), now.get(name, ABSENT)] for name in sorted({*before, *now})}
+    return {name: pair for name, pair in pairs.items() if minor(pair[0]) != minor(pair[1])}
+
+
+def write_record(stage: str) -> None:
+    """Leave the versions that a stage has been computed with beside its artifacts.
+
+    Arguments:
+        stage: its name.
+    """
+    if versions := installed(stage):
+        write_json(f"versions/{stage}.json", versions)

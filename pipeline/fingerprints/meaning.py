@@ -1,4 +1,4 @@
-"""What one Python file means: its code without comments, docstrings, formatting and type hints, and whom it asks.
+"""Reduce a Python file to its meaning: code without comments, docstrings, formatting and hints, and its imports.
 
 The same text means the same in every version of Python, see `pipeline.fingerprints.written`.
 

@@ -1,4 +1,4 @@
-"""Which modules a module's code reaches: each name that it uses is followed to the module that defines it.
+"""Find the modules that a module reaches: each name that it uses is followed to the module that defines it.
 
     code = Code({"interp": root / "interp", "pipeline": root / "pipeline", "my_lab": Path("/home/me/my_lab")})
     code.fingerprints(["pipeline.stages.lens", "my_lab.lenses"])  # {"interp.readout.ranks": "3f6c...", ...}
@@ -30,7 +30,7 @@ from pipeline.fingerprints.meaning import Import, Meaning, meaning_of
 
 __all__ = ["Code", "Module"]
 
-# Named at run time by `result.plot()` alone; an import contract holds that no stage draws by it.
+# Named at run time by `result.plot()` alone, which no stage calls; `report` draws by importing it, and reaches it.
 NEVER_REACHED = frozenset({"interp.plots"})
 NAMED_TEMPLATE = re.compile(r"""["']([\w.-]+\.j2)["']""")
 OF_ANY_MODULE = frozenset({"__file__", "__name__", "__package__", "__path__", "__spec__", "__doc__"})

@@ -1,4 +1,4 @@
-"""A tree of code as text, the same in every version of Python, which `ast.dump` is not.
+"""Write an abstract syntax tree as text, the same in every version of Python, which `ast.dump` is not.
 
 Versions differ in the fields that a node has, in whether empty ones are there, and in how they cut an f-string.
 """

@@ -1,4 +1,4 @@
-"""Stage `code`: the state of the code and of the libraries that each stage is computed by.
+"""Stage `code`: write down the state of the code and of the libraries that each stage is computed by.
 
     python -m pipeline.stages.code        # in a run folder
 
@@ -6,34 +6,54 @@ DVC runs it always, and first, in a fraction of a second. Every other stage depe
 parameters, so that `dvc status` and `dvc params diff` name the module that has changed:
 
     code/NAME.json   the stage's modules, each with the fingerprint of its meaning (`pipeline.fingerprints`)
-    versions.json    a section a stage: the minor versions of its libraries (`pipeline.stages.versions`)
+    versions.json    a section a stage: the minor versions of its libraries (`pipeline.fingerprints`)
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from pipeline.files import write_json
-from pipeline.fingerprints import of_stages, section_file
-from pipeline.plugins import of_run
+from pipeline.fingerprints import ANY, VERSIONS_FILE, minor_versions, of_stages, section_file
+from pipeline.plugins import load, of_run, roots, used
 from pipeline.stages.common import stage_main
-from pipeline.stages.versions import ANY, VERSIONS_FILE, minor_versions
 
 
 def write_code() -> None:
     """Write `code/` and `versions.json` of the current run folder."""
-    extra: dict[str, list[str]] = {}
-    roots: dict[str, Path] = {}
-    if of_run():  # else no config need be read for it
-        from pipeline.stages.plugin_code import plugin_code
-
-        extra, roots = plugin_code()
-    for name, modules in of_stages(extra=extra, roots=roots).items():
+    extra, places = plugin_code()
+    for name, modules in of_stages(extra=extra, roots=places).items():
         write_json(section_file(name), modules)
     sections = minor_versions()
     write_json(VERSIONS_FILE, sections if _policy() == "recompute" else dict.fromkeys(sections, ANY))
+
+
+def plugin_code() -> tuple[dict[str, list[str]], dict[str, Path]]:
+    """The plugins' code as part of the code of the stages of the current run folder.
+
+    Returns:
+        Stage -> the plugins' modules that it uses, by the kinds that the config chooses and the metrics that there are;
+        and top-level name -> where its code lies. Both are empty without plugins.
+    """
+    names = of_run()
+    if not names:
+        return {}, {}
+    import pipeline.tasks  # noqa: F401 its kinds are known then; all this takes its time
+    from pipeline.config.base import load as load_config
+    from pipeline.config.lens import load_lenses
+    from pipeline.config.task import TaskConfig
+    from pipeline.metrics import METRICS
+
+    load(names)
+    chosen: dict[str, list[Any]] = {
+        "tokenize": [type(load_config(TaskConfig))],
+        "lens": [type(config) for config in load_lenses().values()],
+        "evaluate": [metric.measure for metric in METRICS.values()],  # all that there are, whatever the config says
+    }
+    return used(names, chosen), roots(names)
 
 
 def _policy() -> str:

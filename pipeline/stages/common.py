@@ -1,4 +1,4 @@
-"""What every stage shares: the command line entry, progress, scratch folders and publishing by rename."""
+"""Run a stage: command line entry, progress, scratch folders, publishing by rename."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from filelock import FileLock
 
 from interp.errors import InterpError
 from pipeline.files import digest_of, write_json
-from pipeline.fingerprints import of_stages
-from pipeline.interrupts import quiet_interrupts
+from pipeline.fingerprints import installed, of_stages, write_record
 from pipeline.plugins import described, load, of_run
+from pipeline.process import quiet_interrupts
 from pipeline.project import state_folder
-from pipeline.stages.versions import installed, write_record
 
 Item = TypeVar("Item")
 log = logging.getLogger("interpipe")
@@ -96,8 +95,13 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
 
 def code_digest(stage: str) -> str:
     """SHA-256 over the fingerprints of a stage's code, so that work begun by code of another meaning is not resumed."""
+    return code_digests([stage])[stage]
+
+
+def code_digests(stages: Sequence[str]) -> dict[str, str]:
+    """`code_digest` of several stages, which share most of their code."""
     plugins = described(of_run())
-    return digest_of(of_stages([stage])[stage], *([plugins] if plugins else []))
+    return {stage: digest_of(code, *([plugins] if plugins else [])) for stage, code in of_stages(stages).items()}
 
 
 def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:

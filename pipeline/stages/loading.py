@@ -1,4 +1,4 @@
-"""The model of a run, as its config names it."""
+"""Load the model of a run, as its config names it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `tokenize`: from the task and the model's tokenizer to prompts, targets and pairs.
+"""Stage `tokenize`: make prompts, targets and pairs from the task and the model's tokenizer.
 
     python -m pipeline.stages.tokenize      # in a run folder
 

@@ -24,7 +24,7 @@ from pipeline.artifacts.tokens import load_prompts
 from pipeline.config.base import load
 from pipeline.config.model import ModelConfig
 from pipeline.config.paths import located
-from pipeline.config.tune import TuneConfig, tuned_layers
+from pipeline.config.translators import TuneConfig, tuned_layers
 from pipeline.files import digest_of, publish, write_json
 from pipeline.stages.common import code_digest, scratch, stage_main
 

@@ -1,4 +1,4 @@
-"""Tensors on disk: a zarr v3 group whose arrays are written block by block, resumed after a crash, and verified."""
+"""Keep tensors on disk: a zarr v3 group of arrays, written block by block, resumed after a crash, verified."""
 
 from pipeline.store.reader import Store, list_stores, open_store
 from pipeline.store.schema import ArraySpec

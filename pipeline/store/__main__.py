@@ -1,4 +1,4 @@
-"""Look at stores, and at the cache that all runs share.
+"""Show and verify stores, and the cache that all runs share.
 
 python -m pipeline.store info PATH                  # what a store holds
 python -m pipeline.store verify PATH                # compare every byte with the store's markers

@@ -1,4 +1,4 @@
-"""Reading a finished store by the names of its dimensions, and checking every byte of it against its markers."""
+"""Read a finished store by the names of its dimensions, and check every byte of it against its markers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a store looks like on disk: dtypes, shards, inner chunks, names of files, and the header that identifies it.
+"""Define a store's layout on disk: dtypes, shards, inner chunks, names of files, the header that identifies it.
 
 A store is a zarr v3 group. Each of its arrays has a dimension, the *unit* (`prompt`, `example`), that is cut into
 blocks; one block is one shard file per array and holds every other dimension whole, so that a block has one writer and

@@ -1,4 +1,4 @@
-"""Writing a store block by block, so that a killed process loses the block in its hands and nothing else."""
+"""Write a store block by block, so that a killed process loses the block in its hands and nothing else."""
 
 from __future__ import annotations
 

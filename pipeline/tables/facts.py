@@ -1,4 +1,4 @@
-"""Published data sets: which formats there are, what a task takes of one, its facts and templates by its keys."""
+"""Describe published data sets: their formats, their facts and templates, and the part of them that a task takes."""
 
 from __future__ import annotations
 

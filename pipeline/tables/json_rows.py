@@ -1,4 +1,4 @@
-"""JSON by its source text: a number stays the digits that the file has, a key that stands twice is an error.
+"""Parse JSON by its source text: a number keeps the digits of the file, a key that stands twice is an error.
 
 Also cells of other files that spell a list as Python or JSON writes it: `['Buch', 'Band']`, `["book"]`, `[1735]`.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
-from pipeline.tables.decoding import decoded
 from pipeline.tables.table import TableError
+from pipeline.tables.text_files import decoded
 
 __all__ = ["Literal", "json_objects", "listed_in", "parse_json"]
 

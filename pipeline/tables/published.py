@@ -1,4 +1,4 @@
-"""The field's own data sets, read as they are shipped, and known by their keys.
+"""Read the field's own data sets as they are shipped, recognised by their keys.
 
 | format | keys | paper |
 |---|---|---|

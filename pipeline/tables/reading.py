@@ -1,4 +1,4 @@
-"""From a path to a table: a file of rows, a published data set in one file, or a folder of its files.
+"""Read a table from a path: a file of rows, a published data set in one file, or a folder of its files.
 
 The format is told by the name and by how the content begins.
 """
@@ -16,12 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.tables.decoding import decoded, file_bytes
-from pipeline.tables.delimited import QUOTING, read_delimited, read_lines
 from pipeline.tables.facts import FORMATS, Choice, Found, joined, of_object, of_rows
 from pipeline.tables.json_rows import Literal, json_objects, parse_json
 from pipeline.tables.published import check_format, check_rows, made, recognised_object, recognised_rows, unknown_keys
 from pipeline.tables.table import SUFFIXES, Cell, Table, TableError, is_table_file, suffix_of
+from pipeline.tables.text_files import QUOTING, decoded, file_bytes, read_delimited, read_lines
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,4 +1,4 @@
-"""Rows of a file, however it was written: the table, its notes, and which files are such files."""
+"""Hold the rows of a file, with notes on what is odd about them, and tell which files are files of rows."""
 
 from __future__ import annotations
 

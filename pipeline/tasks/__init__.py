@@ -1,4 +1,4 @@
-"""What an experiment asks of a model: each task's settings, and the prompts, targets and labels that it makes.
+"""Make the prompts, targets and labels of an experiment's task, and register the kinds of tasks.
 
 A task is a subclass of `pipeline.config.task.TaskConfig`, known as soon as its module is imported; those of this
 project are imported here. None of it needs torch.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.errors import InterpError
-from interp.prompts import BOUNDARIES, OCCURRENCES, find_word
+from interp.prompts import BOUNDARIES, OCCURRENCES, POLICIES, find_word
 from pipeline.artifacts.tokens import Pair, Row, TaskData
 from pipeline.config.base import (
     LARGEST_COUNT,
@@ -22,9 +22,9 @@ from pipeline.config.base import (
     bounded,
     chosen,
 )
-from pipeline.config.task import POLICIES, TaskConfig
-from pipeline.tables.delimited import QUOTING
+from pipeline.config.task import TaskConfig
 from pipeline.tables.facts import FORMATS, Choice
+from pipeline.tables.text_files import QUOTING
 from pipeline.tasks.build import (
     Answer,
     Answers,

@@ -1,4 +1,4 @@
-"""What every task does the same way: templates, answers, collisions, the model's context, odd prompts."""
+"""Build prompts from templates and answers, for all tasks: collisions, the model's context length, odd prompts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from interp.prompts import AnswerTokens, encode
 from interp.prompts.templates import Template
 from pipeline.artifacts.tokens import Row, TaskData
 from pipeline.config.base import ConfigError
-from pipeline.tables.decoding import check_encoding
 from pipeline.tables.table import Note, TableError
+from pipeline.tables.text_files import check_encoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from interp.errors import InterpError
+from interp.prompts import POLICIES
 from pipeline.artifacts.tokens import Row, TaskData
 from pipeline.config.base import (
     LARGEST_COUNT,
@@ -24,10 +25,10 @@ from pipeline.config.base import (
     passage,
 )
 from pipeline.config.paths import located
-from pipeline.config.task import POLICIES, TaskConfig
-from pipeline.tables.decoding import decoded
+from pipeline.config.task import TaskConfig
 from pipeline.tables.json_rows import json_objects
 from pipeline.tables.table import TableError
+from pipeline.tables.text_files import decoded
 from pipeline.tasks.build import (
     Answers,
     check_different,

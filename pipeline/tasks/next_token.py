@@ -1,11 +1,11 @@
-"""The user's own prompts, from a file or a dataset on the hub."""
+"""Next token: the user's own prompts, from a file or a data set on the hub."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from interp.prompts import BOUNDARIES, OCCURRENCES
+from interp.prompts import BOUNDARIES, OCCURRENCES, POLICIES
 from pipeline.artifacts.tokens import TaskData
 from pipeline.config.base import (
     LARGEST_COUNT,
@@ -17,9 +17,9 @@ from pipeline.config.base import (
 )
 from pipeline.config.model import HUB_ID
 from pipeline.config.paths import HUB_DATASET
-from pipeline.config.task import POLICIES, TaskConfig
-from pipeline.tables.delimited import QUOTING
+from pipeline.config.task import TaskConfig
 from pipeline.tables.facts import FORMATS, Choice
+from pipeline.tables.text_files import QUOTING
 from pipeline.tasks.build import (
     Answer,
     Answers,

@@ -1,4 +1,4 @@
-"""Rows of a table that the user brings, as the tasks take them: a file (see `pipeline.tables`) or a dataset on the hub.
+"""Take prompts from the rows of a user's table: a file (see `pipeline.tables`) or a data set on the hub.
 
 A row that cannot be used is left out and counted, with the reason; what makes the whole source unusable is an error.
 """

@@ -10,12 +10,13 @@ languages, so that what comes out tells the concept from the language.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from interp.errors import InterpError
-from interp.prompts import encode
+from interp.prompts import POLICIES, encode
 from pipeline.artifacts.tokens import Pair, Row, TaskData
 from pipeline.config.base import (
     LARGEST_COUNT,
@@ -28,7 +29,7 @@ from pipeline.config.base import (
     passage,
 )  # fmt: skip
 from pipeline.config.paths import located
-from pipeline.config.task import POLICIES, TaskConfig
+from pipeline.config.task import TaskConfig
 from pipeline.demo.lexicon import POLICIES as WORD_POLICIES
 from pipeline.demo.lexicon import Concept, Lexicon, load_lexicon
 from pipeline.tasks.build import (
@@ -123,16 +124,16 @@ class TranslationConfig(TaskConfig):
         """The languages whose source prompts a pair has."""
         return self.source_languages
 
+    @property
+    def directions(self) -> list[tuple[str, str]]:
+        """(from, into) of the translations that prompts ask for."""
+        into = [] if self.patch_into is None else [(self.patch_into.source_language, self.patch_into.target_language)]
+        return [*((source, self.target_language) for source in self.source_languages), *into]
+
     def check(self) -> None:
         """Check the settings against each other and against the input file; raises ConfigError."""
         check_file_encoding(self.encoding)
-        try:
-            lexicon = load_lexicon(
-                located(self.lexicon), self.encoding, shared_words=self.shared_words, phrases=self.phrases
-            )
-        except (ValueError, OSError) as error:
-            raise ConfigError(f"task.lexicon: {error}") from None
-        known = lexicon.languages
+        lexicon = _read_lexicon(self, located(self.lexicon))
         if not self.source_languages:
             raise ConfigError("task.source_languages: expected at least one language, got none.")
         languages = [(f"task.source_languages[{i}]", code) for i, code in enumerate(self.source_languages)]
@@ -142,7 +143,7 @@ class TranslationConfig(TaskConfig):
             languages += [("task.patch_into.source_language", self.patch_into.source_language)]
             languages += [("task.patch_into.target_language", self.patch_into.target_language)]
         for where, code in languages:
-            check_language(where, code, known, self.lexicon)
+            check_language(where, code, lexicon.languages, self.lexicon)
         check_different("task.source_languages", self.source_languages)
         check_different("task.latent_languages", self.latent_languages)
         repetition = self.source_languages == [self.target_language] and self.patch_into is None  # Wendler et al. 2024
@@ -169,9 +170,7 @@ class TranslationConfig(TaskConfig):
                 f"task.latent_languages: {', '.join(self.latent_languages)} covers every source language, whose words "
                 "are measured already, so every prompt would collide with itself. Leave one out."
             )
-        asked = [(source, self.target_language) for source in self.source_languages]
-        asked += [] if self.patch_into is None else [(self.patch_into.source_language, self.patch_into.target_language)]
-        fewest = min(len(lexicon.speaking(*pair)) for pair in asked)
+        fewest = min(len(lexicon.speaking(*pair)) for pair in self.directions)
         if self.shots >= fewest:
             raise ConfigError(
                 f"task.shots: {self.shots} solved lines and a question need {self.shots + 1} concepts, and "
@@ -224,7 +223,7 @@ class _Translation:
                     f"({', '.join(groups)}) share a token, so that their probabilities cannot be told apart. Choose "
                     "other languages, or task.target_policy=exact."
                 )
-            return self._told(TaskData(prompts, counts=self._with_words(counts), groups=groups))
+            return self._told(TaskData(prompts, counts=counts, groups=groups))
         chosen = self._pairs(concepts, counts)
         asked = sorted({target for _, target, _ in chosen})  # only concepts that a pair needs
         into = config.patch_into
@@ -250,16 +249,14 @@ class _Translation:
             for source, target, answers in chosen
         ]
         counts["targets"] = len(targets)
-        labels = {**groups, **self._pair_groups()}
-        return self._told(TaskData(prompts, targets, pairs, self._with_words(counts), labels))
+        return self._told(TaskData(prompts, targets, pairs, counts, {**groups, **self._pair_groups()}))
 
     def _concepts(self) -> tuple[list[Concept], dict[str, int]]:
         """The concepts that are asked about, and what was dropped."""
         config, into = self.config, self.config.patch_into
-        asked = [(source, config.target_language) for source in config.source_languages]
+        asked = config.directions
         measured = [config.target_language, *config.latent_languages]
         if into is not None:
-            asked.append((into.source_language, into.target_language))
             measured.append(into.target_language)
         if config.measure_source_language:
             measured += [source for source, _ in asked]
@@ -352,9 +349,7 @@ class _Translation:
             source, target = divmod(number, size - 1)
             target += target >= source  # the diagonal, a concept with itself, is not numbered
             role = {"source": concepts[source], "target": concepts[target]}
-            answers = {
-                group: self.answers(role[which].words[language]) for group, (which, language) in languages.items()
-            }
+            answers = {group: self.answers(role[who].words[language]) for group, (who, language) in languages.items()}
             if collide(answer.token_ids for answer in answers.values()):
                 dropped += 1
                 continue
@@ -401,37 +396,34 @@ class _Translation:
     def _pair_groups(self) -> dict[str, str]:
         labels = {}
         for group, (which, language) in self._pair_languages().items():
-            if group.endswith("_language"):
-                side = "target" if group.endswith("_target_language") else "source"
-                labels[group] = f"{which} concept in the {side} language ({language})"
-            else:
-                labels[group] = f"{which} concept in {self._named(language)}"
+            side = "target" if group.endswith("_target_language") else "source"
+            own = f"the {side} language ({language})" if group.endswith("_language") else self._named(language)
+            labels[group] = f"{which} concept in {own}"
         return labels
 
     def _named(self, language: str) -> str:
         return f"{self.lexicon.languages[language]} ({language})"
 
     def _told(self, data: TaskData) -> TaskData:
-        return replace(data, notes=self.lexicon.notes, read_as=self.lexicon.written)
+        counts = {**data.counts, "words_without_tokens": len(self.answers.unusable)}
+        return replace(data, counts=counts, notes=self.lexicon.notes, read_as=self.lexicon.written)
 
-    def _with_words(self, counts: Mapping[str, int]) -> dict[str, int]:
-        return {**counts, "words_without_tokens": len(self.answers.unusable)}
+
+def _read_lexicon(config: TranslationConfig, path: str | Path) -> Lexicon:
+    try:
+        return load_lexicon(path, config.encoding, shared_words=config.shared_words, phrases=config.phrases)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"task.lexicon: {error}") from None
 
 
 def _lexicon(config: TranslationConfig) -> Lexicon:
     """The lexicon, checked against the config."""
-    try:
-        lexicon = load_lexicon(
-            config.lexicon, config.encoding, shared_words=config.shared_words, phrases=config.phrases
-        )
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"task.lexicon: {error}") from None
-    into = config.patch_into
+    lexicon = _read_lexicon(config, config.lexicon)
     settings = {"source_languages": config.source_languages, "target_language": [config.target_language]}
     settings["latent_languages"] = config.latent_languages
-    if into is not None:
-        settings["patch_into.source_language"] = [into.source_language]
-        settings["patch_into.target_language"] = [into.target_language]
+    if config.patch_into is not None:
+        settings["patch_into.source_language"] = [config.patch_into.source_language]
+        settings["patch_into.target_language"] = [config.patch_into.target_language]
     for name, languages in settings.items():
         for language in languages:
             if language not in lexicon.languages:
@@ -442,16 +434,13 @@ def _lexicon(config: TranslationConfig) -> Lexicon:
             raise ConfigError(f"task.{name}: expected different languages, got {languages}.")
     if not config.source_languages:
         raise ConfigError("task.source_languages: expected at least one language, got none.")
-    outputs = {config.target_language} | ({into.target_language} if into is not None else set())
     for language in config.latent_languages:
-        if language in outputs:
+        if language in [target for _, target in config.directions]:
             raise ConfigError(
                 f"task.latent_languages: {language!r} is a language that the prompts ask for, which is measured "
                 "anyway. Leave it out."
             )
-    asked = [(source, config.target_language) for source in config.source_languages]
-    asked += [] if into is None else [(into.source_language, into.target_language)]
-    fewest = min(len(lexicon.speaking(*pair)) for pair in asked)
+    fewest = min(len(lexicon.speaking(*pair)) for pair in config.directions)
     if not 0 <= config.shots < fewest:
         raise ConfigError(
             f"task.shots: expected 0 to {fewest - 1}, since {config.lexicon} has {fewest} concepts with words in both "

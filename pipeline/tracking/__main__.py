@@ -1,4 +1,4 @@
-"""`python -m pipeline.tracking sync FOLDER...` sends runs and sweeps that MLflow lacks; `... ui` shows its page."""
+"""Run `python -m pipeline.tracking`: `sync FOLDER...` sends runs that MLflow lacks, `ui` shows its page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pipeline.config.base import load
 from pipeline.config.tracking import TrackingConfig
 from pipeline.project import project_root
 from pipeline.sweep import described, jobs_of, sweep_of
-from pipeline.tracking.client import first_line, target_of, tracking_uri
 from pipeline.tracking.payload import read_json
 from pipeline.tracking.runs import Allowance, close_sweep, prepare, send
+from pipeline.tracking.sending import first_line, target_of, tracking_uri
 
 REMEDY = "The same command tries again; with --seconds 600 it waits longer."
 

@@ -1,4 +1,4 @@
-"""What a run folder has to tell, as plain parameters, metrics and tags. No MLflow here."""
+"""Turn the files of a run folder into parameters, metrics and tags, without MLflow."""
 
 from __future__ import annotations
 

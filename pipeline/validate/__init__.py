@@ -1,4 +1,4 @@
-"""Rejects a config that cannot run, before anything is loaded: no torch, no transformers, no network.
+"""Reject a config that cannot run, before anything is loaded: no torch, no transformers, no network.
 
     values = plain(config)                # a composed Hydra config as plain containers
     values = localize(values, Path.cwd())
@@ -27,8 +27,8 @@ import pipeline.tasks  # noqa: F401 that its tasks are known
 from interp.errors import InterpError
 from interp.positions import Position, check_positions
 from interp.sites import check_sites
+from pipeline.config.activations import CollectConfig, StoreConfig
 from pipeline.config.base import ConfigError, nearest, section_from
-from pipeline.config.collect import CollectConfig, StoreConfig
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import LensConfig, lenses_from
 from pipeline.config.lens_base import Given, check_span
@@ -36,11 +36,11 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.paths import HUB_DATASET, HUB_MODEL, localize_source
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import CacheConfig, TrackingConfig, masked
-from pipeline.config.tune import TuneConfig
+from pipeline.config.translators import TuneConfig
 from pipeline.plugins import load as load_plugins
 from pipeline.plugins import localized
 from pipeline.validate.lenses import check_lens, check_tune
-from pipeline.validate.model import ModelSize, check_attention, check_device_map, model_size
+from pipeline.validate.model_source import ModelSize, check_attention, check_device_map, model_size
 
 RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 LONGEST_EXPERIMENT = 250  # MLflow's databases keep 256

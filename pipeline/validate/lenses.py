@@ -1,4 +1,4 @@
-"""Rejects a lens that cannot run: against what is collected, what the task has, and what the stage `tune` makes."""
+"""Reject a lens that cannot run: against the collected sites, the task, and the stage `tune`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from interp.errors import InterpError
 from interp.positions import Position
 from interp.sites import HIDDEN_KINDS, check_layers, layers_by_kind, parse_layers
+from pipeline.config.activations import CollectConfig
 from pipeline.config.base import ConfigError, nearest
-from pipeline.config.collect import CollectConfig
 from pipeline.config.lens_base import Given, LensConfig, Reads, named_layers, one_position
 from pipeline.config.paths import HUB_DATASET, located
-from pipeline.config.tune import TEXT_FILES, TuneConfig, tuned_layers
+from pipeline.config.translators import TEXT_FILES, TuneConfig, tuned_layers
 
 __all__ = ["check_lens", "check_tune"]
 

@@ -20,7 +20,7 @@ from pipeline.config.paths import check_path
 from pipeline.config.tracking import TrackingConfig
 from pipeline.files import write_text
 from pipeline.project import CODE
-from pipeline.validate.model import check_machine
+from pipeline.validate.model_source import check_machine
 from pipeline.workflow.run import resume
 from pipeline.workflow.run_folder import read_params
 

@@ -22,10 +22,9 @@ from dvc.stage.serialize import to_single_stage_lockfile
 from dvc.utils.serialize import ParseError, dumps_yaml
 
 from pipeline.files import digest_of, write_json, write_text
-from pipeline.fingerprints import section_file
+from pipeline.fingerprints import ANY, VERSIONS_FILE, section_file
 from pipeline.object_cache import Cache, remove_result, result_key, result_value
 from pipeline.project import project_root, state_folder
-from pipeline.stages.versions import ANY, VERSIONS_FILE
 
 __all__ = ["RunFolder", "code_of", "own_copies", "read_json"]
 

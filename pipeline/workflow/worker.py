@@ -39,10 +39,9 @@ from filelock import FileLock, Timeout
 from pipeline.config.base import load
 from pipeline.config.tracking import CacheConfig
 from pipeline.files import digest_of
-from pipeline.fingerprints import changed_modules
-from pipeline.interrupts import quiet_interrupts
+from pipeline.fingerprints import VERSIONS_FILE, changed_modules, changes, installed
+from pipeline.process import quiet_interrupts
 from pipeline.project import project_root
-from pipeline.stages.versions import VERSIONS_FILE, changes, installed
 from pipeline.workflow.cache import RunFolder, code_of, own_copies, read_json
 from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, write_lock
 

@@ -88,16 +88,17 @@ def test_picture_and_config_reference_are_current() -> None:
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run `python docs/generate.py`"
 
 
-def test_every_room_of_the_contract_is_in_the_picture_and_in_a_table() -> None:
+@pytest.mark.parametrize("package", ["interp", "pipeline"])
+def test_every_room_of_the_contract_is_in_the_picture_and_in_a_table(package: str) -> None:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
         "contracts"
     ]
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     picture = (ROOT / "docs" / "images" / "architecture.svg").read_text(encoding="utf-8")
-    (layers,) = (each["layers"] for each in contracts if each["type"] == "layers" and each["containers"] == ["interp"])
+    (layers,) = (each["layers"] for each in contracts if each["type"] == "layers" and each["containers"] == [package])
     for room in (room.strip(" ()") for layer in layers for room in layer.split("|")):
         assert f">{room}<" in picture
-        assert room in SMALL or f"`interp.{room}`" in text, room
+        assert room in SMALL or f"`{package}.{room}`" in text, room
 
 
 def test_every_config_key_is_in_the_reference() -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from pipeline.artifacts.tokens import load_tokens
 from pipeline.project import CODE
 from pipeline.store import open_store
+from tests.examples.projects import edit, record, run
 
 CHOSEN = ("plugins=[centred_lens]", "lens=centred_lens")
 
@@ -27,24 +28,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(CODE / "examples/own_lens", tmp_path_factory.mktemp("example") / "own_lens"))
 
 
-def run(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python -m pipeline ARGUMENTS` in the example's folder."""
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(CODE)}
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
-
-
 def finished(home: Path, folder: str, *arguments: str) -> dict[str, Any]:
     """Run the example into a folder; returns its record."""
     ran = run(home, *arguments, "debug=tiny", *CHOSEN, f"hydra.run.dir={folder}")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    record: dict[str, Any] = json.loads((home / folder / "run.json").read_text(encoding="utf-8"))
-    return record
+    return record(home / folder)
 
 
 def test_it_reads_what_plain_torch_reads(home: Path) -> None:
-    record = finished(home, "outputs/1", "--config-dir", "conf", "lens.centred_lens.strength=0.75")
-    assert list(record["plugins"]) == ["centred_lens"] and len(record["plugins"]["centred_lens"]) == 64
+    plugins = finished(home, "outputs/1", "--config-dir", "conf", "lens.centred_lens.strength=0.75")["plugins"]
+    assert list(plugins) == ["centred_lens"] and len(plugins["centred_lens"]) == 64
     store = open_store(home / "outputs/1/lens.zarr/centred_lens")
     prompts = [row for row in load_tokens(home / "outputs/1/tokens").prompts if row.labels.get("collides") != "yes"]
 
@@ -74,8 +67,11 @@ def test_it_reads_what_plain_torch_reads(home: Path) -> None:
     page = (home / "outputs/1/report/index.html").read_text(encoding="utf-8")
     assert "less 0.75 times the mean of its layer over all prompts" in page
 
+    for name in ("__init__", "config", "stage"):
+        edit(home / f"centred_lens/{name}.py", "from ", "# A comment means nothing.\nfrom ")
     again = finished(home, "outputs/2", "lens.centred_lens.strength=0.75")
     assert all(stage["cached"] for stage in again["stages"].values()), "the project's own conf/ is --config-dir"
+    assert again["plugins"] != plugins, "which the record tells all the same"
 
 
 def test_its_code_is_that_of_the_stages_that_use_it(home: Path) -> None:
@@ -85,7 +81,7 @@ def test_its_code_is_that_of_the_stages_that_use_it(home: Path) -> None:
     (home / "asked/params.yaml").write_text(run(home, *choices).stdout.replace("# @package _global_", ""))
     code = (
         "import json\nfrom pipeline.fingerprints import of_stages\nfrom pipeline.stages.common import code_digest\n"
-        "from pipeline.stages.plugin_code import plugin_code\n"
+        "from pipeline.stages.code import plugin_code\n"
         "extra, roots = plugin_code()\n"
         "stages = of_stages(extra=extra, roots=roots)\n"
         "print(json.dumps([extra, {name: str(place) for name, place in roots.items()}, code_digest('lens'), stages]))"
@@ -98,12 +94,7 @@ def test_its_code_is_that_of_the_stages_that_use_it(home: Path) -> None:
         return json.loads(ran.stdout)
 
     extra, roots, digest, before = asked()
-    plugin = ["centred_lens"]
-    assert extra == {
-        "lens": ["centred_lens.config", "centred_lens.stage"],
-        "evaluate": plugin,
-        "report": plugin,
-    }
+    assert extra == {"lens": ["centred_lens.config", "centred_lens.stage"], "report": ["centred_lens"]}
     assert roots == {"centred_lens": str(home / "centred_lens")}
     stage = home / "centred_lens/stage.py"
     stage.write_text(stage.read_text().replace("CHUNK = 256", "CHUNK = 128"))

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import home as home_module
-from pipeline.home import provide_home
+from pipeline import process
+from pipeline.process import provide_home
 from pipeline.project import CODE
 
 # As an entry of the pipeline does it, with another folder for ours.
 ASKED = """
 import json, os, sys
 from pathlib import Path
-from pipeline.home import provide_home
+from pipeline.process import provide_home
 os.environ["HOME"] = sys.argv[1]
 provide_home(os.environ, Path(sys.argv[2]))
 import matplotlib
@@ -51,7 +51,7 @@ def test_a_home_that_can_only_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
     (home / ".cache/huggingface/hub").mkdir(parents=True)
     really = os.access
     monkeypatch.setattr(
-        home_module.os, "access", lambda path, mode: not Path(path).is_relative_to(home) and really(path, mode)
+        process.os, "access", lambda path, mode: not Path(path).is_relative_to(home) and really(path, mode)
     )
     environment = {"HOME": str(home)}
     provide_home(environment, own)
@@ -71,8 +71,8 @@ def test_a_user_whom_the_system_does_not_know_gets_a_name(tmp_path: Path, monkey
     def unknown(*_: object) -> None:
         raise KeyError("getpwuid(): uid not found: 12345")
 
-    monkeypatch.setattr(home_module.getpass, "getuser", unknown)
-    monkeypatch.setattr(home_module.pwd, "getpwuid", unknown)
+    monkeypatch.setattr(process.getpass, "getuser", unknown)
+    monkeypatch.setattr(process.pwd, "getpwuid", unknown)
     environment: dict[str, str] = {}
     provide_home(environment, tmp_path / "own")
     assert environment["USER"] == f"user{os.getuid()}" and environment["HOME"] == str(tmp_path / "own")

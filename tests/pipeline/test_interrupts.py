@@ -9,7 +9,7 @@ import pytest
 
 CHILD = """
 import os, signal, sys
-from pipeline.interrupts import quiet_interrupts
+from pipeline.process import quiet_interrupts
 
 class Bar:
     def __del__(self):

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import metrics
 from pipeline.config.evaluate import EvaluateConfig
-from pipeline.metrics import METRICS, Floats, Measured, metric
+from pipeline.metrics import METRICS, Floats, Measured, figure, metric
 from pipeline.stages.evaluate.__main__ import evaluate_lens, summarize
 from pipeline.store import open_store
 from tests.pipeline.stages.finished_run import NUM_LAYERS, make_run
@@ -46,3 +46,11 @@ def test_two_functions_do_not_share_a_name(own: dict[str, metrics.Metric]) -> No
     ):
         metric("rank", title="Rank")(top_probability)
     metric("rank", title="Rank", of_groups=True)(METRICS["rank"].measure)  # the same function again is no other
+
+
+def test_two_figures_do_not_share_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "FIGURES", {})
+    figure("map")(top_probability)
+    assert figure("map")(top_probability) is top_probability  # the same function again is no other
+    with pytest.raises(ValueError, match=r"figure 'map' is there twice: .*top_probability and pipeline\.metrics\.rank"):
+        figure("map")(METRICS["rank"].measure)

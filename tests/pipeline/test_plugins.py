@@ -24,7 +24,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "my_lab/__init__.py").touch()
     (tmp_path / "my_lab/lenses.py").write_text("class Kind:\n    stage = 'my_lab.stage:Kind'\n")
     (tmp_path / "my_lab/stage.py").write_text("class Kind:\n    pass\n")
-    (tmp_path / "mine.py").write_text("VALUE = 3\n")
+    (tmp_path / "my_lab/stale.py").write_text("from pipeline.plugins import gone\n")
+    (tmp_path / "mine.py").write_text("VALUE = 3\ndef measure(): pass\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
     before, path = set(sys.modules), sys.path[:]
@@ -54,7 +55,9 @@ def test_names_hold_in_every_run_folder(home: Path, tmp_path_factory: pytest.Tem
         (["mein.py"], "mein.py, found none. Did you mean 'mine.py'"),
         (["my_lap"], "plugins: expected a module 'my_lap' in "),
         (["my_lap"], "Did you mean 'my_lab'?"),
+        (["my_lab.lensez"], "plugins: expected a module 'my_lab.lensez' in "),
         (["broken"], "plugins: broken cannot be imported (ZeroDivisionError: division by zero)"),
+        (["my_lab.stale"], "plugins: my_lab.stale cannot be imported (ImportError: cannot import name 'gone' from "),
     ],
 )
 def test_a_plugin_that_cannot_be(asked: object, message: str, home: Path) -> None:
@@ -84,9 +87,12 @@ def test_what_is_imported(home: Path) -> None:
         resolve("my_lab.stage:Kin")
     (home / "params.yaml").write_text("model: {}\n")
     assert of_run() == of_run(home / "no.yaml") == []
-    stages = used(["my_lab.lenses", "mine.py"], {"lens": [lenses.Kind], "tokenize": [dict]})
-    both = ["mine", "my_lab.lenses"]
-    assert stages == {"lens": ["my_lab.lenses", "my_lab.stage"], "evaluate": both, "report": both}
+    chosen = {"lens": [lenses.Kind], "tokenize": [dict], "evaluate": [load, mine.measure]}
+    assert used(["my_lab.lenses", "mine.py"], chosen) == {
+        "lens": ["my_lab.lenses", "my_lab.stage"],
+        "evaluate": ["mine"],
+        "report": ["mine", "my_lab.lenses"],
+    }
 
 
 def test_the_record_tells_one_code_from_another(home: Path) -> None:

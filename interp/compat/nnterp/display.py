@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
 
 from interp.compat.nnterp.prompt_utils import Prompt
 from interp.errors import InterpError
-from interp.plots import graph_objects, make_subplots, save_figure, token_heat_map
 
-if TYPE_CHECKING:
+try:
     import plotly.graph_objects as go
-
-graph_objects()  # without plotly, importing this module fails, and says what to install
+    from plotly.subplots import make_subplots
+except ImportError as error:
+    message = "nnterp's figures need plotly: pip install 'interpipe[nnterp]', or pip install plotly."
+    raise ImportError(message) from error
 
 __all__ = ["plot_topk_tokens", "prompts_to_df"]
 
@@ -71,7 +72,11 @@ def plot_topk_tokens(
         title=title or f"Top {k} Tokens Heatmap", height=height * rows, width=width * columns, showlegend=False
     )
     if file is not None:
-        save_figure(figure, file, page_too=save_html)
+        path = Path(file)
+        if path.suffix != ".html":
+            figure.write_image(path, scale=3)
+        if path.suffix == ".html" or save_html:
+            figure.write_html(path.with_suffix(".html"))
     if show:
         figure.show()
     return figure
@@ -79,15 +84,21 @@ def plot_topk_tokens(
 
 def _heat_map(values: list[list[float]], ids: list[list[int]], tokenizer: Any, use_token_ids: bool) -> go.Heatmap:
     names = [[_name(tokenizer, token_id) for token_id in row] for row in ids]
-    return token_heat_map(
-        values,
-        [[str(token_id) for token_id in row] for row in ids] if use_token_ids else names,
-        hover=[
+    return go.Heatmap(
+        z=values,
+        x=list(range(len(ids[0]))),
+        y=list(range(len(ids))),
+        text=[[str(token_id) for token_id in row] for row in ids] if use_token_ids else names,
+        texttemplate="%{text}",
+        colorscale="RdBu_r",
+        colorbar={"title": "Probability", "thickness": 15, "len": 0.9},
+        zmin=0,
+        zmax=1,
+        hovertext=[
             [f"ID: {token_id}<br>Token: {name}" for token_id, name in zip(id_row, name_row, strict=True)]
             for id_row, name_row in zip(ids, names, strict=True)
         ],
-        columns=list(range(len(ids[0]))),
-        rows=list(range(len(ids))),
+        hovertemplate="Layer: %{y}<br>%{hovertext}<br>Probability: %{z}<extra></extra>",
     )
 
 

@@ -276,7 +276,7 @@ def logit_lens(
         nn_model: the model.
         prompts: one or several.
         remote: run on NDIF.
-        return_inv_logits: also read out with the sign turned after the last norm.
+        return_inv_logits: also read out the state negated after the last norm.
 
     Returns:
         Probabilities (prompt, layer, vocabulary), float32, on the CPU; with `return_inv_logits` two of them.

@@ -1,4 +1,4 @@
-"""The parts of a model by name, standardized or not: where things are is looked up by the model's family."""
+"""Finds the parts of a model by name, standardized or not, by the record of its family."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def project_on_vocab(nn_model: Any, h: Tensor) -> Tensor:
 
 
 def project_negated_on_vocab(nn_model: Any, h: Tensor) -> Tensor:
-    """As `project_on_vocab`, with the sign turned after the last norm."""
+    """As `project_on_vocab`, negated after the last norm."""
     logits: Tensor = named(nn_model).readout(h, negate=True)
     return logits
 

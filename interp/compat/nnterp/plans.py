@@ -1,4 +1,4 @@
-"""nnterp's arguments as interp's plans: what its lenses run on, here and on a model of interp's.
+"""Translates nnterp's arguments into interp's plans, for models of nnterp's class and of interp's.
 
 What a trace alone can do (on a server, in any nnsight model, of more than tokens, where the generation config draws)
 is in `interventions`.
@@ -56,7 +56,7 @@ _NEUTRAL = {
 
 
 def is_ours(nn_model: Any, remote: bool | str = False) -> bool:
-    """Whether what is asked runs here, on a model of interp's: then interp's plans do, and choose their own way."""
+    """Whether this runs on this machine, on a model of interp's, so that interp's plans can run it."""
     return not remote and isinstance(nn_model, StandardizedTransformer)
 
 

@@ -1,1 +1,1 @@
-"""Stage `evaluate`: statistics of what the lenses measured, and the tables that hold them."""
+"""Stage `evaluate`: compute statistics of the lenses' readings, and write the tables that hold them."""

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: from `lens.zarr` to curves with intervals and a few numbers that tell two runs apart.
+"""Stage `evaluate`: compute curves with intervals from `lens.zarr`, and a few numbers that tell two runs apart.
 
     python -m pipeline.stages.evaluate        # in a run folder
 
@@ -24,8 +24,17 @@ from pipeline.config.evaluate import EvaluateConfig
 from pipeline.files import write_json
 from pipeline.metrics import ENTROPY_UNITS, METRICS, Floats, Measured, Metric
 from pipeline.stages.common import stage_main
-from pipeline.stages.evaluate.statistics import Curve, curve, leads
-from pipeline.stages.evaluate.tables import STATISTICS, CurveRow, GridRow, means_by_group, write_curves, write_grids
+from pipeline.stages.evaluate.tables import (
+    STATISTICS,
+    Curve,
+    CurveRow,
+    GridRow,
+    curve,
+    leads,
+    means_by_group,
+    write_curves,
+    write_grids,
+)
 from pipeline.store import Store, list_stores, open_store
 
 __all__ = ["LensRows", "evaluate_lens", "summarize"]
@@ -150,7 +159,7 @@ def summarize(rows: LensRows, examples: int) -> dict[str, Any]:
         its layer, the earliest one in a tie, and the largest `n`; of a grid the highest or lowest mean, its layers and
         `n`. Then `baseline`, `leading_layers` (where each group leads) and `crossing_layer`: `a__b` is the layer at
         which b takes the lead from a (the last time, where it does so more than once); both are defined at
-        `pipeline.stages.evaluate.statistics.leads`.
+        `pipeline.stages.evaluate.tables.leads`.
     """
     curves: dict[tuple[str, ...], list[CurveRow]] = {}
     for row in rows.curves:

@@ -21,8 +21,8 @@ import numpy as np
 from interp.errors import InterpError
 from interp.text import token_text
 from pipeline.artifacts.tokens import Tokens, load_tokens, prompts_digest
+from pipeline.config.activations import StoreConfig
 from pipeline.config.base import load
-from pipeline.config.collect import StoreConfig
 from pipeline.config.lens import load_lenses
 from pipeline.config.model import ModelConfig
 from pipeline.files import digest_of, file_digest, publish

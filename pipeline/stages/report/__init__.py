@@ -1,1 +1,1 @@
-"""Stage `report`: one self-contained page about a run, and its figures."""
+"""Stage `report`: make one self-contained page about a run, and its figures."""

@@ -1,10 +1,10 @@
-"""Stage `report`: one self-contained page about a run, and its figures.
+"""Stage `report`: make one self-contained page about a run, and its figures.
 
     python -m pipeline.stages.report          # in a run folder
 
 Reads the sections `model`, `task`, `collect`, `tune`, `lens`, `evaluate` and `report` of `params.yaml`, `tokens/`,
 `activations.zarr`, `lens.zarr`, `curves.parquet` and `grids.parquet`; writes `report/index.html`,
-`report/figures/LENS.svg` (or `.png`), and `report/figures/compared/1.svg` where lenses can be compared.
+`report/figures/LENS.svg` (or `.pdf`, `.png`), and `report/figures/compared/1.svg` where lenses can be compared.
 The page loads nothing and runs no script; what is shown of prompts, tokens and generated text is escaped.
 """
 
@@ -19,17 +19,21 @@ from omegaconf import OmegaConf
 
 from interp import __version__
 from interp.errors import InterpError, nearest
+from interp.plots import save_figure
 from interp.text import readable
 from pipeline.artifacts.tokens import Tokens, load_tokens
-from pipeline.config.base import ConfigError, load, load_section
+from pipeline.config.base import load, load_section
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import load_lenses
+from pipeline.config.task import TaskConfig
 from pipeline.files import digest_of, publish
-from pipeline.stages.common import code_digest, stage_main
+from pipeline.stages.common import code_digests, stage_main
 from pipeline.stages.evaluate.tables import read_curves, read_grids
-from pipeline.stages.report.figures import save_comparison, save_figure
-from pipeline.stages.report.page import Page, readable_value, render
-from pipeline.stages.report.sections import LensSection, Source, axis_top, comparisons, lens_section
+from pipeline.stages.report.curves import generation_section, knockout_section, readings_section
+from pipeline.stages.report.grids import generation_grid_section, grid_section
+from pipeline.stages.report.page import Page, figure_of_comparison, figure_of_lens, render
+from pipeline.stages.report.source import LensSection, Source, axis_top, comparisons
+from pipeline.stages.report.words import describe_task, readable_value
 from pipeline.store import Store, open_store
 
 __all__ = ["run"]
@@ -39,7 +43,6 @@ STAGES = ("tokenize", "collect", "tune", "lens", "evaluate", "report")
 SECTIONS = ("model", "task", "collect", "tune", "lens", "evaluate", "report")
 MODEL_FACTS = ("name", "source", "revision", "dtype", "attention_implementation")
 INTERVALS = {"normal": "normal", "bootstrap": "percentile bootstrap"}
-FIGURE_FORMATS = ("svg", "png")
 COMMANDS = (
     ("In this run’s folder, compute again what has changed, or with --force everything:", "dvc repro"),
     (
@@ -53,7 +56,6 @@ COMMANDS = (
 def run() -> dict[str, float]:
     """Run the stage in the current folder."""
     config, statistics = load(ReportConfig), load(EvaluateConfig)
-    _check(config)
     tokens, curves, grids = load_tokens(), read_curves(), read_grids()
     sources, sections, model = [], [], {}
     for name, lens in load_lenses().items():
@@ -86,18 +88,25 @@ def run() -> dict[str, float]:
         finished.mkdir()
         (finished / "index.html").write_text(render(page, sections, compared), encoding="utf-8", newline="\n")
         for section in sections:
-            save_figure(section, finished / "figures" / f"{section.name}.{config.figure_format}")
+            save_figure(figure_of_lens(section), finished / "figures" / f"{section.name}.{config.figure_format}")
         for number, comparison in enumerate(compared, start=1):
-            save_comparison(comparison, finished / "figures" / "compared" / f"{number}.{config.figure_format}")
+            path = finished / "figures" / "compared" / f"{number}.{config.figure_format}"
+            save_figure(figure_of_comparison(comparison), path)
         publish(finished, "report")
     return {"lenses": float(len(sections))}
 
 
-def _check(config: ReportConfig) -> None:
-    for key, known in (("interval", INTERVALS), ("figure_format", FIGURE_FORMATS)):
-        value = getattr(config, key)
-        if value not in known:
-            raise ConfigError(f"report.{key}: unknown value {value!r}.{nearest(value, known)}")
+def lens_section(source: Source) -> LensSection:
+    """All that the report says about one lens, by what its numbers stand over."""
+    if "token_ids" in source.store.arrays:
+        crossed = len(source.store.dimensions("num_tokens")) == 3  # (example, source layer, target layer)
+        return generation_grid_section(source) if crossed else generation_section(source)
+    axes = source.store.dimensions("entropy")[1:]
+    if axes == ("source_layer", "target_layer"):
+        return grid_section(source)
+    if axes == ("layer", "block"):
+        return knockout_section(source)
+    return readings_section(source)
 
 
 def _page(
@@ -116,11 +125,11 @@ def _page(
         "tokenizer": tokens.manifest.get("tokenizer_digest"),
         "prompts": tokens.manifest.get("prompts_digest"),
         "prompts, targets and pairs": tokens.manifest.get("data_digest"),
-        "code of all stages": digest_of({stage: code_digest(stage) for stage in STAGES}),
+        "code of all stages": digest_of(code_digests(STAGES)),
     }
     return Page(
         title=readable(config.title),
-        lede=readable(_lede(params["model"], params["task"], len(sections))),
+        lede=readable(_lede(params["model"], load(TaskConfig), len(sections))),
         highlights=[
             ("Model", readable(f"{params['model']['name']}, {params['model']['dtype']}")),
             *(_measured(sections, statistics, config) if sections else [("Collected", ", ".join(activations.arrays))]),
@@ -179,19 +188,9 @@ def layer_ranges(layers: Sequence[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in ranges)
 
 
-def _lede(model: Mapping[str, Any], task: Mapping[str, Any], num_lenses: int) -> str:
+def _lede(model: Mapping[str, Any], task: TaskConfig, num_lenses: int) -> str:
     """The experiment in one sentence."""
-    if task["kind"] == "translation":
-        what = f"word translation from {readable_value(task['source_languages'])} to {task['target_language']}"
-        into = task.get("patch_into")
-        if into:
-            what += f", patched into translation from {into['source_language']} to {into['target_language']}"
-    elif task["kind"] == "cloze":
-        what = f"cloze sentences in {task['language']}"
-    elif task["kind"] == "attribute_extraction":
-        what = f"attributes of the subjects in {task['source']}"
-    else:
-        what = f"the next token of prompts from {task['source']}"
+    what = describe_task(task)
     if not num_lenses:
         return f"Activations of {model['name']} on {what}; no lens was asked for."
     lenses = "one lens" if num_lenses == 1 else f"{num_lenses} lenses"

@@ -1,4 +1,4 @@
-"""The page of the report: what its template is given, and rendering it.
+"""Render the page of the report, and lay out the figures beside it.
 
 Autoescape is on for every value, so that tokens and prompts, which are data, can never become markup.
 """
@@ -7,21 +7,38 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from pipeline.stages.evaluate.statistics import LEAD_FLOOR
-from pipeline.stages.report.curve_chart import COMPACT, HALF, SMALL, WIDE, Chart, draw, style_of
-from pipeline.stages.report.heat_chart import HeatChart, draw_heat_map
-from pipeline.stages.report.sections import Comparison, LensSection
-from pipeline.stages.report.sections.parts import Group, HeatMap, Panel, Series
-from pipeline.stages.report.words import number, percent, rank
+from interp.plots import (
+    COLORS,
+    COMPACT,
+    HALF,
+    NAMED_COLORS,
+    SMALL,
+    WIDE,
+    Curves,
+    Figure,
+    Frame,
+    Group,
+    HeatMap,
+    Panel,
+    Series,
+    figure_of,
+    number,
+)  # fmt: skip
+from pipeline.stages.evaluate.tables import LEAD_FLOOR
+from pipeline.stages.report.source import Comparison, LensSection
+from pipeline.stages.report.words import percent, rank
 
-__all__ = ["Page", "render"]
+__all__ = ["Page", "figure_of_comparison", "figure_of_lens", "render"]
+
+PAPER = 0.55  # size of a figure in a file: letters of 7 points on a width of 20 centimetres
+COLUMNS = 3  # of small panels in a file, as on the page
 
 
 @dataclass(frozen=True)
@@ -58,25 +75,26 @@ class Page:
 
 @dataclass(frozen=True)
 class SectionView:
-    """A lens with its charts laid out; `content` is what the report says about it."""
+    """A lens with its charts drawn; `content` is what the report says about it."""
 
     content: LensSection
-    wide: Chart | None
-    compact: Chart | None
-    small: Sequence[tuple[Panel, Chart, str]]
-    alt: str
+    wide: Markup | None
+    compact: Markup | None
+    legend: bool
+    small: Sequence[tuple[Curves, Markup]]
     bar: Sequence[tuple[Group | None, int, str]]
     layers: Sequence[int]
     columns: Sequence[tuple[str, Series]]
-    heat_maps: Sequence[tuple[HeatMap, HeatChart, str]]
+    heat_maps: Sequence[tuple[HeatMap, Markup]]
+    own: Sequence[tuple[Panel, Markup]]
 
 
 @dataclass(frozen=True)
 class ComparisonView:
-    """Lenses beside each other with their charts laid out; `rows` are (layer, one text a column)."""
+    """Lenses beside each other with their charts drawn; `rows` are (layer, one text a column)."""
 
     content: Comparison
-    charts: Sequence[tuple[Panel, Chart, str]]
+    charts: Sequence[tuple[Curves, Markup]]
     columns: Sequence[str]
     rows: Sequence[tuple[int, Sequence[str]]]
 
@@ -97,19 +115,40 @@ def render(page: Page, sections: Sequence[LensSection], comparisons: Sequence[Co
     template = environment.get_template("page.html.j2")
     return template.render(
         page=page,
+        colors=NAMED_COLORS,
         floor=LEAD_FLOOR,
         views=[_view(section) for section in sections],
         comparisons=[_compared(comparison) for comparison in comparisons],
     )
 
 
+def figure_of_lens(section: LensSection) -> Figure:
+    """All panels of a lens in one figure, for a file."""
+    rows: list[list[tuple[Panel, Frame]]] = [[(section.main, WIDE)]] if section.main else []
+    small: list[tuple[Panel, Frame]] = [(heat, heat.frame(bar=True)) for heat in section.heat_maps]
+    small += [(panel, SMALL) for panel in section.panels]
+    small += section.own
+    rows += [small[start : start + COLUMNS] for start in range(0, len(small), COLUMNS)]
+    return figure_of(rows, scale=PAPER, title=section.title, note=section.n_text)
+
+
+def figure_of_comparison(comparison: Comparison) -> Figure:
+    """The panels of a comparison in one figure, for a file."""
+    title = f"What the model says after {comparison.position}"
+    return figure_of([[(panel, HALF) for panel in comparison.panels]], scale=PAPER, title=title, note=comparison.n_text)
+
+
+def _chart(panel: Panel, frame: Frame, kind: str, tips: bool = True) -> Markup:
+    return Markup(figure_of([[(panel, frame)]]).markup(kind, tips=tips))
+
+
 def _compared(comparison: Comparison) -> ComparisonView:
     curves = [(panel, series) for panel in comparison.panels for series in panel.series]
-    layers = sorted({layer for _, series in curves for layer in series.layers})
-    at = [dict(zip(series.layers, series.mean, strict=True)) for _, series in curves]
+    layers = sorted({layer for _, series in curves for layer in series.x})
+    at = [dict(zip(series.x, series.mean, strict=True)) for _, series in curves]
     return ComparisonView(
         content=comparison,
-        charts=[(panel, draw(panel, HALF), _alt(panel)) for panel in comparison.panels],
+        charts=[(panel, _chart(panel, HALF, "strip")) for panel in comparison.panels],
         columns=[f"{panel.title}, {series.group.label}" for panel, series in curves if series.group],
         rows=[(layer, [number(means.get(layer)) for means in at]) for layer in layers],
     )
@@ -119,38 +158,28 @@ def _view(section: LensSection) -> SectionView:
     main = section.main
     panels = [*([main] if main else []), *section.panels]
     columns = [
-        (f"{panel.title}{f' ({panel.unit})' if panel.unit else ''}{f', {s.group.label}' if s.group else ''}", s)
+        (f"{panel.heading}, {series.group.label}" if series.group else panel.heading, series)
         for panel in panels
-        if panel.metric != "top1_accuracy"
-        for s in panel.series
+        for series in panel.series
     ]
-    layers = panels[0].series[0].layers if panels else []
+    layers = panels[0].series[0].x if panels else []
     return SectionView(
         content=section,
-        wide=draw(main, WIDE) if main else None,
-        compact=draw(main, COMPACT) if main else None,
-        small=[(panel, draw(panel, SMALL), _alt(panel)) for panel in section.panels],
-        alt=_alt(main) if main else "",
+        wide=_chart(main, WIDE, "wide") if main else None,
+        compact=_chart(main, COMPACT, "compact", tips=False) if main else None,  # nothing hovers on a phone
+        legend=main is not None and not main.names(WIDE),
+        small=[(panel, _chart(panel, SMALL, "strip")) for panel in section.panels],
         bar=_bar(section, layers) if main and main.metric == "probability" else [],
         layers=layers,
         columns=columns,
-        heat_maps=[(heat, draw_heat_map(heat), _heat_alt(heat)) for heat in section.heat_maps],
+        heat_maps=[(heat, _chart(heat, heat.frame(), "grid-map")) for heat in section.heat_maps],
+        own=[(panel, _chart(panel, frame, "own")) for panel, frame in section.own],
     )
 
 
-def _heat_alt(heat: HeatMap) -> str:
-    """A heat map in words, for those who do not see it."""
-    cells = [
-        (mean, source, target)
-        for source, row in zip(heat.sources, heat.mean, strict=True)
-        for target, mean in zip(heat.targets, row, strict=True)
-        if math.isfinite(mean)
-    ]
-    best, source, target = max(cells)
-    unit = f" in {heat.unit}" if heat.unit else ""
-    return (
-        f"{heat.title}{unit} by source and target layer: highest {best:.2g}, source layer {source} into layer {target}."
-    )
+def style_of(group: Group | None) -> str:
+    """The classes of the style sheet for a group's colour and dash."""
+    return "plain" if group is None else f"c{group.color % len(COLORS)} d{group.color // len(COLORS) % 3}"
 
 
 def _bar(section: LensSection, layers: Sequence[int]) -> list[tuple[Group | None, int, str]]:
@@ -164,20 +193,6 @@ def _bar(section: LensSection, layers: Sequence[int]) -> list[tuple[Group | None
     return bar
 
 
-def _alt(panel: Panel) -> str:
-    """A chart in words, for those who do not see it."""
-    layers = sorted({layer for series in panel.series for layer in series.layers})
-    parts = []
-    for series in panel.series:
-        known = [(mean, layer) for mean, layer in zip(series.mean, series.layers, strict=True) if math.isfinite(mean)]
-        if known:
-            best, at = max(known, key=lambda point: (point[0], -point[1]))
-            name = f"{series.group.label}: " if series.group else ""
-            parts.append(f"{name}{known[0][0]:.2g} first, highest {best:.2g} at layer {at}, {known[-1][0]:.2g} last")
-    unit = f" in {panel.unit}" if panel.unit else ""
-    return f"{panel.title}{unit} over layers {layers[0]} to {layers[-1]}. {'; '.join(parts)}."
-
-
 def share(value: float) -> float:
     """A probability as a share of a colour: 0 to 1 whatever comes."""
     return min(max(value, 0.0), 1.0) if math.isfinite(value) else 0.0
@@ -187,16 +202,3 @@ def bounds(series: Series, index: int) -> str:
     """The interval of a series at one layer, or nothing."""
     low, high = series.low[index], series.high[index]
     return f"{number(low)} to {number(high)}" if math.isfinite(low) and math.isfinite(high) else ""
-
-
-def readable_value(value: Any) -> str:
-    """A config value for people."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key.replace('_', ' ')} {readable_value(inner)}" for key, inner in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(readable_value(item) for item in value) or "none"
-    return str(value)

@@ -1,4 +1,4 @@
-"""Text for people: what a lens does in words, and numbers.
+"""Say in words, for people: lenses, tasks, metrics, positions, numbers.
 
 All text that comes from data (prompts, tokens, labels) passes through `interp.text` on its way to a page or a figure.
 """
@@ -6,7 +6,7 @@ All text that comes from data (prompts, tokens, labels) passes through `interp.t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -22,15 +22,22 @@ from pipeline.config.lens import (
     PatchscopeGridConfig,
     TunedLensConfig,
 )
+from pipeline.metrics import Metric
+from pipeline.tasks.attribute_extraction import AttributeExtractionConfig
+from pipeline.tasks.cloze import ClozeConfig
+from pipeline.tasks.next_token import NextTokenConfig
+from pipeline.tasks.translation import TranslationConfig
 
 __all__ = [
     "PAPERS",
     "baseline_label",
     "describe",
     "describe_mapping",
-    "number",
+    "describe_task",
+    "metric_note",
     "percent",
     "rank",
+    "readable_value",
     "spelled_block",
     "spelled_position",
 ]
@@ -104,7 +111,7 @@ def _(config: LogitLensConfig, num_sources: int) -> str:
     return (
         f"{_site(config.site)}, at {spelled_position(config.position)} of a prompt, is read out by the model’s own "
         "final norm and unembedding, as if it came from the last layer"
-        f"{', with its sign turned: which tokens it speaks against' if config.inverted else ''}."
+        f"{', negated: which tokens it speaks against' if config.inverted else ''}."
     )
 
 
@@ -172,6 +179,39 @@ LATER = "at layer j, and those of all later layers likewise"
 
 
 @singledispatch
+def describe_task(config: Any) -> str:
+    """What the prompts of a task are about, in a few words: one function a kind, which it registers here.
+
+    Arguments:
+        config: of the task. A kind that nothing is registered for says it itself, by a method `describe`.
+    """
+    return str(config.describe()) if hasattr(config, "describe") else f"prompts of the task {readable(config.kind)}"
+
+
+@describe_task.register
+def _(config: TranslationConfig) -> str:
+    what = f"word translation from {readable_value(config.source_languages)} to {config.target_language}"
+    into = config.patch_into
+    into_text = f", patched into translation from {into.source_language} to {into.target_language}" if into else ""
+    return what + into_text
+
+
+@describe_task.register
+def _(config: ClozeConfig) -> str:
+    return f"cloze sentences in {config.language}"
+
+
+@describe_task.register
+def _(config: AttributeExtractionConfig) -> str:
+    return f"attributes of the subjects in {config.source}"
+
+
+@describe_task.register
+def _(config: NextTokenConfig) -> str:
+    return f"the next token of prompts from {config.source}"
+
+
+@singledispatch
 def _patched(config: Any) -> tuple[str, str, str, str]:
     """Of a patch: what is taken, what it replaces, at which layers, and what is read."""
     return _site(config.site), "the one", "at layer j" if config.patch == "one_layer" else LATER, READ
@@ -197,6 +237,39 @@ def _(config: PatchscopeGenerateConfig) -> tuple[str, str, str, str]:
     return _site(config.site), into, at, f"{count} generated ({how})"
 
 
+@singledispatch
+def metric_note(config: Any, metric: Metric) -> str:
+    """What a metric is, as a lens measures it; `{last}` stands for the last layer that was read.
+
+    Arguments:
+        config: of the lens; a kind to which a metric means something else registers here.
+        metric: the metric.
+    """
+    return metric.patched_note if config.patches and metric.patched_note else metric.note
+
+
+@metric_note.register
+def _(config: KnockoutConfig, metric: Metric) -> str:
+    own = {
+        "probability": "with tokens blocked",
+        "precision_at_1": "share of examples whose top token stays the model’s own",
+        "kl_nats": "from the unblocked distribution to the blocked one",
+    }
+    return own.get(metric.name, metric.note)
+
+
+@metric_note.register
+def _(config: AttentionObjectConfig, metric: Metric) -> str:
+    own = {"kl_nats": "from the unpatched target prompt’s distribution to this one"}
+    return own.get(metric.name, metric.patched_note or metric.note)
+
+
+@metric_note.register
+def _(config: PatchscopeGridConfig, metric: Metric) -> str:
+    own = {"kl_nats": "from the distribution of the last source layer in the last target layer to this one"}
+    return own.get(metric.name, metric.patched_note or metric.note)
+
+
 def baseline_label(config: LensConfig, kind: str) -> str:
     """What an unpatched run is called.
 
@@ -205,15 +278,6 @@ def baseline_label(config: LensConfig, kind: str) -> str:
         kind: `source` or `target`, as in the metric `baseline_KIND_probability`.
     """
     return f"unpatched {kind} prompt" if config.patches else "the model’s own output"
-
-
-def number(value: float | None) -> str:
-    """Three decimals, scientific where they would show only zeros, a dash for what is not known."""
-    if value is None or math.isnan(value):
-        return "—"
-    if value and abs(value) < 0.0005:
-        return f"{value:.1e}".replace("-", "−").replace("e−0", "e−")
-    return f"{value:.3f}".replace("-", "−")
 
 
 def rank(value: float | None) -> str:
@@ -226,3 +290,16 @@ def percent(value: float) -> str:
     if math.isnan(value):
         return "—"
     return "<1%" if 0 < value < 0.01 else ">99%" if 0.99 < value < 1 else f"{value:.0%}"
+
+
+def readable_value(value: Any) -> str:
+    """A config value for people."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {readable_value(inner)}" for key, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(readable_value(item) for item in value) or "none"
+    return str(value)

@@ -94,12 +94,12 @@ def test_a_folder_without_safetensors(tmp_path: Path, model_folder: Callable[[st
         StandardizedTransformer(folder)
 
 
-def test_weights_that_are_not_whole(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
+def test_incomplete_weights(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     folder = damaged("llama", tmp_path, model_folder)
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.2.mlp.up_proj.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InterpError, match=r"not whole: 1 of LlamaForCausalLM's tensors .* model.layers.2.mlp.up_proj"):
+    with pytest.raises(InterpError, match=r"incomplete: 1 of LlamaForCausalLM's tensors .* model.layers.2.mlp.up_proj"):
         StandardizedTransformer(folder)
     (folder / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00torn")
     with pytest.raises(InterpError, match="from its folder"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from interp.errors import InterpError
+from interp.plots import Figure
 from interp.results import Attribution
 
 
@@ -24,18 +25,25 @@ def attribution(axes: dict) -> Attribution:
     )
 
 
+def heights(figure: Figure) -> list[float]:
+    """Of the bars, group by group."""
+    return [bar.get_height() for bar in figure.drawn("bar")]
+
+
 def test_bars_of_contributions() -> None:
     result = attribution({"example": range(2), "site": ("embed", "attn_out.0", "mlp_out.0")})
     figure = result.plot()
-    assert [bar.name for bar in figure.data] == ["it", "&lt;b&gt;"]
-    np.testing.assert_allclose([bar.y for bar in figure.data], result.contribution.mean(0).T)
-    assert list(figure.data[0].x) == ["embed", "attn_out.0", "mlp_out.0"]
+    assert [text.get_text() for text in figure.texts[-2:]] == ["it", "<b>"], "the legend"
+    np.testing.assert_allclose(heights(figure), result.contribution.mean(0).T.ravel())
+    assert figure.tips("bar")[:2] == ["it, embed: 3 logits, n = 2", "it, attn_out.0: 5 logits, n = 2"]
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == ["embed", "attn_out.0", "mlp_out.0"] and "<b>" not in figure._repr_html_()
     one = result.plot(groups=["<b>"], example=1)
-    np.testing.assert_allclose(one.data[0].y, result.contribution[1, :, 1])
+    np.testing.assert_allclose(heights(one), result.contribution[1, :, 1])
     several = attribution({"example": range(2), "position": ("first", "last"), "site": ("embed",)})
     with pytest.raises(InterpError, match=r"bars are of one position.*first, last"):
         several.plot()
-    assert list(several.select(position="last").plot(example=0).data[1].y) == [3]
+    assert heights(several.select(position="last").plot(example=0))[1] == 3
 
 
 def test_examples_without_the_position_or_the_group_are_left_out_of_the_mean() -> None:
@@ -44,5 +52,6 @@ def test_examples_without_the_position_or_the_group_are_left_out_of_the_mean() -
     contribution[1] = np.nan
     contribution[2, :, 1] = np.nan
     figure = replace(whole, contribution=contribution).plot()
-    np.testing.assert_allclose(figure.data[0].y, whole.contribution[[0, 2], :, 0].mean(0))
-    np.testing.assert_allclose(figure.data[1].y, whole.contribution[0, :, 1])
+    np.testing.assert_allclose(heights(figure)[:2], whole.contribution[[0, 2], :, 0].mean(0))
+    np.testing.assert_allclose(heights(figure)[2:], whole.contribution[0, :, 1])
+    assert [tip.rpartition(" ")[2] for tip in figure.tips("bar")] == ["2", "2", "1", "1"]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import builtins
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 
 from interp.errors import InterpError
@@ -48,27 +45,33 @@ def test_the_band_is_the_normal_interval_of_what_is_finite() -> None:
 def test_curves_are_means_over_examples(quantity: Any, values: Any) -> None:
     result = random_result(BY_LAYER)
     figure = result.plot(quantity=quantity)
-    assert isinstance(figure, go.Figure)
     wanted = np.asarray(values(result), dtype=float)
-    lines = [trace for trace in figure.data if trace.mode == "lines+markers"]
-    bands = [trace for trace in figure.data if trace.fill == "toself"]
+    lines, bands = figure.drawn("line"), figure.drawn("band")
     assert len(lines) == len(bands) == wanted.shape[-1]
+    lowest, highest = figure.axes[0].get_ylim()
     for index, (line, band) in enumerate(zip(lines, bands, strict=True)):
-        assert list(line.x) == [1, 4, 5]
-        np.testing.assert_allclose(line.y, wanted[..., index].mean(0), rtol=1e-6)
+        assert list(line.get_xdata()) == [1, 4, 5]
+        np.testing.assert_allclose(line.get_ydata(), wanted[..., index].mean(0), rtol=1e-6)
         _, low, high = mean_and_band(wanted[..., index], 0.95)
         bounds = {"probability": (0, 1), "log_prob": (-np.inf, 0)}.get(quantity, (0, np.inf))
-        np.testing.assert_allclose(band.y, np.clip([*high, *low[::-1]], *bounds), rtol=1e-6)
-        assert list(band.x) == [1, 4, 5, 5, 4, 1]
-    assert "mean of 5 examples, 95% interval" in figure.layout.title.text
+        x, y = band.get_path().vertices[:6].T
+        edges = np.clip([*high, *low[::-1]], *bounds)
+        np.testing.assert_allclose(y, np.clip(edges, lowest, highest), rtol=1e-6)
+        assert edges.max() <= highest, "all of a band that can be is on the axis"
+        assert list(x) == [1, 4, 5, 5, 4, 1]
+    assert "mean of 5 examples, 95% interval" in figure.texts[0].get_text()
+    assert len(figure.tips("point")) == 3 * len(lines) and figure.tips("point")[0].endswith("n = 5")
 
 
 def test_curves_of_some_groups_and_of_one_example() -> None:
     result = random_result(BY_LAYER, names=("<b>it</b>", "en"))
     figure = result.plot(groups=["en", "<b>it</b>"], example=3, title="a title")
-    assert [trace.name for trace in figure.data] == ["en", "&lt;b&gt;it&lt;/b&gt;"]  # no band of one example
-    np.testing.assert_allclose(figure.data[1].y, np.exp(result.log_prob[3, :, 0].astype(float)))
-    assert figure.layout.title.text == "a title"
+    assert [name.get_text() for name in figure.drawn("name")] == ["en", "<b>it</b>"]
+    assert not figure.drawn("band"), "one example has none"
+    np.testing.assert_allclose(
+        figure.drawn("line")[1].get_ydata(), np.exp(result.log_prob[3, :, 0].astype(float)), rtol=1e-6
+    )
+    assert figure.texts[0].get_text() == "a title" and "<b>" not in figure._repr_html_()
 
 
 def test_what_is_not_known_is_left_out_of_a_curve() -> None:
@@ -76,8 +79,14 @@ def test_what_is_not_known_is_left_out_of_a_curve() -> None:
     surprisal = result.surprisal.copy()
     surprisal[:, 1], surprisal[1:, 2] = np.nan, np.nan
     figure = LensResult(result.coordinates, **{**result.arrays(), "surprisal": surprisal}).plot(quantity="surprisal")
-    band, line = figure.data
-    assert np.isnan(line.y[1]) and line.y[2] == surprisal[0, 2] and list(band.x) == [1, 1]
+    (line,) = figure.drawn("line")
+    assert np.isnan(line.get_ydata()[1]) and line.get_ydata()[2] == pytest.approx(surprisal[0, 2])
+    assert [tip.rpartition(" ")[2] for tip in figure.tips("point")] == ["5", "1"]
+
+
+def values_of(tips: list[str], said: str = ": ") -> list[float]:
+    """What tiles say, as numbers."""
+    return [float(tip.partition(said)[2].split(",")[0].split(" ")[-1].replace("−", "-")) for tip in tips]
 
 
 @pytest.mark.parametrize(("quantity", "array"), [("probability", "log_prob"), ("entropy", "entropy")])
@@ -86,28 +95,37 @@ def test_a_grid_is_a_heat_map_of_each_group(quantity: Any, array: str) -> None:
     figure = result.plot(quantity=quantity)
     values = np.asarray(result.arrays()[array], dtype=float)
     values = np.exp(values) if array == "log_prob" else values[..., None]
-    assert len(figure.data) == values.shape[-1]
-    for index, heat in enumerate(figure.data):
-        np.testing.assert_allclose(np.asarray(heat.z, dtype=float), values[..., index].mean(0))
-        assert list(heat.y) == [0, 1, 2, 3] and list(heat.x) == [0, 1, 2]
-    assert figure.layout.yaxis.title.text == "source layer" and figure.layout.xaxis.title.text == "target layer"
+    mean = values.mean(0)
+    assert len(figure.drawn("tile")) == values.shape[-1]
+    wanted = np.moveaxis(mean, -1, 0).ravel()
+    np.testing.assert_allclose(values_of(figure.tips("tile")), wanted, atol=6e-4)
+    assert figure.tips("tile")[1].startswith("source layer 0, target layer 1: ")
+    axes, bar = figure.axes[:2]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0", "1", "2", "3"]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("Source layer", "Target layer")
+    ends = [0.0, 1.0] if quantity == "probability" else [mean.min(), mean.max()]
+    assert [tick.get_text() for tick in bar.get_yticklabels()] == [f"{end:.3g}" for end in ends]
     if quantity == "probability":
-        assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
-        assert [note.text for note in figure.layout.annotations] == ["it", "en"]
+        assert [text.get_text() for text in figure.texts[1:]] == ["it", "en"]
     one = result.plot(example=1, quantity=quantity)
-    np.testing.assert_allclose(np.asarray(one.data[0].z, dtype=float), values[1, ..., 0])
+    np.testing.assert_allclose(values_of(one.tips("tile"))[:12], values[1, ..., 0].ravel(), atol=6e-4)
 
 
 def test_positions_stand_across_and_layers_upward() -> None:
     result = random_result(POSITIONS)
-    heat = result.plot("heat_map", position_names=["<s>", " a\n"]).data[1]
-    np.testing.assert_allclose(np.asarray(heat.z, dtype=float), np.exp(result.log_prob[..., 1].astype(float)).mean(0).T)
-    assert list(heat.x) == ["0: &lt;s&gt;", "1: ␣a↵"] and list(heat.y) == [0, 1, 2, 3]
-    tokens = result.plot("tokens", example=1).data[0]
-    np.testing.assert_allclose(np.asarray(tokens.z), np.exp(result.top_log_prob[1, :, :, 0].T.astype(float)))
-    assert [list(row) for row in tokens.text] == [
-        [f"#{token}" for token in row] for row in result.top_ids[1, :, :, 0].T
+    figure = result.plot("heat_map", position_names=["<s>", " a\n"])
+    wanted = np.exp(result.log_prob[..., 1].astype(float)).mean(0).T
+    np.testing.assert_allclose(values_of(figure.tips("tile")[8:]), wanted.ravel(), atol=6e-4)
+    names = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert names == ["0: <s>", "1: ␣a↵"] and figure.axes[0].get_xlabel() == "Position"
+    tokens = result.plot("tokens", example=1)
+    probabilities = np.exp(result.top_log_prob[1, :, :, 0].T.astype(float))
+    np.testing.assert_allclose(values_of(tokens.tips("tile"), ", probability, "), probabilities.ravel(), atol=6e-4)
+    assert [text.get_text() for text in tokens.drawn("tile-text")] == [
+        f"#{token}" for token in result.top_ids[1, :, :, 0].T.ravel()
     ]
+    curve = result.select(layer=2).plot()
+    assert [tick.get_text() for tick in curve.axes[0].get_xticklabels()] == ["first", "last"]
 
 
 def test_top_tokens_by_layer_and_place() -> None:
@@ -118,13 +136,15 @@ def test_top_tokens_by_layer_and_place() -> None:
     figure = LensResult(result.coordinates, **{**result.arrays(), "top_ids": ids}).plot(
         "tokens", example=2, tokenizer=tokenizer
     )
-    heat = figure.data[0]
-    assert list(heat.text[0])[:2] == ["&lt;s&gt;", "&lt;pad&gt;"] and list(heat.x) == [1, 2, 3]
-    assert heat.hovertext[0][0] == "&lt;s&gt;<br>token id 1"
-    np.testing.assert_allclose(np.asarray(heat.z), np.exp(result.top_log_prob[2].astype(float)))
-    assert list(heat.y) == [1, 4, 5]
+    assert [text.get_text() for text in figure.drawn("tile-text")][:2] == ["<s>", "<pad>"]
+    assert figure.tips("tile")[0].startswith("layer 1, place 1: <s>, token 1, probability, 0.")
+    np.testing.assert_allclose(
+        values_of(figure.tips("tile"), ", probability, "),
+        np.exp(result.top_log_prob[2].astype(float)).ravel(), atol=6e-4,
+    )  # fmt: skip
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1", "2", "3"]
     without = random_result(BY_LAYER, names=()).plot()
-    assert isinstance(without.data[0], go.Heatmap)  # there are no groups to draw curves of
+    assert without.drawn("tile") and not without.drawn("line"), "there are no groups to draw curves of"
 
 
 def test_positions_that_a_prompt_does_not_have_are_left_out_of_its_tokens() -> None:
@@ -132,7 +152,8 @@ def test_positions_that_a_prompt_does_not_have_are_left_out_of_its_tokens() -> N
     ids = result.top_ids.copy()
     ids[0, 1] = -1
     figure = LensResult(result.coordinates, **{**result.arrays(), "top_ids": ids}).plot("tokens")
-    assert list(figure.data[0].x) == ["first"] and np.asarray(figure.data[0].z).shape == (4, 1)
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["first"]
+    assert len(figure.tips("tile")) == 4
 
 
 @pytest.mark.parametrize(
@@ -160,22 +181,17 @@ def test_errors(coordinates: Any, arguments: Any, message: str) -> None:
         lens_figure(random_result(BY_LAYER, names=()), "curves", quantity="rank")
 
 
-def test_without_plotly_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def without_plotly(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("plotly"):
+    def without_matplotlib(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("matplotlib"):
             raise ImportError(name)
         return real(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", without_plotly)
+    for name in [name for name in sys.modules if name == "interp.plots" or name.startswith("interp.plots.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without_matplotlib)
     for coordinates in (BY_LAYER, GRID):
         with pytest.raises(ImportError, match=r"pip install 'interpipe\[display\]'"):
             random_result(coordinates).plot()
-
-
-def test_importing_the_lenses_imports_no_plotly() -> None:
-    code = "import sys, interp.lenses, interp.plots; print('plotly' in sys.modules)"
-    root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout.strip() == "False"

@@ -12,14 +12,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pipeline.config import base
-from pipeline.config.collect import CollectConfig, StoreConfig
+from pipeline.config.activations import CollectConfig, StoreConfig
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import LensConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.paths import HUB_DATASET, HUB_MODEL
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import CacheConfig, TrackingConfig
-from pipeline.config.tune import TuneConfig
+from pipeline.config.translators import TuneConfig
 from pipeline.files import sha256_of
 from pipeline.project import CODE
 from pipeline.validate import SECTIONS, Config, localize, plain, validate
@@ -88,10 +88,11 @@ def test_each_task_runs_with_the_lenses_that_it_chooses(kind: str) -> None:
 
 @pytest.mark.parametrize("file", sorted((CONF / "lens").glob("*.yaml")), ids=lambda file: file.stem)
 def test_each_lens_is_complete(file: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own"  # a file that only the user can name
-    own.touch()
-    named = {"jacobian_lens": {"jacobians": own, "sha256": sha256_of(own)}}.get(file.stem, {})
-    values = composed(f"lens={file.stem}", *(f"lens.{file.stem}.{key}={value}" for key, value in named.items()))
+    matrices = tmp_path / "jacobians.pt"
+    matrices.write_bytes(b"matrices")
+    given = {"jacobian_lens": {"jacobians": str(matrices), "sha256": sha256_of(matrices)}}  # what the user has to say
+    own = [f"lens.{file.stem}.{key}='{value}'" for key, value in given.get(file.stem, {}).items()]
+    values = composed(f"lens={file.stem}", *own)
     lenses = values.get("lens", {})
     assert list(lenses) == ([] if file.stem == "none" else [file.stem])
     for lens in lenses.values():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,19 @@ def test_values_dimensions_and_attributes_come_back(tmp_path: Path) -> None:
     assert store.spec("resid_post").attributes == {"unit": "none"}
     assert store.static("positions").tolist() == np.arange(20).reshape(10, 2).tolist()
     assert store.static("scale") == 0.5
+
+
+def test_a_store_is_read_without_what_a_model_needs(tmp_path: Path) -> None:
+    write_store(tmp_path / "a.zarr")
+    code = """if True:
+    import sys
+    from pipeline.store import open_store
+    shape = open_store(sys.argv[1], verify=True).read("resid_post").shape
+    print(shape, sorted({"torch", "transformers", "nnsight", "mlflow", "dvc", "hydra"} & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", code, str(tmp_path / "a.zarr")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "(3, 10, 2, 8) []\n"
 
 
 def test_selection_is_numpy_grid_selection(tmp_path: Path) -> None:

@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking import client as client_module
 from pipeline.tracking import runs as runs_module
+from pipeline.tracking import sending as sending_module
 from pipeline.tracking.__main__ import main
-from pipeline.tracking.bounded import Allowance, TrackingFailed
-from pipeline.tracking.runs import begin_sweep, end_sweep, log_run, prepare
+from pipeline.tracking.runs import Allowance, TrackingFailed, begin_sweep, end_sweep, log_run, prepare
 from tests.pipeline.tracking.run_folders import make_run_folder
 
 SECONDS = 2  # that each of these servers may cost
@@ -95,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
-    monkeypatch.setattr(client_module, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(sending_module, "project_root", lambda: tmp_path)
     server = Fake(tmp_path / "artifacts")
     yield server
     server.over.set()

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking.client import connect
+from pipeline.tracking.sending import connect
 from tests.pipeline.workflow.miniature import hear_signals
 
 PATIENCE = 120  # seconds

@@ -19,18 +19,17 @@ from interp.errors import InterpError
 from pipeline.config.tracking import TrackingConfig
 from pipeline.sweep import job_ended, new_sweep, sweep_ended
 from pipeline.tracking import __main__ as main_module
-from pipeline.tracking import client as client_module
+from pipeline.tracking import sending as sending_module
 from pipeline.tracking.__main__ import main
-from pipeline.tracking.client import Target, connect, target_of, tracking_uri
 from pipeline.tracking.runs import Allowance, begin_sweep, end_sweep, log_run, prepare
-from pipeline.tracking.sending import KEY_TAG, send, the_one
+from pipeline.tracking.sending import KEY_TAG, Target, connect, send, target_of, the_one, tracking_uri
 from tests.pipeline.tracking.run_folders import make_run_folder, write_run
 
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository root of its own, so that no test writes into the real one."""
-    monkeypatch.setattr(client_module, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(sending_module, "project_root", lambda: tmp_path)
     return tmp_path
 
 
@@ -222,9 +221,9 @@ def test_of_runs_that_are_made_at_once_one_stays(root: Path, config: TrackingCon
 def test_a_database_is_made_once_by_many_at_once(root: Path) -> None:
     script = (
         "import pathlib, sys\n"
-        "from pipeline.tracking import client, runs\n"
+        "from pipeline.tracking import runs, sending\n"
         "from pipeline.config.tracking import TrackingConfig\n"
-        "client.project_root = lambda: pathlib.Path(sys.argv[1])\n"
+        "sending.project_root = lambda: pathlib.Path(sys.argv[1])\n"
         "config = TrackingConfig(experiment='tests')\n"
         "assert runs.prepare(config, runs.Allowance(config))\n"
     )

@@ -20,7 +20,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking.client import connect
+from pipeline.tracking.sending import connect
 from tests.pipeline.conftest import Run
 
 METRIC = "logit_lens/probability/answer"

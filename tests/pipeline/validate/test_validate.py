@@ -16,20 +16,20 @@ import pyarrow.parquet
 import pytest
 import transformers
 
+from pipeline.config.activations import CollectConfig, StoreConfig
 from pipeline.config.base import MISSING, ConfigError, section_from
-from pipeline.config.collect import CollectConfig, StoreConfig
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import LensConfig, PatchscopeConfig, lenses_from
 from pipeline.config.model import ModelConfig
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import TrackingConfig
-from pipeline.config.tune import TuneConfig
+from pipeline.config.translators import TuneConfig
 from pipeline.tables.facts import Choice
 from pipeline.tasks.next_token import NextTokenConfig
 from pipeline.tasks.translation import PatchIntoConfig
-from pipeline.validate import model as machine
+from pipeline.validate import model_source as machine
 from pipeline.validate import plain, validate
-from pipeline.validate.model import SUPPORTS, ModelSize, check_machine, model_size
+from pipeline.validate.model_source import SUPPORTS, ModelSize, check_machine, model_size
 from tests.pipeline.config.test_conf import composed, valid
 from tests.tiny import NUM_LAYERS
 

@@ -13,10 +13,9 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 COPIED = (
-    "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/files.py", "pipeline/home.py",
-    "pipeline/interrupts.py", "pipeline/object_cache.py", "pipeline/plugins.py", "pipeline/project.py",
+    "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/files.py", "pipeline/process.py",
+    "pipeline/object_cache.py", "pipeline/plugins.py", "pipeline/project.py",
     "pipeline/stages/__init__.py", "pipeline/stages/code.py", "pipeline/stages/common.py",
-    "pipeline/stages/versions.py",
     "pipeline/tables/__init__.py", "pipeline/tables/table.py",
 )  # fmt: skip
 WHOLE = ("pipeline/config", "pipeline/fingerprints", "pipeline/workflow")

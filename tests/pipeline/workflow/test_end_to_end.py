@@ -19,7 +19,7 @@ import yaml
 
 from pipeline.object_cache import Cache
 from pipeline.store import open_store
-from pipeline.tracking.client import connect
+from pipeline.tracking.sending import connect
 from tests.pipeline.workflow.damage import flip, locked
 from tests.pipeline.workflow.miniature import REPOSITORY
 
@@ -125,11 +125,11 @@ def test_a_run_without_a_lens_is_tracked(copy: Path) -> None:
         ("interp/activations/collecting.py", {"collect", "lens", "report"}),
         ("interp/lenses/logit_lens.py", {"lens", "report"}),
         ("pipeline/tasks/translation.py", {"tokenize", "report"}),
-        ("pipeline/stages/evaluate/statistics.py", {"evaluate", "report"}),
+        ("pipeline/stages/evaluate/tables.py", {"evaluate", "report"}),
         ("pipeline/stages/report/page.py", {"report"}),
         ("pipeline/demo/lexicon.json", {"tokenize", "report"}),  # a file that code names, and the report is of all code
         ("pipeline/demo/model/config.json", {"tokenize", "collect", "tune", "lens"}),
-        ("pipeline/tracking/client.py", set()),
+        ("pipeline/tracking/sending.py", set()),
         ("pipeline/workflow/run.py", set()),
     ],
 )

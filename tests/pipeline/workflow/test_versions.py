@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stages.versions import changes, minor
+from pipeline.fingerprints import changes, minor
 from tests.pipeline.workflow.miniature import params, ran, record, run
 from tests.pipeline.workflow.test_run import dvc
 

@@ -103,5 +103,5 @@ def test_without_plotly_the_error_says_what_to_install(monkeypatch: pytest.Monke
 
     monkeypatch.delitem(sys.modules, "interp.compat.nnterp.display")
     monkeypatch.setattr(builtins, "__import__", without_plotly)
-    with pytest.raises(ImportError, match=r"pip install 'interpipe\[display\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'interpipe\[nnterp\]'"):
         importlib.import_module("interp.compat.nnterp.display")

@@ -21,8 +21,7 @@ from pipeline.config.base import ConfigError
 from pipeline.config.evaluate import EvaluateConfig
 from pipeline.stages.evaluate import __main__ as evaluate
 from pipeline.stages.evaluate.__main__ import LensRows, evaluate_lens, summarize
-from pipeline.stages.evaluate.statistics import leads
-from pipeline.stages.evaluate.tables import CurveRow, read_curves
+from pipeline.stages.evaluate.tables import CurveRow, leads, read_curves
 from pipeline.store import open_store
 from tests.pipeline.stages import finished_run
 from tests.pipeline.stages.finished_run import LENSES, NUM_LAYERS, RISES, distributions, make_run, token_of, write_lens

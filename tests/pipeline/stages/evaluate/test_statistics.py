@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pipeline.stages.evaluate import statistics
-from pipeline.stages.evaluate.statistics import Lead, bootstrap_interval, curve, leads
+from pipeline.stages.evaluate import tables as run_tables
+from pipeline.stages.evaluate.tables import Lead, bootstrap_interval, curve, leads
 
 FIELDS = ("mean", "std", "normal_low", "normal_high", "bootstrap_low", "bootstrap_high")
 
@@ -81,7 +81,7 @@ def test_all_layers_share_their_resamples() -> None:
 def test_the_draws_do_not_depend_on_how_many_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = samples(3, (31, 4), 0.1)
     at_once = bootstrap_interval(values, 0.95, 257, 7)
-    monkeypatch.setattr(statistics, "_RESAMPLED_BYTES", 8 * 31 * 3)
+    monkeypatch.setattr(run_tables, "_RESAMPLED_BYTES", 8 * 31 * 3)
     np.testing.assert_allclose(bootstrap_interval(values, 0.95, 257, 7), at_once, rtol=1e-13)
 
 
@@ -150,7 +150,7 @@ def test_leads_agree_with_their_definition(curves: list[list[float]]) -> None:
     stretches = leads(means, layers)
     led = {layer: s for s in stretches for layer in layers if s.first_layer <= layer <= s.last_layer}
     for index, layer in enumerate(layers):
-        here = [values[index] for values in means.values() if values[index] >= statistics.LEAD_FLOOR]
+        here = [values[index] for values in means.values() if values[index] >= run_tables.LEAD_FLOOR]
         assert (layer in led) == bool(here)
         if here:
             assert means[led[layer].group][index] == max(here)

@@ -11,23 +11,36 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from omegaconf import OmegaConf
 
 import interp
 from interp.errors import InterpError
+from interp.plots import SMALL, Curves, Frame, Panel, Series, number
 from interp.prompts.patchscopes import IDENTITY_PROMPTS
 from pipeline.config.base import ConfigError
+from pipeline.metrics import FIGURES, METRICS, Floats, Measured, Metric
 from pipeline.stages.evaluate import __main__ as evaluate
 from pipeline.stages.evaluate.tables import CurveRow, read_curves
 from pipeline.stages.report import __main__ as report
-from pipeline.stages.report.page import number, percent, rank, readable_value
-from pipeline.stages.report.sections import axis_top, chosen
+from pipeline.stages.report.source import Source, axis_top, chosen
+from pipeline.stages.report.words import percent, rank, readable_value
 from pipeline.store import open_store
-from tests.pipeline.stages.finished_run import LENSES, NUM_LAYERS, SCRIPT, VOCABULARY, make_run, pairs
+from tests.pipeline.stages.finished_run import (
+    GROUP_LABELS,
+    LENSES,
+    NUM_LAYERS,
+    PAIR_GROUPS,
+    SCRIPT,
+    VOCABULARY,
+    make_run,
+    pairs,
+)  # fmt: skip
 from tests.pipeline.stages.page import Element, parse
 
+NOT_OF_READINGS = {"relative_probability", "entropy_nats", "generation_accuracy", "generated_tokens"}
 ROOT = Path(report.__file__).parents[3]
 
 
@@ -189,7 +202,8 @@ def test_charts_draw_every_group_in_both_sizes(page: Element) -> None:
         assert len(svg.all("path", "band")) == 6
         assert len(svg.all("circle")) == 6 * NUM_LAYERS
         assert [t.text for t in svg.all("text", "rule-name")] == ["unpatched target prompt", "unpatched source prompt"]
-    assert len(section.all("svg", "wide")[0].all("text", "name")) == 6
+    names = " ".join(text.text for text in section.all("svg", "wide")[0].all("text", "name"))
+    assert all(GROUP_LABELS[group] in names for group in PAIR_GROUPS)
     assert "n = 40 pairs" in section.all("figcaption")[0].text
     assert "95\N{NO-BREAK SPACE}% normal intervals" in section.all("figcaption")[0].text
     assert "n = 15–16 prompts" in lens(page, "logit_lens").all("figcaption")[0].text
@@ -244,7 +258,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("figure_format", ["svg", "png"])
+@pytest.mark.parametrize("figure_format", ["svg", "pdf", "png"])
 def test_two_folders_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure_format: str) -> None:
     written = []
     for name in ("one", "another"):
@@ -328,7 +342,7 @@ def test_labels_may_hold_any_script_or_formula(tmp_path: Path, monkeypatch: pyte
     ("changes", "message"),
     [
         ({"interval": "bootstrapped"}, "Did you mean 'bootstrap'"),
-        ({"figure_format": "pdf"}, "expected one of svg, png, got .pdf."),
+        ({"figure_format": "gif"}, "expected one of svg, pdf, png, got .gif."),
         ({"examples": -1}, "0 or more"),
     ],
 )
@@ -376,9 +390,6 @@ def test_chosen_examples(count: int, wanted: int, expected: list[int]) -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [number(x) for x in (None, math.nan, 0.0, 0.5, 12.3456, 0.0004, -3.9994, 1e-12)] == [
-        "—", "—", "0.000", "0.500", "12.346", "4.0e−4", "−3.999", "1.0e−12",
-    ]  # fmt: skip
     assert [percent(x) for x in (0.0, 0.004, 0.01, 0.934, 0.995, 1.0, math.nan)] == [
         "0%", "<1%", "1%", "93%", ">99%", "100%", "—",
     ]  # fmt: skip
@@ -421,6 +432,41 @@ def test_lenses_of_the_same_token_stand_beside_each_other(run: Path, page: Eleme
     assert "n = 16 prompts" in section.text
     drawn = (run / "report" / str(links[0])).read_text(encoding="utf-8")
     ElementTree.fromstring(drawn)
+
+
+def test_a_metric_and_a_figure_of_ones_own_have_their_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function each, and nothing else: the page, its tables and the file show them."""
+
+    def top_probability(lens: Measured) -> Floats | None:
+        return np.exp(lens.read("top_log_prob", top=0)) if lens.has("top_log_prob") else None
+
+    def numbers_of_examples(source: Source) -> list[tuple[Panel, Frame]]:
+        rows = source.curve("top_probability")
+        counts, unknown = [row.n for row in rows], [math.nan] * len(rows)
+        series = Series(None, [row.layer for row in rows], [float(n) for n in counts], unknown, unknown, counts)
+        return [(Curves("n", "Examples <b>", "", "", None, [series]), SMALL)]
+
+    own = Metric("top_probability", "Top probability", "", "of the top token", top_probability, is_share=True)
+    monkeypatch.setitem(METRICS, "top_probability", own)
+    monkeypatch.setitem(FIGURES, "numbers_of_examples", numbers_of_examples)
+    folder = make_run(tmp_path / "run", lenses=("logit_lens",))
+    monkeypatch.chdir(folder)
+    evaluate.run()
+    report.run()
+    section = lens(parse(folder / "report/index.html"), "logit_lens")
+    titles = [title.text for title in section.all("p", "panel-title")]
+    assert "Top probability" in titles and "Examples <b>" in titles
+    assert "of the top token" in [caption.text for caption in section.all("figcaption")]
+    chart = section.all("svg", "own")[0]
+    assert [title.text.partition(": ")[2] for title in chart.all("title")] == ["16, n = 16"] * NUM_LAYERS
+    assert "Top probability" in [th.text for th in section.all("details", "curve-table")[0].all("th")]
+
+
+def test_every_metric_that_is_drawn_has_its_panel(page: Element) -> None:
+    titles = {title.text.strip() for title in lens(page, "patchscope").all("p", "panel-title")}
+    wanted = [m for m in METRICS.values() if m.is_drawn and not m.is_baseline and m.name not in NOT_OF_READINGS]
+    assert {f"{m.title} ({m.unit})" if m.unit else m.title for m in wanted} - {"Probability"} <= titles
+    assert "Rank" not in titles, "it stands in the table of numbers alone"
 
 
 def test_one_lens_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
