@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from interp.errors import InterpError
 from interp.model.fed import check_fed
 from interp.model.places import HeadOutPlace
 from interp.model.resolve import place_of
+from interp.patching import check_number
 from interp.positions import Position, check_positions
 from interp.prompts import AnswerTokens, Encoded, Prompt, encode
 from interp.prompts.given import is_ids, listed
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
 __all__ = [
     "LensPrompt",
     "LensPrompts",
+    "Positions",
     "Targets",
     "arranged",
-    "check_policy_unused",
     "encode_prompts",
+    "groups_of",
     "lens_sites",
     "states_of_prompts",
 ]
@@ -42,8 +44,11 @@ __all__ = [
 _POLICY = "first_token"  # the default of all lenses
 LensPrompt = str | Prompt | Sequence[int] | Mapping[str, Any]
 """A text, a prompt with targets and spans, token ids exactly as the model is fed, or what a tokenizer returned."""
-Targets = Mapping[str, Accepted]
-"""Name of a group -> the words, or token ids, that count as it."""
+Targets = Mapping[str, Accepted] | Sequence[Mapping[str, Accepted]] | Groups
+"""Name of a group -> the words, or token ids, that count as it; or one such an example; or per example, per group: the
+token ids."""
+Positions = str | int | Sequence[str | int]
+"""One of the vocabulary of `interp.positions`, or several."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,8 @@ class LensPrompts:
 def encode_prompts(
     model: StandardizedTransformer,
     prompts: LensPrompt | Sequence[LensPrompt],
-    positions: str | int | Sequence[str | int],
-    targets: Targets | Sequence[Targets] | None = None,
+    positions: Positions,
+    targets: Targets | None = None,
     policy: str = _POLICY,
     *,
     name: str = "prompts",
@@ -82,7 +87,7 @@ def encode_prompts(
         model: the model, whose tokenizer is used.
         prompts: one text or prompt, or several, or lists of token ids, or an encoding (`interp.prompts.given`).
         positions: one or several of the vocabulary in `interp.positions`.
-        targets: for all prompts, or for each its own; None: those of prompts that are `Prompt`s.
+        targets: as in `groups_of`.
         policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
         name: what the caller calls the prompts, for messages.
 
@@ -97,16 +102,49 @@ def encode_prompts(
     check_fed(model, [one.input_ids for one in encoded], name)
     parsed = check_positions([str(each) for each in ([positions] if isinstance(positions, str | int) else positions)])
     slots, labels = _slots(parsed, encoded)
-    named = _targets(model, several, targets, policy)
-    names = tuple(dict.fromkeys(name for of_prompt in named for name in of_prompt))
+    groups, names = groups_of(model, several, targets, policy)
     return LensPrompts(
         input_ids=[one.input_ids for one in encoded],
         positions=slots,
         labels=labels,
         single=len(parsed) == 1 and parsed[0].single,
-        groups=[[of_prompt.get(name, ()) for name in names] for of_prompt in named],
+        groups=groups,
         group_names=names,
     )
+
+
+def groups_of(
+    model: StandardizedTransformer, prompts: Sequence[Any], targets: Targets | None, policy: str = _POLICY
+) -> tuple[Groups, tuple[str, ...]]:
+    """The tokens whose probability is read, by example and group, and the names of the groups.
+
+    Arguments:
+        model: the model, whose tokenizer is used.
+        prompts: one an example; those that are `Prompt`s have targets of their own.
+        targets: names with words for all examples, or for each its own; or per example, per group: token ids, which
+            have no names; None: those of the prompts.
+        policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
+
+    Raises:
+        InterpError: targets that do not fit, or a policy without words that it is for.
+    """
+    if targets is not None and _are_ids(targets):
+        groups = cast(Groups, targets)
+        check_number("targets", groups, len(prompts))
+        _check_policy_unused(policy)
+        return groups, ()
+    named = _targets(model, prompts, cast(Any, targets), policy)
+    names = tuple(dict.fromkeys(name for of_prompt in named for name in of_prompt))
+    return [[of_prompt.get(name, ()) for name in names] for of_prompt in named], names
+
+
+def _are_ids(targets: Any) -> bool:
+    """Whether these are token ids by example and group: no words, and no names."""
+
+    def is_list(given: Any) -> bool:
+        return isinstance(given, Iterable) and not isinstance(given, str | Mapping)
+
+    return is_list(targets) and all(is_list(own) and all(is_list(group) for group in own) for own in targets)
 
 
 def _encoded(model: StandardizedTransformer, prompt: LensPrompt, name: str) -> Encoded:
@@ -136,12 +174,12 @@ def _slots(positions: Sequence[Position], encoded: Sequence[Encoded]) -> tuple[l
 
 def _targets(
     model: StandardizedTransformer,
-    prompts: Sequence[LensPrompt],
-    targets: Targets | Sequence[Targets] | None,
+    prompts: Sequence[Any],
+    targets: Mapping[str, Accepted] | Sequence[Mapping[str, Accepted]] | None,
     policy: str,
 ) -> list[dict[str, tuple[int, ...]]]:
     if targets is None:
-        check_policy_unused(policy)
+        _check_policy_unused(policy)
         return [prompt.target_tokens if isinstance(prompt, Prompt) else {} for prompt in prompts]
     answers = AnswerTokens(model.tokenizer, policy)
     if isinstance(targets, Mapping):
@@ -155,7 +193,7 @@ def _targets(
     return [Prompt("").with_targets(own, answers).target_tokens for own in targets]
 
 
-def check_policy_unused(policy: str) -> None:
+def _check_policy_unused(policy: str) -> None:
     """Refuse a policy where no words are given that it could be applied to.
 
     Raises:

@@ -18,7 +18,7 @@ from interp.patching.knockout import (
     walk_blocked,
 )
 from interp.patching.patched_runs import CleanRun, run_patched, walk
-from interp.patching.plan import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number, check_patch
+from interp.patching.plan import LayersPlan, Patch, PatchedPrompts, PatchPlan, check_number, check_patch
 from interp.patching.sampling import Sampling
 
 __all__ = [
@@ -26,11 +26,11 @@ __all__ = [
     "CleanRun",
     "Cut",
     "CutHeads",
+    "LayersPlan",
     "Patch",
     "PatchPlan",
     "PatchedPrompts",
     "Sampling",
-    "TargetPositions",
     "blocking_fits",
     "check_number",
     "check_patch",
