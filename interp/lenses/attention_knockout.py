@@ -45,7 +45,7 @@ from interp.patching import (
     walk_blocked,
 )
 from interp.patching.run import Ends, EndsPlan, run
-from interp.prompts.given import is_ids, listed
+from interp.prompts.given import listed
 from interp.readout import Groups, TokenGroups, reduce_hidden
 from interp.results import LensResult
 from interp.sites import Site
@@ -177,7 +177,6 @@ class _Given:
         policy: str,
     ) -> _Given:
         prompts = listed(source, "source")
-        prompts = [prompts] if is_ids(prompts) else prompts
         if not prompts:
             return cls([], [], [], None if targets is None else [], ("own",) if targets is None else ())
         encoded = encode_prompts(model, prompts, "last", targets, policy, name="source")

@@ -10,9 +10,9 @@ later one. In plain nnsight, with a root-mean-square norm (eps its own):
         for layer in range(model.num_layers):
             contribution[layer] = model.attentions_output[layer][:, -1]
         final = model.layers_output[-1][:, -1]
-        read = model.ln_final.weight * model.lm_head.weight[token] / (final.pow(2).mean() + eps).sqrt()
-        for layer in range(model.num_layers):
-            contribution[layer] = contribution[layer] @ read[0]
+        scale = (final.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+        for layer, part in contribution.items():
+            contribution[layer] = (part / scale * model.ln_final.weight) @ model.lm_head.weight[token]
 
 Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); nostalgebraist's logit lens reads partial
 sums of it; `apply_ln_to_stack` of TransformerLens is the same arithmetic.
@@ -89,7 +89,7 @@ def direct_logit_attribution(
             targets, parts of which one holds another, or a site or position that is not there.
     """
     scales = _scales(model)
-    encoded = encode_prompts(model, source, positions, targets, policy)
+    encoded = encode_prompts(model, source, positions, targets, policy, name="source")
     if not encoded.groups[0]:
         raise InterpError(
             "direct logit attribution: expected targets, whose logits are taken apart, e.g. {'it': ['cane']}."

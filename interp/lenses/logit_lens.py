@@ -231,7 +231,7 @@ def _of_prompts(
     surprisal: bool,
     batch_tokens: int | None,
 ) -> LensResult:
-    encoded = encode_prompts(model, prompts, positions, targets, policy)
+    encoded = encode_prompts(model, prompts, positions, targets, policy, name="source")
     last = Site("resid_post", model.num_layers - 1)
     # The final norm of the last residual stream is what the head reads: both are one reading.
     read = [last if site.kind == "final_norm" else site for site in sites]

@@ -232,8 +232,7 @@ def _groups(
     if targets is None and source.firsts and not any(isinstance(given, Prompt) and given.targets for given in own):
         own, reader = list(source.firsts), source.reader
         named = any(isinstance(prompt, Prompt) and prompt.targets for prompt in own)
-        other = named and reader is not None and reader is not model
-        if other and reader.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        if named and reader is not None and reader.tokenizer.get_vocab() != model.tokenizer.get_vocab():
             raise InterpError(
                 "targets: those of the source prompts are tokens of the source model, whose vocabulary is another. "
                 "Give targets= as words, or target prompts that are `Prompt`s with targets of their own."

@@ -52,22 +52,20 @@ class WithInterpipe:
     few_shot = collect
 
     def generate(self, inputs: Inputs) -> Result:
-        rows, length = len(inputs.source_ids), len(inputs.target_ids)
         found = patchscope_generate(
             self.model,
             Latents(self._last_tokens(inputs), self.layers),
-            [inputs.target_ids] * rows,
+            [inputs.target_ids],
             "last",
             max_new_tokens=inputs.new_tokens,
         )
         return {"ids": torch.tensor(found.ids)}
 
     def _patchscope(self, inputs: Inputs, latents: Tensor) -> Result:
-        rows, length = latents.shape[1], len(inputs.target_ids)
         found = patchscope_lens(
             self.model,
             Latents(latents, self.layers),
-            [inputs.target_ids] * rows,
+            [inputs.target_ids],
             "last",
             [[[answer]] for answer in inputs.answers],
             top_k=inputs.top_k,

@@ -28,7 +28,6 @@ from interp.results import LensResult
 from interp.translators.affine_maps import AffineMap, AffinePairs
 from tests.interp.lenses.attention_twins import attention_inputs
 from tests.interp.lenses.patched import PatchedTwin, wrapped
-from tests.made import one_each
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["The quick brown fox", 'Deutsch: "Buch" - Italiano: "', "The lazy dog jumps over"]
@@ -91,9 +90,7 @@ def test_patchscope_lens(site: str, patch: Any) -> None:
     held = [1, 2] if patch == "one_layer" else [1, 2, 3]
     given: dict[str, Any] = dict(layers=[1, 2], patch=patch, site=site, mapping=mapping(), **SHAPES)
     found = patchscope_lens(model, TEXTS, INTO, **TWO, targets=WORDS, policy=POLICY, **given)
-    wanted = patchscope_lens(
-        model, Latents(latents[held], held, reference=own), [TARGET] * 3, one_each(AT), groups(), **given
-    )
+    wanted = patchscope_lens(model, Latents(latents[held], held, reference=own), [TARGET] * 3, AT, groups(), **given)
     assert_alike(found, wanted)
 
 
@@ -108,7 +105,7 @@ def test_patchscope_grid(site: str, patch: Any) -> None:
     found = patchscope_grid(model, TEXTS, INTO, **TWO, targets=WORDS, policy=POLICY, **given)
     assert_alike(
         found,
-        patchscope_grid(model, Latents(latents[held], reference=own), [TARGET] * 3, one_each(AT), groups(), **given),
+        patchscope_grid(model, Latents(latents[held], reference=own), [TARGET] * 3, AT, groups(), **given),
     )
 
 
@@ -122,13 +119,13 @@ def test_patchscope_generation(site: str, patch: Any) -> None:
         temperature=0.9, top_k=20, top_p=0.8, seed=5,
     )  # fmt: skip
     found = patchscope_generate(model, TEXTS, INTO, **TWO, batch_size=2, **given)
-    wanted = patchscope_generate(model, Latents(latents[held], held), [TARGET] * 3, one_each(AT), **given)
+    wanted = patchscope_generate(model, Latents(latents[held], held), [TARGET] * 3, AT, **given)
     assert found == wanted
     for change in ({"top_k": 1}, {"top_p": 1e-6}, {"seed": 6}, {"temperature": 9.0}):
         other = patchscope_generate(model, TEXTS, INTO, **TWO, **{**given, **change})
         assert other.ids != found.ids, change
     last = patchscope_generate(
-        model, Latents(latents[held][:, 2:], held), [TARGET], one_each(AT[2:]), example_numbers=[2], **given
+        model, Latents(latents[held][:, 2:], held), [TARGET], AT[2:], example_numbers=[2], **given
     )
     assert last.ids[0] == found.ids[2]  # drawn by its number, not by its place
 

@@ -194,7 +194,7 @@ def test_batches_order_memory_and_the_slow_way_change_nothing(name: str, monkeyp
     position=st.integers(0, 8),
 )
 def test_any_window_and_position(name: str, num_layers: int, layers: list[int], position: int) -> None:
-    check_any(name, num_layers, layers, sources(name), [min(position, len(ids) - 1) for ids in TARGETS])
+    check_any(name, num_layers, layers, sources(name), [[min(position, len(ids) - 1)] for ids in TARGETS])
 
 
 @settings(max_examples=40, deadline=None)

@@ -175,11 +175,11 @@ def test_errors(standardized: Standardized) -> None:
     with pytest.raises(InterpError, match="target_positions: expected 2 of each target prompt, as many as tokens of a"):
         attention_object_lens(model, TEXTS, TEXTS, source_positions="-2:")
     with pytest.raises(
-        InterpError, match="target_positions: expected 1 of each target prompt, .* got [0-9]+ of target"
+        InterpError, match=r"target_positions: expected 1 of each target prompt, .* got [0-9]+ of target"
     ):
         attention_object_lens(model, TEXTS, TEXTS, target_positions="all")
     with pytest.raises(
-        InterpError, match="target_positions: expected 2 of each target prompt, .* got 3 of target prompt 0"
+        InterpError, match=r"target_positions: expected 2 of each target prompt, .* got 3 of target prompt 0"
     ):
         attention_object_lens(model, TEXTS, TEXTS, source_positions="-2:", target_positions="-3:")
     words = prompts_of(model)

@@ -91,12 +91,17 @@ CALLS: dict[str, Callable[[StandardizedTransformer], list[np.ndarray]]] = {
         logit_lens(model, PROMPTS, targets=TARGETS, positions=["last", 1], sites=["resid_post.*", "attn_out.2"])
     ),
     "tuned lens": _tuned,
-    "patchscope": lambda model: _arrays(patchscope_lens(model, Latents(_latents(), range(4)), IDS, [[2], [1], [3]], GROUPS)),
+    "patchscope": lambda model: _arrays(
+        patchscope_lens(model, Latents(_latents(), range(4)), IDS, [[2], [1], [3]], GROUPS)
+    ),
     "patchscope on prompts": lambda model: _arrays(
         patchscope_lens(model, PROMPTS, "cat cat ? king", target_positions=2, targets=TARGETS)
     ),
     "patchscope from a layer on": lambda model: _arrays(
-        patchscope_lens(model, PROMPTS, "cat cat ? king", target_positions=2, targets=TARGETS, patch="from_layer", mapping=IdentityMap())
+        patchscope_lens(
+            model, PROMPTS, "cat cat ? king", target_positions=2, targets=TARGETS, patch="from_layer",
+            mapping=IdentityMap(),
+        )
     ),
     "patchscope grid": lambda model: _arrays(
         patchscope_grid(model, PROMPTS, "cat cat ? king", target_positions=2, targets=TARGETS)

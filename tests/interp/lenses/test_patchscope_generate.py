@@ -293,5 +293,6 @@ def test_overflow_is_said() -> None:
 def test_errors(changes: dict[str, Any], message: str) -> None:
     model = wrapped("llama")
     arguments: dict[str, Any] = {"layers": [1, 2], **changes}
+    source = Latents(torch.zeros(2, len(IDS), model.hidden_size), arguments["layers"])
     with pytest.raises(InterpError, match=message):
-        patchscope_generate(model, Latents(torch.zeros(2, len(IDS), model.hidden_size)), IDS, one_each(AT), **arguments)
+        patchscope_generate(model, source, IDS, one_each(AT), **arguments)

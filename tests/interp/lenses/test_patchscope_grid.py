@@ -74,9 +74,9 @@ def test_the_diagonal_is_the_lens() -> None:
     latents = latents_of(4, model.hidden_size)
     reference = latents_of(1, model.hidden_size, seed=1)[0]
     for patch in ("one_layer", "from_layer"):
-        given: dict[str, Any] = dict(patch=patch, top_k=3, reference=reference)
-        lens = patchscope_lens(model, Latents(latents, range(4)), IDS, one_each(AT), GROUPS, **given)
-        grid = patchscope_grid(model, Latents(latents, range(4)), IDS, one_each(AT), GROUPS, **given)
+        given: dict[str, Any] = dict(patch=patch, top_k=3)
+        lens = patchscope_lens(model, Latents(latents, range(4), reference), IDS, one_each(AT), GROUPS, **given)
+        grid = patchscope_grid(model, Latents(latents, range(4), reference), IDS, one_each(AT), GROUPS, **given)
         for name, values in lens.arrays().items():
             own = grid.arrays()[name]
             if name not in ("baseline", "model_top_id"):
