@@ -29,8 +29,7 @@ from torch import Tensor
 from interp.batching import WALKING_TOKENS
 from interp.errors import InterpError
 from interp.forward import check_ready
-from interp.lenses.on_prompts import LensPrompt, Positions, Targets, encode_prompts
-from interp.lenses.reading import read_layers, windows_of
+from interp.lenses.reading import LensPrompt, Positions, Targets, encode_prompts, read_layers, windows_of
 from interp.model.resolve import sublayer_of, why_missing
 from interp.passes import in_turn
 from interp.patching import (

@@ -27,10 +27,9 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.forward import check_ready
-from interp.lenses.on_prompts import Positions, Targets
 from interp.lenses.patchscope import check_lens_inputs
 from interp.lenses.patchscope_inputs import Part, PatchscopeInputs, TargetPositions, TargetPrompts
-from interp.lenses.reading import read_layers, windows_of
+from interp.lenses.reading import Positions, Targets, read_layers, windows_of
 from interp.lenses.sources import Latents, SourcePrompts
 from interp.model.resolve import sublayer_of
 from interp.passes import in_turn

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from interp.architectures import Sublayer
 from interp.errors import InterpError
-from interp.lenses.on_prompts import (
+from interp.lenses.reading import (
     LensPrompt,
     Positions,
     Targets,

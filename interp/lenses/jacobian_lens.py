@@ -26,7 +26,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses.logit_lens import read_carried
-from interp.lenses.on_prompts import LensPrompt, Positions, Targets
+from interp.lenses.reading import LensPrompt, Positions, Targets
 from interp.lenses.sources import Latents
 from interp.results import LensResult
 from interp.translators import AffineMap

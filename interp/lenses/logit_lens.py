@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.on_prompts import (
+from interp.lenses.reading import (
     LensPrompt,
     Positions,
     Targets,
@@ -33,9 +33,9 @@ from interp.lenses.on_prompts import (
     encode_prompts,
     groups_of,
     lens_sites,
+    read_layers,
     states_of_prompts,
 )
-from interp.lenses.reading import read_layers
 from interp.lenses.remote import read_out_elsewhere
 from interp.lenses.sources import Latents
 from interp.readout import TokenGroups

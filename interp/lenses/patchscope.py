@@ -29,9 +29,8 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.on_prompts import Positions, Targets
 from interp.lenses.patchscope_inputs import Part, PatchscopeInputs, TargetPositions, TargetPrompts
-from interp.lenses.reading import read_layers
+from interp.lenses.reading import Positions, Targets, read_layers
 from interp.lenses.remote import patch_elsewhere
 from interp.lenses.sources import Latents, SourcePrompts
 from interp.passes import in_turn

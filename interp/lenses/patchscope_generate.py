@@ -28,9 +28,9 @@ import torch
 from interp.batching import WALKING_TOKENS
 from interp.errors import InterpError
 from interp.forward import stays_within
-from interp.lenses.on_prompts import Positions
 from interp.lenses.patchscope import asked_layers, needed_layers
 from interp.lenses.patchscope_inputs import PatchscopeInputs, TargetPositions, TargetPrompts
+from interp.lenses.reading import Positions
 from interp.lenses.sources import Latents, SourcePrompts
 from interp.model.fed import check_fed
 from interp.passes import in_turn

@@ -30,10 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interp.batching import WALKING_TOKENS
-from interp.lenses.on_prompts import Positions, Targets
 from interp.lenses.patchscope import check_lens_inputs, read_baseline
 from interp.lenses.patchscope_inputs import Part, PatchscopeInputs, TargetPositions, TargetPrompts
-from interp.lenses.reading import read_layers
+from interp.lenses.reading import Positions, Targets, read_layers
 from interp.lenses.sources import Latents, SourcePrompts
 from interp.passes import in_turn
 from interp.patching import Patch, PatchedPrompts, check_patch, run_patched, walk, walk_fits

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.on_prompts import LensPrompt, Positions, Targets, groups_of
-from interp.lenses.reading import surprisal_of
+from interp.lenses.reading import LensPrompt, Positions, Targets, groups_of, surprisal_of
 from interp.lenses.sources import Latents, Source, SourcePrompts, Sources
 from interp.model.fed import check_fed
 from interp.patching import PatchedPrompts, check_number

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.activations import collect
 from interp.errors import InterpError
-from interp.lenses.on_prompts import LensPrompt, Positions, encode_prompts
+from interp.lenses.reading import LensPrompt, Positions, encode_prompts
 from interp.prompts.given import is_ids, listed
 from interp.sites import Site
 

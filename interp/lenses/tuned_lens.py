@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from interp.lenses.logit_lens import read_carried
-from interp.lenses.on_prompts import LensPrompt, Positions, Targets
+from interp.lenses.reading import LensPrompt, Positions, Targets
 from interp.lenses.sources import Latents
 from interp.results import LensResult
 from interp.translators.tuned_lens import TunedLens

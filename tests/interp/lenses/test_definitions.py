@@ -124,7 +124,9 @@ def test_attention(window: int, standardized: Standardized, tmp_path: Path) -> N
     model, received = standardized("llama"), latents(NUM_LAYERS, seed=3) / HIDDEN_SIZE**0.5
     given = dict(model=model, target_prompt=TARGET, prompt=TARGET, position=AT, received=received, layers=LAYERS)
     wanted = definition("attention_object", tmp_path)({**given, "window": window})
-    found = attention_object_lens(model, Latents(received[:, None], range(NUM_LAYERS)), TARGET, AT, GROUPS, window=window, layers=LAYERS)
+    found = attention_object_lens(
+        model, Latents(received[:, None], range(NUM_LAYERS)), TARGET, AT, GROUPS, window=window, layers=LAYERS
+    )
     np.testing.assert_allclose(found.log_prob[0], [by_group(wanted[layer]) for layer in LAYERS], atol=1e-4)
 
     wanted = definition("attention_knockout", tmp_path)({**given, "window": window, "block": [1, 3]})

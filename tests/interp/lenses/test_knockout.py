@@ -188,7 +188,7 @@ def test_any_heads(name: str, window: int, heads: dict[int, list[int]], way: str
 
 def test_heads_that_cannot_be_told_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = StandardizedTransformer(build("llama"), tokenizer=tiny_tokenizer(), verify=False)
-    monkeypatch.setattr("interp.patching.knockout.heads_in", lambda *_: 2)
+    monkeypatch.setattr("interp.patching.changed_attention.heads_in", lambda *_: 2)
     with pytest.raises(InterpError, match=r"scores of 4 heads, and 2 by its config, so heads cannot be told apart"):
         attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, heads=[0], query_positions=QUERIES)
 

@@ -59,5 +59,6 @@ def test_a_default_is_one_in_all_lenses() -> None:
         for name, parameter in inspect.signature(lens).parameters.items():
             found.setdefault(name, set()).add(parameter.default)
     several = {name for name, defaults in found.items() if len(defaults) > 1}
-    # What a generation may draw, and states that are read out without a run; who receives; Geva et al. name no window.
-    assert several == {"top_k", "batch_size", "target_positions", "window"}
+    # What a generation may draw; states that are read out without a run; an attribution is of all parts; who receives;
+    # Geva et al. name no window.
+    assert several == {"top_k", "batch_size", "sites", "target_positions", "window"}

@@ -182,7 +182,7 @@ def test_errors_say_what_was_expected(standardized: Standardized) -> None:
         TunedLens(8, 1)
     with pytest.raises(InterpError, match=r"bias\.0: expected shape \(32,\)"):
         lens.take({name: value[..., 1:] for name, value in lens.tensors().items()})
-    with pytest.raises(InterpError, match="with 3 examples, as many as groups"):
+    with pytest.raises(InterpError, match="targets: expected one entry for each of 2 examples, got 3"):
         tuned_lens(model, lens, Latents(hidden, [0]), GROUPS)
     with pytest.raises(InterpError, match="reference: expected shape"):
         tuned_lens(model, lens, Latents(hidden, [0], reference=hidden[0, :1]), GROUPS[:2])
