@@ -73,18 +73,23 @@ def spelled_block(block: str) -> str:
     return f"the tokens {side} “{readable(span)}”" if side in ("before", "after") and span else spelled_position(block)
 
 
-@singledispatch
 def describe(config: Any, num_sources: int) -> str:
-    """What a lens does, in one or two sentences: one function a kind, which it registers here.
+    """What a lens does, in one or two sentences.
 
     Arguments:
-        config: of the lens. A kind that nothing is registered for says it itself, by a method `describe`.
+        config: of the lens. One with a method `describe` says it itself, also where it is a subclass of one of ours.
         num_sources: source prompts of a pair.
     """
-    return str(config.describe()) if hasattr(config, "describe") else f"A lens of kind {readable(config.kind)}."
+    return str(config.describe()) if hasattr(config, "describe") else _described(config, num_sources)
 
 
-@describe.register
+@singledispatch
+def _described(config: Any, num_sources: int) -> str:
+    """As `describe`: one function a kind, which it registers here."""
+    return f"A lens of kind {readable(config.kind)}."
+
+
+@_described.register
 def _(config: KnockoutConfig, num_sources: int) -> str:
     around = f"a window of {config.window} layers around layer j" if config.centred else _window(config.window)
     return (
@@ -94,7 +99,7 @@ def _(config: KnockoutConfig, num_sources: int) -> str:
     )
 
 
-@describe.register
+@_described.register
 def _(config: LogitLensConfig, num_sources: int) -> str:
     return (
         f"{_site(config.site)}, at {spelled_position(config.position)} of a prompt, is read out by the model’s own "
@@ -103,7 +108,7 @@ def _(config: LogitLensConfig, num_sources: int) -> str:
     )
 
 
-@describe.register
+@_described.register
 def _(config: TunedLensConfig, num_sources: int) -> str:
     return (
         f"{_site('resid_post')}, at {spelled_position(config.position)} of a prompt, goes through the affine map "
@@ -112,7 +117,7 @@ def _(config: TunedLensConfig, num_sources: int) -> str:
     )
 
 
-@describe.register
+@_described.register
 def _(config: IntoTarget, num_sources: int) -> str:
     site, into, at, then = _patched(config)
     mean = config.sources == "mean" and num_sources > 1

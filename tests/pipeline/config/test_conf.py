@@ -20,6 +20,7 @@ from pipeline.config.paths import HUB_DATASET, HUB_MODEL
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import CacheConfig, TrackingConfig
 from pipeline.config.tune import TuneConfig
+from pipeline.files import sha256_of
 from pipeline.project import CODE
 from pipeline.validate import SECTIONS, Config, localize, plain, validate
 
@@ -86,8 +87,11 @@ def test_each_task_runs_with_the_lenses_that_it_chooses(kind: str) -> None:
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "lens").glob("*.yaml")), ids=lambda file: file.stem)
-def test_each_lens_is_complete(file: Path) -> None:
-    values = composed(f"lens={file.stem}")
+def test_each_lens_is_complete(file: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"  # a file that only the user can name
+    own.touch()
+    named = {"jacobian_lens": {"jacobians": own, "sha256": sha256_of(own)}}.get(file.stem, {})
+    values = composed(f"lens={file.stem}", *(f"lens.{file.stem}.{key}={value}" for key, value in named.items()))
     lenses = values.get("lens", {})
     assert list(lenses) == ([] if file.stem == "none" else [file.stem])
     for lens in lenses.values():
