@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.lenses import model
 from interp import StandardizedTransformer
 from interp.activations import collect
-from interp.lenses import attention_knockout, attention_object_lens
+from interp.lenses import Latents, attention_knockout, attention_object_lens
 from interp.sites import Site
 
 LENGTH, WINDOW, REPEATS = 40, 4, 3
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ),
         f"attention-object, windows of {WINDOW}": (
             lambda: object_with_hooks(lm, ids, latents, tokens),
-            lambda: attention_object_lens(lm, latents, prompts, [LENGTH - 1] * len(ids), groups, num_layers=WINDOW),
+            lambda: attention_object_lens(lm, Latents(latents), prompts, "last", groups, window=WINDOW),
         ),
     }
     report = []

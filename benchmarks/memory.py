@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.readout import model
 from interp import StandardizedTransformer
-from interp.lenses import logit_lens, patchscope_lens, patchscope_lens_on_prompts
+from interp.lenses import Latents, logit_lens, patchscope_lens
 from interp.results import LensResult
 from interp.translators import GivenSequences, TokenSequence, TunedLens, evaluate_tuned_lens
 
@@ -55,9 +55,9 @@ def _work(lens: str, lm: StandardizedTransformer, prompts: int, device: str) -> 
         groups = torch.randint(VOCABULARY, (prompts, 2, 4), generator=generator).tolist()
         given: dict[str, Any] = dict(layers=range(LAYERS), top_k=10)
         if lens == "logit lens":
-            return lambda: _size(logit_lens(lm, hidden, groups, reference=hidden[-1], **given))
+            return lambda: _size(logit_lens(lm, Latents(hidden, reference=hidden[-1]), groups, **given))
         target = torch.randint(VOCABULARY, (TARGET,), generator=generator).tolist()
-        return lambda: _size(patchscope_lens(lm, hidden, [target] * prompts, [TARGET - 1] * prompts, groups, **given))
+        return lambda: _size(patchscope_lens(lm, Latents(hidden), [target] * prompts, "last", groups, **given))
     texts = torch.randint(VOCABULARY, (prompts, TARGET), generator=generator).tolist()
     if lens == "tuned evaluation":
         tuned, sequences = TunedLens.of(lm), GivenSequences([TokenSequence(tuple(ids), (1,) * TARGET) for ids in texts])
@@ -71,7 +71,7 @@ def _work(lens: str, lm: StandardizedTransformer, prompts: int, device: str) -> 
         )
     other = model(HIDDEN, VOCABULARY, torch.float32, device, LAYERS)
     groups = {"target": list(range(8))}
-    return lambda: _size(patchscope_lens_on_prompts(lm, texts, "w1 w2", source_model=other, targets=groups, top_k=10))
+    return lambda: _size(patchscope_lens(lm, texts, "w1 w2", source_model=other, targets=groups, top_k=10))
 
 
 def _peak(device: str) -> float:

@@ -268,10 +268,10 @@ def _finished(given: argparse.Namespace, lens: Any, settings: TuningSettings, te
 def _evaluate(given: argparse.Namespace) -> int:
     """Measure a tuned lens and the logit lens on text: cross-entropy, KL to the model's own prediction, and more."""
     from interp.translators import PackedText, TunedLens, evaluate_tuned_lens, load_public
-    from interp.translators.published import WEIGHTS_FILE
+    from interp.translators.tuned_lens import PUBLIC_WEIGHTS
 
     model = _model(given)
-    load = load_public if (given.lens / WEIGHTS_FILE).exists() else TunedLens.load
+    load = load_public if (given.lens / PUBLIC_WEIGHTS).exists() else TunedLens.load
     lens = load(given.lens, model, check=not given.no_check)
     text = PackedText(model.tokenizer, _source(given), sequence_length=given.sequence_length)
     result = evaluate_tuned_lens(model, lens, text, max_tokens=given.max_tokens, batch_tokens=given.batch_tokens)

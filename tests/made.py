@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,3 +53,8 @@ def watching(hook: Callable[..., Any]) -> Callable[..., Any]:
 
     watch.__module__ = "interp"
     return watch
+
+
+def one_each(positions: Sequence[int]) -> list[list[int]]:
+    """`target_positions` where each prompt has one token of its own."""
+    return [[at] for at in positions]

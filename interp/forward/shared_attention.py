@@ -8,6 +8,9 @@ padded prompts.
 Over a prefix that many rows share, no row has a copy of its keys: scores against the prefix are one matrix product over
 all rows, scores against a row's own tokens are its own. One softmax goes over both; or each part has a softmax of its
 own, in a fused kernel, and the two are weighed by their sums (Hydragen, Juravsky et al. 2024, arXiv:2402.05099).
+
+Shapes, behind each step: B rows = C copies of P prompts; H heads = K key heads, each for a group of G; Q positions (of
+the queries); S tokens of the prefix ("before"), T own tokens ("after"); D head size, E head size of the values.
 """
 
 from __future__ import annotations
@@ -155,17 +158,18 @@ def attend_to(
     rows, heads, positions, size = query.shape
     key_heads, prompts, before, after = key.shape[1], prefix.keys.shape[0], prefix.keys.shape[2], key.shape[2]
     group = heads // key_heads
-    query = query * (size**-0.5 if scaling is None else scaling)
+    query = query * (size**-0.5 if scaling is None else scaling)  # (B, H, Q, D)
     # Rows of one prompt, heads of one group and positions stand side by side: one product over all of them.
-    many = query.reshape(rows // prompts, prompts, key_heads, group * positions, size).permute(1, 2, 0, 3, 4)
-    many = many.reshape(prompts, key_heads, -1, size)
-    to_prefix = many @ prefix.keys.transpose(-1, -2)  # (prompt, key heads, row and group and position, before)
-    to_prefix = to_prefix.reshape(prompts, key_heads, rows // prompts, group * positions, before).permute(2, 0, 1, 3, 4)
-    own = query.reshape(rows, key_heads, group * positions, size)
+    many = query.reshape(rows // prompts, prompts, key_heads, group * positions, size)  # (C, P, K, GQ, D)
+    many = many.permute(1, 2, 0, 3, 4).reshape(prompts, key_heads, -1, size)  # (P, K, CGQ, D)
+    to_prefix = many @ prefix.keys.transpose(-1, -2)  # (P, K, CGQ, S)
+    to_prefix = to_prefix.reshape(prompts, key_heads, rows // prompts, group * positions, before)  # (P, K, C, GQ, S)
+    to_prefix = to_prefix.permute(2, 0, 1, 3, 4)  # (C, P, K, GQ, S)
+    own = query.reshape(rows, key_heads, group * positions, size)  # (B, K, GQ, D)
     few = after == 1 or group * positions * after <= _FEW
-    to_own = (own[..., None, :] * key[..., None, :, :]).sum(-1) if few else own @ key.transpose(-1, -2)
+    to_own = (own[..., None, :] * key[..., None, :, :]).sum(-1) if few else own @ key.transpose(-1, -2)  # (B, K, GQ, T)
     scores = torch.cat([to_prefix.reshape(rows, key_heads, group * positions, before), to_own], dim=-1)
-    scores = scores.reshape(rows, heads, positions, before + after)
+    scores = scores.reshape(rows, heads, positions, before + after)  # (B, H, Q, S + T)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is None:
@@ -177,21 +181,22 @@ def attend_to(
     else:
         scores = scores + attention_mask
     if s_aux is not None:
-        sinks = s_aux.to(scores).reshape(1, heads, 1, 1).expand(rows, heads, positions, 1)
+        sinks = s_aux.to(scores).reshape(1, heads, 1, 1).expand(rows, heads, positions, 1)  # (B, H, Q, 1)
         weights = torch.cat([scores, sinks], dim=-1).softmax(-1, dtype=torch.float32)[..., :-1].to(query.dtype)
     else:
         weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     on_prefix = weights[..., :before].reshape(rows // prompts, prompts, key_heads, group * positions, before)
-    on_prefix = on_prefix.permute(1, 2, 0, 3, 4).reshape(prompts, key_heads, -1, before)
+    on_prefix = on_prefix.permute(1, 2, 0, 3, 4).reshape(prompts, key_heads, -1, before)  # (P, K, CGQ, S)
     value_size = value.shape[-1]
-    read = (on_prefix @ prefix.values).reshape(prompts, key_heads, rows // prompts, group * positions, value_size)
-    read = read.permute(2, 0, 1, 3, 4).reshape(rows, key_heads, group * positions, value_size)
-    on_own = weights[..., before:].reshape(rows, key_heads, group * positions, after)
+    read = on_prefix @ prefix.values  # (P, K, CGQ, E)
+    read = read.reshape(prompts, key_heads, rows // prompts, group * positions, value_size)  # (P, K, C, GQ, E)
+    read = read.permute(2, 0, 1, 3, 4).reshape(rows, key_heads, group * positions, value_size)  # (B, K, GQ, E)
+    on_own = weights[..., before:].reshape(rows, key_heads, group * positions, after)  # (B, K, GQ, T)
     if after == 1:
         read = read + on_own * value
     else:
         read = read + ((on_own[..., None] * value[..., None, :, :]).sum(-2) if few else on_own @ value)
-    return read.reshape(rows, heads, positions, value_size).transpose(1, 2).contiguous(), None
+    return read.reshape(rows, heads, positions, value_size).transpose(1, 2).contiguous(), None  # (B, Q, H, E)
 
 
 def _can_merge(query: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None) -> bool:
@@ -217,29 +222,32 @@ def _merged(
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
     # As in `attend_to`: rows of one prompt, heads of one group and positions stand side by side.
-    many = query.reshape(copies, prompts, key_heads, group, positions, size).permute(1, 2, 0, 3, 4, 5)
-    many = many.reshape(prompts, key_heads, -1, size)
+    many = query.reshape(copies, prompts, key_heads, group, positions, size)  # (C, P, K, G, Q, D)
+    many = many.permute(1, 2, 0, 3, 4, 5).reshape(prompts, key_heads, -1, size)  # (P, K, CGQ, D)
     of_prefix = None if mask is None else mask[..., :before]
     if of_prefix is not None:
-        of_prefix = of_prefix.expand(rows, group, positions, before).reshape(copies, prompts, -1, before)
-        of_prefix = of_prefix.transpose(0, 1).reshape(prompts, 1, -1, before)
+        of_prefix = of_prefix.expand(rows, group, positions, before)  # (B, G, Q, S)
+        of_prefix = of_prefix.reshape(copies, prompts, -1, before)  # (C, P, GQ, S)
+        of_prefix = of_prefix.transpose(0, 1).reshape(prompts, 1, -1, before)  # (P, 1, CGQ, S)
+    # (P, K, CGQ, D), and the logarithms of the sums of exponentials, (P, K, CGQ)
     on_prefix, prefix_sum = _flash(many, prefix.keys, prefix.values, attn_mask=of_prefix, scale=scaling)
-    if group > 1:
+    if group > 1:  # (B, H, T, D) each
         key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     of_own = None if mask is None else mask[..., before:]
+    # (B, H, Q, D), and (B, H, Q)
     on_own, own_sum = _flash(query, key, value, is_causal=mask is None, attn_mask=of_own, scale=scaling)
-    # To (copy, prompt, position, key head, group, size), in which the rows' own part lies.
+    # To the order in which the rows' own part lies.
     shape = (prompts, key_heads, copies, group, positions)
-    on_prefix = on_prefix.unflatten(2, shape[2:]).permute(2, 0, 4, 1, 3, 5)
-    prefix_sum = prefix_sum.unflatten(2, shape[2:]).permute(2, 0, 4, 1, 3)
-    on_own = on_own.transpose(1, 2).reshape(on_prefix.shape)
-    own_sum = own_sum.transpose(1, 2).reshape(prefix_sum.shape)
-    weight = torch.sigmoid(prefix_sum - own_sum)[..., None]
+    on_prefix = on_prefix.unflatten(2, shape[2:]).permute(2, 0, 4, 1, 3, 5)  # (C, P, Q, K, G, D)
+    prefix_sum = prefix_sum.unflatten(2, shape[2:]).permute(2, 0, 4, 1, 3)  # (C, P, Q, K, G)
+    on_own = on_own.transpose(1, 2).reshape(on_prefix.shape)  # (B, Q, H, D) as (C, P, Q, K, G, D)
+    own_sum = own_sum.transpose(1, 2).reshape(prefix_sum.shape)  # (B, Q, H) as (C, P, Q, K, G)
+    weight = torch.sigmoid(prefix_sum - own_sum)[..., None]  # (C, P, Q, K, G, 1)
     read = torch.lerp(on_own, on_prefix, weight.to(on_own.dtype))
     if sinks is not None:
-        left = torch.logaddexp(prefix_sum, own_sum) - sinks.to(own_sum).view(key_heads, group)
+        left = torch.logaddexp(prefix_sum, own_sum) - sinks.to(own_sum).view(key_heads, group)  # (C, P, Q, K, G)
         read = read * torch.sigmoid(left)[..., None].to(read.dtype)
-    return read.reshape(rows, positions, heads, size)
+    return read.reshape(rows, positions, heads, size)  # (B, Q, H, D)
 
 
 _flash: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # gives logarithms of its sums

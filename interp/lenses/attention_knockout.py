@@ -1,8 +1,20 @@
 """Attention knock-out: which positions does the answer need, and in which layers?
 
-Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models" (2023), arXiv 2304.14767: in
-a window of layers, attention from the last token to a block of earlier ones is cut, and the answer's probability falls
-where what it needs was on its way.
+In a window of layers, attention from the last token to a block of earlier ones is cut, and the answer's probability
+falls where what it needs was on its way. What is cut may have gone another way before the window, or go round it after;
+and the attention that is left goes to the other tokens, the more the more was cut. In plain nnsight, with eager
+attention:
+
+    log_prob = {}
+    for first in layers:
+        with model.trace(prompt):
+            for layer in range(first, min(first + window, model.num_layers)):
+                scores = model.read(f"scores.{layer}").clone()  # (batch, head, query, key), before the softmax
+                scores[:, :, -1, block] = torch.finfo(scores.dtype).min
+                model.write(f"scores.{layer}", scores)
+            log_prob[first] = model.logits[:, -1].log_softmax(-1)
+
+Geva et al., "Dissecting Recall of Factual Associations in Auto-Regressive Language Models" (2023), arXiv 2304.14767.
 """
 
 from __future__ import annotations
@@ -17,8 +29,7 @@ from torch import Tensor
 from interp.batching import WALKING_TOKENS
 from interp.errors import InterpError
 from interp.forward import check_ready
-from interp.lenses.reading import read_layers, windows_of
-from interp.model.fed import check_fed
+from interp.lenses.reading import LensPrompt, Positions, Targets, encode_prompts, read_layers, windows_of
 from interp.model.resolve import sublayer_of, why_missing
 from interp.passes import in_turn
 from interp.patching import (
@@ -33,7 +44,7 @@ from interp.patching import (
     walk_blocked,
 )
 from interp.patching.run import Ends, EndsPlan, run
-from interp.prompts.given import token_ids
+from interp.prompts.given import listed
 from interp.readout import Groups, TokenGroups, reduce_hidden
 from interp.results import LensResult
 from interp.sites import Site
@@ -57,15 +68,16 @@ __all__ = [
 @torch.no_grad()
 def attention_knockout(
     model: StandardizedTransformer,
-    input_ids: Sequence[Sequence[int]],
+    source: LensPrompt | Sequence[LensPrompt],
     blocks: Blocks,
-    groups: Groups | None = None,
+    targets: Targets | None = None,
     *,
     window: int | None,
     layers: Sequence[int] | None = None,
     centred: bool = False,
-    query_positions: Sequence[Sequence[int]] | None = None,
+    query_positions: Positions | Sequence[Sequence[int]] = "last",
     heads: Heads | None = None,
+    policy: str = "first_token",
     top_k: int = 5,
     batch_size: int = 64,
 ) -> LensResult:
@@ -77,20 +89,25 @@ def attention_knockout(
 
     Arguments:
         model: the model.
-        input_ids: per example: token ids of its prompt as the model is fed, unpadded.
-        blocks: per example: name -> the positions that are not to be looked at; each example has the same names.
-            Positions count from 0 without padding.
-        groups: per example, per group: token ids whose probability is summed; None: one group, the token that the
-            unblocked model finds most probable, as Geva et al. measure.
+        source: one text or `Prompt`, or several, or lists of token ids.
+        blocks: name -> the positions that are not to be looked at, in the vocabulary of `interp.positions`: `first`,
+            `subject.all`, `:-1`, or several of these; or for each prompt name -> its own tokens, counted from 0, with
+            the same names.
+        targets: the groups whose probability is read: name -> words (or token ids), for all prompts or a mapping for
+            each; or per prompt, per group: token ids. None: the targets of the prompts that are `Prompt`s, or where
+            none has any, one group `own`: the token that the unblocked model finds most probable, as Geva et al.
+            measure.
         window: in how many layers attention is cut; None: in all from each of `layers` to the last.
         layers: the first layer of each window, ascending; None: every layer, or with `window=None` layer 0. Windows are
             cut off at the model's last layer.
         centred: `layers` are the middles of the windows, [layer - window // 2, layer + (window + 1) // 2), as in Geva
             et al.; None of `layers` is then every layer, and windows are cut off at both ends.
-        query_positions: per example: the positions that may not look; None: the last one.
+        query_positions: the positions that may not look, in the vocabulary of `interp.positions`; or for each prompt a
+            list of its own, counted from 0.
         heads: the query heads that are cut, counted from 0: the same in every layer of a window; or layer -> its heads,
             and in other layers nothing is cut. Heads that share keys and values (grouped queries) are cut each by
             itself. None: all heads.
+        policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
         top_k: how many top tokens are kept.
         batch_size: prompts in a forward pass at most; memory does not depend on the number of examples.
 
@@ -106,14 +123,11 @@ def attention_knockout(
             a model whose scores cannot be had.
     """
     check_ready(model)
-    input_ids = token_ids(input_ids)
+    given = _Given.of(model, source, blocks, query_positions, targets, policy)
     windows = windows_of(layers, window, model.num_layers, centred=centred)
     check_attention(model, windows)
-    names, cuts = cuts_of(model, input_ids, blocks, query_positions)
-    if groups is not None and len(groups) != len(input_ids):
-        raise InterpError(f"groups: expected one entry for each of {len(input_ids)} examples, got {len(groups)}.")
-    padded = None if groups is None else TokenGroups.pad(groups, model.vocab_size)
-    plan = KnockoutPlan(model, input_ids, cuts, list(windows.values()), cut_heads(model, heads, windows))
+    padded = None if given.groups is None else TokenGroups.pad(given.groups, model.vocab_size)
+    plan = KnockoutPlan(model, given.input_ids, given.cuts, list(windows.values()), cut_heads(model, heads, windows))
     parts, order = [], []
     for chosen, (hidden, clean) in run(plan, batch_size):
         order += chosen
@@ -130,7 +144,69 @@ def attention_knockout(
             )
         )
     flat = LensResult.concatenate(parts, order=order)
-    return _by_window_and_block(flat, list(windows), names, ("own",) if groups is None else ())
+    return _by_window_and_block(flat, list(windows), given.block_names, given.group_names)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What the lens is given, tokenized and found.
+
+    Arguments:
+        input_ids: per prompt: token ids, unpadded.
+        block_names: names of the blocks.
+        cuts: per prompt: the edges of each block.
+        groups: per prompt, per group: token ids; None: what the model finds most probable.
+        group_names: names of the groups.
+    """
+
+    input_ids: list[list[int]]
+    block_names: list[str]
+    cuts: list[list[Cut]]
+    groups: Groups | None
+    group_names: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        model: StandardizedTransformer,
+        source: LensPrompt | Sequence[LensPrompt],
+        blocks: Blocks,
+        query_positions: Positions | Sequence[Sequence[int]],
+        targets: Targets | None,
+        policy: str,
+    ) -> _Given:
+        prompts = listed(source, "source")
+        if not prompts:
+            return cls([], [], [], None if targets is None else [], ("own",) if targets is None else ())
+        encoded = encode_prompts(model, prompts, "last", targets, policy, name="source")
+        if isinstance(blocks, Mapping):
+            found = {name: _tokens(model, prompts, positions) for name, positions in blocks.items()}
+            own: Sequence[Mapping[str, Sequence[int]]] = [
+                {name: tokens[prompt] for name, tokens in found.items()} for prompt in range(len(prompts))
+            ]
+        elif isinstance(blocks, Sequence) and all(isinstance(each, Mapping) for each in blocks):
+            own = blocks
+        else:
+            raise InterpError(f"blocks: expected names with positions, e.g. {{'start': 'first'}}, got {blocks!r:.80}.")
+        names, cuts = cuts_of(encoded.input_ids, own, _tokens(model, prompts, query_positions))
+        asked = targets is not None or encoded.group_names
+        return cls(
+            encoded.input_ids,
+            names,
+            cuts,
+            encoded.groups if asked else None,
+            encoded.group_names if asked else ("own",),
+        )
+
+
+def _tokens(
+    model: StandardizedTransformer, prompts: list[Any], positions: Positions | Sequence[Sequence[int]]
+) -> Sequence[Sequence[int]]:
+    """The tokens of each prompt that positions name, ascending; or as they are given for each."""
+    if not isinstance(positions, str | int) and not any(isinstance(each, str | int) for each in positions):
+        return positions  # type: ignore[return-value]
+    found = encode_prompts(model, prompts, positions, name="source").positions  # type: ignore[arg-type]
+    return [sorted({at for at in own if at >= 0}) for own in found]
 
 
 def _own_answers(model: StandardizedTransformer, clean: Tensor) -> TokenGroups:
@@ -164,8 +240,8 @@ def _by_window_and_block(
     )
 
 
-Blocks = Sequence[Mapping[str, Sequence[int]]]
-"""Per example: name of each block -> its positions."""
+Blocks = Mapping[str, Positions] | Sequence[Mapping[str, Sequence[int]]]
+"""Name of each block -> its positions in every prompt; or per prompt: name -> its tokens."""
 Heads = Sequence[int] | Mapping[int, Sequence[int]]
 """Heads that are cut in every layer; or layer -> its heads, and none in other layers."""
 
@@ -310,24 +386,23 @@ def cut_heads(
 
 
 def cuts_of(
-    model: StandardizedTransformer,
     input_ids: Sequence[Sequence[int]],
-    blocks: Blocks,
-    query_positions: Sequence[Sequence[int]] | None,
+    blocks: Sequence[Mapping[str, Sequence[int]]],
+    query_positions: Sequence[Sequence[int]],
 ) -> tuple[list[str], list[list[Cut]]]:
     """Names of the blocks, and by example the edges of each.
 
     Arguments:
-        model: the model.
-        input_ids, blocks, query_positions: as in `attention_knockout`.
+        input_ids: per example: token ids of its prompt.
+        blocks: per example: name of each block -> its tokens.
+        query_positions: per example: the tokens that may not look.
 
     Raises:
         InterpError: they do not fit each other, or a block has nothing that a query sees.
     """
     for name, given in (("blocks", blocks), ("query_positions", query_positions)):
-        if given is not None and len(given) != len(input_ids):
+        if len(given) != len(input_ids):
             raise InterpError(f"{name}: expected one entry for each of {len(input_ids)} examples, got {len(given)}.")
-    check_fed(model, input_ids, "input_ids")
     names = list(blocks[0]) if blocks else []
     cuts = []
     for example, (ids, positions) in enumerate(zip(input_ids, blocks, strict=True)):
@@ -336,11 +411,7 @@ def cuts_of(
                 f"blocks: expected blocks {names or 'with names'} in each example, got {list(positions)} in example "
                 f"{example}."
             )
-        queries = (
-            _inside("query_positions", example, query_positions[example], len(ids))
-            if query_positions
-            else (len(ids) - 1,)
-        )
+        queries = _inside("query_positions", example, query_positions[example], len(ids))
         cuts.append([Cut(queries, _inside(f"blocks: {name!r}:", example, positions[name], len(ids))) for name in names])
         for name, cut in zip(names, cuts[-1], strict=True):
             if min(cut.keys) > max(cut.queries):

@@ -1,13 +1,25 @@
-"""The attention-object lens: attention receives a source's vectors at one token of a target prompt, or at several.
+"""The attention-object lens: what does the model do where attention meets a source's vectors at one token?
 
-It is nnterp's `patch_object_attn_lens`. Where a patchscope writes what a token is, this writes only what attention
-reads there, in a few layers in a row, and leaves the token's own stream alone.
+Where a patchscope writes what a token is, this writes only what attention reads there, in a few layers in a row, and
+leaves the token's own stream alone: other tokens look at the source, and the token itself looks around as the source
+would. In plain nnsight, for received (layer, hidden_size), what attention of each layer receives at the source:
+
+    log_prob = {}
+    for first in layers:
+        with model.trace(target_prompt):
+            for layer in range(first, min(first + window, model.num_layers)):
+                model.attentions_input[layer][:, position] = received[layer]
+            log_prob[first] = model.logits[:, -1].log_softmax(-1)
+
+Written in place, that reaches the MLP too in parallel layers (GPT-J, Cohere), where both read one tensor; the lens does
+not. It is nnterp's `patch_object_attn_lens`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,12 +28,14 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.forward import check_ready
 from interp.lenses.patchscope import check_lens_inputs
-from interp.lenses.reading import read_layers, windows_of
+from interp.lenses.patchscope_inputs import Part, PatchscopeInputs, TargetPositions, TargetPrompts
+from interp.lenses.reading import Positions, Targets, read_layers, windows_of
+from interp.lenses.sources import Latents, SourcePrompts
 from interp.model.resolve import sublayer_of
 from interp.passes import in_turn
-from interp.patching import CleanRun, PatchedPrompts, TargetPositions, receiving_fits, run_patched, walk_receiving
+from interp.patching import CleanRun, PatchedPrompts, receiving_fits, run_patched, walk_receiving
 from interp.patching.run import Ends, EndsPlan, run
-from interp.readout import Groups, TokenGroups
+from interp.readout import TokenGroups
 from interp.results import LensResult
 from interp.sites import Site
 from interp.sites.parsing import check_lens_layers
@@ -45,94 +59,97 @@ class AttentionWindows:
     attending: tuple[int, ...]
 
     @classmethod
-    def of(
-        cls, model: StandardizedTransformer, layers: Sequence[int] | None, num_layers: int | None
-    ) -> AttentionWindows:
+    def of(cls, model: StandardizedTransformer, layers: Sequence[int] | None, window: int | None) -> AttentionWindows:
         """The windows of a lens.
 
         Arguments:
             model: the model.
             layers: the first layer of each, ascending; None: every layer.
-            num_layers: how many layers; None: up to the last.
+            window: how many layers; None: up to the last.
 
         Raises:
             InterpError: layers that the model does not have or not in order, no layer in a window, or none with
                 attention.
         """
         check_ready(model)
-        if num_layers is not None and num_layers < 1:
-            raise InterpError(f"num_layers: expected at least 1, or None for all up to the last, got {num_layers}.")
-        windows = windows_of(range(model.num_layers) if layers is None else layers, num_layers, model.num_layers)
+        windows = windows_of(range(model.num_layers) if layers is None else layers, window, model.num_layers)
         attending = [layer for layer in range(model.num_layers) if sublayer_of(model, "attention", layer) is not None]
-        for window in windows.values():
-            if not any(layer in window for layer in attending):
+        for each in windows.values():
+            if not any(layer in each for layer in attending):
                 raise InterpError(
-                    f"layers: the layers {window.start} to {window.stop - 1} have no attention; of this model "
+                    f"layers: the layers {each.start} to {each.stop - 1} have no attention; of this model "
                     f"{attending or 'none'} have. Choose `layers` from which a window reaches one of them."
                 )
-        inside = {layer for window in windows.values() for layer in window}
+        inside = {layer for each in windows.values() for layer in each}
         return cls(windows, tuple(layer for layer in attending if layer in inside))
 
 
-@in_turn
 @torch.no_grad()
 def attention_object_lens(
     model: StandardizedTransformer,
-    latents: Tensor,
-    target_ids: Sequence[Sequence[int]],
-    positions: TargetPositions,
-    groups: Groups,
+    source: SourcePrompts | Latents,
+    target_prompts: TargetPrompts,
+    target_positions: TargetPositions | None = "last",
+    targets: Targets | None = None,
     *,
-    num_layers: int | None = 5,
+    source_positions: Positions = "last",
+    window: int | None = 5,
     layers: Sequence[int] | None = None,
-    latent_layers: Sequence[int] | None = None,
+    policy: str = "first_token",
     top_k: int = 5,
     batch_size: int = 64,
-    reference: Tensor | None = None,
+    batch_tokens: int | None = None,
 ) -> LensResult:
     """Attention-object lens (nnterp's `patch_object_attn_lens`): attention receives a source's vectors at one token.
 
-    For each layer j the target prompt is run once, and in the layers j to j + num_layers - 1 what attention receives at
-    one token, after its norm, is what attention of that same layer receives at the source. So other tokens look at the
+    For each layer j the target prompt is run once, and in the layers j to j + window - 1 what attention receives at one
+    token, after its norm, is what attention of that same layer receives at the source. So other tokens look at the
     source there, and the token itself looks around as the source would. The MLP keeps what it receives, also in
     parallel layers, where both read one tensor. Several tokens receive theirs at once, in the same run.
 
     Arguments:
         model: the model.
-        latents: (layer, example, hidden_size), `attn_in` at the source; or (layer, example, position, hidden_size)
-            where several tokens receive. Any device and float dtype, the model's is used.
-        target_ids: per example: token ids of its target prompt as the model is fed, unpadded.
-        positions: per example: the token of the target prompt that receives, counted from 0 without padding; or
-            several that receive at once, equally many in every example.
-        groups: per example, per group: token ids whose probability is summed.
-        num_layers: in how many layers from j on, cut off at the model's last; None: in all of them.
+        source: source prompts, whose `attn_in` is read; or `Latents`, `attn_in` at the source of every layer of the
+            windows that has attention. See `patchscope_lens`.
+        target_prompts, targets, source_positions, policy, top_k, batch_tokens: as in `patchscope_lens`.
+        target_positions: the token of the target prompt that receives, or several, as in `patchscope_lens`; None: its
+            placeholder.
+        window: in how many layers from j on, cut off at the model's last; None: in all of them.
         layers: the layers j, ascending; None: every layer.
-        latent_layers: what the axis `layer` of `latents` stands for, ascending; None: every layer of the windows that
-            has attention, which are all the layers of the model where `layers` is None. More than these may be given.
-        top_k: how many top tokens are kept.
         batch_size: target prompts in a forward pass at most; memory does not depend on the number of examples.
-        reference: (example, hidden_size), the residual stream after the model's last layer at the source token, which
-            gives `surprisal` and `model_top_id`; None: not known.
 
     Returns:
         The lens over (example, layer), logarithms in nats; `baseline` is read after the unpatched target prompts, and
-        `kl` is KL(unpatched || patched).
+        `kl` is KL(unpatched || patched). `surprisal` and `model_top_id` go by what the model says at the (last) source
+        token.
 
     Raises:
-        InterpError: shapes that do not fit, layers that the model or the latents do not have, windows without
-            attention, a position outside its target prompt, token ids outside the vocabulary.
+        InterpError: as `patchscope_lens` does, or windows without attention.
     """
-    windows = AttentionWindows.of(model, layers, num_layers)
-    held = windows.attending if latent_layers is None else check_lens_layers(latent_layers, model.num_layers)
-    missing = [layer for layer in windows.attending if layer not in held]
+    windows = AttentionWindows.of(model, layers, window)
+    given = PatchscopeInputs.of(
+        model, source, target_prompts, target_positions, source_positions=source_positions, targets=targets,
+        policy=policy, batch_tokens=batch_tokens,
+    )  # fmt: skip
+    lens = partial(_of_part, model, windows=windows, top_k=top_k, batch_size=batch_size)
+    return given.results("attn_in", windows.attending, lens)
+
+
+@in_turn
+def _of_part(
+    model: StandardizedTransformer, part: Part, *, windows: AttentionWindows, top_k: int, batch_size: int
+) -> LensResult:
+    """The lens of examples whose latents are there."""
+    check_lens_layers(part.layers, model.num_layers)
+    missing = [layer for layer in windows.attending if layer not in part.layers]
     if missing:
         raise InterpError(
-            f"latent_layers: windows of {num_layers} layers from {list(windows.windows)} on need latents of layers "
+            f"source: the windows from layers {list(windows.windows)} on need latents of layers "
             f"{list(windows.attending)}, got none of {missing}."
         )
-    prompts = PatchedPrompts.of(model, latents, held, target_ids, positions, mapped=False, name="positions")
-    check_lens_inputs(prompts, groups, reference, batch_size)
-    padded = TokenGroups.pad(groups, model.vocab_size)
+    prompts = part.prompts(model)
+    check_lens_inputs(prompts, part.groups, part.reference, batch_size)
+    padded = TokenGroups.pad(part.groups, model.vocab_size)
     parts, order = [], []
     plan = AttentionInputPlan(prompts.at(windows.attending), windows)
     for chosen, (hidden, clean) in run(plan, batch_size):
@@ -145,7 +162,7 @@ def attention_object_lens(
                 padded.rows(rows),
                 layers=(*windows.windows, model.num_layers),
                 top_k=top_k,
-                reference=None if reference is None else reference[rows.to(reference.device)],
+                reference=part.known(rows),
             )
         )
     whole = LensResult.concatenate(parts, order=order)

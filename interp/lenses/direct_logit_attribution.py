@@ -1,7 +1,19 @@
-"""Direct logit attribution: what each part of a model adds to the logits of some tokens.
+"""Direct logit attribution: which parts of a model write the answer, and how much does each add to its logit?
 
 The residual stream at the end is a sum of what the embedding, every attention, mixer and MLP have added, and the
 readout tail is linear once the final norm's scale is held at what it is for the whole sum. So every logit is a sum too.
+A part that adds little may still matter, through the parts that read it; and one that adds much may be undone by a
+later one. In plain nnsight, with a root-mean-square norm (eps its own):
+
+    contribution = {}
+    with model.trace(prompt):
+        for layer in range(model.num_layers):
+            contribution[layer] = model.attentions_output[layer][:, -1]
+        final = model.layers_output[-1][:, -1]
+        scale = (final.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+        for layer, part in contribution.items():
+            contribution[layer] = (part / scale * model.ln_final.weight) @ model.lm_head.weight[token]
+
 Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021); nostalgebraist's logit lens reads partial
 sums of it; `apply_ln_to_stack` of TransformerLens is the same arithmetic.
 """
@@ -17,7 +29,15 @@ from torch import Tensor, nn
 
 from interp.architectures import Sublayer
 from interp.errors import InterpError
-from interp.lenses.on_prompts import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
+from interp.lenses.reading import (
+    LensPrompt,
+    Positions,
+    Targets,
+    arranged,
+    encode_prompts,
+    lens_sites,
+    states_of_prompts,
+)
 from interp.readout import TokenGroups, logits_of
 from interp.results import Attribution
 from interp.sites import Site, Spelling
@@ -36,11 +56,11 @@ Scale = float | Tensor
 @torch.no_grad()
 def direct_logit_attribution(
     model: StandardizedTransformer,
-    prompts: LensPrompt | Sequence[LensPrompt],
-    targets: Targets | Sequence[Targets] | None = None,
+    source: LensPrompt | Sequence[LensPrompt],
+    targets: Targets | None = None,
     *,
     sites: Spelling | Sequence[Spelling] | None = None,
-    positions: str | int | Sequence[str | int] = "last",
+    positions: Positions = "last",
     policy: str = "first_token",
     batch_tokens: int | None = None,
 ) -> Attribution:
@@ -51,9 +71,9 @@ def direct_logit_attribution(
 
     Arguments:
         model: the model.
-        prompts: one text or `Prompt`, or several, or lists of token ids.
-        targets: the groups: name -> words (or token ids), for all prompts or a mapping for each; None: the targets of
-            the prompts that are `Prompt`s.
+        source: one text or `Prompt`, or several, or lists of token ids.
+        targets: the groups: name -> words (or token ids), for all prompts or a mapping for each; or per prompt, per
+            group: token ids. None: the targets of the prompts that are `Prompt`s.
         sites: the parts: `embed`, `attn_out`, `mixer_out`, `mlp_out`, `head_out` (each head; what the bias of its
             projection adds is left to the remainder). None: the embedding and whole attentions, mixers and MLPs.
         positions: where, one or several of the vocabulary in `interp.positions`.
@@ -69,8 +89,8 @@ def direct_logit_attribution(
             targets, parts of which one holds another, or a site or position that is not there.
     """
     scales = _scales(model)
-    encoded = encode_prompts(model, prompts, positions, targets, policy)
-    if not encoded.group_names:
+    encoded = encode_prompts(model, source, positions, targets, policy, name="source")
+    if not encoded.groups[0]:
         raise InterpError(
             "direct logit attribution: expected targets, whose logits are taken apart, e.g. {'it': ['cane']}."
         )
@@ -80,7 +100,7 @@ def direct_logit_attribution(
     groups = TokenGroups.pad(encoded.groups, model.vocab_size)
     found: dict[str, list[Tensor]] = {"contribution": [], "logit": [], "remainder": []}
     constant = torch.full(
-        (len(encoded.input_ids), len(encoded.group_names)), torch.nan, dtype=torch.float32, device="cpu"
+        (len(encoded.input_ids), len(encoded.groups[0])), torch.nan, dtype=torch.float32, device="cpu"
     )
     examples, slots = [], []
     for of_cell, slot, hidden in states_of_prompts(model, encoded, [*chosen, last], batch_tokens):
@@ -135,7 +155,7 @@ def _scales(model: StandardizedTransformer) -> dict[tuple[int, str], Scale]:
                 raise InterpError(
                     f"direct logit attribution: in {type(model._module).__name__} the residual stream itself goes "
                     f"through a norm ({norm} at {role} of layer {layer}), so the last one is no sum of what the parts "
-                    "add, and contributions to logits are not defined. `logit_lens_on_prompts` reads each by itself."
+                    "add, and contributions to logits are not defined. `logit_lens` reads each by itself."
                 )
         if model.has(Site("resid_mid", layer)):
             stages.append([each for each in named if each[0][1] != "mlp"])
@@ -261,7 +281,7 @@ class HeadRows:
                 raise InterpError(
                     f"direct logit attribution: {type(module).__name__} has {type(part).__name__} between its final "
                     "norm and its logits, which is not linear, so contributions do not add up to logits. "
-                    "`logit_lens_on_prompts` reads each by itself."
+                    "`logit_lens` reads each by itself."
                 )
             if part.weight.is_meta:
                 raise InterpError("direct logit attribution: the head's weights are offloaded; load them in memory.")

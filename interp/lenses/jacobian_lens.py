@@ -1,15 +1,17 @@
 """The Jacobian lens: what is a state of layer l disposed to make the model say, now or later?
 
-Gurnee, Sofroniew, Lindsey et al., "Verbalizable Representations Form a Global Workspace in Language Models" (2026). A
-state h of layer l is carried to the last layer by the average Jacobian J_l = E[d h_last / d h_l] over prompts, source
-positions and later target positions, and read there: softmax(W_U norm(J_l h)). In plain torch, for hidden (layer,
-example, hidden) and jacobian (layer, hidden, hidden):
+A state h of layer l is carried to the last layer by the average Jacobian J_l = E[d h_last / d h_l] over prompts, source
+positions and later target positions, and read there: softmax(W_U norm(J_l h)). The average is over later positions too,
+so it is no prediction of the next token; and it holds for the checkpoint that it was fitted to alone. At the last layer
+J is the identity: there the lens is the model's own output. In plain nnsight, with jacobian (layer, hidden, hidden):
 
-    carried = torch.einsum("lij,lej->lei", jacobian, hidden)
-    log_probs = model.lm_head(model.model.norm(carried)).log_softmax(-1)
+    log_prob = {}
+    with model.trace(prompt):
+        for layer in layers:
+            hidden = model.layers_output[layer][:, -1] @ jacobian[layer].T
+            log_prob[layer] = model.lm_head(model.ln_final(hidden)).log_softmax(-1)
 
-The average is over later positions too, so it is no prediction of the next token; and it holds for the checkpoint that
-it was fitted to alone. At the last layer J is the identity: there the lens is the model's own output.
+Gurnee, Sofroniew, Lindsey et al., "Verbalizable Representations Form a Global Workspace in Language Models" (2026).
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.logit_lens import logit_lens
-from interp.readout import Groups
+from interp.lenses.logit_lens import read_carried
+from interp.lenses.reading import LensPrompt, Positions, Targets
+from interp.lenses.sources import Latents
 from interp.results import LensResult
 from interp.translators import AffineMap
 
@@ -69,68 +72,55 @@ def load_jacobians(path: str | Path) -> AffineMap:
     return AffineMap(layers, weight, torch.zeros(weight.shape[:2], dtype=torch.float32, device="cpu"))
 
 
-@torch.no_grad()
 def jacobian_lens(
     model: StandardizedTransformer,
     jacobians: AffineMap,
-    hidden: Tensor,
-    groups: Groups,
+    source: LensPrompt | Sequence[LensPrompt] | Latents,
+    targets: Targets | None = None,
     *,
-    layers: Sequence[int],
+    layers: Sequence[int] | None = None,
+    positions: Positions = "last",
+    policy: str = "first_token",
     top_k: int = 5,
-    batch_size: int = 256,
-    reference: Tensor | None = None,
     inverted: bool = False,
+    batch_size: int = 256,
+    batch_tokens: int | None = None,
 ) -> LensResult:
     """Jacobian lens (Gurnee et al. 2026): carry hidden states to the last layer by a matrix a layer, and read them out.
 
     Arguments:
         model: the model.
         jacobians: the matrix of each layer (`load_jacobians`). The model's last layer needs none: it is read as it is.
-        hidden: (layer, example, hidden_size), residual streams after layers, one token an example; any device and
-            float dtype.
-        groups: per example, per group: token ids whose probability is summed.
-        layers: what the axis `layer` of `hidden` stands for, ascending.
-        top_k: how many top tokens are kept.
-        batch_size: examples that are carried and read out at once.
-        reference: (example, hidden_size), the residual stream after the model's last layer at the same token, which
-            gives `surprisal` and `model_top_id`; None: not known.
-        inverted: negate after the final norm: the tokens that a state lowers.
+        source, targets, positions, policy, top_k, inverted, batch_size, batch_tokens: as in `logit_lens`.
+        layers: ascending; None: those that there are matrices of and the last, or all that there are latents of.
 
     Returns:
-        The lens over all examples, axes `example` and `layer`; logarithms in nats, `kl` from the last of `layers`.
+        The lens, axes as in `logit_lens`; logarithms in nats.
 
     Raises:
-        InterpError: shapes that do not fit, a layer that there is no matrix for, token ids outside the vocabulary.
+        InterpError: as `logit_lens` does; a layer that there is no matrix for.
     """
-    if batch_size < 1:
-        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
-    if hidden.dim() != 3 or hidden.shape[:2] != (len(layers), len(groups)):
-        raise InterpError(
-            f"hidden: expected shape (layer, example, hidden_size) = ({len(layers)}, {len(groups)}, "
-            f"{model.hidden_size}), got {tuple(hidden.shape)}."
-        )
-    if reference is not None and len(reference) != len(groups):
-        raise InterpError(f"reference: expected {len(groups)} examples, got {len(reference)}.")
     last = model.num_layers - 1
-    carried = [at for at, layer in enumerate(layers) if layer != last]
-    parts = []
-    for start in range(0, max(len(groups), 1), batch_size):
-        rows = slice(start, start + batch_size)
-        states = hidden[:, rows].float()
-        if carried:
+
+    def carry(hidden: Tensor, layers: tuple[int, ...]) -> Tensor:
+        states, inner = hidden.float(), [at for at, layer in enumerate(layers) if layer != last]
+        if inner:
             states = states.clone()
-            states[carried] = jacobians(states[carried], [layers[at] for at in carried])
-        parts.append(
-            logit_lens(
-                model,
-                states,
-                groups[rows],
-                layers=layers,
-                top_k=top_k,
-                batch_size=batch_size,
-                reference=None if reference is None else reference[rows],
-                inverted=inverted,
-            )
-        )
-    return LensResult.concatenate(parts)
+            states[inner] = jacobians(states[inner], [layers[at] for at in inner])
+        return states
+
+    own = sorted({*jacobians.layers, last})
+    every = source.all_layers(model.num_layers) if isinstance(source, Latents) else own
+    return read_carried(
+        model,
+        source,
+        targets,
+        carry,
+        layers=every if layers is None else layers,
+        positions=positions,
+        policy=policy,
+        top_k=top_k,
+        inverted=inverted,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+    )

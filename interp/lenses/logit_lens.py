@@ -1,4 +1,15 @@
-"""The logit lens: the model's own readout, applied to the residual stream after every layer, or to a part of it.
+"""The logit lens: what would the model say if it stopped after this layer?
+
+The model's own readout, final norm and head, is applied to the residual stream after every layer, or to a part of it.
+Early layers need not write in the code that the head reads, so that an answer may be there before the lens shows it
+(the tuned lens asks that); and a part read by itself gets a size from the final norm that it has not in the sum
+(`direct_logit_attribution` keeps it). In plain nnsight:
+
+    log_prob = {}
+    with model.trace(prompt):
+        for layer in range(model.num_layers):
+            hidden = model.layers_output[layer][:, -1]
+            log_prob[layer] = model.lm_head(model.ln_final(hidden)).log_softmax(-1)
 
 nostalgebraist, "interpreting GPT: the logit lens" (2020),
 https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens
@@ -6,17 +17,28 @@ https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-len
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses.on_prompts import LensPrompt, Targets, arranged, encode_prompts, lens_sites, states_of_prompts
-from interp.lenses.reading import read_layers
+from interp.lenses.reading import (
+    LensPrompt,
+    Positions,
+    Targets,
+    arranged,
+    encode_prompts,
+    groups_of,
+    lens_sites,
+    read_layers,
+    states_of_prompts,
+)
 from interp.lenses.remote import read_out_elsewhere
-from interp.readout import Groups, TokenGroups
+from interp.lenses.sources import Latents
+from interp.readout import TokenGroups
 from interp.results import Coordinate, LensResult
 from interp.sites import Site, Spelling
 from interp.sites.parsing import check_lens_layers
@@ -24,24 +46,29 @@ from interp.sites.parsing import check_lens_layers
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["logit_lens", "logit_lens_on_prompts"]
+__all__ = ["Carry", "logit_lens", "read_carried"]
 
 READABLE_KINDS = (
     "embed", "resid_pre", "resid_mid", "resid_post", "final_norm", "attn_out", "mixer_out", "mlp_out", "head_out",
 )  # fmt: skip
+Carry = Callable[[Tensor, tuple[int, ...]], Tensor]
+"""What is read out in place of residual streams (layer, row, hidden) after some layers."""
 
 
 @torch.no_grad()
 def logit_lens(
     model: StandardizedTransformer,
-    hidden: Tensor,
-    groups: Groups,
+    source: LensPrompt | Sequence[LensPrompt] | Latents,
+    targets: Targets | None = None,
     *,
-    layers: Sequence[int],
+    sites: Spelling | Sequence[Spelling] = "resid_post.*",
+    positions: Positions = "last",
+    policy: str = "first_token",
     top_k: int = 5,
-    batch_size: int = 256,
-    reference: Tensor | None = None,
     inverted: bool = False,
+    surprisal: bool = True,
+    batch_size: int = 256,
+    batch_tokens: int | None = None,
     remote: bool | str = False,
 ) -> LensResult:
     """Logit lens (nostalgebraist 2020): read hidden states of inner layers out as if they were the last layer's.
@@ -49,73 +76,8 @@ def logit_lens(
     The readout is the model's own tail, so the last layer gives the model's own prediction, also where that has a
     softcap (Gemma 2) or a scale (Cohere, Granite).
 
-    Arguments:
-        model: the model.
-        hidden: (layer, example, hidden_size), residual streams, one token an example; any device and float dtype.
-        groups: per example, per group: token ids whose probability is summed.
-        layers: what the axis `layer` of `hidden` stands for, ascending.
-        top_k: how many top tokens are kept.
-        batch_size: examples that are read out at once.
-        reference: (example, hidden_size), the residual stream after the model's last layer at the same token, which
-            gives `surprisal` and `model_top_id`; None: not known.
-        inverted: negate `hidden` after the final norm: the tokens that it lowers.
-        remote: True: read out on NDIF, in one session; `local`: packed as for a server, and run here; or an address.
-
-    Returns:
-        The lens over all examples, axes `example` and `layer`; logarithms in nats, `kl` from the last of `layers`.
-
-    Raises:
-        InterpError: shapes that do not fit, layers that the model does not have, token ids outside its vocabulary.
-    """
-    layers = check_lens_layers(layers, model.num_layers)
-    examples = len(groups)
-    expected = (len(layers), examples, model.hidden_size)
-    if tuple(hidden.shape) != expected:
-        raise InterpError(
-            f"hidden: expected shape (layer, example, hidden_size) = {expected}, got {tuple(hidden.shape)}."
-        )
-    if reference is not None and tuple(reference.shape) != expected[1:]:
-        raise InterpError(
-            f"reference: expected shape (example, hidden_size) = {expected[1:]}, got {tuple(reference.shape)}."
-        )
-    if batch_size < 1:
-        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
-    padded = TokenGroups.pad(groups, model.vocab_size)
-    if remote and examples:
-        given: dict[str, Any] = dict(layers=layers, top_k=top_k, batch_size=batch_size, remote=remote)
-        return read_out_elsewhere(model, hidden, padded, **given, reference=reference, inverted=inverted)
-    parts = []
-    for start in range(0, max(examples, 1), batch_size):
-        rows = slice(start, start + batch_size)
-        parts.append(
-            read_layers(
-                model,
-                hidden[:, rows],
-                padded.rows(rows),
-                layers=layers,
-                top_k=top_k,
-                reference=None if reference is None else reference[rows],
-                inverted=inverted,
-            )
-        )
-    return LensResult.concatenate(parts)
-
-
-@torch.no_grad()
-def logit_lens_on_prompts(
-    model: StandardizedTransformer,
-    prompts: LensPrompt | Sequence[LensPrompt],
-    *,
-    sites: Spelling | Sequence[Spelling] = "resid_post.*",
-    positions: str | int | Sequence[str | int] = "last",
-    targets: Targets | Sequence[Targets] | None = None,
-    policy: str = "first_token",
-    top_k: int = 5,
-    inverted: bool = False,
-    batch_tokens: int | None = None,
-    reference: bool = True,
-) -> LensResult:
-    """Logit lens (nostalgebraist 2020) on prompts: run them, and read sites out through the model's own tail.
+        logit_lens(model, ["The capital of France is", "..."], {"capital": "Paris"})
+        logit_lens(model, Latents(hidden, layers=[3, 5]), groups)
 
     Prompts run as `interp.activations.collect` runs them, some hundreds are read out before the next run: memory does
     not depend on how many there are, but for the result. A contribution (`attn_out`, `mlp_out`, `head_out`) is read as
@@ -124,53 +86,180 @@ def logit_lens_on_prompts(
 
     Arguments:
         model: the model.
-        prompts: one text or `Prompt`, or several, or lists of token ids.
-        sites: what is read: `embed`, `resid_pre`, `resid_mid`, `resid_post`, `final_norm` (by the head alone),
-            `attn_out`, `mixer_out`, `mlp_out`, `head_out` (each head); any spelling of `interp.sites`, or several.
-        positions: where, one or several of the vocabulary in `interp.positions`.
-        targets: the groups: name -> words (or token ids), for all prompts or a mapping for each; None: the targets of
-            the prompts that are `Prompt`s.
+        source: one text or `Prompt`, or several, or lists of token ids; or `Latents` (layer, example, hidden_size),
+            residual streams after layers, one token an example.
+        targets: the groups whose probability is read: name -> words (or token ids), for all examples or a mapping for
+            each; or per example, per group: token ids. None: the targets of the prompts that are `Prompt`s.
+        sites: what is read of prompts: `embed`, `resid_pre`, `resid_mid`, `resid_post`, `final_norm` (by the head
+            alone), `attn_out`, `mixer_out`, `mlp_out`, `head_out` (each head); any spelling of `interp.sites`, or
+            several.
+        positions: where in prompts, one or several of the vocabulary in `interp.positions`.
         policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
         top_k: how many top tokens are kept.
         inverted: negate after the final norm: the tokens that a state lowers.
-        batch_tokens: tokens in a forward pass at most; see `interp.activations.collect`.
-        reference: also read what the model itself says at each position, for `surprisal` and `model_top_id`.
+        surprisal: also read what the model itself says at each position, for `surprisal` and `model_top_id`.
+        batch_size: examples of `Latents` that are read out at once; of prompts, as many as fit.
+        batch_tokens: tokens of prompts in a forward pass at most; see `interp.activations.collect`.
+        remote: for `Latents`. True: read out on NDIF, in one session; `local`: packed as for a server, and run here; or
+            an address.
 
     Returns:
-        The lens, logarithms in nats. Axes `example`, then `position` unless one single position is asked for, then
-        `layer` where all sites are of one kind that layers have, or else `site`. `kl` is from the lens at the model's
-        last layer.
+        The lens, logarithms in nats. Axes `example`, then `position` where prompts are read at more than one single
+        position, then `layer` where all sites are of one kind that layers have, or else `site`. `kl` is from the lens
+        at the model's last layer, or at the last of the latents.
 
     Raises:
-        InterpError: a site that cannot be read out or that the model has not, a position that a prompt has not,
-            targets without tokens, `top_k` out of range.
+        InterpError: shapes that do not fit, layers that the model does not have, a site that cannot be read out or that
+            the model has not, a position that a prompt has not, targets without tokens, token ids outside the
+            vocabulary, `top_k` out of range.
     """
-    encoded = encode_prompts(model, prompts, positions, targets, policy)
+    if isinstance(source, Latents):
+        if sites != "resid_post.*" or positions != "last" or batch_tokens is not None:
+            raise InterpError("sites, positions, batch_tokens: they say how prompts are read, and `Latents` are given.")
+        return _of_latents(
+            model, source, targets, policy, None, top_k=top_k, inverted=inverted, surprisal=surprisal,
+            batch_size=batch_size, remote=remote,
+        )  # fmt: skip
+    if remote:
+        raise InterpError(
+            "remote: prompts are run here. Collect their states with `collect(..., remote=...)`, and give them as "
+            "`Latents`."
+        )
     chosen = lens_sites(model, sites, READABLE_KINDS)
+    return _of_prompts(
+        model, source, targets, policy, None, sites=chosen, positions=positions, top_k=top_k, inverted=inverted,
+        surprisal=surprisal, batch_tokens=batch_tokens,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def read_carried(
+    model: StandardizedTransformer,
+    source: LensPrompt | Sequence[LensPrompt] | Latents,
+    targets: Targets | None,
+    carry: Carry,
+    *,
+    layers: Sequence[int],
+    positions: Positions,
+    policy: str,
+    top_k: int,
+    inverted: bool,
+    batch_size: int,
+    batch_tokens: int | None,
+) -> LensResult:
+    """The logit lens of what residual streams after layers are carried to: of a tuned lens, of a Jacobian lens.
+
+    Arguments:
+        carry: gives what is read out in their place, and leaves the model's last layer as it is.
+        layers: the layers, ascending.
+        model, source, targets, positions, policy, top_k, inverted, batch_size, batch_tokens: as in `logit_lens`.
+    """
+    if isinstance(source, Latents):
+        if positions != "last" or batch_tokens is not None:
+            raise InterpError("positions, batch_tokens: they say how prompts are read, and `Latents` are given.")
+        return _of_latents(
+            model, source.at(layers), targets, policy, carry, top_k=top_k, inverted=inverted, surprisal=True,
+            batch_size=batch_size, remote=False,
+        )  # fmt: skip
+    layers = check_lens_layers(layers, model.num_layers)
+    return _of_prompts(
+        model, source, targets, policy, carry, sites=[Site("resid_post", layer) for layer in layers],
+        positions=positions, top_k=top_k, inverted=inverted, surprisal=True, batch_tokens=batch_tokens,
+    )  # fmt: skip
+
+
+def _of_latents(
+    model: StandardizedTransformer,
+    source: Latents,
+    targets: Targets | None,
+    policy: str,
+    carry: Carry | None,
+    *,
+    top_k: int,
+    inverted: bool,
+    surprisal: bool,
+    batch_size: int,
+    remote: bool | str,
+) -> LensResult:
+    layers = check_lens_layers(source.all_layers(model.num_layers), model.num_layers)
+    hidden, reference = source.tensor, source.reference if surprisal else None
+    expected = (len(layers), len(source), model.hidden_size)
+    if tuple(hidden.shape) != expected:
+        raise InterpError(
+            f"latents: expected shape (layer, example, hidden_size) = {expected}, got {tuple(hidden.shape)}."
+        )
+    if reference is not None and tuple(reference.shape) != expected[1:]:
+        raise InterpError(
+            f"reference: expected shape (example, hidden_size) = {expected[1:]}, got {tuple(reference.shape)}."
+        )
+    if batch_size < 1:
+        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
+    groups, names = groups_of(model, [None] * len(source), targets, policy)
+    padded = TokenGroups.pad(groups, model.vocab_size)
+    if remote and len(source):
+        given: dict[str, Any] = dict(layers=layers, top_k=top_k, batch_size=batch_size, remote=remote)
+        found = read_out_elsewhere(model, hidden, padded, **given, reference=reference, inverted=inverted)
+        return replace(found, group_names=names)
+    parts = []
+    for start in range(0, max(len(source), 1), batch_size):
+        rows = slice(start, start + batch_size)
+        parts.append(
+            read_layers(
+                model,
+                hidden[:, rows] if carry is None else carry(hidden[:, rows], layers),
+                padded.rows(rows),
+                layers=layers,
+                top_k=top_k,
+                reference=None if reference is None else reference[rows],
+                inverted=inverted,
+            )
+        )
+    return replace(LensResult.concatenate(parts), group_names=names)
+
+
+def _of_prompts(
+    model: StandardizedTransformer,
+    prompts: LensPrompt | Sequence[LensPrompt],
+    targets: Targets | None,
+    policy: str,
+    carry: Carry | None,
+    *,
+    sites: Sequence[Site],
+    positions: Positions,
+    top_k: int,
+    inverted: bool,
+    surprisal: bool,
+    batch_tokens: int | None,
+) -> LensResult:
+    encoded = encode_prompts(model, prompts, positions, targets, policy, name="source")
     last = Site("resid_post", model.num_layers - 1)
     # The final norm of the last residual stream is what the head reads: both are one reading.
-    read = [last if site.kind == "final_norm" else site for site in chosen]
+    read = [last if site.kind == "final_norm" else site for site in sites]
     asked = list(dict.fromkeys([*read, last]))
-    where = torch.tensor([asked.index(site) for site in [*read, *([] if read[-1] == last else [last])]], device="cpu")
-    groups = TokenGroups.pad(encoded.groups, model.vocab_size)
+    compared = [*read, *([] if read[-1] == last else [last])]  # the last is what `kl` compares with
+    where = torch.tensor([asked.index(site) for site in compared], device="cpu")
+    padded = TokenGroups.pad(encoded.groups, model.vocab_size)
     parts, examples, slots = [], [], []
     for of_cell, slot, hidden in states_of_prompts(model, encoded, asked, batch_tokens):
         examples.append(of_cell)
         slots.append(slot)
+        states = hidden[where]
+        if carry is not None:
+            states = carry(states, tuple(site.layer for site in compared if site.layer is not None))
         parts.append(
             read_layers(
                 model,
-                hidden[where],
-                groups.rows(of_cell),
+                states,
+                padded.rows(of_cell),
                 layers=tuple(range(len(where))),
                 top_k=top_k,
-                reference=hidden[-1] if reference else None,
+                reference=hidden[-1] if surprisal else None,
                 inverted=inverted,
             )
         )
     cells = LensResult.concatenate(parts).select(layer=range(len(read)))
     arrays, leading = arranged(cells.arrays(), encoded, torch.cat(examples).numpy(), torch.cat(slots).numpy())
-    coordinates = {**leading, **_site_axis(chosen)}
+    coordinates = {**leading, **_site_axis(sites)}
     return LensResult(coordinates=coordinates, group_names=encoded.group_names, **arrays)
 
 

@@ -1,9 +1,19 @@
-"""Patchscope generation: a hidden state is written into another prompt's run, and the model goes on writing.
+"""Patchscope generation: what does a model write on after a prompt that a hidden state has been written into?
 
-Ghandeharioun et al., "Patchscopes" (2024), arXiv 2401.06102: descriptions of entities, extraction of attributes.
+The longer form of the patchscope lens, for what takes more than a token to say: descriptions of entities, extraction of
+attributes. What is written also follows the target prompt's own habits, and greedy text hides how near the next best
+was. In plain nnsight, greedily, for a latent (hidden_size,) and ids (1, token):
+
+    for _ in range(max_new_tokens):
+        with model.trace(input_ids=ids):
+            model.layers_output[layer][:, position] = latent
+            logits = model.logits[:, -1].save()
+        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=-1)
+
+Ghandeharioun et al., "Patchscopes" (2024), arXiv 2401.06102.
 
 Latents written after layers go through one walk up the layers, and every run then goes on with keys and values of its
-own behind those of the target prompt (`interp.forward`). Other sites, and families that this does not fit, are served
+own behind those of the target prompt (`interp.patching`). Other sites, and families that this does not fit, are served
 the plain way, whole forward passes for each token.
 """
 
@@ -14,21 +24,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from interp.batching import WALKING_TOKENS
 from interp.errors import InterpError
 from interp.forward import stays_within
+from interp.lenses.patchscope import asked_layers, needed_layers
+from interp.lenses.patchscope_inputs import PatchscopeInputs, TargetPositions, TargetPrompts
+from interp.lenses.reading import Positions
+from interp.lenses.sources import Latents, SourcePrompts
 from interp.model.fed import check_fed
 from interp.passes import in_turn
 from interp.patching import (
     Choose,
     Patch,
-    PatchedPrompts,
     PatchPlan,
     Sampling,
-    TargetPositions,
     check_number,
+    check_patch,
     generate_plainly,
     generate_walked,
     generation_fits,
@@ -47,19 +59,19 @@ __all__ = ["patchscope_generate", "stop_tokens"]
 CACHE_BYTES = 1 << 31
 
 
-@in_turn
 @torch.no_grad()
 def patchscope_generate(
     model: StandardizedTransformer,
-    latents: Tensor,
-    target_ids: Sequence[Sequence[int]],
-    target_positions: TargetPositions,
+    source: SourcePrompts | Latents,
+    target_prompts: TargetPrompts,
+    target_positions: TargetPositions | None = None,
     *,
-    layers: Sequence[int],
+    source_positions: Positions = "last",
+    source_model: StandardizedTransformer | None = None,
+    layers: Sequence[int] | None = None,
     max_new_tokens: int = 20,
     patch: Patch = "one_layer",
     site: str = "resid_post",
-    latent_layers: Sequence[int] | None = None,
     mapping: LatentMap | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -68,6 +80,7 @@ def patchscope_generate(
     stop_ids: Collection[int] | None = None,
     example_numbers: Sequence[int] | None = None,
     batch_size: int = 64,
+    batch_tokens: int | None = None,
 ) -> GenerationResult:
     """Patchscope generation (Ghandeharioun et al. 2024): write latents into target prompts, let the model go on.
 
@@ -75,20 +88,12 @@ def patchscope_generate(
     batches, other layers beside it or more tokens change nothing, but for roundings of the logits.
 
     Arguments:
-        model: the model that runs the target prompts. The latents may be another one's.
-        latents: (layer, example, hidden_size), what is written; or (layer, example, position, hidden_size) where
-            several tokens are. Any device and float dtype, the model's is used.
-        target_ids: per example: token ids of its target prompt as the model is fed, unpadded.
-        target_positions: per example: the token of the target prompt that is written, counted from 0 without padding;
-            or several that are written at once, equally many in every example.
-        layers: the layers that are patched, each by itself, in any order.
+        model: the model that runs the target prompts.
+        source, target_prompts, target_positions, source_positions, source_model, patch, site, mapping, batch_tokens: as
+            in `patchscope_lens`.
+        layers: the layers that are patched, each by itself, in any order; None: all that there are latents of, or that
+            both models have.
         max_new_tokens: new tokens at most.
-        patch: `one_layer`, or `from_layer`: also every later layer, with that layer's latent.
-        site: kind of site that is written, a hidden state that each layer has (`interp.sites.HIDDEN_KINDS`).
-        latent_layers: what the axis `layer` of `latents` stands for, ascending; None: `layers`, in their order.
-            `one_layer` needs all of `layers` there, `from_layer` every layer from the first of `layers` to the model's
-            last.
-        mapping: turns the latents into what is written (`interp.translators`); None: they are written as they are.
         temperature: logits are divided by it and a token is drawn; 0: the most probable token is taken.
         top_k: only so many of the most probable tokens may be drawn; None: all.
         top_p: only the most probable tokens that together have this probability may be drawn, after `top_k`; None: all.
@@ -104,31 +109,45 @@ def patchscope_generate(
         of its ids.
 
     Raises:
-        InterpError: shapes that do not fit, layers that the model or the latents do not have, a layer twice, a
-            position outside its target prompt, token ids outside the vocabulary, sampling out of range.
+        InterpError: as `patchscope_lens` does; a layer twice, or sampling out of range.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     if max_new_tokens < 1 or batch_size < 1:
         raise InterpError(f"max_new_tokens, batch_size: expected at least 1, got {max_new_tokens} and {batch_size}.")
-    asked = [int(layer) for layer in layers]
+    check_patch(patch, site)
+    given = PatchscopeInputs.of(
+        model, source, target_prompts, target_positions, source_positions=source_positions, source_model=source_model,
+        batch_tokens=batch_tokens,
+    )  # fmt: skip
+    numbers = range(len(given.source)) if example_numbers is None else example_numbers
+    check_number("example_numbers", numbers, len(given.source))
+    asked = asked_layers(given, layers)
     order = sorted(range(len(asked)), key=asked.__getitem__)
-    if latent_layers is None and len(latents) == len(asked):
-        latents = latents[order]
     ascending = tuple(asked[index] for index in order)
-    held = held_layers(ascending, latent_layers, patch, site, model.num_layers)
-    prompts = PatchedPrompts.of(model, latents, held, target_ids, target_positions, mapped=mapping is not None)
-    check_fed(model, prompts.input_ids, "target_ids", more=max_new_tokens - 1)  # the last is not fed any more
-    numbers = range(len(prompts)) if example_numbers is None else example_numbers
-    check_number("example_numbers", numbers, len(prompts))
     stops = stop_tokens(model) if stop_ids is None else stop_ids
-    ids: list[list[list[int]]] = [[[] for _ in asked] for _ in prompts.input_ids]  # [example][layer]
-    plan = _GenerationPlan(prompts, site, patch, ascending, mapping, max_new_tokens, sampling, numbers, stops)
+    ids: list[list[list[int]]] = []  # [example][layer]
+    for part in given.parts(site, needed_layers(asked, patch, model)):
+        held_layers(ascending, part.layers, patch, site, model.num_layers)
+        prompts = part.prompts(model, mapped=mapping is not None)
+        check_fed(model, prompts.input_ids, "target_prompts", more=max_new_tokens - 1)  # the last is not fed any more
+        own = numbers[part.examples]
+        plan = _GenerationPlan(prompts, site, patch, ascending, mapping, max_new_tokens, sampling, own, stops)
+        ids += _generated(model, plan, order, batch_size)
+    return GenerationResult.decoded(asked, ids, model.tokenizer)
+
+
+@in_turn
+def _generated(
+    model: StandardizedTransformer, plan: _GenerationPlan, order: Sequence[int], batch_size: int
+) -> list[list[list[int]]]:
+    """[example][layer], the new tokens; `order` has the place of each of the plan's layers among those asked for."""
+    ids: list[list[list[int]]] = [[[] for _ in order] for _ in plan.input_ids]
     for chosen, runs in run(plan, batch_size):
         tokens = iter(runs)
         for index in order:
             for example in chosen:
                 ids[example][index] = next(tokens)
-    return GenerationResult.decoded(asked, ids, model.tokenizer)
+    return ids
 
 
 def stop_tokens(model: StandardizedTransformer) -> tuple[int, ...]:

@@ -1,4 +1,15 @@
-"""The patchscope lens over a grid: what is in a source's layer, written at every target layer.
+"""The patchscope lens over a grid: at which layer can a model make use of what is in another layer's state?
+
+The state of every source layer is written at every target layer. What a layer holds may only be of use to much earlier
+layers, or to later ones; a state far from its own layer is also unlike what stands there, so a low value says nothing
+of either by itself. In plain nnsight, for latents (source layer, hidden_size):
+
+    log_prob = {}
+    for source in source_layers:
+        for target in target_layers:
+            with model.trace(target_prompt):
+                model.layers_output[target][:, position] = latents[source]
+                log_prob[source, target] = model.logits[:, -1].log_softmax(-1)
 
 Ghandeharioun et al., "Patchscopes" (2024), arXiv 2401.06102, patch all source layers into all target layers. In one
 walk up the layers, the latents of all source layers join at each target layer.
@@ -8,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
@@ -19,12 +31,14 @@ from torch import Tensor
 
 from interp.batching import WALKING_TOKENS
 from interp.lenses.patchscope import check_lens_inputs, read_baseline
-from interp.lenses.reading import read_layers
+from interp.lenses.patchscope_inputs import Part, PatchscopeInputs, TargetPositions, TargetPrompts
+from interp.lenses.reading import Positions, Targets, read_layers
+from interp.lenses.sources import Latents, SourcePrompts
 from interp.passes import in_turn
-from interp.patching import Patch, PatchedPrompts, TargetPositions, check_patch, run_patched, walk, walk_fits
+from interp.patching import Patch, PatchedPrompts, check_patch, run_patched, walk, walk_fits
 from interp.patching.plan import check_held
 from interp.patching.run import Ends, EndsPlan, run
-from interp.readout import Groups, TokenGroups
+from interp.readout import TokenGroups
 from interp.results import LensResult
 from interp.sites import Site
 from interp.sites.parsing import check_lens_layers
@@ -38,72 +52,90 @@ __all__ = ["patchscope_grid"]
 _ROWS_AT_ONCE = 256  # runs whose logits are held together
 
 
-@in_turn
 @torch.no_grad()
 def patchscope_grid(
     model: StandardizedTransformer,
-    latents: Tensor,
-    target_ids: Sequence[Sequence[int]],
-    target_positions: TargetPositions,
-    groups: Groups,
+    source: SourcePrompts | Latents,
+    target_prompts: TargetPrompts,
+    target_positions: TargetPositions | None = None,
+    targets: Targets | None = None,
     *,
-    source_layers: Sequence[int],
+    source_positions: Positions = "last",
+    source_model: StandardizedTransformer | None = None,
+    source_layers: Sequence[int] | None = None,
     target_layers: Sequence[int] | None = None,
     patch: Patch = "one_layer",
     site: str = "resid_post",
     mapping: LatentMap | AffinePairs | None = None,
+    policy: str = "first_token",
     top_k: int = 5,
     batch_size: int = 64,
-    reference: Tensor | None = None,
+    batch_tokens: int | None = None,
 ) -> LensResult:
     """Patchscope lens over source layers x target layers (Ghandeharioun et al. 2024).
 
     Arguments:
-        model: the model that runs the target prompts. The latents may be another one's.
-        latents: (source layer, example, hidden_size), what is written; or (source layer, example, position,
-            hidden_size) where several tokens are. Any device and float dtype, the model's is used.
-        target_ids: per example: token ids of its target prompt as the model is fed, unpadded.
-        target_positions: per example: the token of the target prompt that is written, or several, all at
-            once, counted from 0 without padding.
-        groups: per example, per group: token ids whose probability is summed.
-        source_layers: what the first axis of `latents` stands for, ascending.
+        model: the model that runs the target prompts.
+        source, target_prompts, target_positions, targets, source_positions, source_model, site, policy, top_k,
+            batch_tokens: as in `patchscope_lens`.
+        source_layers: the layers whose latents are written, ascending; None: all that there are latents of, or that the
+            source model has.
         target_layers: where they are written, ascending; None: every layer of the model.
         patch: `one_layer`; or `from_layer`: at every layer after the target layer that layer's own latent is written
             too (Dumas et al. 2025), so it has to be among the source layers.
-        site: kind of site that is written, a hidden state that each layer has (`interp.sites.HIDDEN_KINDS`).
         mapping: turns the latents into what is written, the same at each target layer or (`AffinePairs`) one for
             each. None: they are written as they are.
-        top_k: how many top tokens are kept.
         batch_size: target prompts that walk together, each with all its runs; fewer where these would not fit.
-        reference: (example, hidden_size), the residual stream after the model's last layer at the source token, which
-            gives `surprisal` and `model_top_id`; None: not known.
 
     Returns:
         The lens, axes `example`, `source_layer`, `target_layer`; logarithms in nats. `kl` compares with the last source
-        layer at the last target layer; `baseline` is read after the unpatched target prompts.
+        layer at the last target layer; for `baseline`, `surprisal` and `model_top_id` see `patchscope_lens`.
 
     Raises:
-        InterpError: shapes that do not fit, layers that the model has not, a position outside its target prompt, token
-            ids outside the vocabulary, maps that lack a target layer.
+        InterpError: as `patchscope_lens` does, or maps that lack a target layer.
     """
-    targets = check_lens_layers(range(model.num_layers) if target_layers is None else target_layers, model.num_layers)
-    sources = _ascending(source_layers)
+    targeted = check_lens_layers(range(model.num_layers) if target_layers is None else target_layers, model.num_layers)
     check_patch(patch, site)
-    later = range(targets[0] + 1, model.num_layers) if patch == "from_layer" else range(0)
-    check_held(patch, targets, later, sources)
+    given = PatchscopeInputs.of(
+        model, source, target_prompts, target_positions, source_positions=source_positions, source_model=source_model,
+        targets=targets, policy=policy, batch_tokens=batch_tokens,
+    )  # fmt: skip
+    sources = _ascending(given.source.all_layers() if source_layers is None else source_layers)
+    later = range(targeted[0] + 1, model.num_layers) if patch == "from_layer" else range(0)
+    check_held(patch, targeted, later, sources)
     if isinstance(mapping, AffinePairs):
-        for layer in {*targets, *later}:
+        for layer in {*targeted, *later}:
             mapping.to_layer(layer)  # says so where there is none
-    prompts = PatchedPrompts.of(model, latents, sources, target_ids, target_positions, mapped=mapping is not None)
+    lens = partial(
+        _of_part, model, sources=sources, targets=targeted, later=later, site=site, mapping=mapping, top_k=top_k,
+        batch_size=batch_size,
+    )  # fmt: skip
+    return given.results(site, sources, lens)
+
+
+@in_turn
+def _of_part(
+    model: StandardizedTransformer,
+    part: Part,
+    *,
+    sources: tuple[int, ...],
+    targets: tuple[int, ...],
+    later: range,
+    site: str,
+    mapping: LatentMap | AffinePairs | None,
+    top_k: int,
+    batch_size: int,
+) -> LensResult:
+    """The grid of examples whose latents are there."""
+    prompts = part.prompts(model, mapped=mapping is not None).at(sources)
+    check_lens_inputs(prompts, part.groups, part.reference, batch_size)
     plan = _GridPlan(prompts, targets, later, site, mapping)
-    check_lens_inputs(prompts, groups, reference, batch_size)
-    padded = TokenGroups.pad(groups, model.vocab_size)
+    padded = TokenGroups.pad(part.groups, model.vocab_size)
     parts, order = [], []
     for chosen, chunks in groupby(run(plan, batch_size), key=itemgetter(0)):
         rows = torch.tensor(chosen, dtype=torch.long, device="cpu")
         order += chosen
-        known = None if reference is None else reference[rows.to(reference.device)]
-        parts.append(_read(model, (ends for _, ends in chunks), padded.rows(rows), known, plan, top_k))
+        parts.append(_read(model, (ends for _, ends in chunks), padded.rows(rows), part.known(rows), plan, top_k))
     return LensResult.concatenate(parts, order=order)
 
 

@@ -1,37 +1,28 @@
-"""What patchscopes on prompts share: latents of source prompts, and the target prompts that they are written into."""
+"""What a lens reads: latents, or prompts that they are read from."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from interp.activations import collect
 from interp.errors import InterpError
-from interp.lenses.on_prompts import LensPrompt, Targets, check_policy_unused, encode_prompts
-from interp.model.fed import check_fed
-from interp.positions import Position
-from interp.prompts import Prompt
+from interp.lenses.reading import LensPrompt, Positions, encode_prompts
 from interp.prompts.given import is_ids, listed
-from interp.prompts.target_prompt import TargetPrompt, as_target_prompt
-from interp.readout import Groups
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Positions", "SourcePrompts", "Sources", "TargetPrompts", "Writing", "Written", "groups_of", "written_into"]
+__all__ = ["Latents", "Source", "SourcePrompts", "Sources"]
 
 SourcePrompts = LensPrompt | Sequence[LensPrompt | Sequence[LensPrompt]]
 """A source prompt; or one an example; or, for an example, several, whose mean is written."""
-TargetPrompts = LensPrompt | TargetPrompt | Sequence[LensPrompt | TargetPrompt]
-"""A target prompt for all examples, or one each; names of `interp.prompts.TARGET_NAMES` too."""
-Positions = str | int | Sequence[str | int]
-"""One of the vocabulary of `interp.positions`, or several."""
-
 _AT_ONCE = 256  # examples whose latents are held together
 
 
@@ -41,18 +32,121 @@ class Writing:
 
     Arguments:
         examples: which.
+        layers: what the axis `layer` of the latents stands for, ascending.
         latents: (layer, example, hidden), or (layer, example, position, hidden) where several tokens are read.
-        own: (example, hidden), the residual stream after the source model's last layer at the source's (last) position;
-            None: an example has several sources.
+        reference: (example, hidden), the residual stream after the source model's last layer at the source's (last)
+            position; None: not known, or an example has several sources.
     """
 
     examples: slice
+    layers: tuple[int, ...]
     latents: Tensor
-    own: Tensor | None
+    reference: Tensor | None
+
+
+class Source(ABC):
+    """Where what is written comes from."""
+
+    @property
+    def reader(self) -> StandardizedTransformer | None:
+        """The model that reads the source prompts; None: there are none."""
+        return None
+
+    @property
+    def firsts(self) -> Sequence[LensPrompt]:
+        """Per example, its (first) source prompt."""
+        return ()
+
+    @property
+    def num_positions(self) -> int | None:
+        """How many tokens of each example are written; None: as the latents' shape says."""
+        return None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def for_examples(self, examples: int) -> Source:
+        """The one example that there is, as often as this."""
+
+    @abstractmethod
+    def all_layers(self, num_layers: int | None = None) -> tuple[int, ...]:
+        """The layers that a lens goes through where none are named.
+
+        Arguments:
+            num_layers: of the model that they are written into, layer by layer; None: they are not.
+        """
+
+    @abstractmethod
+    def read(self, site: str, needed: Sequence[int]) -> Iterator[Writing]:
+        """The latents, some examples at a time.
+
+        Arguments:
+            site: the kind of site that is read.
+            needed: the layers that latents are needed of; there may be more.
+        """
 
 
 @dataclass(frozen=True)
-class Sources:
+class Latents(Source):
+    """Hidden states that a lens is given in place of prompts; any device and float dtype.
+
+        Latents(hidden, layers=[3, 5])
+
+    Arguments:
+        tensor: (layer, example, hidden_size); or, for a lens that writes them, (layer, example, position, hidden_size)
+            where several tokens of each example are written at once. They may be another model's, of another width
+            where a lens has a `mapping`.
+        layers: what the axis `layer` stands for; None: the layers that the lens needs, all by default.
+        reference: (example, hidden_size), the residual stream after the model's last layer at the same token (at the
+            source token), which gives `surprisal` and `model_top_id`; None: not known.
+    """
+
+    tensor: Tensor
+    layers: Sequence[int] | None = None
+    reference: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.tensor.shape[1] if self.tensor.dim() > 1 else 0
+
+    def at(self, layers: Sequence[int] | None) -> Latents:
+        """The same of some layers, in their order; None: of all.
+
+        Raises:
+            InterpError: there are none of a layer.
+        """
+        if layers is None:
+            return self
+        asked = tuple(int(layer) for layer in layers)
+        held = asked if self.layers is None else tuple(int(layer) for layer in self.layers)
+        missing = [layer for layer in asked if layer not in held]
+        if missing:
+            raise InterpError(f"layers: there are latents of layers {list(held)}, none of {missing}.")
+        if asked == held or len(self.tensor) != len(held):  # a lens refuses what does not fit
+            return replace(self, layers=held)
+        return replace(self, tensor=self.tensor[[held.index(layer) for layer in asked]], layers=asked)
+
+    def for_examples(self, examples: int) -> Latents:
+        """The one example that there is, as often as this."""
+        shape = (-1, examples, *(-1 for _ in self.tensor.shape[2:]))
+        reference = None if self.reference is None else self.reference.expand(examples, -1)
+        return replace(self, tensor=self.tensor.expand(*shape), reference=reference)
+
+    def all_layers(self, num_layers: int | None = None) -> tuple[int, ...]:
+        """All that there are latents of; where it is not said which these are, all of the model."""
+        if self.layers is not None:
+            return tuple(int(layer) for layer in self.layers)
+        return tuple(range(len(self.tensor) if num_layers is None else num_layers))
+
+    def read(self, site: str, needed: Sequence[int]) -> Iterator[Writing]:
+        """All of them at once; a lens says which layers are missing."""
+        own = replace(self, layers=needed) if self.layers is None else self
+        layers = tuple(sorted(own.all_layers()))
+        yield Writing(slice(0, len(self)), layers, own.at(layers).tensor, self.reference)
+
+
+@dataclass(frozen=True)
+class Sources(Source):
     """The source prompts of all examples, each prompt by itself.
 
     Arguments:
@@ -61,7 +155,9 @@ class Sources:
         positions: per prompt: the tokens that are read.
         counts: per example: how many of the prompts are its own, in order.
         single: whether one token is read, so that latents have no axis `position`.
-        firsts: per example: its first source prompt, as given.
+        given: per example: its first source prompt, as given.
+        batch_tokens: tokens in a forward pass at most; see `interp.activations.collect`.
+        copies: how many examples the prompts stand for each.
     """
 
     model: StandardizedTransformer
@@ -69,10 +165,14 @@ class Sources:
     positions: list[list[int]]
     counts: list[int]
     single: bool
-    firsts: list[LensPrompt]
+    given: list[LensPrompt]
+    batch_tokens: int | None
+    copies: int = 1
 
     @classmethod
-    def of(cls, model: StandardizedTransformer, prompts: SourcePrompts, positions: Positions) -> Sources:
+    def of(
+        cls, model: StandardizedTransformer, prompts: SourcePrompts, positions: Positions, batch_tokens: int | None
+    ) -> Sources:
         """Tokenize the source prompts and find their positions.
 
         Raises:
@@ -80,9 +180,9 @@ class Sources:
         """
         examples = [_several(example) for example in _examples(prompts)]
         if not examples or not all(examples):
-            raise InterpError("source_prompts: expected at least one example, and at least one prompt in each.")
+            raise InterpError("source: expected at least one example, and at least one source prompt in each.")
         several = [prompt for example in examples for prompt in example]
-        encoded = encode_prompts(model, several, positions, name="source_prompts")
+        encoded = encode_prompts(model, several, positions, name="source")
         for prompt, own in enumerate(encoded.positions):
             if -1 in own:
                 raise InterpError(
@@ -96,158 +196,81 @@ class Sources:
             [len(example) for example in examples],
             encoded.single,
             [example[0] for example in examples],
+            batch_tokens,
         )
 
     def __len__(self) -> int:
-        return len(self.counts)
+        return len(self.counts) * self.copies
 
-    def read(self, site: str, layers: Sequence[int]) -> Iterator[Writing]:
+    @property
+    def reader(self) -> StandardizedTransformer:
+        """The model that reads the source prompts."""
+        return self.model
+
+    @property
+    def firsts(self) -> Sequence[LensPrompt]:
+        """Per example, its (first) source prompt."""
+        return self.given
+
+    @property
+    def num_positions(self) -> int:
+        """How many tokens of each example are written."""
+        return len(self.positions[0])
+
+    def for_examples(self, examples: int) -> Sources:
+        """The one example that there is, as often as this."""
+        return replace(self, copies=examples, given=self.given * examples)
+
+    def all_layers(self, num_layers: int | None = None) -> tuple[int, ...]:
+        """All that both models have."""
+        own = self.model.num_layers
+        return tuple(range(own if num_layers is None else min(num_layers, own)))
+
+    def read(self, site: str, needed: Sequence[int]) -> Iterator[Writing]:
         """Run the sources, some hundred examples at a time, so that memory does not depend on how many there are.
 
-        Arguments:
-            site: the kind of site that is read.
-            layers: at which layers, ascending.
+        Raises:
+            InterpError: the source model does not have one of the layers.
         """
+        layers = tuple(sorted(needed))
+        outside = [layer for layer in layers if not 0 <= layer < self.model.num_layers]
+        if outside:
+            raise InterpError(
+                f"layers: the source model has layers 0 to {self.model.num_layers - 1}, latents of {outside} are "
+                "needed."
+            )
         last = Site("resid_post", self.model.num_layers - 1)
         sites = [Site(site, layer) for layer in layers]
         asked = sites if last in sites else [*sites, last]
         first = 0
-        for start in range(0, len(self), _AT_ONCE):
+        for start in range(0, len(self.counts), _AT_ONCE):
             counts = self.counts[start : start + _AT_ONCE]
             prompts = slice(first, first + sum(counts))
             first = prompts.stop
-            read = collect(self.model, self.input_ids[prompts], asked, self.positions[prompts])
+            read = collect(
+                self.model, self.input_ids[prompts], asked, self.positions[prompts], batch_tokens=self.batch_tokens
+            )
             latents = read[site][: len(layers)]  # (layer, prompt, position, hidden)
             alone = max(counts) == 1
             if not alone:
                 latents = torch.stack([own.float().mean(1) for own in latents.split(counts, dim=1)], dim=1)
-            yield Writing(
-                slice(start, start + len(counts)),
-                latents[:, :, 0] if self.single else latents,
-                read["resid_post"][-1, :, -1] if alone else None,
-            )
-
-
-@dataclass(frozen=True)
-class Written:
-    """The target prompts of all examples, tokenized.
-
-    Arguments:
-        input_ids: per example: token ids, unpadded.
-        positions: per example: the token that is written over, or the tokens.
-        given: the prompts as the user gave them, read once: one for all examples, or one each.
-    """
-
-    input_ids: list[list[int]]
-    positions: list[int] | list[list[int]]
-    given: list[Any]
-
-
-def written_into(
-    model: StandardizedTransformer, prompts: TargetPrompts, positions: Positions | None, sources: Sources
-) -> Written:
-    """Tokenize the target prompts and find what is written over.
-
-    Arguments:
-        model: the model that runs them.
-        prompts: one for all examples, or one each.
-        positions: of each, one or several; None: its placeholder.
-        sources: the examples, and how many tokens of each are written.
-
-    Raises:
-        InterpError: other numbers of prompts, or of positions, than the sources have.
-    """
-    each = _targets(prompts)
-    if len(each) not in (1, len(sources)):
-        raise InterpError(f"target_prompts: expected one, or one for each of {len(sources)} examples, got {len(each)}.")
-    several: list[str | int | None] = (
-        [positions] if positions is None or isinstance(positions, str | int) else list(positions)
-    )
-    if len(several) != len(sources.positions[0]):
-        raise InterpError(
-            f"target_positions: expected {len(sources.positions[0])}, as many as tokens of a source are read, got "
-            f"{len(several)}: {several}."
-        )
-    resolved = [[_resolved(model, given, at, index) for at in several] for index, given in enumerate(each)]
-    check_fed(model, [found[0][0] for found in resolved], "target_prompts")
-    repeated = resolved * (len(sources) if len(resolved) < len(sources) else 1)
-    ids = [found[0][0] for found in repeated]
-    if sources.single:
-        return Written(ids, [found[0][1] for found in repeated], each)
-    return Written(ids, [[at for _, at in found] for found in repeated], each)
-
-
-def groups_of(
-    model: StandardizedTransformer,
-    targets: Targets | Sequence[Targets] | None,
-    policy: str,
-    into: Written,
-    sources: Sources,
-) -> tuple[Groups, tuple[str, ...]]:
-    """The tokens whose probability is read, by example and group, and the names of the groups.
-
-    Arguments:
-        model: the model that runs the target prompts.
-        targets: for all examples, or for each its own; None: those of the target prompts that are `Prompt`s, or where
-            none has any, of the (first) source prompts.
-        policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
-
-    Raises:
-        InterpError: targets of source prompts of another vocabulary, or a policy without words that it is for.
-    """
-    count = len(sources)
-    if targets is not None:
-        found = encode_prompts(model, [[0]] * count, "last", targets, policy)
-        return found.groups, found.group_names
-    check_policy_unused(policy)
-    own = [given.prompt if isinstance(given, TargetPrompt) else given for given in into.given]
-    asked: list[Prompt] = [given if isinstance(given, Prompt) else Prompt("") for given in own]
-    if not any(prompt.targets for prompt in asked):
-        asked = [given if isinstance(given, Prompt) else Prompt("") for given in sources.firsts]
-        _check_one_vocabulary(model, sources, asked)
-    asked = asked * (count if len(asked) < count else 1)
-    names = tuple(dict.fromkeys(name for prompt in asked for name in prompt.targets))
-    return [[prompt.target_tokens.get(name, ()) for name in names] for prompt in asked], names
-
-
-def _check_one_vocabulary(model: StandardizedTransformer, sources: Sources, prompts: Sequence[Prompt]) -> None:
-    """Refuse targets that were found with another tokenizer than that of the model whose logits are read."""
-    other = sources.model is not model and sources.model.tokenizer.get_vocab() != model.tokenizer.get_vocab()
-    if other and any(prompt.targets for prompt in prompts):
-        raise InterpError(
-            "targets: those of the source prompts are tokens of the source model, whose vocabulary is another. Give "
-            "targets= as words, or target prompts that are `Prompt`s with targets of their own."
-        )
+            latents = latents[:, :, 0] if self.single else latents
+            reference = read["resid_post"][-1, :, -1] if alone else None
+            if self.copies == 1:
+                yield Writing(slice(start, start + len(counts)), layers, latents, reference)
+                continue
+            for copy in range(0, self.copies, _AT_ONCE):
+                part = Latents(latents, reference=reference).for_examples(min(_AT_ONCE, self.copies - copy))
+                yield Writing(slice(copy, copy + len(part)), layers, part.tensor, part.reference)
 
 
 def _examples(prompts: SourcePrompts) -> list[LensPrompt | Sequence[LensPrompt]]:
     """The examples: token ids by themselves are one, as a text and a prompt are."""
-    examples = listed(prompts, "source_prompts")
+    examples = listed(prompts, "source")
     return [examples] if is_ids(examples) else examples
 
 
 def _several(example: LensPrompt | Sequence[LensPrompt]) -> list[LensPrompt]:
     """The source prompts of an example: a text, a prompt and token ids are one."""
-    given = listed(example, "source_prompts")
+    given = listed(example, "source")
     return [given] if is_ids(given) else given
-
-
-def _targets(prompts: TargetPrompts) -> list[Any]:
-    """The target prompts: token ids by themselves are one."""
-    given = [prompts] if isinstance(prompts, TargetPrompt) else listed(prompts, "target_prompts")
-    return [given] if is_ids(given) else given
-
-
-def _resolved(
-    model: StandardizedTransformer, given: Any, position: str | int | None, index: int
-) -> tuple[list[int], int]:
-    """The token ids of a target prompt, and which of them is written over."""
-    if not is_ids(given):
-        return as_target_prompt(given, model.tokenizer, position).resolve(model.tokenizer)
-    ids = [int(token) for token in given]
-    found = Position.parse("last" if position is None else position).resolve(len(ids), {})
-    if len(found) != 1:
-        raise InterpError(
-            f"target_positions: {position!r} is {len(found)} tokens of target prompt {index}, expected one."
-        )
-    return ids, found[0]

@@ -1,16 +1,29 @@
-"""The tuned lens: translate hidden states, then read them out."""
+"""The tuned lens: what does a layer know of the answer, in whatever code it writes?
+
+A learned affine map for each layer, its translator, carries the residual stream to what the last layer would make of
+it, then the model's own readout reads that. A translator is trained to say what the model will say, so the lens tells
+what can be read off a layer linearly, which need not be what later layers read; and it holds for the model and the kind
+of text that it was trained on. In plain nnsight, with weight (layer, hidden, hidden) and bias (layer, hidden):
+
+    log_prob = {}
+    with model.trace(prompt):
+        for layer in layers:
+            hidden = model.layers_output[layer][:, -1]
+            hidden = hidden + hidden @ weight[layer].T + bias[layer]
+            log_prob[layer] = model.lm_head(model.ln_final(hidden)).log_softmax(-1)
+
+Belrose et al., "Eliciting Latent Predictions from Transformers with the Tuned Lens" (2023), arXiv 2303.08112. The lens
+itself, its training and its files are `interp.translators`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from interp.errors import InterpError
-from interp.lenses.logit_lens import logit_lens
-from interp.readout import Groups
+from interp.lenses.logit_lens import read_carried
+from interp.lenses.reading import LensPrompt, Positions, Targets
+from interp.lenses.sources import Latents
 from interp.results import LensResult
 from interp.translators.tuned_lens import TunedLens
 
@@ -20,63 +33,45 @@ if TYPE_CHECKING:
 __all__ = ["tuned_lens"]
 
 
-@torch.no_grad()
 def tuned_lens(
     model: StandardizedTransformer,
     lens: TunedLens,
-    hidden: Tensor,
-    groups: Groups,
+    source: LensPrompt | Sequence[LensPrompt] | Latents,
+    targets: Targets | None = None,
     *,
-    layers: Sequence[int],
+    layers: Sequence[int] | None = None,
+    positions: Positions = "last",
+    policy: str = "first_token",
     top_k: int = 5,
     batch_size: int = 256,
-    reference: Tensor | None = None,
+    batch_tokens: int | None = None,
 ) -> LensResult:
     """Tuned lens (Belrose et al. 2023): translate hidden states of inner layers, then read them out as the last one's.
 
     Arguments:
         model: the model.
         lens: its tuned lens.
-        hidden: (layer, example, hidden_size), residual streams after layers, one token an example; any device and
-            float dtype.
-        groups: per example, per group: token ids whose probability is summed.
-        layers: what the axis `layer` of `hidden` stands for, ascending: layers of the lens, and the model's last,
-            which is read as it is.
-        top_k: how many top tokens are kept.
-        batch_size: examples that are translated and read out at once; memory does not depend on their number.
-        reference: (example, hidden_size), the residual stream after the model's last layer at the same token, which
-            gives `surprisal` and `model_top_id`; None: not known.
+        source, targets, positions, policy, top_k, batch_size, batch_tokens: as in `logit_lens`.
+        layers: ascending, layers of the lens and the model's last, which is read as it is; None: all of these, or all
+            that there are latents of.
 
     Returns:
-        The lens over all examples; logarithms in nats.
+        The lens, axes as in `logit_lens`; logarithms in nats.
 
     Raises:
-        InterpError: shapes that do not fit, layers that lens or model do not have, token ids outside the vocabulary.
+        InterpError: as `logit_lens` does; layers that the lens does not have.
     """
-    if batch_size < 1:
-        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
-    if hidden.dim() != 3 or hidden.shape[1] != len(groups):
-        raise InterpError(
-            f"hidden: expected shape (layer, example, hidden_size) with {len(groups)} examples, as many as groups, got "
-            f"{tuple(hidden.shape)}."
-        )
-    if reference is not None and tuple(reference.shape) != tuple(hidden.shape[1:]):
-        raise InterpError(
-            f"reference: expected shape (example, hidden_size) = {tuple(hidden.shape[1:])}, got "
-            f"{tuple(reference.shape)}."
-        )
-    parts = []
-    for start in range(0, max(len(groups), 1), batch_size):
-        rows = slice(start, start + batch_size)
-        parts.append(
-            logit_lens(
-                model,
-                lens.translate(hidden[:, rows], layers),
-                groups[rows],
-                layers=layers,
-                top_k=top_k,
-                batch_size=batch_size,
-                reference=None if reference is None else reference[rows],
-            )
-        )
-    return LensResult.concatenate(parts)
+    every = source.all_layers(model.num_layers) if isinstance(source, Latents) else (*lens.layers, model.num_layers - 1)
+    return read_carried(
+        model,
+        source,
+        targets,
+        lens.translate,
+        layers=every if layers is None else layers,
+        positions=positions,
+        policy=policy,
+        top_k=top_k,
+        inverted=False,
+        batch_size=batch_size,
+        batch_tokens=batch_tokens,
+    )

@@ -4,33 +4,33 @@ The fast way is a walk up the layers, in which rows join at the layer that they 
 forward pass of whole prompts for each entry of a plan, is in every family what the fast way is measured by.
 """
 
-from interp.patching.attention_input import receiving_fits, walk_receiving
-from interp.patching.fits import generation_fits, walk_fits
-from interp.patching.generate import Choose, generate_plainly, generate_walked
-from interp.patching.knockout import (
+from interp.patching.changed_attention import (
     Cut,
     CutHeads,
     blocking_fits,
     check_something_is_left,
     heads_in,
+    receiving_fits,
     run_blocked,
     seen_keys,
     walk_blocked,
+    walk_receiving,
 )
+from interp.patching.fits import generation_fits, walk_fits
+from interp.patching.generate import Choose, Sampling, generate_plainly, generate_walked
 from interp.patching.patched_runs import CleanRun, run_patched, walk
-from interp.patching.plan import Patch, PatchedPrompts, PatchPlan, TargetPositions, check_number, check_patch
-from interp.patching.sampling import Sampling
+from interp.patching.plan import LayersPlan, Patch, PatchedPrompts, PatchPlan, check_number, check_patch
 
 __all__ = [
     "Choose",
     "CleanRun",
     "Cut",
     "CutHeads",
+    "LayersPlan",
     "Patch",
     "PatchPlan",
     "PatchedPrompts",
     "Sampling",
-    "TargetPositions",
     "blocking_fits",
     "check_number",
     "check_patch",

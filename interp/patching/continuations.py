@@ -1,4 +1,8 @@
-"""Runs that go on from a frozen prefix: a KV cache of what each adds, and which of them still share one row."""
+"""Runs that go on from a frozen prefix: a KV cache of what each adds, and which of them still share one row.
+
+Shapes: B rows; P prompts, of which B is a multiple; K key heads; S tokens of the prefix, T own tokens, N new tokens of
+a pass, M tokens that there is room for; D head size; R runs, each a row by itself above its join; H histories.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +40,13 @@ class _OwnLayer(DynamicLayer):
         rows, end = key_states.shape[0], self.length + key_states.shape[-2]
         if self.own is None:
             self.own = Shared(key_states.clone(), value_states.clone())
-        keys, values = self.own.keys[:rows, :, :end], self.own.values[:rows, :, :end]
+        keys, values = self.own.keys[:rows, :, :end], self.own.values[:rows, :, :end]  # (B, K, T + N, D)
         keys[:, :, self.length :] = key_states
         values[:, :, self.length :] = value_states
         if self.prefix is None or hold(self.module, self.prefix):
             return keys, values
         return (
-            torch.cat([repeated(self.prefix.keys, rows), keys], dim=-2),
+            torch.cat([repeated(self.prefix.keys, rows), keys], dim=-2),  # (B, K, S + T + N, D)
             torch.cat([repeated(self.prefix.values, rows), values], dim=-2),
         )
 
@@ -83,7 +87,7 @@ class Continuations:
 
         def roomy(states: Tensor) -> Tensor:
             held = states.shape[-2]
-            more = states.new_empty(runs, states.shape[1], held + tokens, states.shape[-1])
+            more = states.new_empty(runs, states.shape[1], held + tokens, states.shape[-1])  # (R, K, M + tokens, D)
             more[:, :, :held] = repeated(states, runs)
             return more
 
@@ -106,10 +110,10 @@ class Continuations:
                 )  # these can stay where they are
                 if runs == len(states) and same == len(first):
                     return states
-                moved = states[first[same:].to(states.device), :, :held]
+                moved = states[first[same:].to(states.device), :, :held]  # (row, K, T, D)
                 if runs < len(states):
                     kept = states[:same, :, :held]
-                    states = states.new_empty(runs, *states.shape[1:])
+                    states = states.new_empty(runs, *states.shape[1:])  # (R, K, M, D)
                     states[:same, :, :held] = kept
                 states[same : len(first), :, :held] = moved
                 return states
@@ -121,7 +125,7 @@ class Continuations:
         for layer in self._layers:
             if layer.prefix is not None and len(prompts) < len(layer.prefix.keys):
                 kept = prompts.to(layer.prefix.keys.device)
-                layer.prefix = Shared(layer.prefix.keys[kept], layer.prefix.values[kept])
+                layer.prefix = Shared(layer.prefix.keys[kept], layer.prefix.values[kept])  # (kept, K, S, D) each
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,8 @@ class Histories:
 
     @staticmethod
     def _grouped(joins: Tensor, before: Tensor, tokens: Tensor) -> tuple[Histories, Tensor]:
-        distinct, group = torch.unique(torch.stack([before, tokens]), dim=1, return_inverse=True)
-        tops = torch.full((distinct.shape[1],), -1, device="cpu").scatter_reduce(0, group, joins, "amax")
+        distinct, group = torch.unique(torch.stack([before, tokens]), dim=1, return_inverse=True)  # (2, H), (R,)
+        tops = torch.full((distinct.shape[1],), -1, device="cpu").scatter_reduce(0, group, joins, "amax")  # (H,)
         tops, order = tops.sort(descending=True, stable=True)
         return Histories(joins, order.argsort()[group], tops), distinct[0, order]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -12,7 +12,9 @@ from torch import Tensor
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready
 from interp.model.fed import check_fed
-from interp.patching.run import Found, Plan
+from interp.patching.fits import walk_fits
+from interp.patching.patched_runs import run_patched, walk
+from interp.patching.run import Ends, EndsPlan, Found, Plan
 from interp.prompts.given import token_ids
 from interp.sites import HIDDEN_KINDS, Site
 from interp.sites.parsing import check_lens_layers
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from interp.translators.affine_maps import LatentMap
 
 __all__ = [
+    "LayersPlan",
     "Patch",
     "PatchPlan",
     "PatchedPrompts",
@@ -65,32 +68,32 @@ class PatchedPrompts:
         target_positions: TargetPositions,
         *,
         mapped: bool,
-        name: str = "target_positions",
     ) -> PatchedPrompts:
         """The same, checked.
 
         Arguments:
             latents: (layer, example, hidden), or (layer, example, position, hidden) where several tokens are written.
             mapped: whether a mapping turns them into the model's, so that they may have another width.
-            name: what the caller calls the positions, for messages.
 
         Raises:
             InterpError: shapes that do not fit, a position outside its target prompt, ids outside the vocabulary.
         """
         check_ready(model)
-        target_ids = token_ids(target_ids, "target_ids")
-        several = any(isinstance(each, Iterable) for each in target_positions) or latents.dim() == 4
+        target_ids = token_ids(target_ids, "target_prompts")
         positions = [tuple(map(int, each)) if isinstance(each, Iterable) else (int(each),) for each in target_positions]
         counts = sorted(set(map(len, positions))) or list(latents.shape[2:3])
+        several = latents.dim() == 4 or (bool(positions) and counts != [1])
         if several and (len(counts) > 1 or counts == [0]):
-            raise InterpError(f"{name}: expected equally many tokens in every example, at least one, got {counts}.")
+            raise InterpError(
+                f"target_positions: expected equally many tokens in every example, at least one, got {counts}."
+            )
         _check_shape(
             latents,
             (len(layers), len(target_ids), *(counts if several else ())),
             latents.shape[-1] if mapped else model.hidden_size,
         )
-        check_number(name, target_positions, len(target_ids))
-        _check_prompts(model, target_ids, positions, name)
+        check_number("target_positions", target_positions, len(target_ids))
+        _check_prompts(model, target_ids, positions)
         return cls(model, latents if several else latents[:, :, None], tuple(layers), target_ids, positions)
 
     def __len__(self) -> int:
@@ -189,6 +192,36 @@ class PatchPlan(Plan[Found]):
         return dict(zip(self.prompts.layers, self.prompts.written(rows, self.mapping), strict=True))
 
 
+class LayersPlan(PatchPlan[Ends], EndsPlan):
+    """Every layer by itself, each run read at its end; entries are layers."""
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        return (len(self.layers),)
+
+    def fits(self) -> bool:
+        return self.kind == "resid_post" and walk_fits(self.model, self.longest)
+
+    def fast(self, rows: list[int]) -> Iterator[Ends]:
+        written = self.written(rows)
+        hidden, clean = walk(
+            self.model,
+            self.prompts.ids(rows),
+            self.positions[rows[0]],
+            {layer: written[layer][None] for layer in self.layers},
+            layers=self.layers,
+            later=written if self.patch == "from_layer" else None,
+        )
+        yield Ends(hidden[:, 0], clean)
+
+    def plain(self, rows: list[int]) -> Iterator[Tensor]:
+        ids, positions = [self.input_ids[row] for row in rows], [self.positions[row] for row in rows]
+        written = self.prompts.written(rows, self.mapping)
+        yield torch.stack(
+            [run_patched(self.model, ids, positions, self.writes(layer, written)) for layer in self.layers]
+        )
+
+
 def held_layers(
     layers: Sequence[int], latent_layers: Sequence[int] | None, patch: Patch, kind: str, num_layers: int
 ) -> tuple[int, ...]:
@@ -250,11 +283,12 @@ def _check_prompts(
     model: StandardizedTransformer,
     target_ids: Sequence[Sequence[int]],
     positions: Sequence[tuple[int, ...]],
-    name: str,
 ) -> None:
     for example, (ids, own) in enumerate(zip(target_ids, positions, strict=True)):
         outside = [position for position in own if not 0 <= position < len(ids)]
         if outside or len(set(own)) < len(own):
             given = f"{outside[0]}, expected a token" if outside else f"{list(own)}, expected different tokens"
-            raise InterpError(f"{name}: example {example} has {given} of its target prompt, 0 to {len(ids) - 1}.")
-    check_fed(model, target_ids, "target_ids")
+            raise InterpError(
+                f"target_positions: example {example} has {given} of its target prompt, 0 to {len(ids) - 1}."
+            )
+    check_fed(model, target_ids, "target_prompts")

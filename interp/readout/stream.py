@@ -1,4 +1,8 @@
-"""One pass over the vocabulary in chunks, reducing each row of logits in buffers of fixed size."""
+"""One pass over the vocabulary in chunks, reducing each row of logits in buffers of fixed size.
+
+Shapes: R rows of a block, L layers of each (all of a row are read at once); C tokens of a chunk, filled up to whole
+blocks, N blocks of `BLOCK` tokens in it; V tokens of the vocabulary; G groups of W members at most, the longest.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +63,7 @@ def stream(
         The reduced rows, (row, layer, ...); and (row, layer) bool, those with NaN or infinity, whose numbers mean
         nothing.
     """
-    members = Members(groups, logits.of(groups.ids.flatten(1)))
+    members = Members(groups, logits.of(groups.ids.flatten(1)))  # of (R, GW) ids: (R, L, GW)
     readings = _Readings(logits.rows, members, top_k, plan, workspace, reference, masses)
     for index, start in enumerate(plan.starts):
         chunk = _read(logits, plan, start, workspace, "logits")
@@ -75,10 +79,10 @@ def _read(logits: Logits, plan: Plan, start: int, workspace: Workspace, name: st
     """A chunk of logits, (row, layer, tokens) float32, filled up with -inf to whole blocks."""
     rows, layers = logits.rows
     count = min(plan.tokens, plan.vocabulary - start)
-    chunk = workspace.get(name, rows * layers, -(-count // BLOCK) * BLOCK)
+    chunk = workspace.get(name, rows * layers, -(-count // BLOCK) * BLOCK)  # (RL, C)
     logits.write(start, start + count, chunk[:, :count])
     chunk[:, count:] = -torch.inf
-    return chunk.view(rows, layers, chunk.shape[1])
+    return chunk.view(rows, layers, chunk.shape[1])  # (R, L, C)
 
 
 class _Readings:
@@ -97,7 +101,7 @@ class _Readings:
         chunks, device = len(plan.starts), workspace.device
         self.rows, self.members, self.plan, self.workspace = rows, members, plan, workspace
         self.layer = reference if isinstance(reference, int) else None
-        self.top, self.ranks = TopTokens(top_k), Ranks(members.best.flatten(0, 1))
+        self.top, self.ranks = TopTokens(top_k), Ranks(members.best.flatten(0, 1))  # (RL, G)
         self.sums = Softmax(chunks, *rows, device)
         self.divergence = None if reference is None else Divergence(chunks, *rows, device)
         self.reference = self.sums if self.layer is not None else Softmax(chunks, rows[0], 1, device)
@@ -113,10 +117,10 @@ class _Readings:
         """
         rows, layers, tokens = chunk.shape
         start = self.plan.starts[index]
-        blocks = chunk.view(rows * layers, tokens // BLOCK, BLOCK)
-        peaks = torch.amax(blocks.view(-1, BLOCK), dim=1).view(blocks.shape[:2])
+        blocks = chunk.view(rows * layers, tokens // BLOCK, BLOCK)  # (RL, N, BLOCK)
+        peaks = torch.amax(blocks.view(-1, BLOCK), dim=1).view(blocks.shape[:2])  # (RL, N)
         self.top.add(blocks, peaks, start)
-        self.sums.begin(index, peaks.amax(dim=1).view(rows, layers))
+        self.sums.begin(index, peaks.amax(dim=1).view(rows, layers))  # (R, L)
         if other is not None:
             self.reference.begin(index, other.amax(dim=-1))
         self.ranks.begin(start, blocks.shape[1])
@@ -136,7 +140,7 @@ class _Readings:
             return
         if other is None:
             assert self.layer is not None
-            given = weights[:, self.layer, None]
+            given = weights[:, self.layer, None]  # (R, 1, C)
         else:
             room, given = (self.workspace.get(name, *other.shape) for name in ("reference y", "reference weights"))
             self.reference.add(where, other, (room, given, scratch[:, :1]))
@@ -150,8 +154,8 @@ class _Readings:
             kl = self.divergence.result(self.reference, self.layer or 0, self.sums).float()
             broken = broken | self.reference.broken if self.layer is None else broken
         assert self.top.keys is not None  # the vocabulary is not empty
-        keys = self.top.keys.view(rows, layers, self.top.k)
-        log_normalizer = self.sums.log_normalizer[..., None]
+        keys = self.top.keys.view(rows, layers, self.top.k)  # (R, L, k)
+        log_normalizer = self.sums.log_normalizer[..., None]  # (R, L, 1)
         log_prob, ranks = self.members.log_sum_exp() - log_normalizer, self.ranks.counts.view(self.members.best.shape)
         return Reduced(
             log_prob=log_prob.masked_fill(self.members.empty, torch.nan).float(),
@@ -170,9 +174,9 @@ class Members:
     def __init__(self, groups: TokenGroups, logits: Tensor) -> None:
         """Arguments: groups of the rows; logits (row, layer, groups * width) float32 of `groups.ids`."""
         self.groups = groups
-        self.logits = logits.gather(-1, _first_of_each(groups)[:, None].expand(logits.shape))
+        self.logits = logits.gather(-1, _first_of_each(groups)[:, None].expand(logits.shape))  # (R, L, GW)
         self.shape = (*logits.shape[:2], *groups.ids.shape[1:])  # (row, layer, group, width)
-        keys = keys_of(self.logits, groups.ids.flatten(1)[:, None]).view(self.shape)
+        keys = keys_of(self.logits, groups.ids.flatten(1)[:, None]).view(self.shape)  # (R, L, G, W)
         self.best = keys.masked_fill(~groups.valid[:, None], LOWEST).amax(dim=-1)  # (row, layer, group)
 
     @property
@@ -182,7 +186,7 @@ class Members:
 
     def log_sum_exp(self) -> Tensor:
         """(row, layer, group) float64, log of the summed exponentials of each group's logits; -inf: an empty group."""
-        logits = self.logits.view(self.shape).double()
+        logits = self.logits.view(self.shape).double()  # (R, L, G, W)
         return logits.masked_fill(~self.groups.valid[:, None], -torch.inf).logsumexp(dim=-1)
 
     def write(self, chunk: Tensor, places: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -206,7 +210,7 @@ class Places:
     def __init__(self, groups: TokenGroups, block: int, starts: Sequence[int], vocabulary: int) -> None:
         """Arguments: block, how many rows are read at once; starts, the first token of each chunk."""
         rows, width = groups.ids.shape[0], groups.ids.shape[1] * groups.ids.shape[2]
-        ids = groups.ids.masked_fill(~groups.valid, vocabulary).flatten()
+        ids = groups.ids.masked_fill(~groups.valid, vocabulary).flatten()  # (row of all blocks x GW,), as are these:
         row = torch.arange(rows, device=ids.device).repeat_interleave(width)
         keys, order = ((row // block) * (vocabulary + 1) + ids).sort()
         blocks = range(0, max(rows, 1), block)

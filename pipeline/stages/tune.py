@@ -68,11 +68,11 @@ def run() -> dict[str, float]:
 def _existing(config: TuneConfig, model: StandardizedTransformer) -> TunedLens:
     """A lens that exists, ours or of the tuned-lens library."""
     from interp.translators import TunedLens, load_public
-    from interp.translators.published import WEIGHTS_FILE
+    from interp.translators.tuned_lens import PUBLIC_WEIGHTS
 
     assert config.source is not None  # it was validated
     folder = located(config.source)
-    return load_public(folder, model) if (folder / WEIGHTS_FILE).exists() else TunedLens.load(folder, model)
+    return load_public(folder, model) if (folder / PUBLIC_WEIGHTS).exists() else TunedLens.load(folder, model)
 
 
 def _made(

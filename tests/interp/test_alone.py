@@ -27,9 +27,9 @@ LENS = """
 import json, torch
 from transformers import AutoModelForCausalLM
 from interp import StandardizedTransformer
-from interp.lenses import logit_lens_on_prompts
+from interp.lenses import logit_lens
 model = StandardizedTransformer(sys.argv[1])
-result = logit_lens_on_prompts(model, "one two three", targets={"answer": ["four"]}, top_k=1)
+result = logit_lens(model, "one two three", targets={"answer": ["four"]}, top_k=1)
 with torch.no_grad():
     twin = AutoModelForCausalLM.from_pretrained(sys.argv[1])
     logits = twin(**model.tokenizer("one two three", return_tensors="pt")).logits[0, -1]

@@ -14,10 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from interp import StandardizedTransformer, matmul
 from interp.activations import collect
 from interp.errors import InterpError
-from interp.lenses import logit_lens_on_prompts, patchscope_lens
+from interp.lenses import Latents, logit_lens, patchscope_lens
 from interp.matmul import by_onednn, faster_products, give_back, product
 from interp.sites import Site
-from tests.made import TensorsMade
+from tests.made import TensorsMade, one_each
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS, tiny_model, tiny_tokenizer
 
 ROWS, INNER, COLUMNS = 96, 256, 384  # more than `matmul.WORTH` multiplications
@@ -234,8 +234,10 @@ def test_lenses_use_it_and_say_the_same(family: str, calls: list[torch.Size], mo
 
     def lenses() -> list[Tensor]:
         latents = collect(model, prompts, sites, [[end] for end in ends])["resid_post"][:, :, 0]
-        read = logit_lens_on_prompts(model, prompts, targets={"answer": [17]}, reference=False)
-        patched = patchscope_lens(model, latents, prompts, ends, [[[17]]] * 12, layers=range(NUM_LAYERS), top_k=1)
+        read = logit_lens(model, prompts, targets={"answer": [17]}, surprisal=False)
+        patched = patchscope_lens(
+            model, Latents(latents, range(NUM_LAYERS)), prompts, one_each(ends), [[[17]]] * 12, top_k=1
+        )
         found = [latents]
         for lens in (read, patched):
             found += [torch.tensor(lens.log_prob), torch.tensor(lens.entropy)]

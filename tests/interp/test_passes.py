@@ -23,11 +23,11 @@ from interp import StandardizedTransformer, passes
 from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses import (
-    attention_knockout_on_prompts,
-    attention_object_lens_on_prompts,
-    logit_lens_on_prompts,
-    patchscope_generate_on_prompts,
-    patchscope_lens_on_prompts,
+    attention_knockout,
+    attention_object_lens,
+    logit_lens,
+    patchscope_generate,
+    patchscope_lens,
 )
 from interp.matmul import SETTING, faster_products
 from interp.model.verdicts import verdicts_of
@@ -89,11 +89,11 @@ OPERATIONS: dict[str, Operation] = {
     "collect": collected,
     "shared prefixes": shared,
     "trace": traced,
-    "logit lens": lambda model: numbers(logit_lens_on_prompts(model, PROMPTS)),
-    "patchscope": lambda model: numbers(patchscope_lens_on_prompts(model, PROMPTS, INTO)),
-    "knock-out": lambda model: numbers(attention_knockout_on_prompts(model, PROMPTS, {"start": "first"}, window=2)),
-    "attention object": lambda model: numbers(attention_object_lens_on_prompts(model, PROMPTS, INTO, num_layers=2)),
-    "generation": lambda model: patchscope_generate_on_prompts(model, PROMPTS, INTO, max_new_tokens=3).ids,
+    "logit lens": lambda model: numbers(logit_lens(model, PROMPTS)),
+    "patchscope": lambda model: numbers(patchscope_lens(model, PROMPTS, INTO)),
+    "knock-out": lambda model: numbers(attention_knockout(model, PROMPTS, {"start": "first"}, window=2)),
+    "attention object": lambda model: numbers(attention_object_lens(model, PROMPTS, INTO, window=2)),
+    "generation": lambda model: patchscope_generate(model, PROMPTS, INTO, max_new_tokens=3).ids,
 }
 
 
@@ -312,7 +312,7 @@ def test_threads_that_wait_for_each_other_are_refused(threads: ThreadPoolExecuto
         with models[own].trace(torch.tensor([PROMPTS[0]])):
             models[own].read("resid_post.0")
             barrier.wait(LONG)
-            hold.append(logit_lens_on_prompts(models[1 - own], PROMPTS))
+            hold.append(logit_lens(models[1 - own], PROMPTS))
         return numbers(hold[0])
 
     running = [threads.submit(run, own) for own in (0, 1)]
@@ -334,7 +334,7 @@ def test_a_trace_within_a_trace_of_one_model_is_refused() -> None:
                 other.read("resid_post.1")
         with pytest.raises(InterpError, match="a trace of LlamaForCausalLM is open"), model.trace(PROMPTS[0]):
             model.read("resid_post.0")
-            logit_lens_on_prompts(other, PROMPTS)
+            logit_lens(other, PROMPTS)
     assert_same(traced(model), alone("trace", "llama"))
 
 

@@ -11,7 +11,7 @@ from benchmarks.lenses.tools.common import load_transformers
 from benchmarks.lenses.works import Inputs, Result
 from interp import StandardizedTransformer
 from interp.activations import collect
-from interp.lenses import logit_lens_on_prompts, patchscope_generate, patchscope_lens
+from interp.lenses import Latents, logit_lens, patchscope_generate, patchscope_lens
 from interp.results import LensResult
 from interp.sites import Site
 
@@ -37,12 +37,12 @@ class WithInterpipe:
         return self._patchscope(inputs, self._last_tokens(inputs))
 
     def logit_lens(self, inputs: Inputs) -> Result:
-        found = logit_lens_on_prompts(
+        found = logit_lens(
             self.model,
             inputs.source_ids,
             targets=[{"answer": [answer]} for answer in inputs.answers],
             top_k=inputs.top_k,
-            reference=False,
+            surprisal=False,
         )
         return {**_probabilities(found), "entropy": torch.tensor(found.entropy)}
 
@@ -52,26 +52,22 @@ class WithInterpipe:
     few_shot = collect
 
     def generate(self, inputs: Inputs) -> Result:
-        rows, length = len(inputs.source_ids), len(inputs.target_ids)
         found = patchscope_generate(
             self.model,
-            self._last_tokens(inputs),
-            [inputs.target_ids] * rows,
-            [length - 1] * rows,
-            layers=self.layers,
+            Latents(self._last_tokens(inputs), self.layers),
+            [inputs.target_ids],
+            "last",
             max_new_tokens=inputs.new_tokens,
         )
         return {"ids": torch.tensor(found.ids)}
 
     def _patchscope(self, inputs: Inputs, latents: Tensor) -> Result:
-        rows, length = latents.shape[1], len(inputs.target_ids)
         found = patchscope_lens(
             self.model,
-            latents,
-            [inputs.target_ids] * rows,
-            [length - 1] * rows,
+            Latents(latents, self.layers),
+            [inputs.target_ids],
+            "last",
             [[[answer]] for answer in inputs.answers],
-            layers=self.layers,
             top_k=inputs.top_k,
         )
         return _probabilities(found)

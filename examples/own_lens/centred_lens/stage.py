@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from centred_lens.config import CentredLensConfig
-from pipeline.stages.lens.inputs import Inputs, Latents
+from pipeline.stages.lens.inputs import Inputs, StoredLatents
 from pipeline.stages.lens.kinds.logit_lens import LogitLens
 
 CHUNK = 256  # prompts whose states are held at once
 
 
 @dataclass(frozen=True)
-class CentredLatents(Latents):
+class CentredLatents(StoredLatents):
     """Hidden states less a constant one of each layer.
 
     Arguments:
@@ -41,7 +41,7 @@ class CentredLens(LogitLens):
         self.latents = CentredLatents(**vars(self.latents), shift=shift)
 
 
-def mean_state(latents: Latents, sources: Sequence[Sequence[int]]) -> Tensor:
+def mean_state(latents: StoredLatents, sources: Sequence[Sequence[int]]) -> Tensor:
     """The mean over examples, by layer.
 
     Arguments:

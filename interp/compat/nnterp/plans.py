@@ -17,12 +17,11 @@ from interp.activations import collect
 from interp.compat.nnterp.nnsight_utils import Prompts
 from interp.compat.nnterp.prompt_utils import TargetPromptBatch
 from interp.errors import InterpError
-from interp.lenses import patchscope_generate
+from interp.lenses import Latents, patchscope_generate
 from interp.lenses.attention_object import AttentionInputPlan, AttentionWindows
-from interp.lenses.patchscope import _LayersPlan
 from interp.model import StandardizedTransformer
 from interp.passes import in_turn
-from interp.patching import PatchedPrompts
+from interp.patching import LayersPlan, PatchedPrompts
 from interp.patching.run import EndsPlan, run
 from interp.prompts.given import listed
 from interp.readout import probabilities_of
@@ -101,12 +100,12 @@ def patched_probs(
     ascending = sorted(layers)
     latent = torch.stack([latents[layers.index(layer)] for layer in ascending])
     written = PatchedPrompts.of(nn_model, latent, ascending, ids, positions, mapped=False)
-    plan = _LayersPlan(written, "resid_post", "one_layer", tuple(ascending), None)
+    plan = LayersPlan(written, "resid_post", "one_layer", tuple(ascending), None)
     return _said(nn_model, plan, [ascending.index(layer) for layer in layers])
 
 
 def attended_probs(
-    nn_model: StandardizedTransformer, targets: Sequence[str | list[int]], index: int, received: Tensor, num_layers: int
+    nn_model: StandardizedTransformer, targets: Sequence[str | list[int]], index: int, received: Tensor, window: int
 ) -> Tensor:
     """Probabilities after target prompts while attention receives other vectors at one token, in layers from each on.
 
@@ -115,7 +114,7 @@ def attended_probs(
         targets: the target prompts, texts or token ids.
         index: the token, counted in each prompt's own tokens; from the end where negative.
         received: (layer, 1 or target prompt, hidden), what attention of each layer receives.
-        num_layers: in how many layers.
+        window: in how many layers.
 
     Returns:
         (target prompt, layer, vocabulary), float32, on the CPU.
@@ -124,7 +123,7 @@ def attended_probs(
         InterpError: a token that a target prompt does not have.
     """
     ids, positions = _own_ids(nn_model, targets, [index] * len(targets))
-    windows = AttentionWindows.of(nn_model, None, num_layers)
+    windows = AttentionWindows.of(nn_model, None, window)
     latents = received.expand(-1, len(ids), -1)
     written = PatchedPrompts.of(nn_model, latents, windows.attending, ids, positions, mapped=False)
     return _said(nn_model, AttentionInputPlan(written, windows), list(range(nn_model.num_layers)))
@@ -172,10 +171,9 @@ def generated_ids(
     ids, positions = _own_ids(nn_model, target.prompts, target.index_to_patch.tolist())
     found = patchscope_generate(
         nn_model,
-        latents,
+        Latents(latents, layers),
         ids * len(sources),
-        positions * len(sources),
-        layers=layers,
+        [positions] * len(sources),
         max_new_tokens=max_length,
         stop_ids=end_ids(nn_model),
         batch_size=max_batch_size,

@@ -13,13 +13,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from interp.lenses import logit_lens
+from interp.lenses import Latents, logit_lens
 from interp.results import LensResult
 from pipeline.config.lens_base import IntoTarget, LensConfig
 from pipeline.stages.lens.examples import Examples, patched_examples
-from pipeline.stages.lens.inputs import Inputs, Latents, find_last, latents_of
+from pipeline.stages.lens.inputs import Inputs, StoredLatents, find_last, latents_of
 from pipeline.store import ArraySpec, StoreWriter
 
 __all__ = ["FORMAT", "Arrays", "Config", "Lens", "PatchedLens", "ReadingLens"]
@@ -161,7 +160,7 @@ class ReadingLens(Lens[Config]):
             "baseline_source_log_prob": ("float32", ("example", "group")),
         }
 
-    def own_latents(self, position: str) -> Latents | None:
+    def own_latents(self, position: str) -> StoredLatents | None:
         """The last residual stream at a position, from which the model's own prediction there follows; None: not known.
 
         The mean of several prompts' states is no state of the model's own, so nothing is known of what it would say.
@@ -187,9 +186,8 @@ class ReadingLens(Lens[Config]):
         flat = [(example, row) for example, prompts in enumerate(sources) for row in prompts]
         log_prob = logit_lens(
             self.inputs.model,
-            self.output.read([[row] for _, row in flat]),
+            Latents(self.output.read([[row] for _, row in flat]), self.output.layers),
             [groups[example] for example, _ in flat],
-            layers=self.output.layers,
             top_k=1,
             batch_size=self.batch_size,
             remote=self.inputs.remote,
@@ -231,6 +229,15 @@ class PatchedLens(ReadingLens[Into]):
         cells = math.prod(len(coordinates) for coordinates in self.axes.values())
         return cells * sum(len(self.examples.target_ids[row]) for row in rows)
 
-    def reference(self, rows: range) -> Tensor | None:
-        """(example, hidden_size), the last residual stream at the sources' position; None: not known."""
-        return None if self.own is None else self.own.read(self.examples.sources[rows.start : rows.stop])[0]
+    def source(self, rows: range) -> Latents:
+        """The states of one block of examples."""
+        return self.latents.source(self.examples.sources[rows.start : rows.stop], self.own)
+
+    def target(self, rows: range) -> dict[str, Any]:
+        """What it is written into, and what is read there."""
+        block = slice(rows.start, rows.stop)
+        return {
+            "target_prompts": self.examples.target_ids[block],
+            "target_positions": [[position] for position in self.examples.target_positions[block]],
+            "targets": self.examples.answers[block],
+        }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError, nearest
+from interp.lenses import Latents
 from interp.model import StandardizedTransformer
 from interp.sites import HIDDEN_KINDS, parse_layers
 from interp.translators import LatentMap, TunedLens
@@ -24,8 +25,8 @@ from pipeline.store import Store
 __all__ = [
     "TUNED_LENS",
     "Inputs",
-    "Latents",
     "Mapping",
+    "StoredLatents",
     "evenly",
     "find_last",
     "find_latents",
@@ -53,7 +54,9 @@ class Inputs:
     remote: bool = False
 
 
-def latents_of(name: str, config: LensConfig, inputs: Inputs, examples: Examples, needed: Sequence[int]) -> Latents:
+def latents_of(
+    name: str, config: LensConfig, inputs: Inputs, examples: Examples, needed: Sequence[int]
+) -> StoredLatents:
     """The collected states that a lens reads.
 
     Arguments:
@@ -113,7 +116,7 @@ def evenly(layers: Sequence[int], most: int | None) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Latents:
+class StoredLatents:
     """Hidden states of one kind of site at one position, read from the store as they are needed.
 
     Arguments:
@@ -145,10 +148,19 @@ class Latents:
         place = {row: index for index, row in enumerate(rows)}
         return torch.stack([states[:, [place[row] for row in example]].mean(dim=1) for example in sources], dim=1)
 
+    def source(self, sources: Sequence[Sequence[int]], own: StoredLatents | None) -> Latents:
+        """The latents of some examples as a lens is given them.
+
+        Arguments:
+            sources: as in `read`.
+            own: the last residual stream at the same position; None: not known.
+        """
+        return Latents(self.read(sources), self.layers, None if own is None else own.read(sources)[0])
+
 
 def find_latents(
     name: str, store: Store, kind: str, position: str, layers: Sequence[int], sources: Sequence[Sequence[int]]
-) -> Latents:
+) -> StoredLatents:
     """Find a lens's hidden states in the store.
 
     Arguments:
@@ -184,7 +196,7 @@ def find_latents(
             f"lens.{name}: needs {kind} of layers {missing}, which were not collected; there are layers {sites[kind]}. "
             f"Choose lens.{name}.layers among them, or set collect.sites to '{kind}.*'."
         )
-    found = Latents(store, kind, tuple(layers), names.index(position))
+    found = StoredLatents(store, kind, tuple(layers), names.index(position))
     resolved = store.static("positions")[:, found.position]
     absent = sorted({row for example in sources for row in example if resolved[row] < 0})
     if absent:
@@ -195,7 +207,7 @@ def find_latents(
     return found
 
 
-def find_last(store: Store, position: str, num_layers: int) -> Latents | None:
+def find_last(store: Store, position: str, num_layers: int) -> StoredLatents | None:
     """The residual stream after the last layer at a position, from which the model's own output follows.
 
     Returns:
@@ -206,7 +218,7 @@ def find_last(store: Store, position: str, num_layers: int) -> Latents | None:
         "resid_post", []
     ):
         return None
-    return Latents(store, "resid_post", (last,), store.attributes["position_names"].index(position))
+    return StoredLatents(store, "resid_post", (last,), store.attributes["position_names"].index(position))
 
 
 TUNED_LENS = "tuned_lens"  # the artifact of the stage `tune`

@@ -14,13 +14,13 @@ import torch
 from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.lenses import (
-    attention_knockout_on_prompts,
-    attention_object_lens_on_prompts,
+    attention_knockout,
+    attention_object_lens,
     direct_logit_attribution,
-    logit_lens_on_prompts,
-    patchscope_generate_on_prompts,
-    patchscope_grid_on_prompts,
-    patchscope_lens_on_prompts,
+    logit_lens,
+    patchscope_generate,
+    patchscope_grid,
+    patchscope_lens,
 )
 from interp.model.verdicts import verdicts_of
 from interp.sites import Site
@@ -30,13 +30,13 @@ HEADER = list(range(20, 60))  # what all prompts begin with, long enough to be w
 PROMPTS = [[1, *HEADER, 17, 33, 250], [1, *HEADER, 8], [1, *HEADER, 99, 98, 97, 96]]
 WORDS = {"a": [3, 4], "b": [100]}
 LENSES: dict[str, Callable[[StandardizedTransformer], Any]] = {
-    "logit lens": lambda model: logit_lens_on_prompts(model, PROMPTS, targets=WORDS),
+    "logit lens": lambda model: logit_lens(model, PROMPTS, targets=WORDS),
     "attribution": lambda model: direct_logit_attribution(model, PROMPTS, WORDS, sites="attn_out.*"),
-    "patchscope": lambda model: patchscope_lens_on_prompts(model, PROMPTS, "king", targets=WORDS),
-    "from layer": lambda model: patchscope_lens_on_prompts(model, PROMPTS, "king", patch="from_layer", targets=WORDS),
-    "grid": lambda model: patchscope_grid_on_prompts(model, PROMPTS, "king", source_layers=[1, 3], targets=WORDS),
-    "knock-out": lambda model: attention_knockout_on_prompts(model, PROMPTS, {"f": "1:5"}, window=2, targets=WORDS),
-    "attention object": lambda model: attention_object_lens_on_prompts(model, PROMPTS, PROMPTS[::-1], targets=WORDS),
+    "patchscope": lambda model: patchscope_lens(model, PROMPTS, "king", targets=WORDS),
+    "from layer": lambda model: patchscope_lens(model, PROMPTS, "king", patch="from_layer", targets=WORDS),
+    "grid": lambda model: patchscope_grid(model, PROMPTS, "king", source_layers=[1, 3], targets=WORDS),
+    "knock-out": lambda model: attention_knockout(model, PROMPTS, {"f": "1:5"}, window=2, targets=WORDS),
+    "attention object": lambda model: attention_object_lens(model, PROMPTS, PROMPTS[::-1], targets=WORDS),
 }
 
 
@@ -71,7 +71,7 @@ def edited() -> StandardizedTransformer:
 
 
 def generated(model: StandardizedTransformer) -> Any:
-    return patchscope_generate_on_prompts(model, PROMPTS, "king", layers=[0, 3], max_new_tokens=5).ids
+    return patchscope_generate(model, PROMPTS, "king", layers=[0, 3], max_new_tokens=5).ids
 
 
 def collected(model: StandardizedTransformer) -> torch.Tensor:

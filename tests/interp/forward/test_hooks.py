@@ -16,9 +16,10 @@ from torch.nn.utils import parametrize, prune
 from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.lenses import (
+    Latents,
     attention_knockout,
     attention_object_lens,
-    logit_lens_on_prompts,
+    logit_lens,
     patchscope_generate,
     patchscope_grid,
     patchscope_lens,
@@ -29,6 +30,7 @@ from interp.sites import Site
 from interp.translators.data import TokenSequence
 from interp.translators.states import token_states
 from tests.interp.lenses.attention_twins import cut_logits, received_logits
+from tests.made import one_each
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
 HEADER = list(range(20, 60))  # what some prompts begin with, long enough to be worth sharing
@@ -117,7 +119,7 @@ def residuals(model: StandardizedTransformer) -> Tensor:
 
 
 def lens(model: StandardizedTransformer) -> Any:
-    return patchscope_lens(model, LATENTS, PROMPTS, POSITIONS, GROUPS, layers=range(NUM_LAYERS))
+    return patchscope_lens(model, Latents(LATENTS, range(NUM_LAYERS)), PROMPTS, one_each(POSITIONS), GROUPS)
 
 
 @torch.no_grad()
@@ -152,9 +154,9 @@ def test_collecting_and_lenses_of_the_residual_stream(change: str, caplog: pytes
         found = residuals(model)
         read = lens(model)
         grid = patchscope_grid(
-            model, LATENTS[[0, 3]], PROMPTS, POSITIONS, GROUPS, source_layers=[0, 3], target_layers=[0, 2]
+            model, Latents(LATENTS[[0, 3]], [0, 3]), PROMPTS, one_each(POSITIONS), GROUPS, target_layers=[0, 2]
         )
-        logit = logit_lens_on_prompts(model, PROMPTS, targets={"a": [3, 4], "b": [7]})
+        logit = logit_lens(model, PROMPTS, targets={"a": [3, 4], "b": [7]})
         sequences = [TokenSequence(ids, [1] * len(ids)) for ids in PROMPTS]
         states = token_states(model, sequences, [1])
     assert len(caplog.records) == 1
@@ -179,10 +181,18 @@ def test_generation_and_lenses_on_attention() -> None:
     model, module = changed(change), changed(change, plain=True)
     chosen, window = [2, 4], [2, 3]
     ids, positions = [PROMPTS[row] for row in chosen], [POSITIONS[row] for row in chosen]
-    texts = patchscope_generate(model, LATENTS[1:2, chosen], ids, positions, layers=[1], max_new_tokens=4, stop_ids=())
+    texts = patchscope_generate(
+        model, Latents(LATENTS[1:2, chosen], [1]), ids, one_each(positions), max_new_tokens=4, stop_ids=()
+    )
     cut = attention_knockout(model, ids, [{"b": [1, 2]}] * 2, GROUPS[:2], window=2, layers=[2])
     received = attention_object_lens(
-        model, LATENTS[:, chosen], ids, positions, GROUPS[:2], num_layers=2, latent_layers=range(NUM_LAYERS), layers=[2]
+        model,
+        Latents(LATENTS[:, chosen], range(NUM_LAYERS)),
+        ids,
+        one_each(positions),
+        GROUPS[:2],
+        window=2,
+        layers=[2],
     )
     layers: Any = module.model.layers
     for row, (own, position) in enumerate(zip(ids, positions, strict=True)):

@@ -14,13 +14,14 @@ from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.architectures import RenameConfig
 from interp.errors import InterpError
-from interp.lenses import logit_lens_on_prompts, patchscope_generate, patchscope_grid, patchscope_lens
+from interp.lenses import Latents, logit_lens, patchscope_generate, patchscope_grid, patchscope_lens
 from interp.model.verdicts import verdicts_of
 from interp.sites import Site
 from interp.translators.data import TokenSequence
 from interp.translators.states import token_states
 from tests.families import build
 from tests.interp.forward.small import MaskedForCausalLM, SmallForCausalLM, small_model
+from tests.made import one_each
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPTS = [[1, 17, 250, 33, 94], [1, 9], [1, 40, 41, 7, 8, 301, 77], [1, 5, 6, 88, 3], [1, 200, 12]]
@@ -67,11 +68,15 @@ def test_everything_that_pads_gives_what_single_prompts_give(kind: str, renamed:
     everywhere = [range(len(ids)) for ids in PROMPTS]
     found = collect(model, PROMPTS, [Site("resid_post", layer) for layer in layers], everywhere)["resid_post"]
     states = token_states(model, [TokenSequence(ids, [1] * len(ids)) for ids in PROMPTS], [1])
-    logit = logit_lens_on_prompts(model, PROMPTS, targets={"a": [3, 4], "b": [7]})
-    read = patchscope_lens(model, LATENTS, PROMPTS, POSITIONS, GROUPS, layers=layers)
-    before = patchscope_lens(model, LATENTS[1:], PROMPTS, POSITIONS, GROUPS, layers=[1, 2], site="resid_pre")
-    grid = patchscope_grid(model, LATENTS[[0]], PROMPTS, POSITIONS, GROUPS, source_layers=[0], target_layers=[1])
-    texts = patchscope_generate(model, LATENTS, PROMPTS, POSITIONS, layers=layers, max_new_tokens=4, stop_ids=())
+    logit = logit_lens(model, PROMPTS, targets={"a": [3, 4], "b": [7]})
+    read = patchscope_lens(model, Latents(LATENTS, layers), PROMPTS, one_each(POSITIONS), GROUPS)
+    before = patchscope_lens(
+        model, Latents(LATENTS[1:], [1, 2]), PROMPTS, one_each(POSITIONS), GROUPS, site="resid_pre"
+    )
+    grid = patchscope_grid(model, Latents(LATENTS[[0]], [0]), PROMPTS, one_each(POSITIONS), GROUPS, target_layers=[1])
+    texts = patchscope_generate(
+        model, Latents(LATENTS, layers), PROMPTS, one_each(POSITIONS), max_new_tokens=4, stop_ids=()
+    )
     assert verdicts_of(model)["padding on the left"] is False
     at = 0
     for row, (ids, position) in enumerate(zip(PROMPTS, POSITIONS, strict=True)):

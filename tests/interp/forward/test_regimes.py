@@ -19,11 +19,12 @@ from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.architectures import submodule
 from interp.errors import InterpError
-from interp.lenses import attention_knockout, attention_object_lens, patchscope_generate, patchscope_lens
+from interp.lenses import Latents, attention_knockout, attention_object_lens, patchscope_generate, patchscope_lens
 from interp.model.verdicts import SMALL, regimes, verdict, verdicts_of
 from interp.sites import Site
 from tests.families import FAMILIES
 from tests.families.cases import Family, initialized
+from tests.made import one_each
 from tests.tiny import tiny_tokenizer
 
 LIMIT = 12
@@ -141,10 +142,17 @@ def latents(name: str) -> Tensor:
 def test_patchscopes_and_generation(name: str) -> None:
     model, targets = wrapped(name), [PROMPTS[row] for row in TARGETS]
     last, groups, tokens = model.num_layers - 1, [[[3, 4], [7]]] * len(TARGETS), 4
-    walked = patchscope_lens(model, latents(name)[[0, last]], targets, POSITIONS, groups, layers=[0, last])
-    plainly = patchscope_lens(model, latents(name)[[last]], targets, POSITIONS, groups, layers=[last], site="resid_pre")
+    walked = patchscope_lens(model, Latents(latents(name)[[0, last]], [0, last]), targets, one_each(POSITIONS), groups)
+    plainly = patchscope_lens(
+        model, Latents(latents(name)[[last]], [last]), targets, one_each(POSITIONS), groups, site="resid_pre"
+    )
     texts = patchscope_generate(
-        model, latents(name)[[0, last]], targets, POSITIONS, layers=[0, last], max_new_tokens=tokens, stop_ids=()
+        model,
+        Latents(latents(name)[[0, last]], [0, last]),
+        targets,
+        one_each(POSITIONS),
+        max_new_tokens=tokens,
+        stop_ids=(),
     )
     for row, (ids, position) in enumerate(zip(targets, POSITIONS, strict=True)):
         for index, layer in enumerate((0, last)):
@@ -167,15 +175,15 @@ def test_lenses_on_attention(name: str) -> None:
     groups: Any = [[[3, 4], [7]]] * len(TARGETS)
     blocks: Any = [{"b": [position - 1, position]} for position in POSITIONS]
     received = latents(name) / latents(name).norm(dim=-1, keepdim=True)
-    options: Any = dict(num_layers=2, layers=[0, 2], latent_layers=range(model.num_layers))
+    options: Any = dict(window=2, layers=[0, 2])
     cut = attention_knockout(model, targets, blocks, groups, window=2, layers=[0, 2]).log_prob
-    seen = attention_object_lens(model, received, targets, POSITIONS, groups, **options).log_prob
+    seen = attention_object_lens(model, Latents(received), targets, one_each(POSITIONS), groups, **options).log_prob
     for row in range(len(TARGETS)):
         only = slice(row, row + 1)
         wanted = attention_knockout(alone, targets[only], blocks[only], groups[only], window=2, layers=[0, 2])
         np.testing.assert_allclose(np.exp(cut[only]), np.exp(wanted.log_prob), atol=1e-5)
         wanted = attention_object_lens(
-            alone, received[:, only], targets[only], POSITIONS[only], groups[only], **options
+            alone, Latents(received[:, only]), targets[only], one_each(POSITIONS[only]), groups[only], **options
         )
         np.testing.assert_allclose(np.exp(seen[only]), np.exp(wanted.log_prob), atol=1e-5)
 

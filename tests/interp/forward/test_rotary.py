@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.lenses import (
+    Latents,
     attention_knockout,
     attention_object_lens,
     patchscope_generate,
@@ -23,6 +24,7 @@ from interp.lenses import (
 from interp.model.verdicts import verdicts_of
 from interp.sites import Site
 from tests.interp.lenses.attention_twins import cut_logits, received_logits
+from tests.made import one_each
 from tests.tiny import NUM_LAYERS, tiny_model, tiny_tokenizer
 
 LIMIT = 12  # tokens of the "training" before the rotation was stretched
@@ -77,9 +79,9 @@ def by_group(logits: np.ndarray) -> list[float]:
 def test_patchscopes(rope: str, site: str) -> None:
     model, before = standardized(rope), 1 if site == "resid_pre" else 0
     layers = list(range(before, NUM_LAYERS))
-    lens = patchscope_lens(model, LATENTS[before:], PROMPTS, POSITIONS, GROUPS, layers=layers, site=site)
+    lens = patchscope_lens(model, Latents(LATENTS[before:], layers), PROMPTS, one_each(POSITIONS), GROUPS, site=site)
     grid = patchscope_grid(
-        model, LATENTS[[0, 3]], PROMPTS, POSITIONS, GROUPS, source_layers=[0, 3], target_layers=[2], site=site
+        model, Latents(LATENTS[[0, 3]], [0, 3]), PROMPTS, one_each(POSITIONS), GROUPS, target_layers=[2], site=site
     )
     assert site == "resid_pre" or verdicts_of(model)["walk"]
     for example, (ids, position) in enumerate(zip(PROMPTS, POSITIONS, strict=True)):
@@ -97,10 +99,10 @@ def test_patchscopes(rope: str, site: str) -> None:
 def test_generation_over_the_limit(rope: str, caplog: pytest.LogCaptureFixture) -> None:
     chosen, tokens = [1, 2, 3], 9  # of 5, 12 and 13 tokens
     model = standardized(rope)
-    given: Any = ([PROMPTS[n] for n in chosen], [POSITIONS[n] for n in chosen])
+    given: Any = ([PROMPTS[n] for n in chosen], [[POSITIONS[n]] for n in chosen])
     with caplog.at_level(logging.WARNING, logger="interp"):
         found = patchscope_generate(
-            model, LATENTS[:, chosen], *given, layers=[3, 0], latent_layers=range(NUM_LAYERS),
+            model, Latents(LATENTS[:, chosen], range(NUM_LAYERS)), *given, layers=[3, 0],
             max_new_tokens=tokens, stop_ids=(),
         )  # fmt: skip
     for example, number in enumerate(chosen):
@@ -122,7 +124,7 @@ def test_lenses_on_attention(rope: str, way: str) -> None:
     blocks = [{"block": [len(ids) // 2, 1]} for ids in PROMPTS]
     cut = attention_knockout(model, PROMPTS, blocks, GROUPS, window=2, layers=[0, 2])
     received = attention_object_lens(
-        model, LATENTS, PROMPTS, POSITIONS, GROUPS, num_layers=2, latent_layers=range(NUM_LAYERS), layers=[0, 2]
+        model, Latents(LATENTS, range(NUM_LAYERS)), PROMPTS, one_each(POSITIONS), GROUPS, window=2, layers=[0, 2]
     )
     for example, (ids, position) in enumerate(zip(PROMPTS, POSITIONS, strict=True)):
         edges = [(len(ids) - 1, key) for key in blocks[example]["block"]]
@@ -159,8 +161,12 @@ def test_layers_that_rotate_in_two_ways(kind: str) -> None:
 
 def test_what_ran_before_changes_nothing() -> None:
     model = standardized("dynamic")
-    first = patchscope_lens(model, LATENTS[:, 3:4], PROMPTS[3:4], [12], GROUPS[:1], layers=range(NUM_LAYERS)).log_prob
+    first = patchscope_lens(
+        model, Latents(LATENTS[:, 3:4], range(NUM_LAYERS)), PROMPTS[3:4], [[12]], GROUPS[:1]
+    ).log_prob
     with torch.no_grad():
         model._module(input_ids=torch.tensor([[*range(3, 90)]]), use_cache=False)
-    again = patchscope_lens(model, LATENTS[:, 3:4], PROMPTS[3:4], [12], GROUPS[:1], layers=range(NUM_LAYERS)).log_prob
+    again = patchscope_lens(
+        model, Latents(LATENTS[:, 3:4], range(NUM_LAYERS)), PROMPTS[3:4], [[12]], GROUPS[:1]
+    ).log_prob
     np.testing.assert_array_equal(first, again)

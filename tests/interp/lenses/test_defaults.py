@@ -13,15 +13,14 @@ import torch
 from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.lenses import (
-    attention_knockout_on_prompts,
-    attention_object_lens_on_prompts,
+    Latents,
+    attention_knockout,
+    attention_object_lens,
     direct_logit_attribution,
     logit_lens,
-    logit_lens_on_prompts,
-    patchscope_generate_on_prompts,
-    patchscope_grid_on_prompts,
+    patchscope_generate,
+    patchscope_grid,
     patchscope_lens,
-    patchscope_lens_on_prompts,
     tuned_lens,
 )
 from interp.model.verify import prove
@@ -64,14 +63,14 @@ def _tuned(model: StandardizedTransformer) -> list[np.ndarray]:
     for optimizer in ("sgd", "adam"):
         settings = TuningSettings(steps=3, tokens_per_step=8, optimizer=optimizer, learning_rate=0.01)  # type: ignore[arg-type]
         lens = train_tuned_lens(model, sequences, settings)
-        found += _arrays(tuned_lens(model, lens, _latents()[:2], GROUPS, layers=[0, 2]))
+        found += _arrays(tuned_lens(model, lens, Latents(_latents()[:2], [0, 2]), GROUPS))
         measured = evaluate_tuned_lens(model, lens, GivenSequences.of(model.tokenizer, IDS))
         found += [np.asarray(value) for value in vars(measured).values() if isinstance(value, np.ndarray | float)]
     return found
 
 
 def _generated(model: StandardizedTransformer, **sampling: Any) -> list[np.ndarray]:
-    written = patchscope_generate_on_prompts(
+    written = patchscope_generate(
         model, PROMPTS, "cat cat ? king", target_positions=2, layers=[1, 3], max_new_tokens=3, **sampling
     )
     return [np.asarray(ids) for by_layer in written.ids for ids in by_layer]
@@ -86,34 +85,34 @@ CALLS: dict[str, Callable[[StandardizedTransformer], list[np.ndarray]]] = {
     "prove": _proved,
     "collect": _collected,
     "logit lens": lambda model: _arrays(
-        logit_lens(model, _latents(), GROUPS, layers=range(4), reference=_latents()[3])
+        logit_lens(model, Latents(_latents(), range(4), reference=_latents()[3]), GROUPS)
     ),
     "logit lens on prompts": lambda model: _arrays(
-        logit_lens_on_prompts(
-            model, PROMPTS, targets=TARGETS, positions=["last", 1], sites=["resid_post.*", "attn_out.2"]
-        )
+        logit_lens(model, PROMPTS, targets=TARGETS, positions=["last", 1], sites=["resid_post.*", "attn_out.2"])
     ),
     "tuned lens": _tuned,
-    "patchscope": lambda model: _arrays(patchscope_lens(model, _latents(), IDS, [2, 1, 3], GROUPS, layers=range(4))),
+    "patchscope": lambda model: _arrays(
+        patchscope_lens(model, Latents(_latents(), range(4)), IDS, [[2], [1], [3]], GROUPS)
+    ),
     "patchscope on prompts": lambda model: _arrays(
-        patchscope_lens_on_prompts(model, PROMPTS, "cat cat ? king", target_positions=2, targets=TARGETS)
+        patchscope_lens(model, PROMPTS, "cat cat ? king", target_positions=2, targets=TARGETS)
     ),
     "patchscope from a layer on": lambda model: _arrays(
-        patchscope_lens_on_prompts(
+        patchscope_lens(
             model, PROMPTS, "cat cat ? king", target_positions=2, targets=TARGETS, patch="from_layer",
             mapping=IdentityMap(),
         )
     ),
     "patchscope grid": lambda model: _arrays(
-        patchscope_grid_on_prompts(model, PROMPTS, "cat cat ? king", target_positions=2, targets=TARGETS)
+        patchscope_grid(model, PROMPTS, "cat cat ? king", target_positions=2, targets=TARGETS)
     ),
     "generation": _generated,
     "sampled generation": lambda model: _generated(model, temperature=0.7, top_k=50, top_p=0.9, seed=3),
     "attention object": lambda model: _arrays(
-        attention_object_lens_on_prompts(model, PROMPTS, "cat cat ? king", position=2, targets=TARGETS)
+        attention_object_lens(model, PROMPTS, "cat cat ? king", target_positions=2, targets=TARGETS)
     ),
     "knock-out": lambda model: _arrays(
-        attention_knockout_on_prompts(model, PROMPTS, {"first": "first", "two": "1:3"}, window=2, targets=TARGETS)
+        attention_knockout(model, PROMPTS, {"first": "first", "two": "1:3"}, window=2, targets=TARGETS)
     ),
     "attribution": lambda model: _arrays(direct_logit_attribution(model, PROMPTS, TARGETS)),
 }  # fmt: skip

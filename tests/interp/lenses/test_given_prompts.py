@@ -15,19 +15,20 @@ from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses import (
-    attention_knockout_on_prompts,
-    attention_object_lens_on_prompts,
+    Latents,
+    attention_knockout,
+    attention_object_lens,
     direct_logit_attribution,
-    logit_lens_on_prompts,
-    patchscope_generate_on_prompts,
-    patchscope_grid_on_prompts,
+    logit_lens,
+    patchscope_generate,
+    patchscope_grid,
     patchscope_lens,
-    patchscope_lens_on_prompts,
 )
 from interp.sites import Site
 from interp.translators import GivenSequences, TunedLens, evaluate_tuned_lens
 from tests.families import build
 from tests.interp.lenses.patched import wrapped
+from tests.made import one_each
 from tests.tiny import tiny_tokenizer
 
 TEXTS = ["The quick brown fox", "cat", "The lazy dog jumps over"]
@@ -36,21 +37,19 @@ IDS: list[list[int]] = tiny_tokenizer()(TEXTS)["input_ids"]
 Lens = Callable[[StandardizedTransformer, Any], Any]
 
 LENSES: dict[str, Lens] = {
-    "logit lens": lambda model, prompts: logit_lens_on_prompts(model, prompts).arrays(),
+    "logit lens": lambda model, prompts: logit_lens(model, prompts).arrays(),
     "attribution": lambda model, prompts: direct_logit_attribution(model, prompts, {"a": [7]}).arrays(),
-    "knock-out": lambda model, prompts: attention_knockout_on_prompts(
+    "knock-out": lambda model, prompts: attention_knockout(
         model, prompts, {"start": "first", "last": "last"}, window=2
     ).arrays(),
-    "patchscope sources": lambda model, prompts: patchscope_lens_on_prompts(model, prompts, INTO).arrays(),
-    "patchscope targets": lambda model, prompts: patchscope_lens_on_prompts(
+    "patchscope sources": lambda model, prompts: patchscope_lens(model, prompts, INTO).arrays(),
+    "patchscope targets": lambda model, prompts: patchscope_lens(
         model, TEXTS, prompts, target_positions="last"
     ).arrays(),
-    "grid": lambda model, prompts: patchscope_grid_on_prompts(model, prompts, INTO).arrays(),
-    "generation": lambda model, prompts: {
-        "ids": patchscope_generate_on_prompts(model, prompts, INTO, max_new_tokens=2).ids
-    },
-    "object sources": lambda model, prompts: attention_object_lens_on_prompts(model, prompts, INTO).arrays(),
-    "object targets": lambda model, prompts: attention_object_lens_on_prompts(model, INTO, prompts).arrays(),
+    "grid": lambda model, prompts: patchscope_grid(model, prompts, INTO).arrays(),
+    "generation": lambda model, prompts: {"ids": patchscope_generate(model, prompts, INTO, max_new_tokens=2).ids},
+    "object sources": lambda model, prompts: attention_object_lens(model, prompts, INTO).arrays(),
+    "object targets": lambda model, prompts: attention_object_lens(model, INTO, prompts).arrays(),
 }
 
 
@@ -84,9 +83,7 @@ def test_an_encoding_is_its_ids(lens: str) -> None:
 @pytest.mark.parametrize("lens", LENSES)
 @pytest.mark.parametrize("given", [{"a": "cat"}, pd.DataFrame({"text": TEXTS}), {"cat"}, None, 5, b"cat", [None]])
 def test_what_is_no_list_of_prompts_is_refused(lens: str, given: Any) -> None:
-    with pytest.raises(
-        InterpError, match=r"^(source_prompts|target_prompts|prompts): expected texts, Prompts or lists"
-    ):
+    with pytest.raises(InterpError, match=r"^(source|target_prompts): expected texts, Prompts or lists"):
         LENSES[lens](wrapped("llama"), given)
 
 
@@ -98,7 +95,7 @@ def test_the_natural_line_gives_what_transformers_gives() -> None:
     given = tokenizer.apply_chat_template([{"role": "user", "content": "The quick brown fox"}])
     assert isinstance(given, BatchEncoding)
     expected = plain(torch.tensor([given["input_ids"]])).logits[0, -1].log_softmax(-1)[7]
-    lens = logit_lens_on_prompts(wrapped("llama"), given, targets={"a": [7]})
+    lens = logit_lens(wrapped("llama"), given, targets={"a": [7]})
     assert lens.axes == ("example", "layer")
     np.testing.assert_allclose(np.asarray(lens.log_prob)[0, -1, 0], float(expected), atol=1e-5)
 
@@ -118,8 +115,8 @@ def test_target_ids_and_sequences_of_an_encoding() -> None:
     at = [len(ids) - 1 for ids in IDS]
     groups = [[[7]]] * 3
     assert_alike(
-        patchscope_lens(model, latents, encoded("left", "pt"), at, groups, layers=range(4)).arrays(),  # type: ignore[arg-type]
-        patchscope_lens(model, latents, IDS, at, groups, layers=range(4)).arrays(),
+        patchscope_lens(model, Latents(latents, range(4)), encoded("left", "pt"), one_each(at), groups).arrays(),  # type: ignore[arg-type]
+        patchscope_lens(model, Latents(latents, range(4)), IDS, one_each(at), groups).arrays(),
     )
     lens, tokenizer = TunedLens.of(model), tiny_tokenizer()
     given = [GivenSequences.of(tokenizer, ids) for ids in (encoded("right", "pt"), IDS)]  # type: ignore[arg-type]

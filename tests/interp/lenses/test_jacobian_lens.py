@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.lenses import jacobian_lens, load_jacobians, logit_lens
+from interp.lenses import Latents, jacobian_lens, load_jacobians, logit_lens
 from interp.model import StandardizedTransformer
 
 Standardized = Callable[[str], StandardizedTransformer]
@@ -39,9 +39,13 @@ def test_it_is_its_definition(family: str, inverted: bool, standardized: Standar
     layers = [0, 2, model.num_layers - 1]
     hidden = torch.randn(len(layers), len(ANSWERS), model.hidden_size, generator=torch.Generator().manual_seed(1))
     found = jacobian_lens(
-        model, load_jacobians(path), hidden, ANSWERS, layers=layers, batch_size=2, reference=hidden[-1],
+        model,
+        load_jacobians(path),
+        Latents(hidden, layers, reference=hidden[-1]),
+        ANSWERS,
+        batch_size=2,
         inverted=inverted,
-    )  # fmt: skip
+    )
     carried = hidden.clone()
     for at, layer in enumerate(layers[:-1]):
         carried[at] = torch.einsum("ij,ej->ei", given[layer].float(), hidden[at])
@@ -57,7 +61,7 @@ def test_it_is_its_definition(family: str, inverted: bool, standardized: Standar
     torch.testing.assert_close(torch.tensor(found.log_prob[..., 0]), expected, rtol=1e-4, atol=1e-5)
     assert (found.top_ids[..., 0] == log_probs.argmax(-1).T.numpy()).all()
     if not inverted:
-        own = logit_lens(model, hidden[-1:], ANSWERS, layers=[layers[-1]])
+        own = logit_lens(model, Latents(hidden[-1:], [layers[-1]]), ANSWERS)
         torch.testing.assert_close(
             torch.tensor(found.log_prob[:, -1]), torch.tensor(own.log_prob[:, 0]), rtol=0, atol=1e-6
         )
@@ -75,8 +79,8 @@ def test_what_is_no_such_file_is_refused(standardized: Standardized, tmp_path: P
         load_jacobians(tmp_path / "text.pt")
     maps = load_jacobians(saved(tmp_path, {"J": {0: torch.eye(model.hidden_size)}}))
     with pytest.raises(InterpError, match="source"):
-        jacobian_lens(model, maps, torch.zeros(1, 1, model.hidden_size), [[[1]]], layers=[1])
+        jacobian_lens(model, maps, Latents(torch.zeros(1, 1, model.hidden_size), [1]), [[[1]]])
     with pytest.raises(InterpError, match=r"expected shape \(layer, example, hidden_size\)"):
-        jacobian_lens(model, maps, torch.zeros(1, 2, model.hidden_size), [[[1]]], layers=[0])
+        jacobian_lens(model, maps, Latents(torch.zeros(1, 2, 5), [0]), [[[1]]] * 2)
     with pytest.raises(InterpError, match="batch_size: expected at least 1"):
-        jacobian_lens(model, maps, torch.zeros(1, 1, model.hidden_size), [[[1]]], layers=[0], batch_size=0)
+        jacobian_lens(model, maps, Latents(torch.zeros(1, 1, model.hidden_size), [0]), [[[1]]], batch_size=0)

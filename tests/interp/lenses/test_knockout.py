@@ -121,9 +121,17 @@ def test_some_heads_equal_the_twin(name: str, caplog: pytest.LogCaptureFixture) 
     layers = [1, 3] if name in ("jamba", "recurrent_gemma") else [0, 1, 3]
     with caplog.at_level(logging.WARNING, logger="interp"):
         result = attention_knockout(
-            model, PROMPTS, BLOCKS, GROUPS, window=2, layers=layers, heads=heads, query_positions=QUERIES, top_k=3,
+            model,
+            PROMPTS,
+            BLOCKS,
+            GROUPS,
+            window=2,
+            layers=layers,
+            heads=heads,
+            query_positions=QUERIES,
+            top_k=3,
             batch_size=2,
-        )  # fmt: skip
+        )
     windows = [range(layer, min(layer + 2, model.num_layers)) for layer in layers]
     assert_equal(result.arrays(), by_hand(name, windows, heads=heads), atol=1e-5)
     assert verdicts_of(model)["attention that is cut in some heads"] == (name in FAST)
@@ -163,9 +171,16 @@ def test_any_heads(name: str, window: int, heads: dict[int, list[int]], way: str
         if way == "slow":
             patch.setitem(verdicts_of(model), "attention that is cut in some heads", False)
         result = attention_knockout(
-            model, PROMPTS[:2], BLOCKS[:2], GROUPS[:2], window=window, layers=layers, heads=heads,
-            query_positions=QUERIES[:2], top_k=3,
-        )  # fmt: skip
+            model,
+            PROMPTS[:2],
+            BLOCKS[:2],
+            GROUPS[:2],
+            window=window,
+            layers=layers,
+            heads=heads,
+            query_positions=QUERIES[:2],
+            top_k=3,
+        )
     windows = [range(layer, min(4, layer + window)) for layer in layers]
     some: Any = dict(prompts=PROMPTS[:2], blocks=BLOCKS[:2], queries=QUERIES[:2], groups=GROUPS[:2])
     assert_equal(result.arrays(), by_hand(name, windows, heads=heads, **some), atol=1e-5, ties=2e-6)
@@ -173,7 +188,7 @@ def test_any_heads(name: str, window: int, heads: dict[int, list[int]], way: str
 
 def test_heads_that_cannot_be_told_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = StandardizedTransformer(build("llama"), tokenizer=tiny_tokenizer(), verify=False)
-    monkeypatch.setattr("interp.patching.knockout.heads_in", lambda *_: 2)
+    monkeypatch.setattr("interp.patching.changed_attention.heads_in", lambda *_: 2)
     with pytest.raises(InterpError, match=r"scores of 4 heads, and 2 by its config, so heads cannot be told apart"):
         attention_knockout(model, PROMPTS, BLOCKS, GROUPS, window=2, heads=[0], query_positions=QUERIES)
 
@@ -274,9 +289,16 @@ def test_any_window_and_positions(
     arguments: Any = dict(prompts=PROMPTS[:2], blocks=blocks, queries=[queries] * 2, groups=GROUPS[:2])
     try:
         result = attention_knockout(
-            model, PROMPTS[:2], blocks, GROUPS[:2], window=window, layers=layers, centred=centred,
-            query_positions=[queries] * 2, top_k=3,
-        )  # fmt: skip
+            model,
+            PROMPTS[:2],
+            blocks,
+            GROUPS[:2],
+            window=window,
+            layers=layers,
+            centred=centred,
+            query_positions=[queries] * 2,
+            top_k=3,
+        )
     except InterpError:  # nothing to cut, or nothing left
         reach = {"mistral": 4}.get(name, 7)
         seen = [set(range(max(0, query - reach + 1), query + 1)) for query in queries]
@@ -391,10 +413,10 @@ def test_models_that_cannot_be_cut_say_why() -> None:
         ({"query_positions": [[0], [1]], "blocks": [{"a": [1]}, {"a": [0]}]}, "none of the query positions"),
         ({"query_positions": [[1]]}, "query_positions: expected one entry for each of 2 examples, got 1"),
         ({"query_positions": [[1], [3]]}, r"query_positions example 1 has \[3\]"),
-        ({"groups": [[]]}, "groups: expected one entry for each of 2 examples, got 1"),
-        ({"groups": [[[400]], [[1]]]}, "token id 400 is outside the vocabulary"),
-        ({"input_ids": [[1, 400], [1, 2, 3]]}, "example 0 has ids 1 to 400"),
-        ({"input_ids": [[], [1, 2, 3]]}, "example 0 has 0 tokens"),
+        ({"targets": [[]]}, "targets: expected one entry for each of 2 examples, got 1"),
+        ({"targets": [[[400]], [[1]]]}, "token id 400 is outside the vocabulary"),
+        ({"source": [[1, 400], [1, 2, 3]]}, "example 0 has ids 1 to 400"),
+        ({"source": [[], [1, 2, 3]]}, "source: expected texts, Prompts or lists of token ids, got \\[\\]"),
         ({"top_k": 0}, "top_k"),
         ({"heads": [4]}, "heads: layer 0: expected query heads 0 to 3, at least one, got head 4"),
         ({"heads": [-1, 0]}, "got head -1"),
@@ -404,6 +426,6 @@ def test_models_that_cannot_be_cut_say_why() -> None:
     ],
 )
 def test_errors(changes: dict[str, Any], message: str) -> None:
-    arguments: Any = dict(input_ids=[[1, 2], [1, 2, 3]], blocks=[{"a": [0]}, {"a": [1]}], groups=[[], []], window=1)
+    arguments: Any = dict(source=[[1, 2], [1, 2, 3]], blocks=[{"a": [0]}, {"a": [1]}], targets=[[], []], window=1)
     with pytest.raises(InterpError, match=message):
         attention_knockout(loaded("llama")[0], **{**arguments, **changes})

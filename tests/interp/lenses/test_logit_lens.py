@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.lenses import logit_lens, logit_lens_on_prompts
+from interp.lenses import Latents, logit_lens
 from interp.model import StandardizedTransformer
 from interp.results import LensResult
 from tests.interp.lenses.twins import FAMILIES, HookTwin, assert_equal, expected
@@ -36,7 +36,7 @@ def test_equals_the_twin(family, standardized):
     twin = HookTwin(family)
     hidden = states(twin)
     result = logit_lens(
-        standardized(family), hidden, GROUPS, layers=range(NUM_LAYERS), top_k=3, batch_size=2, reference=hidden[-1]
+        standardized(family), Latents(hidden, range(NUM_LAYERS), reference=hidden[-1]), GROUPS, top_k=3, batch_size=2
     )
     assert_equal(result.arrays(), twin_examples(twin, list(range(NUM_LAYERS)), True), atol=1e-5)
     assert result.layers == (0, 1, 2, 3)
@@ -48,7 +48,7 @@ def test_equals_the_twin(family, standardized):
 
 def test_some_layers_and_no_reference(standardized):
     twin = HookTwin("llama")
-    result = logit_lens(standardized("llama"), states(twin)[[0, 2]], GROUPS, layers=[0, 2], top_k=3)
+    result = logit_lens(standardized("llama"), Latents(states(twin)[[0, 2]], [0, 2]), GROUPS, top_k=3)
     assert_equal(result.arrays(), twin_examples(twin, [0, 2], False), atol=1e-5)
     assert np.isnan(result.surprisal).all()
     assert result.model_top_id.tolist() == [-1] * len(PROMPTS)
@@ -59,19 +59,19 @@ def test_inverted(family, standardized):
     """The same numbers as the lens on prompts, which has a twin of its own."""
     hidden = states(HookTwin(family))
     model = standardized(family)
-    result = logit_lens(model, hidden, GROUPS, layers=range(4), reference=hidden[-1], inverted=True)
+    result = logit_lens(model, Latents(hidden, range(4), reference=hidden[-1]), GROUPS, inverted=True)
     targets = [{"a": one, "b": two} for one, two in GROUPS]
-    other = logit_lens_on_prompts(model, PROMPTS, targets=targets, inverted=True)
+    other = logit_lens(model, PROMPTS, targets=targets, inverted=True)
     for name, values in other.arrays().items():
         np.testing.assert_allclose(result.arrays()[name], values, atol=2e-5, rtol=1e-5, err_msg=name)
-    normal = logit_lens(model, hidden, GROUPS, layers=range(4))
+    normal = logit_lens(model, Latents(hidden, range(4)), GROUPS)
     assert np.abs(result.log_prob - normal.log_prob).max() > 0.1
 
 
 def test_the_batch_size_changes_nothing(standardized):
     hidden = states(HookTwin("gemma2"))
     results = [
-        logit_lens(standardized("gemma2"), hidden, GROUPS, layers=range(4), batch_size=size, reference=hidden[-1])
+        logit_lens(standardized("gemma2"), Latents(hidden, range(4), reference=hidden[-1]), GROUPS, batch_size=size)
         for size in (1, 3, 100)
     ]
     for name, whole in results[-1].arrays().items():
@@ -83,7 +83,7 @@ def test_bfloat16_is_near_float32(model_folder):
     """Stated tolerance: 0.03 in probability; bfloat16 has 8 bits of mantissa."""
     twin = HookTwin("llama")
     model = StandardizedTransformer(model_folder("llama"), dtype="bfloat16", device_map="cpu")
-    result = logit_lens(model, states(twin).bfloat16(), GROUPS, layers=range(NUM_LAYERS), top_k=3)
+    result = logit_lens(model, Latents(states(twin).bfloat16(), range(NUM_LAYERS)), GROUPS, top_k=3)
     wanted = twin_examples(twin, list(range(NUM_LAYERS)), False)
     assert result.log_prob.dtype == np.float32
     np.testing.assert_allclose(np.exp(result.log_prob), np.exp([w["log_prob"] for w in wanted]), atol=0.03)
@@ -91,7 +91,7 @@ def test_bfloat16_is_near_float32(model_folder):
 
 
 def test_no_examples(standardized):
-    result = logit_lens(standardized("llama"), torch.zeros(2, 0, HIDDEN_SIZE), [], layers=[0, 1], top_k=4)
+    result = logit_lens(standardized("llama"), Latents(torch.zeros(2, 0, HIDDEN_SIZE), [0, 1]), [], top_k=4)
     assert result.top_ids.shape == (0, 2, 4)
     assert result.entropy.shape == (0, 2)
 
@@ -99,15 +99,15 @@ def test_no_examples(standardized):
 def test_results_keep_no_graph(standardized):
     """Nothing is recorded for gradients, also when the caller's tensors ask for them: numpy would refuse them."""
     hidden = states(HookTwin("llama")).requires_grad_()
-    assert isinstance(logit_lens(standardized("llama"), hidden, GROUPS, layers=range(4)), LensResult)
+    assert isinstance(logit_lens(standardized("llama"), Latents(hidden, range(4)), GROUPS), LensResult)
 
 
 def test_concatenate_puts_examples_in_their_places(standardized):
     hidden = states(HookTwin("llama"))
-    whole = logit_lens(standardized("llama"), hidden, GROUPS, layers=range(4))
+    whole = logit_lens(standardized("llama"), Latents(hidden, range(4)), GROUPS)
     order = [3, 0, 4, 1, 2]
     parts = [
-        logit_lens(standardized("llama"), hidden[:, rows], [GROUPS[r] for r in rows], layers=range(4))
+        logit_lens(standardized("llama"), Latents(hidden[:, rows], range(4)), [GROUPS[r] for r in rows])
         for rows in (order[:2], order[2:])
     ]
     together = LensResult.concatenate(parts, order=order)
@@ -118,17 +118,18 @@ def test_concatenate_puts_examples_in_their_places(standardized):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layers": [0, 1, 2]}, r"hidden: expected shape \(layer, example, hidden_size\) = \(3, 5, 32\)"),
+        ({"layers": [0, 1, 2]}, r"latents: expected shape \(layer, example, hidden_size\) = \(3, 5, 32\)"),
         ({"layers": [0, 1, 2, 4]}, "layers of the model, 0 to 3"),
         ({"layers": [0, 2, 1, 3]}, "ascending order"),
         ({"layers": []}, "ascending order"),
         ({"batch_size": 0}, "batch_size"),
         ({"top_k": 0}, "top_k"),
         ({"reference": torch.zeros(5, 3)}, "reference: expected shape"),
-        ({"groups": [[[400]]] * 5}, "token id 400 is outside the vocabulary"),
+        ({"targets": [[[400]]] * 5}, "token id 400 is outside the vocabulary"),
     ],
 )
 def test_errors(changes, message, standardized):
-    arguments = {"groups": GROUPS, "layers": range(4), **changes}
+    arguments = {"targets": GROUPS, "layers": range(4), **changes}
+    source = Latents(torch.zeros(4, 5, HIDDEN_SIZE), arguments.pop("layers"), arguments.pop("reference", None))
     with pytest.raises(InterpError, match=message):
-        logit_lens(standardized("llama"), torch.zeros(4, 5, HIDDEN_SIZE), **arguments)
+        logit_lens(standardized("llama"), source, **arguments)

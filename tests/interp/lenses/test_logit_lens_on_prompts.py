@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from interp.compat import nnterp
 from interp.errors import InterpError
-from interp.lenses import logit_lens_on_prompts
+from interp.lenses import logit_lens
 from interp.model import StandardizedTransformer
 from interp.prompts import Prompt
 from interp.results import LensResult
@@ -49,9 +49,7 @@ def twin_examples(twin: PlainModel, sites: list[str], inverted: bool) -> list[di
 @pytest.mark.parametrize("family", TOLD)
 def test_equals_the_twin(family: str, inverted: bool) -> None:
     model, twin = standardized(family), plain(family)
-    result = logit_lens_on_prompts(
-        model, PROMPTS, sites=SITES, targets=TARGETS, top_k=3, batch_tokens=20, inverted=inverted
-    )
+    result = logit_lens(model, PROMPTS, sites=SITES, targets=TARGETS, top_k=3, batch_tokens=20, inverted=inverted)
     assert result.axes == ("example", "site") and set(result.along("site")) == set(SITES)
     wanted = twin_examples(twin, [str(site) for site in result.along("site")], inverted)
     assert_equal(result.arrays(), wanted, atol=1e-5)
@@ -66,7 +64,7 @@ def test_equals_the_twin(family: str, inverted: bool) -> None:
 def test_heads(family: str) -> None:
     """Each head alone: what attention adds when the others give zero, without the bias."""
     model, twin = standardized(family), plain(family)
-    result = logit_lens_on_prompts(model, PROMPTS, sites="head_out.1", targets=TARGETS, top_k=3)
+    result = logit_lens(model, PROMPTS, sites="head_out.1", targets=TARGETS, top_k=3)
     assert result.along("site") == tuple(f"head_out.1.h{head}" for head in range(4))
     layer = twin.layers[1]
     projection = layer.get_submodule(twin.told.projection)
@@ -93,7 +91,7 @@ def test_heads(family: str) -> None:
 def test_every_position(family: str) -> None:
     """All positions of ragged prompts, each with the twin; nothing where a prompt is shorter."""
     model, twin = standardized(family), plain(family)
-    result = logit_lens_on_prompts(model, PROMPTS, sites="resid_post.*", positions="all", targets=TARGETS, top_k=3)
+    result = logit_lens(model, PROMPTS, sites="resid_post.*", positions="all", targets=TARGETS, top_k=3)
     assert result.axes == ("example", "position", "layer") and result.layers == (0, 1, 2, 3)
     assert result.along("position") == tuple(f"all[{index}]" for index in range(7))
     assert result.model_top_id.shape == (3, 7)
@@ -117,7 +115,7 @@ def test_padding_and_batches_change_nothing(family: str) -> None:
     for side in ("left", "right"):
         model.tokenizer.padding_side = side
         results += [
-            logit_lens_on_prompts(model, PROMPTS, targets=TARGETS, positions=["first", "last"], batch_tokens=size)
+            logit_lens(model, PROMPTS, targets=TARGETS, positions=["first", "last"], batch_tokens=size)
             for size in (1, 20, 100)
         ]
     model.tokenizer.padding_side = "left"
@@ -131,7 +129,7 @@ MANY_SITES = [f"{kind}.{layer}" for kind in ("resid_pre", "resid_post", "mlp_out
 
 @cache
 def everything() -> LensResult:
-    return logit_lens_on_prompts(standardized("qwen2"), PROMPTS, sites=MANY_SITES, positions="all", targets=TARGETS)
+    return logit_lens(standardized("qwen2"), PROMPTS, sites=MANY_SITES, positions="all", targets=TARGETS)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -143,10 +141,14 @@ def everything() -> LensResult:
 )
 def test_a_part_is_that_part_of_the_whole(sites: list[str], position: int, batch_tokens: int, rows: list[int]) -> None:
     """Any sites, any position, any prompts in any order, some twice: as when everything is read at once."""
-    part = logit_lens_on_prompts(
-        standardized("qwen2"), [PROMPTS[row] for row in rows], sites=sites, positions=position,
-        targets=[TARGETS[row] for row in rows], batch_tokens=batch_tokens,
-    )  # fmt: skip
+    part = logit_lens(
+        standardized("qwen2"),
+        [PROMPTS[row] for row in rows],
+        sites=sites,
+        positions=position,
+        targets=[TARGETS[row] for row in rows],
+        batch_tokens=batch_tokens,
+    )
     kinds = {site.partition(".")[0] for site in sites}
     axis = "layer" if len(kinds) == 1 else "site"
     assert part.axes == ("example", axis)
@@ -164,8 +166,8 @@ def test_a_part_is_that_part_of_the_whole(sites: list[str], position: int, batch
 def test_bfloat16_is_near_float32() -> None:
     """Stated tolerance: 0.03 in probability; bfloat16 has 8 bits of mantissa."""
     for family in ("llama", "gemma2", "gpt2"):
-        half = logit_lens_on_prompts(standardized(family, torch.bfloat16), PROMPTS, targets=TARGETS, sites=SITES)
-        full = logit_lens_on_prompts(standardized(family), PROMPTS, targets=TARGETS, sites=SITES)
+        half = logit_lens(standardized(family, torch.bfloat16), PROMPTS, targets=TARGETS, sites=SITES)
+        full = logit_lens(standardized(family), PROMPTS, targets=TARGETS, sites=SITES)
         assert half.log_prob.dtype == np.float32
         np.testing.assert_allclose(np.exp(half.log_prob), np.exp(full.log_prob), atol=0.03)
 
@@ -175,7 +177,7 @@ def test_nnterp_says_the_same_over_the_whole_vocabulary(family: str) -> None:
     model = standardized(family)
     texts = ["hello hello king", "The quick brown fox"]
     for inverted, probabilities in enumerate(nnterp.logit_lens(model, texts, return_inv_logits=True)):
-        result = logit_lens_on_prompts(model, texts, top_k=model.vocab_size, inverted=bool(inverted))
+        result = logit_lens(model, texts, top_k=model.vocab_size, inverted=bool(inverted))
         ours = torch.zeros_like(probabilities).scatter(
             2, torch.tensor(result.top_ids).long(), torch.tensor(result.top_log_prob).exp()
         )
@@ -188,20 +190,20 @@ def test_texts_prompts_and_words() -> None:
     text = 'Deutsch: "Buch" - Italiano: "'
     prompt = Prompt.from_strings(text, {"it": "libro", "de": "Buch"}, tokenizer)
     marked = Prompt(text, prompt.targets, {"query": (10, 14)})
-    by_text = logit_lens_on_prompts(model, text, targets={"it": "libro", "de": "Buch"})
-    by_prompt = logit_lens_on_prompts(model, prompt)
-    by_ids = logit_lens_on_prompts(model, [tokenizer(text)["input_ids"]], targets=prompt.target_tokens)
+    by_text = logit_lens(model, text, targets={"it": "libro", "de": "Buch"})
+    by_prompt = logit_lens(model, prompt)
+    by_ids = logit_lens(model, [tokenizer(text)["input_ids"]], targets=prompt.target_tokens)
     for other in (by_prompt, by_ids):
         assert other.group_names == ("it", "de")
         np.testing.assert_array_equal(by_text.log_prob, other.log_prob)
     start, stop = marked.encode(tokenizer).spans["query"]
-    spans = logit_lens_on_prompts(model, marked, positions=["query.all", "last"])
+    spans = logit_lens(model, marked, positions=["query.all", "last"])
     assert spans.along("position") == (*(f"query.all[{index}]" for index in range(stop - start)), "last")
     np.testing.assert_allclose(spans.select(position="last").log_prob, by_text.log_prob, atol=1e-6)
-    both = logit_lens_on_prompts(model, [prompt, text])
+    both = logit_lens(model, [prompt, text])
     assert np.isnan(both.log_prob[1]).all() and not np.isnan(both.log_prob[0]).any()
     assert (both.rank[1] == -1).all()
-    none = logit_lens_on_prompts(model, text, reference=False)
+    none = logit_lens(model, text, surprisal=False)
     assert none.log_prob.shape == (1, 4, 0) and np.isnan(none.surprisal).all() and none.model_top_id.tolist() == [-1]
 
 
@@ -232,30 +234,30 @@ def test_texts_prompts_and_words() -> None:
 def test_errors(changes: dict[str, Any], message: str) -> None:
     arguments = {"prompts": PROMPTS, **changes}
     with pytest.raises(InterpError, match=message):
-        logit_lens_on_prompts(standardized("llama"), arguments.pop("prompts"), **arguments)
+        logit_lens(standardized("llama"), arguments.pop("prompts"), **arguments)
 
 
 def test_prompts_as_arrays_tensors_and_iterators() -> None:
-    model, wanted = standardized("llama"), logit_lens_on_prompts(standardized("llama"), PROMPTS).arrays()
+    model, wanted = standardized("llama"), logit_lens(standardized("llama"), PROMPTS).arrays()
     for given_prompts in (
         [np.array(ids) for ids in PROMPTS],
         [torch.tensor(ids) for ids in PROMPTS],
         iter(PROMPTS),
         (tuple(ids) for ids in PROMPTS),
     ):
-        found = logit_lens_on_prompts(model, given_prompts)  # type: ignore[arg-type]
+        found = logit_lens(model, given_prompts)  # type: ignore[arg-type]
         for name, values in wanted.items():
             np.testing.assert_array_equal(found.arrays()[name], values, err_msg=name)
-    square = logit_lens_on_prompts(model, torch.tensor([PROMPTS[0], PROMPTS[0]]))  # type: ignore[arg-type]
+    square = logit_lens(model, torch.tensor([PROMPTS[0], PROMPTS[0]]))  # type: ignore[arg-type]
     np.testing.assert_allclose(square.entropy[1], wanted["entropy"][0], atol=1e-5)
 
 
 def test_the_model_is_as_it_was_after_an_error() -> None:
     model = standardized("llama")
     with pytest.raises(InterpError, match="does not exist"):
-        logit_lens_on_prompts(standardized("phi"), PROMPTS, sites="resid_mid.1")
+        logit_lens(standardized("phi"), PROMPTS, sites="resid_mid.1")
     with pytest.raises(InterpError):
-        logit_lens_on_prompts(model, PROMPTS, top_k=0)
+        logit_lens(model, PROMPTS, top_k=0)
     with torch.no_grad():
         logits = model._module(torch.tensor([PROMPTS[0]])).logits[0]
     torch.testing.assert_close(logits, plain("llama").run(PROMPTS[0])[1], atol=1e-6, rtol=0)

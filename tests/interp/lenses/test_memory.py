@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from interp.lenses import (
-    attention_knockout_on_prompts,
-    attention_object_lens_on_prompts,
+    Latents,
+    attention_knockout,
+    attention_object_lens,
     direct_logit_attribution,
-    logit_lens_on_prompts,
-    patchscope_generate_on_prompts,
-    patchscope_grid_on_prompts,
-    patchscope_lens_on_prompts,
+    logit_lens,
+    patchscope_generate,
+    patchscope_grid,
+    patchscope_lens,
     tuned_lens,
 )
 from interp.model import StandardizedTransformer
@@ -46,24 +47,24 @@ def run(lens: str, model: StandardizedTransformer, other: StandardizedTransforme
     across: dict[str, Any] = dict(source_model=other, mapping=turned(), targets=TARGETS)
     match lens:
         case "logit lens":
-            return logit_lens_on_prompts(model, prompts, positions=["first", "last"], targets=TARGETS)
+            return logit_lens(model, prompts, positions=["first", "last"], targets=TARGETS)
         case "patchscope":
-            return patchscope_lens_on_prompts(model, prompts, "cat", targets=TARGETS)
+            return patchscope_lens(model, prompts, "cat", targets=TARGETS)
         case "patchscope from another model":
-            return patchscope_lens_on_prompts(model, prompts, "cat", **across)
+            return patchscope_lens(model, prompts, "cat", **across)
         case "grid from another model":
-            return patchscope_grid_on_prompts(model, prompts, "cat", **across)
+            return patchscope_grid(model, prompts, "cat", **across)
         case "generation":
-            return patchscope_generate_on_prompts(model, prompts, "cat", max_new_tokens=3)
+            return patchscope_generate(model, prompts, "cat", max_new_tokens=3)
         case "attention object":
-            return attention_object_lens_on_prompts(model, prompts, "king king", targets=TARGETS)
+            return attention_object_lens(model, prompts, "king king", targets=TARGETS)
         case "knock-out":
-            return attention_knockout_on_prompts(model, prompts, {"first": "first"}, window=2)
+            return attention_knockout(model, prompts, {"first": "first"}, window=2)
         case "attribution":
             return direct_logit_attribution(model, prompts, TARGETS, positions=["first", "last"], batch_tokens=64)
         case "tuned lens":
             hidden = torch.randn(NUM_LAYERS, count, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
-            return tuned_lens(model, TunedLens.of(model), hidden, [[[1]]] * count, layers=range(NUM_LAYERS))
+            return tuned_lens(model, TunedLens.of(model), Latents(hidden, range(NUM_LAYERS)), [[[1]]] * count)
     assert lens == "evaluation"
     return evaluate_tuned_lens(model, TunedLens.of(model), [*random_sequences()] * (count // 8), batch_tokens=64)
 

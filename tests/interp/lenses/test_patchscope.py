@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from interp.errors import InterpError
-from interp.lenses import patchscope_lens
+from interp.lenses import Latents, patchscope_lens
 from interp.model import StandardizedTransformer
 from tests.interp.lenses.twins import FAMILIES, HookTwin, NnsightTwin, assert_equal, expected, log_softmax
+from tests.made import one_each
 from tests.tiny import HIDDEN_SIZE, NUM_LAYERS
 
 SOURCES = [[1, 17, 33, 250], [1, 8], [1, 99, 98, 97], [1, 300, 12, 13, 14], [1, 5, 5]]
@@ -55,9 +56,15 @@ def test_equals_the_twins(family, patch, standardized):
     twin = HookTwin(family)
     latents = sources(twin)
     result = patchscope_lens(
-        standardized(family), latents, TARGETS, POSITIONS, GROUPS,
-        layers=ALL, patch=patch, top_k=3, batch_size=2, reference=latents[-1],
-    )  # fmt: skip
+        standardized(family),
+        Latents(latents, ALL, reference=latents[-1]),
+        TARGETS,
+        one_each(POSITIONS),
+        GROUPS,
+        patch=patch,
+        top_k=3,
+        batch_size=2,
+    )
     assert_equal(result.arrays(), twin_examples(twin, latents, patch, own=twin), atol=1e-5)
     assert_equal(result.arrays(), twin_examples(NnsightTwin(family), latents, patch, own=twin), atol=1e-5)
 
@@ -68,9 +75,15 @@ def test_some_layers(patch, standardized):
     latents = sources(twin)
     held = [1, 3] if patch == "one_layer" else [1, 2, 3]
     result = patchscope_lens(
-        standardized("llama"), latents[held], TARGETS, POSITIONS, GROUPS,
-        layers=[1, 3], patch=patch, latent_layers=held, top_k=3,
-    )  # fmt: skip
+        standardized("llama"),
+        Latents(latents[held], held),
+        TARGETS,
+        one_each(POSITIONS),
+        GROUPS,
+        layers=[1, 3],
+        patch=patch,
+        top_k=3,
+    )
     assert_equal(result.arrays(), twin_examples(twin, latents, patch, [1, 3]), atol=1e-5)
     assert np.isnan(result.surprisal).all()
     assert (result.model_top_id == -1).all()
@@ -84,11 +97,10 @@ def test_mean_latents_and_one_identity_prompt_for_all(standardized):
     mean = (latents + latents.roll(1, dims=1)) / 2
     result = patchscope_lens(
         standardized("gpt_neox"),
-        mean,
+        Latents(mean, ALL),
         targets,
-        positions,
+        one_each(positions),
         GROUPS,
-        layers=ALL,
         patch="from_layer",
         top_k=3,
         batch_size=3,
@@ -103,7 +115,7 @@ def test_writing_what_is_there_changes_nothing(standardized):
     """A target's own states, written back where they came from, give the unpatched model at every layer."""
     twin = HookTwin("gemma2")
     own = torch.stack([twin.residuals(ids)[:, p] for ids, p in zip(TARGETS, POSITIONS, strict=True)], dim=1)
-    result = patchscope_lens(standardized("gemma2"), own, TARGETS, POSITIONS, GROUPS, layers=ALL)
+    result = patchscope_lens(standardized("gemma2"), Latents(own, ALL), TARGETS, one_each(POSITIONS), GROUPS)
     np.testing.assert_allclose(result.log_prob, np.repeat(result.baseline[:, None], NUM_LAYERS, axis=1), atol=1e-5)
     np.testing.assert_allclose(result.kl, 0, atol=1e-6)
 
@@ -113,12 +125,12 @@ def test_other_sites(standardized):
     twin = HookTwin("llama")
     latents = sources(twin)
     model = standardized("llama")
-    arguments = dict(target_ids=TARGETS, target_positions=POSITIONS, groups=GROUPS)
-    pre = patchscope_lens(model, latents[:3], **arguments, layers=[1, 2, 3], site="resid_pre")
-    post = patchscope_lens(model, latents[:3], **arguments, layers=[0, 1, 2], site="resid_post")
+    arguments = dict(target_prompts=TARGETS, target_positions=one_each(POSITIONS), targets=GROUPS)
+    pre = patchscope_lens(model, Latents(latents[:3], [1, 2, 3]), **arguments, site="resid_pre")
+    post = patchscope_lens(model, Latents(latents[:3], [0, 1, 2]), **arguments, site="resid_post")
     np.testing.assert_allclose(pre.log_prob, post.log_prob, atol=1e-5)
 
-    result = patchscope_lens(model, latents, **arguments, layers=ALL, site="mlp_out")
+    result = patchscope_lens(model, Latents(latents, ALL), **arguments, site="mlp_out")
     for example, (ids, position) in enumerate(zip(TARGETS, POSITIONS, strict=True)):
         for layer in ALL:
             mlp: nn.Module = twin.layers[layer].mlp
@@ -135,11 +147,11 @@ def test_other_sites(standardized):
 
 def test_the_batch_size_and_the_order_change_nothing(standardized):
     latents = sources(HookTwin("gpt2"))
-    whole = patchscope_lens(standardized("gpt2"), latents, TARGETS, POSITIONS, GROUPS, layers=ALL)
+    whole = patchscope_lens(standardized("gpt2"), Latents(latents, ALL), TARGETS, one_each(POSITIONS), GROUPS)
     shuffled = [4, 2, 0, 1, 3]
     targets, positions, groups = ([part[i] for i in shuffled] for part in (TARGETS, POSITIONS, GROUPS))
     other = patchscope_lens(
-        standardized("gpt2"), latents[:, shuffled], targets, positions, groups, layers=ALL, batch_size=1
+        standardized("gpt2"), Latents(latents[:, shuffled], ALL), targets, one_each(positions), groups, batch_size=1
     )
     for name, values in whole.arrays().items():
         np.testing.assert_allclose(other.arrays()[name], values[shuffled], atol=1e-4, rtol=1e-4)
@@ -154,7 +166,7 @@ def test_the_head_sees_last_tokens_only(model_folder):
         lambda _module, args, _output: seen.append((args[0].numel() // HIDDEN_SIZE, torch.is_grad_enabled()))
     )
     latents = torch.zeros(NUM_LAYERS, len(TARGETS), HIDDEN_SIZE)
-    patchscope_lens(model, latents, TARGETS, POSITIONS, GROUPS, layers=ALL, batch_size=2)
+    patchscope_lens(model, Latents(latents, ALL), TARGETS, one_each(POSITIONS), GROUPS, batch_size=2)
     hook.remove()
     assert seen
     assert max(rows for rows, _ in seen) <= 2
@@ -166,14 +178,14 @@ def test_bfloat16_is_near_float32(model_folder):
     twin = HookTwin("llama")
     latents = sources(twin)
     model = StandardizedTransformer(model_folder("llama"), dtype="bfloat16", device_map="cpu")
-    result = patchscope_lens(model, latents, TARGETS, POSITIONS, GROUPS, layers=ALL, patch="from_layer")
+    result = patchscope_lens(model, Latents(latents, ALL), TARGETS, one_each(POSITIONS), GROUPS, patch="from_layer")
     wanted = [one["log_prob"] for one in twin_examples(twin, latents, "from_layer")]
     assert result.log_prob.dtype == np.float32
     np.testing.assert_allclose(np.exp(result.log_prob), np.exp(wanted), atol=0.05)
 
 
 def test_no_examples(standardized):
-    result = patchscope_lens(standardized("llama"), torch.zeros(1, 0, HIDDEN_SIZE), [], [], [], layers=[2], top_k=4)
+    result = patchscope_lens(standardized("llama"), Latents(torch.zeros(1, 0, HIDDEN_SIZE), [2]), [], [], [], top_k=4)
     assert result.top_ids.shape == (0, 1, 4)
     assert result.baseline.shape[0] == 0
 
@@ -183,23 +195,26 @@ def test_no_examples(standardized):
     [
         ({"layers": [0, 1]}, r"latents: expected shape \(layer, example, hidden_size\) = \(2, 2, 32\)"),
         ({"layers": [0, 1, 2, 4]}, "layers of the model, 0 to 3"),
-        ({"target_ids": [[1, 2]]}, "latents: expected shape"),
-        ({"target_positions": [0]}, "target_positions: expected one entry for each of 2 examples, got 1"),
-        ({"target_positions": [0, 3]}, "example 1 has 3, expected a token of its target prompt, 0 to 2"),
-        ({"target_positions": [-1, 0]}, "example 0 has -1"),
-        ({"target_ids": [[1, 400], [1, 2, 3]]}, "example 0 has ids 1 to 400"),
-        ({"groups": []}, "groups: expected one entry for each of 2 examples, got 0"),
+        ({"target_prompts": [[1, 2]] * 3}, "expected one, or one for each of 2 examples, got 3"),
+        ({"target_positions": [[0]]}, "target_positions: expected one entry for each of 2 examples, got 1"),
+        ({"target_positions": [[0], [3]]}, "example 1 has 3, expected a token of its target prompt, 0 to 2"),
+        ({"target_positions": [[-1], [0]]}, "example 0 has -1"),
+        ({"target_prompts": [[1, 400], [1, 2, 3]]}, "example 0 has ids 1 to 400"),
+        ({"targets": []}, "targets: expected one entry for each of 2 examples, got 0"),
         ({"patch": "one_layr"}, "unknown 'one_layr'. Did you mean 'one_layer'"),
         ({"site": "embed"}, "a kind of site that each layer has, got 'embed'"),
         ({"site": "z"}, "a kind of site that each layer has, got 'z'. .* a hidden state"),
-        ({"latent_layers": [0, 1, 2, 2]}, "ascending order"),
-        ({"layers": [1, 3], "latent_layers": [0, 1, 2]}, r"needs latents of layers \[1, 3\], got none of \[3\]"),
-        ({"layers": [1], "latent_layers": [1, 3], "patch": "from_layer"}, r"got none of \[2\]"),
+        ({"held": [0, 1, 2, 2]}, "ascending order"),
+        ({"layers": [1, 3], "held": [0, 1, 2]}, r"needs latents of layers \[1, 3\], got none of \[3\]"),
+        ({"layers": [1], "held": [1, 3], "patch": "from_layer"}, r"got none of \[2\]"),
         ({"batch_size": 0}, "batch_size"),
         ({"reference": torch.zeros(1, 3)}, "reference: expected shape"),
     ],
 )
 def test_errors(changes, message, standardized):
-    arguments = dict(target_ids=[[1, 2], [1, 2, 3]], target_positions=[0, 2], groups=[[], []], layers=ALL)
+    arguments = dict(target_prompts=[[1, 2], [1, 2, 3]], target_positions=[[0], [2]], targets=[[], []], layers=ALL)
+    arguments |= changes
+    held, reference = arguments.pop("held", arguments["layers"]), arguments.pop("reference", None)
+    source = Latents(torch.zeros(NUM_LAYERS, 2, HIDDEN_SIZE), held, reference)
     with pytest.raises(InterpError, match=message):
-        patchscope_lens(standardized("llama"), torch.zeros(NUM_LAYERS, 2, HIDDEN_SIZE), **{**arguments, **changes})
+        patchscope_lens(standardized("llama"), source, **arguments)

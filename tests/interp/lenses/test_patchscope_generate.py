@@ -15,13 +15,14 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses import patchscope_generate
+from interp.lenses import Latents, patchscope_generate
 from interp.lenses.patchscope_generate import stop_tokens
 from interp.model import StandardizedTransformer
 from interp.model.verdicts import verdicts_of
 from interp.patching import Sampling, generation_fits
 from tests.families import build
 from tests.interp.lenses.patched import FAST, SLOW, PatchedTwin, wrapped
+from tests.made import one_each
 from tests.tiny import tiny_tokenizer
 
 # Two lengths, an equal pair, written at the last token, a middle one, the first.
@@ -60,7 +61,13 @@ def test_greedy_texts_are_what_transformers_recomputes(name: str, caplog: pytest
     layers = [2, 0, model.num_layers - 1]  # any order
     with caplog.at_level(logging.WARNING, logger="interp"):
         found = patchscope_generate(
-            model, latents[layers], IDS, AT, layers=layers, max_new_tokens=TOKENS, stop_ids=[2], batch_size=3
+            model,
+            Latents(latents[layers], layers),
+            IDS,
+            one_each(AT),
+            max_new_tokens=TOKENS,
+            stop_ids=[2],
+            batch_size=3,
         )
     assert found.layers == tuple(layers)
     assert generation_fits(model, 9) == (name in FAST)
@@ -73,9 +80,15 @@ def test_several_positions_from_a_layer_on(name: str) -> None:
     latents = latents_of(model, 2)
     at = [[4, 6], [6, 2], [0, 3], [1, 0]]
     found = patchscope_generate(
-        model, latents, IDS, at, layers=[3, 1], latent_layers=range(model.num_layers), patch="from_layer",
-        max_new_tokens=TOKENS, stop_ids=[2],
-    )  # fmt: skip
+        model,
+        Latents(latents, range(model.num_layers)),
+        IDS,
+        at,
+        layers=[3, 1],
+        patch="from_layer",
+        max_new_tokens=TOKENS,
+        stop_ids=[2],
+    )
     check(found, PatchedTwin(name), latents, [3, 1], at, from_layer=True)
 
 
@@ -83,9 +96,9 @@ def test_other_sites_are_served_the_plain_way() -> None:
     """`resid_pre` of a layer is `resid_post` of the one before."""
     model = wrapped("llama")
     latents = latents_of(model)
-    given: dict[str, Any] = dict(target_ids=IDS, target_positions=AT, max_new_tokens=TOKENS, stop_ids=[2])
-    pre = patchscope_generate(model, latents[:2], layers=[1, 2], site="resid_pre", **given)
-    post = patchscope_generate(model, latents[:2], layers=[0, 1], **given)
+    given: dict[str, Any] = dict(target_prompts=IDS, target_positions=one_each(AT), max_new_tokens=TOKENS, stop_ids=[2])
+    pre = patchscope_generate(model, Latents(latents[:2], [1, 2]), site="resid_pre", **given)
+    post = patchscope_generate(model, Latents(latents[:2], [0, 1]), **given)
     assert pre.ids == post.ids
 
 
@@ -95,11 +108,11 @@ def test_texts_end_with_a_stop_token_and_the_others_go_on(name: str) -> None:
     model = wrapped(name)
     latents = latents_of(model)
     for ids, at in ((IDS, AT), ([IDS[0]] * len(IDS), [6] * len(IDS))):
-        given: dict[str, Any] = dict(target_ids=ids, target_positions=at, layers=range(model.num_layers))
-        free = patchscope_generate(model, latents, **given, max_new_tokens=8, stop_ids=[])
+        given: dict[str, Any] = dict(target_prompts=ids, target_positions=one_each(at), layers=range(model.num_layers))
+        free = patchscope_generate(model, Latents(latents), **given, max_new_tokens=8, stop_ids=[])
         assert all(len(row) == 8 for rows in free.ids for row in rows)
         stops = {rows[layer][(layer + 1) * 2 - 1] for rows in free.ids for layer in range(3)}
-        ended = patchscope_generate(model, latents, **given, max_new_tokens=8, stop_ids=stops)
+        ended = patchscope_generate(model, Latents(latents), **given, max_new_tokens=8, stop_ids=stops)
         for freely, rows in zip(free.ids, ended.ids, strict=True):
             for whole, row in zip(freely, rows, strict=True):
                 first = next((at + 1 for at, token in enumerate(whole) if token in stops), len(whole))
@@ -111,16 +124,18 @@ def test_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped("gemma3_text")
     latents = latents_of(model)
     for sampling in ({}, {"temperature": 0.8, "top_k": 50, "top_p": 0.9, "seed": 3}):
-        given: dict[str, Any] = dict(target_ids=IDS, target_positions=AT, max_new_tokens=6, stop_ids=[2], **sampling)
-        whole = patchscope_generate(model, latents, layers=range(4), **given)
-        alone = patchscope_generate(model, latents, layers=range(4), **given, batch_size=1)
+        given: dict[str, Any] = dict(
+            target_prompts=IDS, target_positions=one_each(AT), max_new_tokens=6, stop_ids=[2], **sampling
+        )
+        whole = patchscope_generate(model, Latents(latents, range(4)), **given)
+        alone = patchscope_generate(model, Latents(latents, range(4)), **given, batch_size=1)
         assert alone.ids == whole.ids
-        some = patchscope_generate(model, latents[[3, 1]], layers=[3, 1], **given)
+        some = patchscope_generate(model, Latents(latents[[3, 1]], [3, 1]), **given)
         assert some.ids == tuple((rows[3], rows[1]) for rows in whole.ids)
         with monkeypatch.context() as patched:
             patched.setattr(import_module("interp.lenses.patchscope_generate"), "CACHE_BYTES", 1)
-            assert patchscope_generate(model, latents, layers=range(4), **given).ids == whole.ids
-        shorter = patchscope_generate(model, latents, layers=range(4), **(given | {"max_new_tokens": 3}))
+            assert patchscope_generate(model, Latents(latents, range(4)), **given).ids == whole.ids
+        shorter = patchscope_generate(model, Latents(latents, range(4)), **given | {"max_new_tokens": 3})
         assert shorter.ids == tuple(tuple(row[:3] for row in rows) for rows in whole.ids)
 
 
@@ -129,10 +144,19 @@ def test_the_plain_way_draws_the_same() -> None:
     slow = StandardizedTransformer(build("llama"), tokenizer=tiny_tokenizer(), verify=False)
     verdicts_of(slow)["walk"] = False
     given: dict[str, Any] = dict(
-        target_ids=IDS, target_positions=AT, layers=[1, 3], max_new_tokens=6, temperature=1.0, seed=5, stop_ids=[2]
+        target_prompts=IDS,
+        target_positions=one_each(AT),
+        layers=[1, 3],
+        max_new_tokens=6,
+        temperature=1.0,
+        seed=5,
+        stop_ids=[2],
     )
     latents = latents_of(fast)[[1, 3]]
-    assert patchscope_generate(fast, latents, **given).ids == patchscope_generate(slow, latents, **given).ids
+    assert (
+        patchscope_generate(fast, Latents(latents), **given).ids
+        == patchscope_generate(slow, Latents(latents), **given).ids
+    )
 
 
 def test_seeds_and_temperatures_differ() -> None:
@@ -141,7 +165,7 @@ def test_seeds_and_temperatures_differ() -> None:
 
     def drawn(**sampling: Any) -> Any:
         return patchscope_generate(
-            model, latents, IDS, AT, layers=range(4), max_new_tokens=6, stop_ids=[], **sampling
+            model, Latents(latents, range(4)), IDS, one_each(AT), max_new_tokens=6, stop_ids=[], **sampling
         ).ids
 
     assert drawn(temperature=1.0, seed=1) == drawn(temperature=1.0, seed=1)
@@ -186,7 +210,7 @@ def test_noise_is_even_and_its_own_for_each_example_and_layer() -> None:
 
 def test_texts_and_accuracy() -> None:
     model = wrapped("llama")
-    found = patchscope_generate(model, latents_of(model), IDS, AT, layers=range(4), max_new_tokens=6)
+    found = patchscope_generate(model, Latents(latents_of(model), range(4)), IDS, one_each(AT), max_new_tokens=6)
     tokenizer = tiny_tokenizer()
     assert found.texts[1][2] == tokenizer.decode(list(found.ids[1][2]), skip_special_tokens=True)
     answers = [texts[3].strip()[:3] or "?" for texts in found.texts]
@@ -206,7 +230,7 @@ def test_bfloat16_is_near_float32() -> None:
     """Stated: of greedy first tokens that lead by 1 in float32 logits, all are the same in bfloat16."""
     model = StandardizedTransformer(build("llama").bfloat16(), tokenizer=tiny_tokenizer(), verify=False)
     latents, twin = latents_of(model), PatchedTwin("llama")
-    found = patchscope_generate(model, latents, IDS, AT, layers=range(4), max_new_tokens=1, stop_ids=[])
+    found = patchscope_generate(model, Latents(latents, range(4)), IDS, one_each(AT), max_new_tokens=1, stop_ids=[])
     sure = 0
     for example, ids in enumerate(IDS):
         for layer in range(4):
@@ -219,7 +243,7 @@ def test_bfloat16_is_near_float32() -> None:
 
 def test_no_examples() -> None:
     model = wrapped("llama")
-    found = patchscope_generate(model, torch.zeros(2, 0, model.hidden_size), [], [], layers=[1, 0])
+    found = patchscope_generate(model, Latents(torch.zeros(2, 0, model.hidden_size), [1, 0]), [], [])
     assert found.ids == ()
     assert found.layers == (1, 0)
 
@@ -237,7 +261,9 @@ def test_hooks_are_gone_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Sampling, "choose", fail)
     with pytest.raises(InterpError, match="stopped"):
-        patchscope_generate(model, latents_of(model), IDS, AT, layers=range(4), max_new_tokens=5, stop_ids=[])
+        patchscope_generate(
+            model, Latents(latents_of(model), range(4)), IDS, one_each(AT), max_new_tokens=5, stop_ids=[]
+        )
     for module in model._module.modules():
         assert not module._forward_hooks and not module._forward_pre_hooks
 
@@ -246,7 +272,7 @@ def test_overflow_is_said() -> None:
     model = wrapped("llama")
     latents = torch.full((1, len(IDS), model.hidden_size), float("nan"))
     with pytest.raises(InterpError, match="NaN or infinity"):
-        patchscope_generate(model, latents, IDS, AT, layers=[3])
+        patchscope_generate(model, Latents(latents, [3]), IDS, one_each(AT))
 
 
 @pytest.mark.parametrize(
@@ -267,5 +293,6 @@ def test_overflow_is_said() -> None:
 def test_errors(changes: dict[str, Any], message: str) -> None:
     model = wrapped("llama")
     arguments: dict[str, Any] = {"layers": [1, 2], **changes}
+    source = Latents(torch.zeros(2, len(IDS), model.hidden_size), arguments["layers"])
     with pytest.raises(InterpError, match=message):
-        patchscope_generate(model, torch.zeros(2, len(IDS), model.hidden_size), IDS, AT, **arguments)
+        patchscope_generate(model, source, IDS, one_each(AT), **arguments)

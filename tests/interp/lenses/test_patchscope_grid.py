@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.lenses import patchscope_grid, patchscope_lens
+from interp.lenses import Latents, patchscope_grid, patchscope_lens
 from interp.model import StandardizedTransformer
 from interp.translators.affine_maps import AffineMap, AffinePairs
 from tests.families import build
 from tests.interp.lenses.patched import FAST, SLOW, PatchedTwin, wrapped
+from tests.made import one_each
 from tests.tiny import tiny_tokenizer
 
 IDS = [[1, 17, 250, 33, 94, 301, 77], [1, 17, 250, 33, 94, 301, 77], [1, 60, 250, 33, 94, 301, 12], [1, 88, 5]]
@@ -52,7 +53,7 @@ def test_every_cell_is_what_a_single_patched_prompt_gives(name: str) -> None:
     latents, targets = latents_of(3, model.hidden_size, 2), [0, model.num_layers - 1]
     at = [[6, 3], [6, 3], [3, 6], [0, 2]]
     found = patchscope_grid(
-        model, latents, IDS, at, GROUPS, source_layers=range(3), target_layers=targets, top_k=3, batch_size=2
+        model, Latents(latents, range(3)), IDS, at, GROUPS, target_layers=targets, top_k=3, batch_size=2
     )
     assert dict(found.coordinates) == {
         "example": (0, 1, 2, 3), "source_layer": (0, 1, 2), "target_layer": tuple(targets)
@@ -73,9 +74,9 @@ def test_the_diagonal_is_the_lens() -> None:
     latents = latents_of(4, model.hidden_size)
     reference = latents_of(1, model.hidden_size, seed=1)[0]
     for patch in ("one_layer", "from_layer"):
-        given: dict[str, Any] = dict(patch=patch, top_k=3, reference=reference)
-        lens = patchscope_lens(model, latents, IDS, AT, GROUPS, layers=range(4), **given)
-        grid = patchscope_grid(model, latents, IDS, AT, GROUPS, source_layers=range(4), **given)
+        given: dict[str, Any] = dict(patch=patch, top_k=3)
+        lens = patchscope_lens(model, Latents(latents, range(4), reference), IDS, one_each(AT), GROUPS, **given)
+        grid = patchscope_grid(model, Latents(latents, range(4), reference), IDS, one_each(AT), GROUPS, **given)
         for name, values in lens.arrays().items():
             own = grid.arrays()[name]
             if name not in ("baseline", "model_top_id"):
@@ -89,7 +90,7 @@ def test_later_layers_get_their_own_latents(name: str) -> None:
     latents = latents_of(4, model.hidden_size, 1)
     at = [[position] for position in AT]
     found = patchscope_grid(
-        model, latents, IDS, at, GROUPS, source_layers=range(4), target_layers=[1, 2], patch="from_layer"
+        model, Latents(latents, range(4)), IDS, at, GROUPS, target_layers=[1, 2], patch="from_layer"
     )
     expected = expected_grid(PatchedTwin(name), latents, [1, 2], at, from_layer=True)
     np.testing.assert_allclose(np.exp(found.log_prob), np.exp(expected), atol=1e-5, rtol=0)
@@ -108,9 +109,8 @@ def test_any_layers_positions_and_budget(data: st.DataObject) -> None:
         for module in ("interp.lenses.patchscope_grid", "interp.batching"):
             patched.setattr(import_module(module), "WALKING_TOKENS", budget)
         found = patchscope_grid(
-            model, latents, IDS, at, GROUPS,
-            source_layers=range(len(latents)), target_layers=targets, batch_size=batch_size,
-        )  # fmt: skip
+            model, Latents(latents, range(len(latents))), IDS, at, GROUPS, target_layers=targets, batch_size=batch_size
+        )
     expected = expected_grid(twin, latents, targets, at)
     np.testing.assert_allclose(np.exp(found.log_prob), np.exp(expected), atol=1e-5, rtol=0)
 
@@ -123,12 +123,12 @@ def test_latents_of_a_wider_model_through_a_map_for_each_pair(name: str) -> None
     generator = torch.Generator().manual_seed(3)
     pairs = AffinePairs((5, 9), (0, 2), torch.randn(2, 2, width, 48, generator=generator) / 7, torch.randn(2, 2, width))
     given: dict[str, Any] = dict(source_layers=[5, 9], target_layers=[0, 2])
-    found = patchscope_grid(model, latents, IDS, AT, GROUPS, mapping=pairs, **given)
+    found = patchscope_grid(model, Latents(latents), IDS, one_each(AT), GROUPS, mapping=pairs, **given)
     for place, target in enumerate((0, 2)):
         mapped = torch.einsum("lnh,lth->lnt", latents, pairs.weight[:, place]) + pairs.bias[:, place, None]
         expected = expected_grid(twin, mapped[:, :, None], [target], [[at] for at in AT])
         np.testing.assert_allclose(np.exp(found.log_prob[:, :, [place]]), np.exp(expected), atol=1e-5, rtol=0)
-    one = patchscope_grid(model, latents, IDS, AT, GROUPS, mapping=pairs.to_layer(2), **given)
+    one = patchscope_grid(model, Latents(latents), IDS, one_each(AT), GROUPS, mapping=pairs.to_layer(2), **given)
     np.testing.assert_allclose(one.log_prob[:, :, 1], found.log_prob[:, :, 1], atol=1e-5)
 
 
@@ -138,7 +138,7 @@ def test_the_lens_through_a_map_of_several_positions() -> None:
     generator = torch.Generator().manual_seed(3)
     mapping = AffineMap((1, 3), torch.randn(2, 32, 20, generator=generator) / 4, torch.randn(2, 32))
     at = [[6, 3], [6, 3], [3, 6], [0, 2]]
-    found = patchscope_lens(model, latents, IDS, at, GROUPS, layers=[1, 3], mapping=mapping, batch_size=3)
+    found = patchscope_lens(model, Latents(latents, [1, 3]), IDS, at, GROUPS, mapping=mapping, batch_size=3)
     for place, layer in enumerate((1, 3)):
         mapped = latents[place] @ mapping.weight[place].T + mapping.bias[place]
         for example, ids in enumerate(IDS):
@@ -152,14 +152,14 @@ def test_bfloat16_is_near_float32() -> None:
     model = StandardizedTransformer(build("llama").bfloat16(), tokenizer=tiny_tokenizer(), verify=False)
     latents = latents_of(3, 32, 1)
     at = [[position] for position in AT]
-    found = patchscope_grid(model, latents, IDS, at, GROUPS, source_layers=range(3))
+    found = patchscope_grid(model, Latents(latents, range(3)), IDS, at, GROUPS)
     expected = expected_grid(PatchedTwin("llama"), latents, [0, 1, 2, 3], at)
     np.testing.assert_allclose(np.exp(found.log_prob), np.exp(expected), atol=0.05)
 
 
 def test_no_examples() -> None:
     model = wrapped("llama")
-    found = patchscope_grid(model, torch.zeros(2, 0, 32), [], [], [], source_layers=[3, 9], top_k=4)
+    found = patchscope_grid(model, Latents(torch.zeros(2, 0, 32), [3, 9]), [], [], [], top_k=4)
     assert found.top_ids.shape == (0, 2, 4, 4)
 
 
@@ -178,14 +178,16 @@ def test_no_examples() -> None:
         ({"mapping": AffineMap((0, 1, 2), torch.zeros(3, 30, 32), torch.zeros(3, 30))}, "mapping: expected .* 32"),
         ({"target_positions": [[6, 6]] * 4, "latents": torch.zeros(3, 4, 2, 32)}, "expected different tokens"),
         ({"target_positions": [[6, 5], [6], [3], [0]]}, r"equally many tokens in every example.* got \[1, 2\]"),
-        ({"groups": []}, "groups: expected one entry for each of 4 examples, got 0"),
+        ({"targets": []}, "targets: expected one entry for each of 4 examples, got 0"),
         ({"reference": torch.zeros(1, 3)}, "reference: expected shape"),
         ({"batch_size": 0}, "batch_size"),
     ],
 )
 def test_errors(changes: dict[str, Any], message: str) -> None:
     given: dict[str, Any] = dict(
-        latents=torch.zeros(3, 4, 32), target_ids=IDS, target_positions=AT, groups=GROUPS, source_layers=range(3)
+        latents=torch.zeros(3, 4, 32), target_prompts=IDS, target_positions=one_each(AT), targets=GROUPS
     )
+    given |= changes
+    source = Latents(given.pop("latents"), given.pop("source_layers", range(3)), given.pop("reference", None))
     with pytest.raises(InterpError, match=message):
-        patchscope_grid(wrapped("llama"), **{**given, **changes})
+        patchscope_grid(wrapped("llama"), source, **given)

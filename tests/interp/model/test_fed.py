@@ -13,10 +13,10 @@ from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses import (
-    attention_knockout_on_prompts,
-    logit_lens_on_prompts,
-    patchscope_generate_on_prompts,
-    patchscope_lens_on_prompts,
+    attention_knockout,
+    logit_lens,
+    patchscope_generate,
+    patchscope_lens,
 )
 from interp.model.verdicts import verdicts_of
 from interp.sites import Site
@@ -93,11 +93,11 @@ def test_positions_that_a_model_has_a_table_for(name: str, limit: int | None) ->
 
 
 TOO_LONG: dict[str, Callable[[StandardizedTransformer, list[int]], Any]] = {
-    "logit lens": lambda model, ids: logit_lens_on_prompts(model, [[1, 2], ids]),
+    "logit lens": lambda model, ids: logit_lens(model, [[1, 2], ids]),
     "collect": lambda model, ids: collect(model, [[1, 2], ids], [Site("resid_post", 1)], [[0], [0]]),
-    "patchscope": lambda model, ids: patchscope_lens_on_prompts(model, "cat", [ids], target_positions="last"),
-    "generation": lambda model, ids: patchscope_generate_on_prompts(model, "cat", [ids], max_new_tokens=1),
-    "knock-out": lambda model, ids: attention_knockout_on_prompts(model, [ids], {"start": "first"}, window=1),
+    "patchscope": lambda model, ids: patchscope_lens(model, "cat", [ids], target_positions="last"),
+    "generation": lambda model, ids: patchscope_generate(model, "cat", [ids], max_new_tokens=1),
+    "knock-out": lambda model, ids: attention_knockout(model, [ids], {"start": "first"}, window=1),
     "tuned lens": lambda model, ids: evaluate_tuned_lens(
         model, TunedLens.of(model), GivenSequences.of(model.tokenizer, [ids])
     ),
@@ -125,8 +125,8 @@ def test_a_trace_beyond_the_table_of_positions() -> None:
     with pytest.raises(InterpError, match=f"got {LIMIT + 1} {message}"), model.generate([[1] * (LIMIT - 2)], **asked):
         model.logits.save()
     with pytest.raises(InterpError, match="and 4 more are written behind them"):
-        patchscope_generate_on_prompts(model, "cat", [[1] * (LIMIT - 3)], max_new_tokens=5)
-    found = patchscope_generate_on_prompts(model, "cat", [[1] * (LIMIT - 3)], max_new_tokens=4)
+        patchscope_generate(model, "cat", [[1] * (LIMIT - 3)], max_new_tokens=5)
+    found = patchscope_generate(model, "cat", [[1] * (LIMIT - 3)], max_new_tokens=4)
     assert len(found.ids[0][0]) >= 1
 
 
@@ -134,8 +134,8 @@ def test_packed_prompts_are_no_longer_than_each() -> None:
     """In one row of more tokens than there are positions."""
     model = short("gpt2")
     prompts = [[1, *range(5, 5 + length)] for length in (12, 9, 14, 3)]
-    found = logit_lens_on_prompts(model, prompts)
+    found = logit_lens(model, prompts)
     assert verdicts_of(model)["prompts in one row"]
     for row, ids in enumerate(prompts):
-        own = logit_lens_on_prompts(model, [ids])
+        own = logit_lens(model, [ids])
         np.testing.assert_allclose(found.entropy[row], own.entropy[0], atol=1e-5)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from interp import StandardizedTransformer
 from interp.errors import InterpError
-from interp.lenses import logit_lens, patchscope_lens
+from interp.lenses import Latents, logit_lens, patchscope_lens
 from tests.apart import torchao_quantization
 from tests.interp.reference import IDS
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -146,7 +146,7 @@ def _agrees(model: StandardizedTransformer, paths: dict[str, str]) -> None:
     assert torch.equal(found["written"], module(input_ids=IDS).logits)
     handle.remove()
     assert model.vocab_size == expected["logits"].shape[-1]
-    lens = logit_lens(model, expected["resid_post.2"][None, :, -1], groups=[[[5, 17]]] * 2, layers=[2])
+    lens = logit_lens(model, Latents(expected["resid_post.2"][None, :, -1], [2]), targets=[[[5, 17]]] * 2)
     logits = model.readout(expected["resid_post.2"][:, -1])
     torch.testing.assert_close(
         torch.tensor(lens.log_prob[:, 0, 0]), logits.log_softmax(-1)[:, [5, 17]].logsumexp(-1), atol=1e-4, rtol=1e-4
@@ -189,7 +189,7 @@ def test_what_cannot_be_followed_is_refused_at_every_pass_until_it_is_mended(cap
         ):
             model.trace(input_ids=IDS)
         with pytest.raises(InterpError, match="were changed since"):
-            logit_lens(model, torch.zeros(1, 2, 32), [[[5]]] * 2, layers=[0])
+            logit_lens(model, Latents(torch.zeros(1, 2, 32), [0]), [[[5]]] * 2)
     layers[2] = second
     caplog.clear()
     with caplog.at_level(logging.INFO, "interp.model.following"), torch.no_grad():
@@ -248,11 +248,11 @@ def test_what_was_found_out_of_the_modules_before_is_forgotten() -> None:
 
     model = StandardizedTransformer(tiny_model("llama"), tokenizer=tiny_tokenizer())
     latents = torch.randn(4, 2, 32, generator=torch.Generator().manual_seed(0))
-    prompts: Any = ([[1, 17, 250, 33, 94], [1, 88, 5]], [2, 1], [[[5, 17]]] * 2)
-    patchscope_lens(model, latents, *prompts, layers=range(4))
+    prompts: Any = ([[1, 17, 250, 33, 94], [1, 88, 5]], [[2], [1]], [[[5, 17]]] * 2)
+    patchscope_lens(model, Latents(latents), *prompts)
     layer: Any = model._module.model.layers[2]
     layer.mlp = Mixing(layer.mlp)
-    found = patchscope_lens(model, latents, *prompts, layers=range(4))
+    found = patchscope_lens(model, Latents(latents), *prompts)
     fresh = StandardizedTransformer(copy.deepcopy(model._module), tokenizer=tiny_tokenizer())
-    expected = patchscope_lens(fresh, latents, *prompts, layers=range(4))
+    expected = patchscope_lens(fresh, Latents(latents), *prompts)
     assert found.log_prob == pytest.approx(expected.log_prob, abs=1e-5)

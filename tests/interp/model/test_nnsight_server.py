@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from interp import StandardizedTransformer
 from interp.activations import collect
 from interp.compat.nnterp import StandardizedTransformer as NnterpTransformer
-from interp.lenses import logit_lens, patchscope_lens
+from interp.lenses import Latents, logit_lens, patchscope_lens
 from interp.sites import parse_sites
 from tests.interp.model.plain import IDS, changing
 
@@ -162,16 +162,17 @@ def test_collecting_and_lenses_run_where_interp_is_not(
     generator = torch.Generator().manual_seed(0)
     latents, reference = torch.randn(4, 3, 32, generator=generator), torch.randn(3, 32, generator=generator)
     groups = [[[5, 6], [7], []], [[9], [], [4]], [[3, 3], [1], [2]]]
-    given: dict[str, Any] = dict(layers=range(4), top_k=3, batch_size=2)
-    targets = ([[1, 5, 6, 7], [1, 4, 4], [1, 4, 4, 7, 8]], [2, 1, 0])
-    for lens, arguments, options in (
-        (logit_lens, (), dict(reference=reference)),
-        (logit_lens, (), dict(inverted=True)),
-        (patchscope_lens, targets, dict(reference=reference)),
-        (patchscope_lens, targets, dict(patch="from_layer", site="attn_in")),
+    given: dict[str, Any] = dict(targets=groups, top_k=3, batch_size=2)
+    into = dict(target_prompts=[[1, 5, 6, 7], [1, 4, 4], [1, 4, 4, 7, 8]], target_positions=[[2], [1], [0]])
+    known, plain = Latents(latents, range(4), reference), Latents(latents, range(4))
+    for lens, source, options in (
+        (logit_lens, known, {}),
+        (logit_lens, plain, dict(inverted=True)),
+        (patchscope_lens, known, into),
+        (patchscope_lens, plain, dict(**into, patch="from_layer", site="attn_in")),
     ):
-        local = lens(here, latents, *arguments, groups, **given, **options).arrays()  # type: ignore[operator]
-        far = lens(model, latents, *arguments, groups, **given, **options, remote=True).arrays()  # type: ignore[operator]
+        local = lens(here, source, **given, **options).arrays()  # type: ignore[operator]
+        far = lens(model, source, **given, **options, remote=True).arrays()  # type: ignore[operator]
         assert far.keys() == local.keys()
         for name, values in local.items():
             assert far[name].dtype == values.dtype

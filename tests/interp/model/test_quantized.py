@@ -12,7 +12,7 @@ from torch import nn
 from interp import StandardizedTransformer
 from interp.architectures import RenameConfig
 from interp.errors import InterpError
-from interp.lenses import logit_lens_on_prompts
+from interp.lenses import logit_lens
 from interp.model.digest import model_digest
 from interp.model.verify import prove
 from tests.apart import torchao_quantization
@@ -163,7 +163,7 @@ def test_a_lens_of_a_quantized_model(how: str) -> None:
     # torch's has one grid for all tokens of a pass, LLM.int8 chooses columns by them: others for the last token alone,
     # and quite others for prompts in one batch.
     for prompts in [texts] if how == "torchao" else [texts[:1], texts[1:]]:
-        lens = logit_lens_on_prompts(model, prompts, targets={"word": [5, 17]})
+        lens = logit_lens(model, prompts, targets={"word": [5, 17]})
         for row, text in enumerate(prompts):
             logits = module(**model.tokenizer(text, return_tensors="pt")).logits[0, -1]
             expected = logits.log_softmax(-1)[[5, 17]].logsumexp(-1)

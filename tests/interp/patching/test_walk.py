@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from interp import StandardizedTransformer
 from interp.architectures import submodule
-from interp.lenses import patchscope_lens
+from interp.lenses import Latents, patchscope_lens
 from interp.model.verdicts import verdicts_of
 from tests.families import FAMILIES, build
-from tests.made import watching
+from tests.made import one_each, watching
 from tests.tiny import tiny_tokenizer
 
 # Where it does not fit, the lens runs whole prompts: layers that carry a state, that share keys or hand things on, and
@@ -81,7 +81,9 @@ def test_the_lens_is_what_single_patched_prompts_give(name: str, caplog: pytest.
     layers = range(model.num_layers)
     for patch in ("one_layer", "from_layer"):
         with caplog.at_level(logging.WARNING, logger="interp"):
-            result = patchscope_lens(model, latents, ids, positions, GROUPS, layers=layers, patch=patch, batch_size=2)  # type: ignore[arg-type]
+            result = patchscope_lens(
+                model, Latents(latents, layers), ids, one_each(positions), GROUPS, patch=patch, batch_size=2
+            )  # type: ignore[arg-type]
         expected = probabilities(model, plain, latents, from_layer=patch == "from_layer")
         np.testing.assert_allclose(np.exp(result.log_prob), expected, atol=1e-5)
         assert result.baseline is not None
@@ -99,9 +101,9 @@ def test_some_layers_and_a_batch_larger_than_the_budget(monkeypatch: pytest.Monk
     model = wrapped("llama")
     latents = latents_of(model)
     ids, positions = [list(ids) for ids, _ in TARGETS], [position for _, position in TARGETS]
-    whole = patchscope_lens(model, latents, ids, positions, GROUPS, layers=range(model.num_layers))
+    whole = patchscope_lens(model, Latents(latents, range(model.num_layers)), ids, one_each(positions), GROUPS)
     monkeypatch.setattr("interp.batching.WALKING_TOKENS", 1)
-    few = patchscope_lens(model, latents[1:3], ids, positions, GROUPS, layers=[1, 2])
+    few = patchscope_lens(model, Latents(latents[1:3], [1, 2]), ids, one_each(positions), GROUPS)
     np.testing.assert_allclose(few.log_prob, whole.log_prob[:, 1:3], atol=1e-5)
 
 
@@ -122,7 +124,7 @@ def test_a_family_whose_walk_gives_other_numbers_is_found_out(
     latents = latents_of(model)
     ids, positions = [list(ids) for ids, _ in TARGETS], [position for _, position in TARGETS]
     with caplog.at_level(logging.WARNING, logger="interp"):
-        patchscope_lens(model, latents, ids, positions, GROUPS, layers=range(model.num_layers))
+        patchscope_lens(model, Latents(latents, range(model.num_layers)), ids, one_each(positions), GROUPS)
     assert "gives other numbers in this family" in caplog.text
     assert verdicts_of(model)["walk"] is False
     assert calls[0] > 0

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from interp.errors import InterpError
-from interp.lenses import logit_lens, tuned_lens
+from interp.lenses import Latents, logit_lens, tuned_lens
 from interp.model import StandardizedTransformer
 from interp.translators import TunedLens, unembedding_digest
 from tests.interp.lenses.twins import FAMILIES, assert_equal, expected
@@ -38,7 +38,7 @@ def test_the_lens_is_the_models_tail_after_the_translator(standardized: Standard
     hidden = torch.stack([each[:, -1] for each in residuals], dim=1)
     layers = (0, 2, 3)
     result = tuned_lens(
-        model, lens, hidden[list(layers)], GROUPS, layers=layers, top_k=4, batch_size=2, reference=hidden[-1]
+        model, lens, Latents(hidden[list(layers)], layers, reference=hidden[-1]), GROUPS, top_k=4, batch_size=2
     )
     examples = []
     for ids, each, groups in zip(PROMPTS, residuals, GROUPS, strict=True):
@@ -59,7 +59,7 @@ def test_bfloat16_stays_within_two_hundredths_of_float32(model_folder: Callable[
     for dtype in ("float32", "bfloat16"):
         model = StandardizedTransformer(model_folder("llama"), dtype=dtype, device_map="cpu")
         hidden = torch.stack([TunedTwin("llama").residuals(ids)[:3, -1] for ids in PROMPTS], dim=1).to(model.dtype)
-        results.append(tuned_lens(model, random_lens(model), hidden, GROUPS, layers=(0, 1, 2)))
+        results.append(tuned_lens(model, random_lens(model), Latents(hidden, (0, 1, 2)), GROUPS))
     np.testing.assert_allclose(np.exp(results[1].log_prob), np.exp(results[0].log_prob), atol=0.02, rtol=0)
 
 
@@ -69,8 +69,8 @@ def test_an_untrained_lens_is_the_logit_lens(standardized: Standardized) -> None
     layers = range(NUM_LAYERS)
     lens = TunedLens.of(model)
     assert lens.layers == (0, 1, 2)
-    tuned = tuned_lens(model, lens, hidden, GROUPS, layers=layers).arrays()
-    for name, values in logit_lens(model, hidden, GROUPS, layers=layers).arrays().items():
+    tuned = tuned_lens(model, lens, Latents(hidden, layers), GROUPS).arrays()
+    for name, values in logit_lens(model, Latents(hidden, layers), GROUPS).arrays().items():
         np.testing.assert_array_equal(tuned[name], values, err_msg=name)
 
 
@@ -182,12 +182,12 @@ def test_errors_say_what_was_expected(standardized: Standardized) -> None:
         TunedLens(8, 1)
     with pytest.raises(InterpError, match=r"bias\.0: expected shape \(32,\)"):
         lens.take({name: value[..., 1:] for name, value in lens.tensors().items()})
-    with pytest.raises(InterpError, match="with 3 examples, as many as groups"):
-        tuned_lens(model, lens, hidden, GROUPS, layers=[0])
+    with pytest.raises(InterpError, match="targets: expected one entry for each of 2 examples, got 3"):
+        tuned_lens(model, lens, Latents(hidden, [0]), GROUPS)
     with pytest.raises(InterpError, match="reference: expected shape"):
-        tuned_lens(model, lens, hidden, GROUPS[:2], layers=[0], reference=hidden[0, :1])
+        tuned_lens(model, lens, Latents(hidden, [0], reference=hidden[0, :1]), GROUPS[:2])
     with pytest.raises(InterpError, match="batch_size: expected at least 1"):
-        tuned_lens(model, lens, hidden, GROUPS[:2], layers=[0], batch_size=0)
+        tuned_lens(model, lens, Latents(hidden, [0]), GROUPS[:2], batch_size=0)
 
 
 def test_the_lens_as_a_map(standardized: Standardized) -> None:

@@ -28,18 +28,13 @@ class AttentionObject(PatchedLens[AttentionObjectConfig]):
 
     def compute(self, rows: range) -> dict[str, NDArray]:
         """The arrays of one block of examples."""
-        block = slice(rows.start, rows.stop)
         result = attention_object_lens(
             self.inputs.model,
-            self.latents.read(self.examples.sources[block]),
-            self.examples.target_ids[block],
-            self.examples.target_positions[block],
-            self.examples.answers[block],
-            num_layers=self.config.window,
+            self.source(rows),
+            **self.target(rows),
+            window=self.config.window,
             layers=self.axes["layer"],
-            latent_layers=self.latents.layers,
             top_k=self.top_k,
             batch_size=self.batch_size,
-            reference=self.reference(rows),
         )
         return self.values(result, rows)

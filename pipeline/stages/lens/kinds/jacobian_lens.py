@@ -43,16 +43,13 @@ class JacobianLens(ReadingLens[JacobianLensConfig]):
     def compute(self, rows: range) -> dict[str, NDArray]:
         """The arrays of one block of examples."""
         block = slice(rows.start, rows.stop)
-        sources = self.examples.sources[block]
         result = jacobian_lens(
             self.inputs.model,
             self.jacobians,
-            self.latents.read(sources),
+            self.latents.source(self.examples.sources[block], self.own),
             self.examples.answers[block],
-            layers=self.axes["layer"],
             top_k=self.top_k,
             batch_size=self.batch_size,
-            reference=None if self.own is None else self.own.read(sources)[0],
             inverted=self.config.inverted,
         )
         return self.values(result, rows)

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from interp.lenses import logit_lens
+from interp.lenses import Latents, logit_lens
 from pipeline.config.lens import LogitLensConfig
 from pipeline.stages.lens.base import ReadingLens
 from pipeline.stages.lens.examples import every_prompt
@@ -43,12 +43,10 @@ class LogitLens(ReadingLens[LogitLensConfig]):
             states = self.mapping.to_one(states, self.latents.layers)
         result = logit_lens(
             self.inputs.model,
-            states,
+            Latents(states, self.axes["layer"], None if self.own is None else self.own.read(sources)[0]),
             self.examples.answers[block],
-            layers=self.axes["layer"],
             top_k=self.top_k,
             batch_size=self.batch_size,
-            reference=None if self.own is None else self.own.read(sources)[0],
             inverted=self.config.inverted,
             remote=self.inputs.remote,
         )

@@ -31,21 +31,16 @@ class Patchscope(PatchedLens[PatchscopeConfig]):
 
     def compute(self, rows: range) -> dict[str, NDArray]:
         """The arrays of one block of examples."""
-        block = slice(rows.start, rows.stop)
         result = patchscope_lens(
             self.inputs.model,
-            self.latents.read(self.examples.sources[block]),
-            self.examples.target_ids[block],
-            self.examples.target_positions[block],
-            self.examples.answers[block],
+            self.source(rows),
+            **self.target(rows),
             layers=self.axes["layer"],
-            latent_layers=self.latents.layers,
             patch=cast(Patch, self.config.patch),
             site=self.config.site,
             mapping=self.mapping.to_one,
             top_k=self.top_k,
             batch_size=self.batch_size,
-            reference=self.reference(rows),
             remote=self.inputs.remote,
         )
         return self.values(result, rows)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from interp.errors import InterpError
-from interp.lenses import Patch, patchscope_generate
+from interp.lenses import Latents, Patch, patchscope_generate
 from interp.results import GenerationResult
 from pipeline.config.lens import PatchscopeGenerateConfig
 from pipeline.stages.lens.base import Arrays, Lens
@@ -101,11 +101,10 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
         block = slice(rows.start, rows.stop)
         return patchscope_generate(
             self.inputs.model,
-            self.latents.read(self.examples.sources[block]),
+            self.latents.source(self.examples.sources[block], None),
             self.examples.target_ids[block],
-            self.examples.target_positions[block],
+            [[position] for position in self.examples.target_positions[block]],
             layers=self.axes["layer"],
-            latent_layers=self.latents.layers,
             max_new_tokens=self.config.max_new_tokens,
             patch=cast(Patch, self.config.patch),
             site=self.config.site,
@@ -127,12 +126,12 @@ class PatchscopeGenerate(Lens[PatchscopeGenerateConfig]):
             states = states if self.mapping.to_one is None else self.mapping.to_one(states, sources)
             by_target = states.expand(len(targets), *states.shape)
         depth = self.inputs.model.num_layers
+        each = by_target.transpose(1, 2).flatten(1, 2)  # (target layer, example and source layer, hidden)
         return patchscope_generate(
             self.inputs.model,
-            by_target.transpose(1, 2).flatten(1, 2),  # (target layer, example and source layer, hidden)
+            Latents(each, targets),
             [ids for ids in self.examples.target_ids[block] for _ in sources],
-            [position for position in self.examples.target_positions[block] for _ in sources],
-            layers=targets,
+            [[position] for position in self.examples.target_positions[block] for _ in sources],
             max_new_tokens=self.config.max_new_tokens,
             site=self.config.site,
             temperature=self.config.temperature,

@@ -34,19 +34,15 @@ class PatchscopeGrid(PatchedLens[PatchscopeGridConfig]):
 
     def compute(self, rows: range) -> dict[str, NDArray]:
         """The arrays of one block of examples."""
-        block = slice(rows.start, rows.stop)
         result = patchscope_grid(
             self.inputs.model,
-            self.latents.read(self.examples.sources[block]),
-            self.examples.target_ids[block],
-            self.examples.target_positions[block],
-            self.examples.answers[block],
+            self.source(rows),
+            **self.target(rows),
             source_layers=self.axes["source_layer"],
             target_layers=self.axes["target_layer"],
             site=self.config.site,
             mapping=self.mapping.any,
             top_k=self.top_k,
             batch_size=self.batch_size,
-            reference=self.reference(rows),
         )
         return self.values(result, rows)

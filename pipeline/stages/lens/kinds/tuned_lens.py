@@ -46,15 +46,12 @@ class Tuned(ReadingLens[TunedLensConfig]):
     def compute(self, rows: range) -> dict[str, NDArray]:
         """The arrays of one block of examples."""
         block = slice(rows.start, rows.stop)
-        sources = self.examples.sources[block]
         result = tuned_lens(
             self.inputs.model,
             self.lens,
-            self.latents.read(sources),
+            self.latents.source(self.examples.sources[block], self.own),
             self.examples.answers[block],
-            layers=self.axes["layer"],
             top_k=self.top_k,
             batch_size=self.batch_size,
-            reference=None if self.own is None else self.own.read(sources)[0],
         )
         return self.values(result, rows)

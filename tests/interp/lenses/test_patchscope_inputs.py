@@ -13,9 +13,9 @@ from torch import Tensor
 from interp import StandardizedTransformer
 from interp.errors import InterpError
 from interp.lenses import (
-    patchscope_generate_on_prompts,
-    patchscope_grid_on_prompts,
-    patchscope_lens_on_prompts,
+    patchscope_generate,
+    patchscope_grid,
+    patchscope_lens,
 )
 from interp.prompts import Prompt, TargetPrompt, entity_description_prompt
 from interp.translators.affine_maps import AffineMap
@@ -51,7 +51,7 @@ def test_the_lens_reads_the_last_token_and_writes_over_the_placeholder(
 ) -> None:
     model, twin = wrapped(name), PatchedTwin(name)
     monkeypatch.setattr(import_module("interp.lenses.sources"), "_AT_ONCE", 3)
-    found = patchscope_lens_on_prompts(model, SOURCES, "cat", targets=WORDS, top_k=2)
+    found = patchscope_lens(model, SOURCES, "cat", targets=WORDS, top_k=2)
     assert found.group_names == ("a", "b")
     target = ids_of(CAT)
     for example, source in enumerate(SOURCES):
@@ -69,10 +69,16 @@ def test_means_several_positions_and_a_prompt_for_each_example() -> None:
     model, twin = wrapped("llama"), PatchedTwin("llama")
     sources: Any = [[SOURCES[0], SOURCES[3]], [ids_of(SOURCES[1])], [SOURCES[2], ids_of(SOURCES[0]), SOURCES[1]]]
     targets = [CAT, "The lazy dog", "king king\n1135 1135\n?"]
-    found = patchscope_lens_on_prompts(
-        model, sources, targets, source_positions=[-1, 0], target_positions=["last", 1], targets=WORDS,
-        patch="from_layer", layers=[1, 2],
-    )  # fmt: skip
+    found = patchscope_lens(
+        model,
+        sources,
+        targets,
+        source_positions=[-1, 0],
+        target_positions=["last", 1],
+        targets=WORDS,
+        patch="from_layer",
+        layers=[1, 2],
+    )
     assert np.isnan(found.surprisal).all()
     for example, several in enumerate(sources):
         read = [twin.residuals(one if isinstance(one, list) else ids_of(one))[:, [-1, 0]] for one in several]
@@ -88,13 +94,11 @@ def test_groups_are_those_of_the_prompts() -> None:
     model = wrapped("llama")
     tokenizer = model.tokenizer
     sources = [Prompt.from_strings(text, {"word": [text.split()[-1][:2]]}, tokenizer) for text in SOURCES[:2]]
-    given = patchscope_lens_on_prompts(
-        model, sources, "cat", targets=[{"word": [text.split()[-1][:2]]} for text in SOURCES[:2]]
-    )
-    np.testing.assert_array_equal(patchscope_lens_on_prompts(model, sources, "cat").log_prob, given.log_prob)
+    given = patchscope_lens(model, sources, "cat", targets=[{"word": [text.split()[-1][:2]]} for text in SOURCES[:2]])
+    np.testing.assert_array_equal(patchscope_lens(model, sources, "cat").log_prob, given.log_prob)
     target = TargetPrompt(Prompt.from_strings("The x is", WORDS, tokenizer), 2)
-    assert patchscope_lens_on_prompts(model, sources, target).group_names == ("a", "b")
-    assert patchscope_lens_on_prompts(model, "king", "cat").log_prob.shape == (1, 4, 0)
+    assert patchscope_lens(model, sources, target).group_names == ("a", "b")
+    assert patchscope_lens(model, "king", "cat").log_prob.shape == (1, 4, 0)
 
 
 def test_another_model_as_the_target() -> None:
@@ -111,11 +115,11 @@ def test_another_model_as_the_target() -> None:
             for text in SOURCES
         ]
     ids = ids_of(CAT)
-    found = patchscope_lens_on_prompts(target, SOURCES, "cat", source_model=source, mapping=mapping, targets=WORDS)
-    grid = patchscope_grid_on_prompts(
+    found = patchscope_lens(target, SOURCES, "cat", source_model=source, mapping=mapping, targets=WORDS)
+    grid = patchscope_grid(
         target, SOURCES, "cat", source_model=source, mapping=mapping, targets=WORDS, source_layers=[0, 4]
     )
-    texts = patchscope_generate_on_prompts(
+    texts = patchscope_generate(
         target, SOURCES, "cat", source_model=source, mapping=mapping, layers=[2], max_new_tokens=3
     )
     assert found.layers == (0, 1, 2, 3) and grid.along("source_layer") == (0, 4)
@@ -136,9 +140,9 @@ def test_another_model_as_the_target() -> None:
         wanted_ids, _ = twin.greedy(ids, [len(ids) - 1], {2: mapped[2, None]}, 3, stop=2)
         assert list(texts.ids[example][0]) == wanted_ids
     with pytest.raises(InterpError, match="Latents of another model need a `mapping`"):
-        patchscope_lens_on_prompts(target, SOURCES, "cat", source_model=source, layers=[0])
+        patchscope_lens(target, SOURCES, "cat", source_model=source, layers=[0])
     with pytest.raises(InterpError, match=r"the source model has layers 0 to 3, latents of \[4, 5\] are needed"):
-        patchscope_lens_on_prompts(source, SOURCES, "cat", source_model=target, patch="from_layer", layers=[2])
+        patchscope_lens(source, SOURCES, "cat", source_model=target, patch="from_layer", layers=[2])
 
 
 def test_targets_of_another_vocabulary_are_not_read_as_if_they_were_of_this_one() -> None:
@@ -148,25 +152,25 @@ def test_targets_of_another_vocabulary_are_not_read_as_if_they_were_of_this_one(
     prompts = [Prompt.from_strings(text, WORDS, tokenizer) for text in SOURCES]
     into = [Prompt.from_strings(CAT, WORDS, target.tokenizer) for _ in SOURCES]
     with pytest.raises(InterpError, match="tokens of the source model, whose vocabulary is another"):
-        patchscope_lens_on_prompts(target, prompts, "cat", source_model=source)
-    wanted = patchscope_lens_on_prompts(target, SOURCES, "cat", source_model=source, targets=WORDS)
+        patchscope_lens(target, prompts, "cat", source_model=source)
+    wanted = patchscope_lens(target, SOURCES, "cat", source_model=source, targets=WORDS)
     for found in (
-        patchscope_lens_on_prompts(target, prompts, "cat", source_model=source, targets=WORDS),
-        patchscope_lens_on_prompts(target, prompts, into, source_model=source),
+        patchscope_lens(target, prompts, "cat", source_model=source, targets=WORDS),
+        patchscope_lens(target, prompts, into, source_model=source),
     ):
         np.testing.assert_array_equal(found.log_prob, wanted.log_prob)
     alike = StandardizedTransformer(tiny_model("qwen2"), tokenizer=tiny_tokenizer(), verify=False)
     prompts = [Prompt.from_strings(text, WORDS, alike.tokenizer) for text in SOURCES]
-    found = patchscope_lens_on_prompts(target, prompts, "cat", source_model=alike)
+    found = patchscope_lens(target, prompts, "cat", source_model=alike)
     np.testing.assert_array_equal(found.log_prob, wanted.log_prob)
 
 
 def test_token_ids_are_one_source() -> None:
     model, ids = wrapped("llama"), ids_of(SOURCES[0])
-    wanted = patchscope_lens_on_prompts(model, [ids, ids], "cat", targets=WORDS).log_prob
+    wanted = patchscope_lens(model, [ids, ids], "cat", targets=WORDS).log_prob
     forms: list[Any] = [ids, np.array(ids), torch.tensor(ids), [np.array(ids)], [[torch.tensor(ids), ids]]]
     for form in forms:
-        found = patchscope_lens_on_prompts(model, form, "cat", targets=WORDS)
+        found = patchscope_lens(model, form, "cat", targets=WORDS)
         np.testing.assert_allclose(found.log_prob, wanted[:1], atol=1e-5)
 
 
@@ -174,26 +178,29 @@ def test_generation_from_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     model, twin = wrapped("mistral"), PatchedTwin("mistral")
     target = entity_description_prompt([("Oslo", "city")])
     given: dict[str, Any] = dict(layers=[3, 0], max_new_tokens=4)
-    found = patchscope_generate_on_prompts(model, SOURCES, target, **given)
+    found = patchscope_generate(model, SOURCES, target, **given)
     ids = ids_of(target.text)
     for example, source in enumerate(SOURCES):
         for place, layer in enumerate((3, 0)):
             latent = twin.residuals(ids_of(source))[layer, -1:]
             wanted, _ = twin.greedy(ids, [len(ids) - 1], {layer: latent}, 4, stop=2)
             assert list(found.ids[example][place]) == wanted
-    drawn = patchscope_generate_on_prompts(model, SOURCES, target, **given, temperature=1.0, seed=4)
+    drawn = patchscope_generate(model, SOURCES, target, **given, temperature=1.0, seed=4)
     monkeypatch.setattr(import_module("interp.lenses.sources"), "_AT_ONCE", 1)
-    assert patchscope_generate_on_prompts(model, SOURCES, target, **given, temperature=1.0, seed=4).ids == drawn.ids
+    assert patchscope_generate(model, SOURCES, target, **given, temperature=1.0, seed=4).ids == drawn.ids
     assert drawn.ids != found.ids
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source_prompts": []}, "source_prompts: expected at least one"),
-        ({"source_prompts": ["a", []]}, "source_prompts: expected at least one"),
+        ({"source": []}, "source: expected at least one"),
+        ({"source": ["a", []]}, "source: expected at least one"),
         ({"target_prompts": ["cat", "king"]}, "expected one, or one for each of 3 examples, got 2"),
-        ({"source_positions": [0, -1]}, "target_positions: expected 2, as many as tokens of a source are read, got 1"),
+        (
+            {"source_positions": [0, -1]},
+            "target_positions: expected 2 of each target prompt, as many as tokens of a source are read, got 1",
+        ),
         ({"source_positions": "all"}, "source_positions: source prompt 0 has 8 such tokens, others have 15"),
         ({"layers": [4]}, "the source model has layers 0 to 3"),
         ({"layers": []}, "layers: expected at least one"),
@@ -204,6 +211,6 @@ def test_generation_from_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_errors(changes: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = dict(source_prompts=SOURCES[:3], target_prompts="cat")
+    given: dict[str, Any] = dict(source=SOURCES[:3], target_prompts="cat")
     with pytest.raises(InterpError, match=message):
-        patchscope_lens_on_prompts(wrapped("llama"), **{**given, **changes})
+        patchscope_lens(wrapped("llama"), **{**given, **changes})

@@ -12,10 +12,9 @@ import torch
 from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses import (
+    Latents,
     attention_knockout,
-    attention_knockout_on_prompts,
     attention_object_lens,
-    attention_object_lens_on_prompts,
 )
 from interp.model import StandardizedTransformer
 from interp.prompts import Prompt, encode
@@ -46,7 +45,7 @@ def test_knockout_of_marked_characters(standardized: Standardized) -> None:
     model = standardized("llama")
     prompts = prompts_of(model)
     encoded = [prompt.encode(model.tokenizer) for prompt in prompts]
-    found = attention_knockout_on_prompts(
+    found = attention_knockout(
         model, prompts, {"word": "word.all", "ends": ["first", -2], "before": ":-1"}, window=2, layers=[0, 2]
     )
     assert found.group_names == ("libro", "chien")
@@ -64,14 +63,14 @@ def test_knockout_of_marked_characters(standardized: Standardized) -> None:
 def test_knockout_of_some_heads(standardized: Standardized) -> None:
     model = standardized("gpt2")
     heads = {0: [1], 2: [0, 3]}
-    found = attention_knockout_on_prompts(model, TEXTS[0], {"first": 0}, window=2, layers=[0, 1], heads=heads)
+    found = attention_knockout(model, TEXTS[0], {"first": 0}, window=2, layers=[0, 1], heads=heads)
     ids = encode(model.tokenizer, TEXTS[0]).input_ids
     assert_same(found, attention_knockout(model, [ids], [{"first": [0]}], window=2, layers=[0, 1], heads=heads))
 
 
 def test_knockout_of_texts_measures_the_models_own_answer(standardized: Standardized) -> None:
     model = standardized("gpt2")
-    found = attention_knockout_on_prompts(model, TEXTS[0], {"first": 0}, window=None, query_positions="-2:")
+    found = attention_knockout(model, TEXTS[0], {"first": 0}, window=None, query_positions="-2:")
     assert found.group_names == ("own",)
     ids = encode(model.tokenizer, TEXTS[0]).input_ids
     last = [[len(ids) - 2, len(ids) - 1]]
@@ -81,28 +80,28 @@ def test_knockout_of_texts_measures_the_models_own_answer(standardized: Standard
 def object_by_hand(model: StandardizedTransformer, ids: list[list[int]], at: list[int], **given: Any) -> LensResult:
     sites = [*(Site("attn_in", layer) for layer in range(4)), Site("resid_post", 3)]
     read = collect(model, ids, sites, [[position] for position in at])
-    return attention_object_lens(model, read["attn_in"][:, :, 0], reference=read["resid_post"][0, :, 0], **given)
+    return attention_object_lens(
+        model, Latents(read["attn_in"][:, :, 0], reference=read["resid_post"][0, :, 0]), **given
+    )
 
 
 def test_object_lens_from_each_source_into_its_target(
     standardized: Standardized, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interp.lenses.attention_on_prompts._AT_ONCE", 2)
+    monkeypatch.setattr("interp.lenses.sources._AT_ONCE", 2)
     model = standardized("llama")
     sources, into = prompts_of(model), ["cat -> cat", "king king", "Le chien paresseux"]
-    found = attention_object_lens_on_prompts(
-        model, sources, into, source_position="word.last", position=1, num_layers=2
-    )
+    found = attention_object_lens(model, sources, into, source_positions="word.last", target_positions=1, window=2)
     assert found.group_names == ("libro", "chien")  # of the sources: the target prompts are texts
     encoded = [prompt.encode(model.tokenizer) for prompt in sources]
     wanted = object_by_hand(
         model,
         [one.input_ids for one in encoded],
         [one.spans["word"][1] - 1 for one in encoded],
-        target_ids=[encode(model.tokenizer, text).input_ids for text in into],
-        positions=[1, 1, 1],
-        groups=[list(prompt.target_tokens.values()) for prompt in sources],
-        num_layers=2,
+        target_prompts=[encode(model.tokenizer, text).input_ids for text in into],
+        target_positions=[[1]] * 3,
+        targets=[list(prompt.target_tokens.values()) for prompt in sources],
+        window=2,
     )
     assert_same(found, wanted)
     assert np.isfinite(found.surprisal).all()
@@ -113,7 +112,7 @@ def test_object_lens_with_one_prompt_for_all(one: str, standardized: Standardize
     model = standardized("gpt_neox")
     sources: Any = TEXTS[0] if one == "source" else TEXTS
     into: Any = prompts_of(model) if one == "source" else prompts_of(model)[0]
-    found = attention_object_lens_on_prompts(model, sources, into, position="word.last")
+    found = attention_object_lens(model, sources, into, target_positions="word.last")
     from_each = [TEXTS[0]] * 3 if one == "source" else TEXTS
     into_each = into if one == "source" else [into] * 3
     ids = [encode(model.tokenizer, text).input_ids for text in from_each]
@@ -122,9 +121,9 @@ def test_object_lens_with_one_prompt_for_all(one: str, standardized: Standardize
         model,
         ids,
         [len(own) - 1 for own in ids],
-        target_ids=[own.input_ids for own in targets],
-        positions=[own.spans["word"][1] - 1 for own in targets],
-        groups=[list(prompt.target_tokens.values()) for prompt in into_each],
+        target_prompts=[own.input_ids for own in targets],
+        target_positions=[[own.spans["word"][1] - 1] for own in targets],
+        targets=[list(prompt.target_tokens.values()) for prompt in into_each],
     )
     assert_same(found, wanted)
 
@@ -133,13 +132,13 @@ def test_object_lens_with_one_prompt_for_all(one: str, standardized: Standardize
 def test_object_lens_at_several_tokens(
     one: str | None, standardized: Standardized, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("interp.lenses.attention_on_prompts._AT_ONCE", 2)
+    monkeypatch.setattr("interp.lenses.sources._AT_ONCE", 2)
     model = standardized("gpt2")
     marked = prompts_of(model)
     sources: Any = TEXTS[0] if one == "source" else TEXTS
     into: Any = marked[0] if one == "target" else marked
-    found = attention_object_lens_on_prompts(
-        model, sources, into, source_position=["first", "-2:"], position=["word.first", -2, "last"], num_layers=3
+    found = attention_object_lens(
+        model, sources, into, source_positions=["first", "-2:"], target_positions=["word.first", -2, "last"], window=3
     )
     ids = [encode(model.tokenizer, text).input_ids for text in ([TEXTS[0]] * 3 if one == "source" else TEXTS)]
     targets = [prompt.encode(model.tokenizer) for prompt in ([marked[0]] * 3 if one == "target" else marked)]
@@ -147,12 +146,11 @@ def test_object_lens_at_several_tokens(
     read = collect(model, ids, sites, [[0, len(own) - 2, len(own) - 1] for own in ids])
     wanted = attention_object_lens(
         model,
-        read["attn_in"],
+        Latents(read["attn_in"], reference=read["resid_post"][0, :, -1]),
         [own.input_ids for own in targets],
         [[own.spans["word"][0], len(own.input_ids) - 2, len(own.input_ids) - 1] for own in targets],
         [list(prompt.target_tokens.values()) for prompt in ([marked[0]] * 3 if one == "target" else marked)],
-        num_layers=3,
-        reference=read["resid_post"][0, :, -1],
+        window=3,
     )
     assert_same(found, wanted)
 
@@ -162,8 +160,8 @@ def test_targets_by_name(standardized: Standardized) -> None:
     named = {"libro": ["libro"], "chien": ["chien", "dog"]}
     plain, given = (prompts_of(model, targets=with_targets) for with_targets in (False, True))
     for lens in (
-        lambda prompts, **more: attention_knockout_on_prompts(model, prompts, {"word": "word.all"}, window=1, **more),
-        lambda prompts, **more: attention_object_lens_on_prompts(model, TEXTS, prompts, **more),
+        lambda prompts, **more: attention_knockout(model, prompts, {"word": "word.all"}, window=1, **more),
+        lambda prompts, **more: attention_object_lens(model, TEXTS, prompts, **more),
     ):
         found, wanted = lens(plain, targets=named), lens(given)
         assert found.group_names == wanted.group_names == ("libro", "chien")
@@ -172,31 +170,33 @@ def test_targets_by_name(standardized: Standardized) -> None:
 
 def test_errors(standardized: Standardized) -> None:
     model = standardized("llama")
-    with pytest.raises(InterpError, match="got 2 source prompts and 3 target prompts"):
-        attention_object_lens_on_prompts(model, TEXTS[:2], TEXTS)
-    with pytest.raises(InterpError, match="source_position: expected one token of each prompt"):
-        attention_object_lens_on_prompts(model, TEXTS, TEXTS, source_position="-2:")
-    with pytest.raises(InterpError, match=r"position: expected one token of each prompt, .* got \['all"):
-        attention_object_lens_on_prompts(model, TEXTS, TEXTS, position="all")
-    with pytest.raises(InterpError, match=r"^position: expected 2 tokens of each prompt, as many as source_position"):
-        attention_object_lens_on_prompts(model, TEXTS, TEXTS, source_position="-2:", position="-3:")
+    with pytest.raises(InterpError, match="target_prompts: expected one, or one for each of 2 examples, got 3"):
+        attention_object_lens(model, TEXTS[:2], TEXTS)
+    with pytest.raises(InterpError, match="target_positions: expected 2 of each target prompt, as many as tokens of a"):
+        attention_object_lens(model, TEXTS, TEXTS, source_positions="-2:")
+    with pytest.raises(
+        InterpError, match=r"target_positions: expected 1 of each target prompt, .* got [0-9]+ of target"
+    ):
+        attention_object_lens(model, TEXTS, TEXTS, target_positions="all")
+    with pytest.raises(
+        InterpError, match=r"target_positions: expected 2 of each target prompt, .* got 3 of target prompt 0"
+    ):
+        attention_object_lens(model, TEXTS, TEXTS, source_positions="-2:", target_positions="-3:")
     words = prompts_of(model)
     lengths = [len(range(*prompt.encode(model.tokenizer).spans["word"])) for prompt in words]
     short = next(row for row, length in enumerate(lengths) if length < max(lengths))
-    with pytest.raises(InterpError, match=f"position: prompt {short} has {lengths[short]} such tokens, others have"):
-        attention_object_lens_on_prompts(
-            model, TEXTS[1], words, source_position=f":{max(lengths)}", position="word.all"
-        )
+    with pytest.raises(InterpError, match=f"got {lengths[short]} of target prompt {short}, 'word.all'"):
+        attention_object_lens(model, TEXTS[1], words, source_positions=f":{max(lengths)}", target_positions="word.all")
     with pytest.raises(InterpError, match="no span 'word'"):
-        attention_knockout_on_prompts(model, TEXTS, {"word": "word.all"}, window=1)
+        attention_knockout(model, TEXTS, {"word": "word.all"}, window=1)
     with pytest.raises(InterpError, match="blocks: expected names with positions"):
-        attention_knockout_on_prompts(model, TEXTS, "first", window=1)  # type: ignore[arg-type]
+        attention_knockout(model, TEXTS, "first", window=1)  # type: ignore[arg-type]
     for lens in (
-        lambda **more: attention_knockout_on_prompts(model, TEXTS, {"a": "first"}, window=1, **more),
-        lambda **more: attention_object_lens_on_prompts(model, TEXTS, TEXTS, **more),
+        lambda **more: attention_knockout(model, TEXTS, {"a": "first"}, window=1, **more),
+        lambda **more: attention_object_lens(model, TEXTS, TEXTS, **more),
     ):
         lens(targets={"a": [7]}, policy="exact")
         with pytest.raises(InterpError, match="policy: 'exact' says"):
             lens(policy="exact")
     with torch.no_grad(), pytest.raises(InterpError, match="expected blocks with names"):
-        attention_knockout_on_prompts(model, TEXTS, {}, window=1)
+        attention_knockout(model, TEXTS, {}, window=1)

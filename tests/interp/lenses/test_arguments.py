@@ -14,18 +14,14 @@ import torch
 from torch import Tensor
 
 from interp.lenses import (
+    Latents,
     attention_knockout,
-    attention_knockout_on_prompts,
     attention_object_lens,
-    attention_object_lens_on_prompts,
     direct_logit_attribution,
-    logit_lens_on_prompts,
+    logit_lens,
     patchscope_generate,
-    patchscope_generate_on_prompts,
     patchscope_grid,
-    patchscope_grid_on_prompts,
     patchscope_lens,
-    patchscope_lens_on_prompts,
 )
 from interp.prompts import answer_tokens
 from interp.results import LensResult
@@ -93,10 +89,8 @@ def test_patchscope_lens(site: str, patch: Any) -> None:
     model, (latents, own) = wrapped("llama"), sources(site)
     held = [1, 2] if patch == "one_layer" else [1, 2, 3]
     given: dict[str, Any] = dict(layers=[1, 2], patch=patch, site=site, mapping=mapping(), **SHAPES)
-    found = patchscope_lens_on_prompts(model, TEXTS, INTO, **TWO, targets=WORDS, policy=POLICY, **given)
-    wanted = patchscope_lens(
-        model, latents[held], [TARGET] * 3, AT, groups(), latent_layers=held, reference=own, **given
-    )
+    found = patchscope_lens(model, TEXTS, INTO, **TWO, targets=WORDS, policy=POLICY, **given)
+    wanted = patchscope_lens(model, Latents(latents[held], held, reference=own), [TARGET] * 3, AT, groups(), **given)
     assert_alike(found, wanted)
 
 
@@ -108,8 +102,11 @@ def test_patchscope_grid(site: str, patch: Any) -> None:
     given: dict[str, Any] = dict(
         source_layers=held, target_layers=[0, 2], patch=patch, site=site, mapping=pairs(), **SHAPES
     )
-    found = patchscope_grid_on_prompts(model, TEXTS, INTO, **TWO, targets=WORDS, policy=POLICY, **given)
-    assert_alike(found, patchscope_grid(model, latents[held], [TARGET] * 3, AT, groups(), reference=own, **given))
+    found = patchscope_grid(model, TEXTS, INTO, **TWO, targets=WORDS, policy=POLICY, **given)
+    assert_alike(
+        found,
+        patchscope_grid(model, Latents(latents[held], reference=own), [TARGET] * 3, AT, groups(), **given),
+    )
 
 
 @pytest.mark.parametrize("patch", ["one_layer", "from_layer"])
@@ -121,14 +118,14 @@ def test_patchscope_generation(site: str, patch: Any) -> None:
         layers=[2, 0], patch=patch, site=site, mapping=mapping(), max_new_tokens=3,
         temperature=0.9, top_k=20, top_p=0.8, seed=5,
     )  # fmt: skip
-    found = patchscope_generate_on_prompts(model, TEXTS, INTO, **TWO, batch_size=2, **given)
-    wanted = patchscope_generate(model, latents[held], [TARGET] * 3, AT, latent_layers=held, **given)
+    found = patchscope_generate(model, TEXTS, INTO, **TWO, batch_size=2, **given)
+    wanted = patchscope_generate(model, Latents(latents[held], held), [TARGET] * 3, AT, **given)
     assert found == wanted
     for change in ({"top_k": 1}, {"top_p": 1e-6}, {"seed": 6}, {"temperature": 9.0}):
-        other = patchscope_generate_on_prompts(model, TEXTS, INTO, **TWO, **{**given, **change})
+        other = patchscope_generate(model, TEXTS, INTO, **TWO, **{**given, **change})
         assert other.ids != found.ids, change
     last = patchscope_generate(
-        model, latents[held][:, 2:], [TARGET], AT[2:], latent_layers=held, example_numbers=[2], **given
+        model, Latents(latents[held][:, 2:], held), [TARGET], AT[2:], example_numbers=[2], **given
     )
     assert last.ids[0] == found.ids[2]  # drawn by its number, not by its place
 
@@ -136,7 +133,7 @@ def test_patchscope_generation(site: str, patch: Any) -> None:
 def test_knockout() -> None:
     model, ids = wrapped("llama"), [ids_of(text) for text in TEXTS]
     given: dict[str, Any] = dict(layers=[0, 2, 3], window=3, centred=True, **SHAPES)
-    found = attention_knockout_on_prompts(
+    found = attention_knockout(
         model,
         TEXTS,
         {"start": "first", "before": ["-3", 1]},
@@ -161,12 +158,12 @@ def test_attention_object() -> None:
     attentions = [layer.self_attn for layer in twin.layers]
     latents = torch.stack([attention_inputs(twin.model, attentions, own, 1) for own in ids], dim=1)
     own = torch.stack([twin.residuals(each)[-1, 1] for each in ids])
-    given: dict[str, Any] = dict(layers=[0, 2], num_layers=1, **SHAPES)
-    found = attention_object_lens_on_prompts(
-        model, TEXTS, INTO, source_position=1, position=-3, targets=WORDS, policy=POLICY, **given
+    given: dict[str, Any] = dict(layers=[0, 2], window=1, **SHAPES)
+    found = attention_object_lens(
+        model, TEXTS, INTO, source_positions=1, target_positions=-3, targets=WORDS, policy=POLICY, **given
     )
     wanted = attention_object_lens(
-        model, latents, [TARGET] * 3, [len(TARGET) - 3] * 3, groups(), latent_layers=range(4), reference=own, **given
+        model, Latents(latents, range(4), reference=own), [TARGET] * 3, [[len(TARGET) - 3]] * 3, groups(), **given
     )
     assert_alike(found, wanted)
 
@@ -177,8 +174,8 @@ def test_words_count_by_the_policy(policy: str) -> None:
     [(words, ids), *_] = groups(policy)
     tokens = {"a": words, "b": ids}
     assert_alike(
-        logit_lens_on_prompts(model, TEXTS, targets=WORDS, policy=policy),
-        logit_lens_on_prompts(model, TEXTS, targets=tokens),
+        logit_lens(model, TEXTS, targets=WORDS, policy=policy),
+        logit_lens(model, TEXTS, targets=tokens),
     )
     found = direct_logit_attribution(model, TEXTS, WORDS, policy=policy)
     np.testing.assert_array_equal(found.contribution, direct_logit_attribution(model, TEXTS, tokens).contribution)
