@@ -39,6 +39,10 @@ class OppositesConfig(TaskConfig):
     target_policy: str = chosen("first_token", *POLICIES)
     depends_on: str = MISSING
 
+    def describe(self) -> str:
+        """What the report says of its prompts."""
+        return f"the opposites of the words in {self.source}"
+
     def check(self) -> None:
         """Check the settings against the file, before anything runs."""
         if self.shots >= (number := len(self.read())):
