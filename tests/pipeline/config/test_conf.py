@@ -11,12 +11,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pipeline.config import base
 from pipeline.config.activations import CollectConfig, StoreConfig
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import LensConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.paths import HUB_DATASET, HUB_MODEL
+from pipeline.config.section import MISSING
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import CacheConfig, TrackingConfig
 from pipeline.config.translators import TuneConfig
@@ -74,7 +74,7 @@ def test_there_is_one_default(choice: str) -> None:
     differ = set()
     for described in fields(SCHEMAS[choice]):
         default = described.default_factory() if callable(described.default_factory) else described.default
-        if default != base.MISSING and written.get(described.name, default) != default:
+        if default != MISSING and written.get(described.name, default) != default:
             differ.add(described.name)
     assert differ == CHOSEN.get(choice, set())
 
