@@ -28,10 +28,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from interp.errors import InterpError
-from pipeline.config.base import ConfigError, load
 from pipeline.config.paths import check_place
+from pipeline.config.section import ConfigError, load
 from pipeline.config.tracking import TrackingConfig, masked
-from pipeline.summary import summary_lines
 from pipeline.sweep import described, job_began, job_ended, jobs_of, new_sweep, sweep_ended
 from pipeline.validate import Config, localize, plain, validate
 from pipeline.validate.composing import explain
@@ -108,6 +107,8 @@ def job(config: DictConfig) -> None:
 def _told(message: str | None, folder: Path, standing: Path) -> bool:
     """Say how a run ended; returns whether it finished."""
     if message is None:
+        from pipeline.summary import summary_lines  # loads numpy, which a refused config does without
+
         print("\n".join(summary_lines(folder, standing)))
     else:
         shown = short(folder, standing)

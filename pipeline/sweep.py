@@ -23,7 +23,7 @@ from pipeline.files import write_json
 __all__ = ["Job", "described", "job_began", "job_ended", "jobs_of", "new_sweep", "sweep_ended", "sweep_of"]
 
 RECORD, JOBS = "sweep.json", ".jobs"
-WAITED = ".tracking"  # what tracking has cost the sweep (`pipeline.tracking.runs`)
+WAITED = ".tracking"  # what tracking has cost the sweep (`pipeline.tracking.bounded`)
 RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
 
 

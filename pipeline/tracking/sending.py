@@ -1,6 +1,6 @@
 """Send runs to MLflow, once each, from the files of their run folder, and set up the server or database they go to.
 
-It runs in a process of its own (`pipeline.tracking.runs`).
+It runs in a process of its own (`pipeline.tracking.bounded`).
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def made_once(target: Target) -> Iterator[None]:
 def connect(uri: str, seconds: float = 60) -> MlflowClient:
     """A client that tries once: by default MLflow tries seven times with growing pauses, four minutes for each call.
 
-    How long it may take in all is bounded from outside (`pipeline.tracking.runs`).
+    How long it may take in all is bounded from outside (`pipeline.tracking.bounded`).
 
     Arguments:
         uri: of the server or database.

@@ -17,7 +17,7 @@ import yaml
 from interp.errors import InterpError
 from pipeline.config.tracking import TrackingConfig
 from pipeline.summary import lens_line, summary_lines
-from pipeline.tracking.runs import Allowance
+from pipeline.tracking.bounded import Allowance
 from pipeline.workflow.driver import Killed
 from tests.pipeline.test_main import CommandLine, command_line
 

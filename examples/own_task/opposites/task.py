@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from interp.prompts import POLICIES
 from pipeline.artifacts.tokens import TaskData
-from pipeline.config.base import MISSING, ConfigError, bounded, chosen
 from pipeline.config.paths import located
+from pipeline.config.section import MISSING, ConfigError, bounded, chosen
 from pipeline.config.task import TaskConfig
 from pipeline.tasks.build import Answers, make_row
 

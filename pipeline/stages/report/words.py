@@ -178,17 +178,22 @@ READ = "its next token is read"
 LATER = "at layer j, and those of all later layers likewise"
 
 
-@singledispatch
 def describe_task(config: Any) -> str:
-    """What the prompts of a task are about, in a few words: one function a kind, which it registers here.
+    """What the prompts of a task are about, in a few words.
 
     Arguments:
-        config: of the task. A kind that nothing is registered for says it itself, by a method `describe`.
+        config: of the task. One with a method `describe` says it itself, also where it is a subclass of one of ours.
     """
-    return str(config.describe()) if hasattr(config, "describe") else f"prompts of the task {readable(config.kind)}"
+    return str(config.describe()) if hasattr(config, "describe") else _about(config)
 
 
-@describe_task.register
+@singledispatch
+def _about(config: Any) -> str:
+    """As `describe_task`: one function a kind, which it registers here."""
+    return f"prompts of the task {readable(config.kind)}"
+
+
+@_about.register
 def _(config: TranslationConfig) -> str:
     what = f"word translation from {readable_value(config.source_languages)} to {config.target_language}"
     into = config.patch_into
@@ -196,17 +201,17 @@ def _(config: TranslationConfig) -> str:
     return what + into_text
 
 
-@describe_task.register
+@_about.register
 def _(config: ClozeConfig) -> str:
     return f"cloze sentences in {config.language}"
 
 
-@describe_task.register
+@_about.register
 def _(config: AttributeExtractionConfig) -> str:
     return f"attributes of the subjects in {config.source}"
 
 
-@describe_task.register
+@_about.register
 def _(config: NextTokenConfig) -> str:
     return f"the next token of prompts from {config.source}"
 

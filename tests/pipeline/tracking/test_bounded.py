@@ -20,7 +20,8 @@ from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking import runs as runs_module
 from pipeline.tracking import sending as sending_module
 from pipeline.tracking.__main__ import main
-from pipeline.tracking.runs import Allowance, TrackingFailed, begin_sweep, end_sweep, log_run, prepare
+from pipeline.tracking.bounded import Allowance, TrackingFailed
+from pipeline.tracking.runs import begin_sweep, end_sweep, log_run, prepare
 from tests.pipeline.tracking.run_folders import make_run_folder
 
 SECONDS = 2  # that each of these servers may cost
