@@ -28,8 +28,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from interp.errors import InterpError
-from pipeline.config.base import ConfigError, load
 from pipeline.config.paths import check_place
+from pipeline.config.section import ConfigError, load
 from pipeline.config.tracking import TrackingConfig, masked
 from pipeline.sweep import described, job_began, job_ended, jobs_of, new_sweep, sweep_ended
 from pipeline.validate import Config, localize, plain, validate

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.base import load
 from pipeline.config.lens import load_lenses
+from pipeline.config.section import load
 from pipeline.config.tracking import TrackingConfig, masked
 from pipeline.metrics import METRICS
 from pipeline.project import CODE, find_project

@@ -185,13 +185,15 @@ class Figure(matplotlib.figure.Figure):
         effects = [text.get_path_effects() for text in texts]
         stream = io.StringIO()
         with styled(), matplotlib.rc_context({"svg.fonttype": "none"}):
-            self.patch.set_visible(False)
-            for text in texts:
-                text.set_path_effects([])  # they would draw it as a path
-            self.savefig(stream, format="svg", metadata={"Date": None})
-            self.patch.set_visible(True)
-            for text, effect in zip(texts, effects, strict=True):
-                text.set_path_effects(effect)
+            try:
+                self.patch.set_visible(False)
+                for text in texts:
+                    text.set_path_effects([])  # they would draw it as a path
+                self.savefig(stream, format="svg", metadata={"Date": None})
+            finally:
+                self.patch.set_visible(True)
+                for text, effect in zip(texts, effects, strict=True):
+                    text.set_path_effects(effect)
         return Markup(stream.getvalue(), self.marks, tips).text(f"chart {kind}".strip(), self.alt)
 
     def _repr_html_(self) -> str:
@@ -236,8 +238,9 @@ def figure_of(
     Arguments:
         rows: (panel, its frame) of each row, from the top.
         scale: of everything, letters included; 1: letters of about 13 points, as a screen has them.
-        title: above all, and then each panel has its heading; None: neither.
-        note: below all, and then the groups that no panel names.
+        title: above all; then each panel has its heading, and a legend has the groups that no panel names. None: none
+            of these.
+        note: below all.
 
     Returns:
         The figure; one panel without title or note is as large as its frame.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from pipeline.config.base import LARGEST_COUNT, bounded, chosen
 from pipeline.config.model import DTYPES
+from pipeline.config.section import LARGEST_COUNT, bounded, chosen
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.config.base import LARGEST_SEED, bounded, chosen
+from pipeline.config.section import LARGEST_SEED, bounded, chosen
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from interp.errors import InterpError
 from interp.positions import check_blocks
-from pipeline.config.base import LARGEST_COUNT, LARGEST_SEED, ConfigError, bounded, chosen
 from pipeline.config.lens_base import (
     MAPPINGS,
     Given,
@@ -21,6 +20,7 @@ from pipeline.config.lens_base import (
     named_layers,
     one_position,
 )  # fmt: skip
+from pipeline.config.section import LARGEST_COUNT, LARGEST_SEED, ConfigError, bounded, chosen
 from pipeline.files import sha256_of
 
 __all__ = [

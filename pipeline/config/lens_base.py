@@ -11,7 +11,7 @@ from interp.errors import InterpError
 from interp.positions import Position
 from interp.prompts import identity_prompt
 from interp.sites import check_layers, parse_layers
-from pipeline.config.base import ConfigError, Kinds, bounded, chosen, close, load_section, passage, section_from
+from pipeline.config.section import ConfigError, Kinds, bounded, chosen, close, load_section, passage, section_from
 
 if TYPE_CHECKING:
     from pipeline.config.task import TaskConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
-from pipeline.config.base import ConfigError, check_text
+from pipeline.config.section import ConfigError, check_text
 from pipeline.project import CODE, LINKED, project_root
 from pipeline.tables.table import is_table_file
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pipeline.config.base import Kinds
+from pipeline.config.section import Kinds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from pipeline.config.base import bounded, chosen
+from pipeline.config.section import bounded, chosen
 
 PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):[^\s/]*@")
 

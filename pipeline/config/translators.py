@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from interp.sites import parse_layers
-from pipeline.config.base import LARGEST_COUNT, LARGEST_SEED, bounded, chosen
+from pipeline.config.section import LARGEST_COUNT, LARGEST_SEED, bounded, chosen
 
 __all__ = [
     "TEXT_FILES",

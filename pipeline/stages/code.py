@@ -42,8 +42,8 @@ def plugin_code() -> tuple[dict[str, list[str]], dict[str, Path]]:
     if not names:
         return {}, {}
     import pipeline.tasks  # noqa: F401 its kinds are known then; all this takes its time
-    from pipeline.config.base import load as load_config
     from pipeline.config.lens import load_lenses
+    from pipeline.config.section import load as load_config
     from pipeline.config.task import TaskConfig
     from pipeline.metrics import METRICS
 
@@ -65,7 +65,7 @@ def _policy() -> str:
         policy = None
     if policy in ("recompute", "warn", "ignore"):
         return str(policy)
-    from pipeline.config.base import load  # what is wrong is said as in any section; it takes its time
+    from pipeline.config.section import load  # what is wrong is said as in any section; it takes its time
     from pipeline.config.tracking import CacheConfig
 
     return load(CacheConfig).versions

@@ -27,8 +27,8 @@ from interp.positions import check_positions
 from interp.sites import HEAD_KINDS, MAP_KINDS, Site, parse_sites
 from pipeline.artifacts.tokens import Row, load_prompts, prompts_digest
 from pipeline.config.activations import CollectConfig, StoreConfig
-from pipeline.config.base import load
 from pipeline.config.model import ModelConfig
+from pipeline.config.section import load
 from pipeline.files import digest_of, publish
 from pipeline.stages.common import beside, code_digest, progress, scratch, stage_main
 from pipeline.stages.loading import load_model

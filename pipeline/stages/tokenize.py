@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from interp.errors import InterpError
 from pipeline.artifacts.tokens import FORMAT, Pair, Row, TaskData, prompts_digest
-from pipeline.config.base import load
 from pipeline.config.model import CONTEXT_KEYS, ModelConfig
+from pipeline.config.section import load
 from pipeline.config.task import TaskConfig
 from pipeline.files import digest_of, publish, write_json
 from pipeline.stages.common import log, scratch, stage_main

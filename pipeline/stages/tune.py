@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from interp.errors import InterpError
 from interp.sites import parse_layers
 from pipeline.artifacts.tokens import load_prompts
-from pipeline.config.base import load
 from pipeline.config.model import ModelConfig
 from pipeline.config.paths import located
+from pipeline.config.section import load
 from pipeline.config.translators import TuneConfig, tuned_layers
 from pipeline.files import digest_of, publish, write_json
 from pipeline.stages.common import code_digest, scratch, stage_main

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from interp.errors import InterpError
 from interp.prompts import BOUNDARIES, OCCURRENCES, POLICIES, find_word
 from pipeline.artifacts.tokens import Pair, Row, TaskData
-from pipeline.config.base import (
+from pipeline.config.section import (
     LARGEST_COUNT,
     MISSING,
     ConfigError,

@@ -14,7 +14,7 @@ from interp.errors import InterpError
 from interp.prompts import AnswerTokens, encode
 from interp.prompts.templates import Template
 from pipeline.artifacts.tokens import Row, TaskData
-from pipeline.config.base import ConfigError
+from pipeline.config.section import ConfigError
 from pipeline.tables.table import Note, TableError
 from pipeline.tables.text_files import check_encoding
 

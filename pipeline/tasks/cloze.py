@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from interp.errors import InterpError
 from interp.prompts import POLICIES
 from pipeline.artifacts.tokens import Row, TaskData
-from pipeline.config.base import (
+from pipeline.config.paths import located
+from pipeline.config.section import (
     LARGEST_COUNT,
     LARGEST_SEED,
     MISSING,
@@ -24,7 +25,6 @@ from pipeline.config.base import (
     nearest,
     passage,
 )
-from pipeline.config.paths import located
 from pipeline.config.task import TaskConfig
 from pipeline.tables.json_rows import json_objects
 from pipeline.tables.table import TableError

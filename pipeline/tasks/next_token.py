@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from interp.prompts import BOUNDARIES, OCCURRENCES, POLICIES
 from pipeline.artifacts.tokens import TaskData
-from pipeline.config.base import (
+from pipeline.config.model import HUB_ID
+from pipeline.config.paths import HUB_DATASET
+from pipeline.config.section import (
     LARGEST_COUNT,
     LARGEST_SEED,
     MISSING,
@@ -15,8 +17,6 @@ from pipeline.config.base import (
     bounded,
     chosen,
 )
-from pipeline.config.model import HUB_ID
-from pipeline.config.paths import HUB_DATASET
 from pipeline.config.task import TaskConfig
 from pipeline.tables.facts import FORMATS, Choice
 from pipeline.tables.text_files import QUOTING

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from interp.errors import InterpError
 from interp.prompts import find_word, other_form
-from pipeline.config.base import ConfigError
 from pipeline.config.paths import located
+from pipeline.config.section import ConfigError
 from pipeline.tables.facts import ASKED, STARTS, Choice
 from pipeline.tables.json_rows import Literal, listed_in
 from pipeline.tables.published import check_rows, formats_hint

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, ClassVar
 from interp.errors import InterpError
 from interp.prompts import POLICIES, encode
 from pipeline.artifacts.tokens import Pair, Row, TaskData
-from pipeline.config.base import (
+from pipeline.config.paths import located
+from pipeline.config.section import (
     LARGEST_COUNT,
     LARGEST_SEED,
     MISSING,
@@ -28,7 +29,6 @@ from pipeline.config.base import (
     nearest,
     passage,
 )  # fmt: skip
-from pipeline.config.paths import located
 from pipeline.config.task import TaskConfig
 from pipeline.demo.lexicon import POLICIES as WORD_POLICIES
 from pipeline.demo.lexicon import Concept, Lexicon, load_lexicon

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from interp.errors import InterpError
-from pipeline.config.base import load
+from pipeline.config.section import load
 from pipeline.config.tracking import TrackingConfig
 from pipeline.project import project_root
 from pipeline.sweep import described, jobs_of, sweep_of

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.base import load
+from pipeline.config.section import load
 from pipeline.config.tracking import TrackingConfig
 from pipeline.tracking.bounded import Allowance, TrackingFailed, ask
 from pipeline.tracking.sending import Target, first_line, sent_already, target_of

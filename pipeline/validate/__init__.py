@@ -28,12 +28,12 @@ from interp.errors import InterpError
 from interp.positions import Position, check_positions
 from interp.sites import check_sites
 from pipeline.config.activations import CollectConfig, StoreConfig
-from pipeline.config.base import ConfigError, nearest, section_from
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import LensConfig, lenses_from
 from pipeline.config.lens_base import Given, check_span
 from pipeline.config.model import ModelConfig
 from pipeline.config.paths import HUB_DATASET, HUB_MODEL, localize_source
+from pipeline.config.section import ConfigError, nearest, section_from
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import CacheConfig, TrackingConfig, masked
 from pipeline.config.translators import TuneConfig

@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from pipeline.config.base import ConfigError, nearest
+from pipeline.config.section import ConfigError, nearest
 from pipeline.project import overlay, shipped
 
 __all__ = ["CONFIG_FOLDER", "explain", "use_overlay"]

@@ -8,9 +8,9 @@ from interp.errors import InterpError
 from interp.positions import Position
 from interp.sites import HIDDEN_KINDS, check_layers, layers_by_kind, parse_layers
 from pipeline.config.activations import CollectConfig
-from pipeline.config.base import ConfigError, nearest
 from pipeline.config.lens_base import Given, LensConfig, Reads, named_layers, one_position
 from pipeline.config.paths import HUB_DATASET, located
+from pipeline.config.section import ConfigError, nearest
 from pipeline.config.translators import TEXT_FILES, TuneConfig, tuned_layers
 
 __all__ = ["check_lens", "check_tune"]

@@ -15,9 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.config.base import ConfigError, nearest
 from pipeline.config.model import CONTEXT_KEYS, HUB_ID, ModelConfig
 from pipeline.config.paths import HUB_MODEL, located
+from pipeline.config.section import ConfigError, nearest
 
 __all__ = ["ModelSize", "check_attention", "check_device_map", "check_machine", "model_size", "nvidia_gpus"]
 

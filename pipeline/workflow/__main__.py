@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 from interp.errors import InterpError
-from pipeline.config.base import section_from
 from pipeline.config.model import ModelConfig
 from pipeline.config.paths import check_path
+from pipeline.config.section import section_from
 from pipeline.config.tracking import TrackingConfig
 from pipeline.files import write_text
 from pipeline.project import CODE

@@ -36,7 +36,7 @@ from dvc.exceptions import DvcException
 from dvc.stage import Stage
 from filelock import FileLock, Timeout
 
-from pipeline.config.base import load
+from pipeline.config.section import load
 from pipeline.config.tracking import CacheConfig
 from pipeline.files import digest_of
 from pipeline.fingerprints import VERSIONS_FILE, changed_modules, changes, installed

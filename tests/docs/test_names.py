@@ -6,6 +6,7 @@ import importlib
 import re
 import runpy
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -132,3 +133,10 @@ SMALL = {
     "passes",
     "tensor_files",
 }  # beside the tables: what a reader of the map needs not
+
+
+def test_no_file_name_of_the_pipeline_stands_twice() -> None:
+    """A search for a file has one answer; kinds lie in folders of their own, named as the config names them."""
+    files = [path for path in (ROOT / "pipeline").rglob("*.py") if path.parent.name != "kinds"]
+    names = Counter(path.name for path in files if not path.name.startswith("__"))
+    assert [name for name, count in names.items() if count > 1] == []

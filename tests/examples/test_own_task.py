@@ -65,7 +65,9 @@ def test_an_installed_package_in_a_sweep_and_changed_later(home: Path, packages:
     # its panel, and the figure
     page = (jobs[1] / "report/index.html").read_text(encoding="utf-8")
     assert "of the opposite against the word itself" in page, "the metric's panel"
-    assert "Log odds of each word in nats over layers 0 to 7. hot: " in page and "opposites" in page
+    assert (
+        "Log odds of each word in nats over layers 0 to 7. hot: " in page and "the opposites of the words in " in page
+    )
 
     for name in ("task", "figure", "metric"):
         edit(packages / f"opposites/{name}.py", "from __future__", "# A comment means nothing.\nfrom __future__")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.config.base import bounded
 from pipeline.config.lens import LogitLensConfig
+from pipeline.config.section import bounded
 
 
 @dataclass(frozen=True)

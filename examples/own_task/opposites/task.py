@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from interp.prompts import POLICIES
 from pipeline.artifacts.tokens import TaskData
-from pipeline.config.base import MISSING, ConfigError, bounded, chosen
 from pipeline.config.paths import located
+from pipeline.config.section import MISSING, ConfigError, bounded, chosen
 from pipeline.config.task import TaskConfig
 from pipeline.tasks.build import Answers, make_row
 
@@ -38,6 +38,10 @@ class OppositesConfig(TaskConfig):
     shots: int = bounded(2, 0, 100)
     target_policy: str = chosen("first_token", *POLICIES)
     depends_on: str = MISSING
+
+    def describe(self) -> str:
+        """What the report says of its prompts."""
+        return f"the opposites of the words in {self.source}"
 
     def check(self) -> None:
         """Check the settings against the file, before anything runs."""

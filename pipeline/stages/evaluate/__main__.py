@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from interp.errors import nearest
-from pipeline.config.base import ConfigError, load
 from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.section import ConfigError, load
 from pipeline.files import write_json
 from pipeline.metrics import ENTROPY_UNITS, METRICS, Floats, Measured, Metric
 from pipeline.stages.common import stage_main

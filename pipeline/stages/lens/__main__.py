@@ -22,9 +22,9 @@ from interp.errors import InterpError
 from interp.text import token_text
 from pipeline.artifacts.tokens import Tokens, load_tokens, prompts_digest
 from pipeline.config.activations import StoreConfig
-from pipeline.config.base import load
 from pipeline.config.lens import load_lenses
 from pipeline.config.model import ModelConfig
+from pipeline.config.section import load
 from pipeline.files import digest_of, file_digest, publish
 from pipeline.stages.common import code_digest, progress, scratch, stage_main
 from pipeline.stages.lens.base import Lens

@@ -22,9 +22,9 @@ from interp.errors import InterpError, nearest
 from interp.plots import save_figure
 from interp.text import readable
 from pipeline.artifacts.tokens import Tokens, load_tokens
-from pipeline.config.base import load, load_section
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import load_lenses
+from pipeline.config.section import load, load_section
 from pipeline.config.task import TaskConfig
 from pipeline.files import digest_of, publish
 from pipeline.stages.common import code_digests, stage_main

@@ -11,12 +11,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pipeline.config import base
 from pipeline.config.activations import CollectConfig, StoreConfig
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import LensConfig
 from pipeline.config.model import ModelConfig
 from pipeline.config.paths import HUB_DATASET, HUB_MODEL
+from pipeline.config.section import MISSING
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import CacheConfig, TrackingConfig
 from pipeline.config.translators import TuneConfig
@@ -74,7 +74,7 @@ def test_there_is_one_default(choice: str) -> None:
     differ = set()
     for described in fields(SCHEMAS[choice]):
         default = described.default_factory() if callable(described.default_factory) else described.default
-        if default != base.MISSING and written.get(described.name, default) != default:
+        if default != MISSING and written.get(described.name, default) != default:
             differ.add(described.name)
     assert differ == CHOSEN.get(choice, set())
 
@@ -88,11 +88,10 @@ def test_each_task_runs_with_the_lenses_that_it_chooses(kind: str) -> None:
 
 @pytest.mark.parametrize("file", sorted((CONF / "lens").glob("*.yaml")), ids=lambda file: file.stem)
 def test_each_lens_is_complete(file: Path, tmp_path: Path) -> None:
-    matrices = tmp_path / "jacobians.pt"
-    matrices.write_bytes(b"matrices")
-    given = {"jacobian_lens": {"jacobians": str(matrices), "sha256": sha256_of(matrices)}}  # what the user has to say
-    own = [f"lens.{file.stem}.{key}='{value}'" for key, value in given.get(file.stem, {}).items()]
-    values = composed(f"lens={file.stem}", *own)
+    own = tmp_path / "own"  # a file that only the user can name
+    own.touch()
+    named = {"jacobian_lens": {"jacobians": own, "sha256": sha256_of(own)}}.get(file.stem, {})
+    values = composed(f"lens={file.stem}", *(f"lens.{file.stem}.{key}={value}" for key, value in named.items()))
     lenses = values.get("lens", {})
     assert list(lenses) == ([] if file.stem == "none" else [file.stem])
     for lens in lenses.values():

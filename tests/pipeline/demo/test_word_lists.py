@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.config.base import ConfigError
+from pipeline.config.section import ConfigError
 from pipeline.demo.lexicon import Lexicon, load_lexicon
 from pipeline.tasks import make
 from pipeline.tasks.translation import TranslationConfig

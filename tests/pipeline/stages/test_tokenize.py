@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, GPT2Config, LlamaConfig
 
 from interp.errors import InterpError
 from pipeline.artifacts.tokens import load_prompts, load_tokens, prompts_digest
-from pipeline.config.base import section_from
 from pipeline.config.model import ModelConfig
+from pipeline.config.section import section_from
 from pipeline.config.task import TaskConfig
 from pipeline.project import CODE
 from pipeline.stages import tokenize as stage

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.config.base import ConfigError
+from pipeline.config.section import ConfigError
 from pipeline.tables.facts import FORMATS, STARTS, Choice
 from pipeline.tables.reading import read_source
 from pipeline.tables.table import Table, TableError

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InterpError
 from pipeline.artifacts.tokens import TaskData
-from pipeline.config.base import ConfigError
+from pipeline.config.section import ConfigError
 from pipeline.tasks import make
 from pipeline.tasks.attribute_extraction import AttributeExtractionConfig
 from tests.interp.prompts.algorithms import algorithm

@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InterpError
-from pipeline.config.base import ConfigError
+from pipeline.config.section import ConfigError
 from pipeline.tables.table import TableError
 from pipeline.tasks import make
 from pipeline.tasks.cloze import ClozeConfig, read_sentences

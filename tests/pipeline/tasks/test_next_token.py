@@ -14,7 +14,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InterpError
-from pipeline.config.base import ConfigError
+from pipeline.config.section import ConfigError
 from pipeline.tasks import make
 from pipeline.tasks.next_token import NextTokenConfig
 from tests.interp.prompts.algorithms import algorithm

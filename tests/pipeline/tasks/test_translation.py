@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from interp.errors import InterpError
 from pipeline.artifacts.tokens import TaskData
-from pipeline.config.base import ConfigError
+from pipeline.config.section import ConfigError
 from pipeline.tasks import make
 from pipeline.tasks.translation import PatchIntoConfig, TranslationConfig
 from tests.interp.prompts.algorithms import algorithm, words

@@ -17,10 +17,10 @@ import pytest
 import transformers
 
 from pipeline.config.activations import CollectConfig, StoreConfig
-from pipeline.config.base import MISSING, ConfigError, section_from
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import LensConfig, PatchscopeConfig, lenses_from
 from pipeline.config.model import ModelConfig
+from pipeline.config.section import MISSING, ConfigError, section_from
 from pipeline.config.task import TaskConfig
 from pipeline.config.tracking import TrackingConfig
 from pipeline.config.translators import TuneConfig

@@ -25,7 +25,7 @@ FIRST = """
 import os, signal, time
 from pathlib import Path
 from interp.errors import InterpError
-from pipeline.config.base import load_section
+from pipeline.config.section import load_section
 from pipeline.stages.common import stage_main
 from pipeline.project import project_root
 
@@ -50,7 +50,7 @@ if __name__ == "__main__":
 """
 SECOND = """
 from pathlib import Path
-from pipeline.config.base import load_section
+from pipeline.config.section import load_section
 from pipeline.stages.common import stage_main
 from pipeline.project import project_root
 

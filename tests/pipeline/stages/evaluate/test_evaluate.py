@@ -17,8 +17,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from interp.errors import InterpError
-from pipeline.config.base import ConfigError
 from pipeline.config.evaluate import EvaluateConfig
+from pipeline.config.section import ConfigError
 from pipeline.stages.evaluate import __main__ as evaluate
 from pipeline.stages.evaluate.__main__ import LensRows, evaluate_lens, summarize
 from pipeline.stages.evaluate.tables import CurveRow, leads, read_curves

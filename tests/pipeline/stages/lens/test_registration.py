@@ -11,8 +11,8 @@ import pytest
 import pipeline.stages.lens.kinds as kinds
 import pipeline.tasks
 from interp.errors import InterpError
-from pipeline.config.base import ConfigError, section_from
 from pipeline.config.lens import LensConfig, lenses_from
+from pipeline.config.section import ConfigError, section_from
 from pipeline.config.task import TaskConfig
 
 

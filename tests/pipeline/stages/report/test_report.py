@@ -20,7 +20,7 @@ import interp
 from interp.errors import InterpError
 from interp.plots import SMALL, Curves, Frame, Panel, Series, number
 from interp.prompts.patchscopes import IDENTITY_PROMPTS
-from pipeline.config.base import ConfigError
+from pipeline.config.section import ConfigError
 from pipeline.metrics import FIGURES, METRICS, Floats, Measured, Metric
 from pipeline.stages.evaluate import __main__ as evaluate
 from pipeline.stages.evaluate.tables import CurveRow, read_curves
