@@ -53,7 +53,7 @@ def _work(lens: str, lm: StandardizedTransformer, prompts: int, device: str) -> 
     if lens in ("logit lens", "patchscope lens"):
         hidden = torch.randn(LAYERS, prompts, HIDDEN, generator=generator)
         groups = torch.randint(VOCABULARY, (prompts, 2, 4), generator=generator).tolist()
-        given: dict[str, Any] = dict(layers=range(LAYERS), top_k=10)
+        given: dict[str, Any] = dict(top_k=10)
         if lens == "logit lens":
             return lambda: _size(logit_lens(lm, Latents(hidden, reference=hidden[-1]), groups, **given))
         target = torch.randint(VOCABULARY, (TARGET,), generator=generator).tolist()
