@@ -96,8 +96,14 @@ def scratch(stage: str, key: str) -> Iterator[Path]:
 
 def code_digest(stage: str) -> str:
     """SHA-256 over the fingerprints of a stage's code, so that work begun by code of another meaning is not resumed."""
+    return code_digests([stage])[stage]
+
+
+def code_digests(stages: Sequence[str]) -> dict[str, str]:
+    """As `code_digest`, of several stages: stage -> SHA-256."""
     plugins = described(of_run())
-    return digest_of(of_stages([stage])[stage], *([plugins] if plugins else []))
+    found = of_stages(stages)
+    return {stage: digest_of(found[stage], *([plugins] if plugins else [])) for stage in stages}
 
 
 def stage_main(name: str, stage: Callable[[], dict[str, float] | None]) -> None:

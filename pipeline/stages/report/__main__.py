@@ -25,7 +25,7 @@ from pipeline.config.base import ConfigError, load, load_section
 from pipeline.config.evaluate import EvaluateConfig, ReportConfig
 from pipeline.config.lens import load_lenses
 from pipeline.files import digest_of, publish
-from pipeline.stages.common import code_digest, stage_main
+from pipeline.stages.common import code_digests, stage_main
 from pipeline.stages.evaluate.tables import read_curves, read_grids
 from pipeline.stages.report.figures import save_comparison, save_figure
 from pipeline.stages.report.page import Page, readable_value, render
@@ -116,7 +116,7 @@ def _page(
         "tokenizer": tokens.manifest.get("tokenizer_digest"),
         "prompts": tokens.manifest.get("prompts_digest"),
         "prompts, targets and pairs": tokens.manifest.get("data_digest"),
-        "code of all stages": digest_of({stage: code_digest(stage) for stage in STAGES}),
+        "code of all stages": digest_of(code_digests(STAGES)),
     }
     return Page(
         title=readable(config.title),
