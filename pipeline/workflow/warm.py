@@ -215,7 +215,7 @@ class _Forking:
         if _file_of(module) in self.imported:
             return True
         try:
-            for name in _needed(module):
+            for name in needed(module):
                 importlib.import_module(name)
                 self.imported.add(name)
         except BaseException:  # the stage as a plain command says what it is
@@ -253,7 +253,7 @@ def _file_of(module: str) -> str:
     return f"{module}.__main__" if spec is not None and spec.submodule_search_locations is not None else module
 
 
-def _needed(module: str) -> Iterator[str]:
+def needed(module: str) -> Iterator[str]:
     """A stage's module and those of the stages that follow in `dvc.yaml`, with their libraries: some are imported late.
 
     Where one stage is computed, those after it mostly are.
