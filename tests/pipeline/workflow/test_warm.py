@@ -27,7 +27,7 @@ from pipeline.project import project_root
 
 def look(stage):
     found = {
-        "environment": {n: v for n, v in os.environ.items() if n not in ("SHLVL", "_", "OLDPWD", "PWD", "INTERPIPE_FORK")},
+        "environment": {n: v for n, v in os.environ.items() if n not in ("SHLVL", "_", "PWD", "INTERPIPE_FORK")},
         "folder": os.getcwd(), "path": sys.path, "arguments": sys.argv[1:], "leak": "leak" in sys.modules,
         "main": sys.modules["__main__"].__spec__.name,
         "interrupt": str(signal.getsignal(signal.SIGINT)).split(" at ")[0],
@@ -129,7 +129,7 @@ def test_no_process_is_left_and_none_is_started_where_all_is_cached(root: Path) 
     "fault", ["raise RuntimeError('no fork')", "import threading; threading.Thread(target=input).start()"]
 )
 def test_a_stage_that_cannot_be_forked_is_a_plain_command(root: Path, fault: str) -> None:
-    """A module that fails as it is imported, once; one that starts a thread. Both are as ever in a process of their own."""
+    """A module that fails as it is imported here alone; one that starts a thread."""
     file = root / "pipeline/stages/second.py"
     guarded = f"import sys\nif 'warm' in sys.argv[0]:\n    {fault}\n"
     file.write_text(guarded + file.read_text())
