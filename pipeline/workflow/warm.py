@@ -35,7 +35,7 @@ from pipeline.fingerprints import load_stages
 __all__ = ["SWITCH", "WarmProcess", "forked_stages"]
 
 SWITCH = "INTERPIPE_FORK"  # 0: each stage is a plain command
-COMMAND = re.compile(r"python -m (pipeline\.stages\.\w+)")
+COMMAND = re.compile(r"python -m (pipeline\.stages\.(?!code\b)\w+)")  # `code` needs nothing, and runs always
 INTERRUPTED = 130  # the exit status of a stage that was interrupted
 LENGTH_BYTES = 8
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -152,7 +152,7 @@ class _Forking:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        self.begun_with = dict(os.environ)
+        self.begun_with = {name: value for name, value in os.environ.items() if name != NVML_CHECK}
         self.interrupted = False
         self.imported: set[str] = set()
         self.sound = True  # a fork of this process can run a stage
@@ -228,13 +228,10 @@ class _Forking:
         Arguments:
             environment: of the stage; what the imports themselves have set stays.
         """
-        del os.environ[NVML_CHECK]
-        for name in self.begun_with.keys() - environment.keys():
-            del os.environ[name]
+        for name in {NVML_CHECK, *(self.begun_with.keys() - environment.keys())}:
+            os.environ.pop(name, None)
         changed = {name: value for name, value in environment.items() if self.begun_with.get(name) != value}
         os.environ.update(changed)
-        if NVML_CHECK in environment:
-            os.environ[NVML_CHECK] = environment[NVML_CHECK]
         if random := sys.modules.get("numpy.random"):
             random.seed()  # Python's own does so itself; torch begins with one fixed seed in every process
         gc.enable()
@@ -289,7 +286,7 @@ def main() -> None:
     """Serve; in a fork, run the stage as `python -m` does, to the end of the interpreter."""
     _die_with(os.getppid())
     module = _Forking(socket.socket(fileno=int(sys.argv[1]))).serve()
-    sys.modules.pop(_file_of(module))  # it was imported; as a command it is `__main__`
+    sys.modules.pop(_file_of(module), None)  # it was imported; as a command it is `__main__`
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     # As the interpreter ends, but for the taking down of thousands of modules; a fault goes the long way.
