@@ -22,14 +22,14 @@ from benchmarks import store
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def fresh_copy(folder: Path) -> None:
-    """Copy what git tracks, and what it would track, into `folder`."""
+def fresh_copy(folder: Path, root: Path = ROOT) -> None:
+    """Copy what git tracks of a repository, and what it would track, into `folder`."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    files = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    files = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0")
     for file in filter(None, files):
-        if (ROOT / file).is_file():
+        if (root / file).is_file():
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / file, folder / file)
+            shutil.copy2(root / file, folder / file)
 
 
 def timed_run(folder: Path) -> dict[str, Any]:

@@ -118,27 +118,28 @@ def _told(message: str | None, folder: Path, standing: Path) -> bool:
 
 def _run(config: DictConfig, folder: Path, overrides: list[str], sweep: Path | None, standing: Path) -> str | None:
     """Run the stages and log the run; returns what went wrong, if anything did."""
-    from pipeline.tracking.runs import Allowance, log_run, prepare
+    from pipeline.tracking.runs import Allowance, log_run, prepare, ready_beside
     from pipeline.workflow import run_job
 
     try:
         values, typed = checked(config, standing)
         check_machine(typed.model)
         allowance = Allowance(typed.tracking, sweep)
-        if sweep is None:
-            prepare(typed.tracking, allowance)
     except InterpError as error:
         return str(error)
-    try:
-        run_job(values, folder, overrides=overrides, sweep=None if sweep is None else _part_of(sweep, overrides))
-        return None
-    except (InterpError, OSError) as error:
-        return str(error)
-    except Exception:  # a fault of this program: the other jobs of a sweep go on, and the report names it
-        return traceback.format_exc()
-    finally:  # also a failed and an interrupted run
-        if (folder / "run.json").is_file():
-            log_run(folder, allowance)
+    with ready_beside(typed.tracking, allowance):
+        if sweep is None:
+            prepare(typed.tracking, allowance)
+        try:
+            run_job(values, folder, overrides=overrides, sweep=None if sweep is None else _part_of(sweep, overrides))
+            return None
+        except (InterpError, OSError) as error:
+            return str(error)
+        except Exception:  # a fault of this program: the other jobs of a sweep go on, and the report names it
+            return traceback.format_exc()
+        finally:  # also a failed and an interrupted run
+            if (folder / "run.json").is_file():
+                log_run(folder, allowance)
 
 
 def _part_of(sweep: Path, overrides: Sequence[str]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def of_stages(
         if wanted is None or name in wanted:
             whole = sorted(set().union(*modules.values())) if name == PRINTS_ALL_CODE else entries
             found[name] = _of(code, whole)
-    code.kept.write()
+    code.kept.write(whole=wanted is None)
     return found
 
 

@@ -151,11 +151,7 @@ def meaning_of(source: bytes | str, file: str = "<text>") -> Meaning:
     found.uses = _uses(tree, bound)
     idle = bound - set(found.uses)
     renamed = {  # `from a import b as b` says that b is handed on
-        a.asname
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        for a in node.names
-        if a.asname == a.name
+        a.asname for node in _walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names if a.asname == a.name
     }
     found.unused = sorted(name for name in idle if name in mentioned or name in public or name in renamed)
     found.own = sorted(_own(tree.body))
@@ -178,11 +174,32 @@ def meaning_of(source: bytes | str, file: str = "<text>") -> Meaning:
         for d in node.decorator_list if not _is_plain(d)
     })  # fmt: skip
     found.texts = sorted({
-        node.value for node in ast.walk(tree)
+        node.value for node in _walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and _may_name_a_file(node.value)
     })  # fmt: skip
     found.digest = hashlib.sha256(written(tree, found.unused).encode()).hexdigest()
     return found
+
+
+def _children(node: ast.AST) -> Iterator[ast.AST]:
+    """As `ast.iter_child_nodes`, without the contexts of names, a third of all nodes, and twice as fast."""
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if isinstance(value, ast.AST):
+            if name != "ctx":
+                yield value
+        elif isinstance(value, list):
+            for element in value:
+                if isinstance(element, ast.AST):
+                    yield element
+
+
+def _walk(node: ast.AST) -> Iterator[ast.AST]:
+    """As `ast.walk`, likewise."""
+    waiting = [node]
+    for found in waiting:
+        yield found
+        waiting.extend(_children(found))
 
 
 # What hints are, and what never runs
@@ -194,14 +211,14 @@ def _is_type_checking(test: ast.expr) -> bool:
 
 def _hidden(tree: ast.AST) -> Iterator[list[ast.stmt]]:
     """The bodies that only type checkers read."""
-    for node in ast.walk(tree):
+    for node in _walk(tree):
         if isinstance(node, ast.If) and _is_type_checking(node.test):
             yield node.body
 
 
 def _strip(tree: ast.Module) -> None:
     """Take away docstrings, hints and what never runs."""
-    for node in list(ast.walk(tree)):
+    for node in list(_walk(tree)):
         if isinstance(node, (*FUNCTIONS, ast.Lambda)):
             if isinstance(node, ast.Lambda) or not all(_is_plain(decorator) for decorator in node.decorator_list):
                 continue
@@ -225,7 +242,7 @@ def _strip_bodies(node: ast.AST, *, keep: bool) -> None:
         body = getattr(node, name, None)
         if isinstance(body, list):
             setattr(node, name, list(_stripped(body, keep)))
-    for child in ast.iter_child_nodes(node):
+    for child in _children(node):
         if isinstance(child, ast.ClassDef):
             _strip_bodies(child, keep=bool(child.bases or child.decorator_list or child.keywords))
         elif isinstance(child, FUNCTIONS):
@@ -273,7 +290,7 @@ def _chain(node: ast.AST) -> str | None:
 def _names(tree: ast.AST) -> set[str]:
     """All names in a file, those in quoted hints too."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _walk(tree):
         if isinstance(node, ast.Name):
             names.add(node.id)
         elif isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
@@ -286,7 +303,7 @@ def _names(tree: ast.AST) -> set[str]:
 def _quoted(annotation: ast.AST) -> set[str]:
     """The names in the strings of an annotation."""
     names: set[str] = set()
-    for node in ast.walk(annotation):
+    for node in _walk(annotation):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             try:
                 names |= _names(ast.parse(node.value, mode="eval"))
@@ -298,7 +315,7 @@ def _quoted(annotation: ast.AST) -> set[str]:
 def _public(tree: ast.Module) -> set[str]:
     for node in tree.body:
         if isinstance(node, ast.Assign) and [_chain(target) for target in node.targets] == ["__all__"]:
-            return {n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            return {n.value for n in _walk(node.value) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
     return set()
 
 
@@ -318,7 +335,7 @@ def _same_scope(node: ast.AST) -> Iterator[ast.AST]:
     """A statement and all inside it, without the insides of functions and classes."""
     yield node
     if not isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Lambda)):
-        for child in ast.iter_child_nodes(node):
+        for child in _children(node):
             yield from _same_scope(child)
 
 
@@ -333,7 +350,7 @@ def _imports(body: Iterable[ast.AST], *, at_load: bool) -> Iterator[Import]:
             for alias in node.names:
                 yield Import(alias.asname or alias.name, node.module or "", alias.name, node.level, at_load=at_load)
         else:
-            yield from _imports(ast.iter_child_nodes(node), at_load=at_load and not isinstance(node, FUNCTIONS))
+            yield from _imports(_children(node), at_load=at_load and not isinstance(node, FUNCTIONS))
 
 
 def _uses(tree: ast.AST, bound: set[str]) -> dict[str, list[str]]:
@@ -343,7 +360,7 @@ def _uses(tree: ast.AST, bound: set[str]) -> dict[str, list[str]]:
     def visit(node: ast.AST) -> None:
         chain = _chain(node) if isinstance(node, ast.Attribute | ast.Name) else None
         if chain is None:
-            for child in ast.iter_child_nodes(node):
+            for child in _children(node):
                 visit(child)
             if isinstance(node, ast.AnnAssign):
                 for name in _quoted(node.annotation) & bound:
@@ -359,8 +376,8 @@ def _uses(tree: ast.AST, bound: set[str]) -> dict[str, list[str]]:
 
 def _dynamic(tree: ast.Module, found: Meaning) -> None:
     """Note what `import_module` is asked for."""
-    lazy = {n for f in tree.body if isinstance(f, FUNCTIONS) and f.name == "__getattr__" for n in ast.walk(f)}
-    for node in ast.walk(tree):
+    lazy = {n for f in tree.body if isinstance(f, FUNCTIONS) and f.name == "__getattr__" for n in _walk(f)}
+    for node in _walk(tree):
         if not isinstance(node, ast.Call) or (_chain(node.func) or "").rpartition(".")[2] not in (
             "import_module",
             "__import__",
@@ -388,7 +405,7 @@ def _loading(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
         if isinstance(node, FUNCTIONS):
             yield from _loading([*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)])
         elif not isinstance(node, ast.Lambda):
-            yield from _loading(ast.iter_child_nodes(node))
+            yield from _loading(_children(node))
 
 
 def _acts(node: ast.AST) -> bool:
@@ -403,7 +420,7 @@ def _acts(node: ast.AST) -> bool:
 
 def _called(nodes: Iterable[ast.AST]) -> Iterator[str]:
     for top in nodes:
-        for node in ast.walk(top):
+        for node in _walk(top):
             if isinstance(node, ast.Call) and (chain := _chain(node.func)):
                 yield chain
 
@@ -411,7 +428,7 @@ def _called(nodes: Iterable[ast.AST]) -> Iterator[str]:
 def _changes_others(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether a function may change what it has not made itself."""
     local = _own(function.body)
-    for node in ast.walk(function):
+    for node in _walk(function):
         if isinstance(node, ast.Global | ast.Nonlocal):
             return True
         changed: ast.AST

@@ -110,14 +110,19 @@ class Kept:
         imports, typing = ([Import(**entry) for entry in values[name]] for name in ("imports", "typing"))
         return Meaning(**{**values, "imports": imports, "typing": typing})
 
-    def write(self) -> None:
-        """Keep what was asked for, for the next process."""
-        if self.place is None or self.asked.keys() == self.known.keys():
+    def write(self, whole: bool = False) -> None:
+        """Keep what was asked for, for the next process.
+
+        Arguments:
+            whole: nothing else is of use any more; the meanings of other files, of former states, are forgotten.
+        """
+        kept = self.asked if whole else self.known | self.asked
+        if self.place is None or kept.keys() == self.known.keys():
             return
         staged = self.place.with_name(f".{self.place.name}.{os.getpid()}")  # others may write at the same time
         with contextlib.suppress(OSError):
             staged.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(json.dumps({"rules": self.rules, "meanings": self.asked}, separators=(",", ":")))
+            staged.write_text(json.dumps({"rules": self.rules, "meanings": kept}, separators=(",", ":")))
             os.replace(staged, self.place)
 
 

@@ -3,12 +3,13 @@
 MLflow's own limits hold for one try of one call, and a server that sends a byte now and then keeps to them for ever. A
 deadline that somebody else enforces holds whatever a library does.
 
-    python -m pipeline.tracking.bounded        # the process; a request comes through its standard input
+    python -m pipeline.tracking.bounded        # the process; requests come through its standard input, one a line
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ from pipeline.tracking import sending
 from pipeline.tracking.payload import read_json
 from pipeline.tracking.sending import Target, first_line, make_ready, target_of
 
-__all__ = ["Allowance", "TrackingFailed", "ask"]
+__all__ = ["Allowance", "Mlflow", "TrackingFailed", "ask"]
 
 LOADING_SECONDS = 120  # for this machine to start Python and import MLflow, before any server is asked
 LOADED = b"loaded"
@@ -60,6 +61,7 @@ class Allowance:
     def __init__(self, config: TrackingConfig, sweep: Path | None = None) -> None:
         target = target_of(config)
         self._left = float(config.timeout * (LOCAL if target.local else 1))
+        self.mlflow: Mlflow | None = None  # that is ready to be asked; None: it is started when it is asked
         self._ledger: Path | None = None
         if sweep is not None:
             name = hashlib.sha256(target.uri.encode()).hexdigest()[:16]
@@ -80,6 +82,72 @@ class Allowance:
                 write_json(self._ledger, {"left": self._left})
 
 
+class Mlflow:
+    """MLflow in a process of its own, which imports it at once and then does what it is asked, one after the other.
+
+    It ends by itself where this process does.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lines: _Lines | None = None
+        self._is_loaded = False
+
+    def start(self) -> None:
+        """Start the process, where there is none."""
+        if self._process is not None:
+            return
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline.tracking.bounded"],
+            cwd=project_root(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # an interrupt comes here, and ends it in `close`
+        )
+        assert self._process.stdout is not None
+        self._lines, self._is_loaded = _Lines(self._process.stdout), False
+
+    def ask(self, target: Target, action: str, arguments: Mapping[str, Any], seconds: float) -> tuple[Any, float]:
+        """As `ask`; where the answer does not come, the next question is put to a new process."""
+        self.start()
+        assert self._process is not None and self._process.stdin is not None and self._lines is not None
+        request = {"target": asdict(target), "action": action, "arguments": dict(arguments), "seconds": seconds}
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        if not self._is_loaded:
+            loaded = self._lines.next(LOADING_SECONDS)
+            if loaded != LOADED:
+                self.close()
+                raise TrackingFailed(json.loads(loaded)["error"] if loaded else "MLflow could not be loaded")
+            self._is_loaded = True
+        started = time.monotonic()
+        answer = self._lines.next(seconds)
+        waited = time.monotonic() - started
+        if answer is None:
+            self.close()
+            in_time = waited < seconds
+            raise TrackingFailed("MLflow stopped" if in_time else f"no answer within {seconds:.0f} s", waited)
+        said = json.loads(answer)
+        if "error" in said:
+            raise TrackingFailed(said["error"], waited)
+        return said["result"], waited
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+        self._process = None
+
+
 def ask(target: Target, action: str, arguments: Mapping[str, Any], seconds: float) -> tuple[Any, float]:
     """Have something done with MLflow, in a process that is killed when the time is over.
 
@@ -95,38 +163,8 @@ def ask(target: Target, action: str, arguments: Mapping[str, Any], seconds: floa
     Raises:
         TrackingFailed: it was not done, or not in time.
     """
-    request = {"target": asdict(target), "action": action, "arguments": dict(arguments), "seconds": seconds}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.tracking.bounded"],
-        cwd=project_root(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # an interrupt comes here, and ends it below
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        with contextlib.suppress(BrokenPipeError), process.stdin as stream:
-            stream.write(json.dumps(request).encode())
-        lines = _Lines(process.stdout)
-        loaded = lines.next(LOADING_SECONDS)
-        if loaded != LOADED:
-            raise TrackingFailed(json.loads(loaded)["error"] if loaded else "MLflow could not be loaded")
-        started = time.monotonic()
-        answer = lines.next(seconds)
-        waited = time.monotonic() - started
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    if answer is None:
-        in_time = waited < seconds
-        raise TrackingFailed("MLflow stopped" if in_time else f"no answer within {seconds:.0f} s", waited)
-    said = json.loads(answer)
-    if "error" in said:
-        raise TrackingFailed(said["error"], waited)
-    return said["result"], waited
+    with contextlib.closing(Mlflow()) as mlflow:
+        return mlflow.ask(target, action, arguments, seconds)
 
 
 class _Lines:
@@ -157,7 +195,7 @@ class _Lines:
 
 
 def main() -> None:
-    """Do what standard input asks for, and tell standard output."""
+    """Do what standard input asks for, line by line, and tell standard output."""
     actions: dict[str, Callable[..., Any]] = {
         "make_ready": make_ready,
         "open_sweep": sending.open_sweep,
@@ -166,22 +204,31 @@ def main() -> None:
     }
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever MLflow prints is no answer
-    request = json.load(sys.stdin)
+
+    def say(line: str) -> None:
+        answers.write(f"{line}\n")
+        answers.flush()
+
+    gc.disable()  # it imports and sends; to look for what can be freed takes a quarter of the time
     try:
         import mlflow  # noqa: F401  # a second or more, which is no server's fault
-
-        answers.write(f"{LOADED.decode()}\n")
-        answers.flush()
+    except Exception as error:
+        say(json.dumps({"error": first_line(error)}))
+        return
+    say(LOADED.decode())
+    for line in sys.stdin:
+        request = json.loads(line)
         # Should the process that asks be killed, this one still ends.
         signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 1)
-        result = actions[request["action"]](
-            Target(**request["target"]), seconds=request["seconds"], **request["arguments"]
-        )
-        said: dict[str, Any] = {"result": result}
-    except Exception as error:
-        said = {"error": first_line(error)}
-    answers.write(json.dumps(said) + "\n")
-    answers.flush()
+        try:
+            result = actions[request["action"]](
+                Target(**request["target"]), seconds=request["seconds"], **request["arguments"]
+            )
+            said: dict[str, Any] = {"result": result}
+        except Exception as error:
+            said = {"error": first_line(error)}
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        say(json.dumps(said))
 
 
 if __name__ == "__main__":

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.section import load
 from pipeline.config.tracking import TrackingConfig
-from pipeline.tracking.bounded import Allowance, TrackingFailed, ask
+from pipeline.tracking.bounded import Allowance, Mlflow, TrackingFailed, ask
 from pipeline.tracking.sending import Target, first_line, sent_already, target_of
 
-__all__ = ["Allowance", "begin_sweep", "close_sweep", "end_sweep", "log_run", "prepare", "send"]
+__all__ = ["Allowance", "begin_sweep", "close_sweep", "end_sweep", "log_run", "prepare", "ready_beside", "send"]
 
 log = logging.getLogger("interpipe")
+
+
+@contextlib.contextmanager
+def ready_beside(config: TrackingConfig, allowance: Allowance) -> Iterator[None]:
+    """Import MLflow beside what is done meanwhile; what costs this allowance is asked of it.
+
+    Arguments:
+        config: section `tracking`.
+        allowance: of a run.
+    """
+    if not config.enabled:
+        yield
+        return
+    allowance.mlflow = Mlflow()
+    try:
+        with contextlib.suppress(OSError):  # whoever asks it hears what is wrong
+            allowance.mlflow.start()
+        yield
+    finally:
+        allowance.mlflow.close()
+        allowance.mlflow = None
 
 
 def prepare(config: TrackingConfig, allowance: Allowance) -> bool:
@@ -154,7 +176,8 @@ def _asked(target: Target, action: str, arguments: Mapping[str, Any], allowance:
     if allowance.left <= 0:
         raise TrackingFailed("it has cost this run or its sweep all the time that tracking.timeout allows")
     try:
-        result, waited = ask(target, action, arguments, allowance.left)
+        asked = allowance.mlflow.ask if allowance.mlflow else ask
+        result, waited = asked(target, action, arguments, allowance.left)
     except TrackingFailed as error:
         allowance.spend(error.waited)
         raise

@@ -8,12 +8,14 @@ broken ones. Here a broken object is thrown away before either happens; DVC then
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dvc.dependency.param import ParamsDependency
 from dvc.output import Output
 from dvc.repo import Repo
 from dvc.stage import Stage
@@ -26,7 +28,7 @@ from pipeline.fingerprints import ANY, VERSIONS_FILE, section_file
 from pipeline.object_cache import Cache, remove_result, result_key, result_value
 from pipeline.project import project_root, state_folder
 
-__all__ = ["RunFolder", "code_of", "own_copies", "read_json"]
+__all__ = ["RunFolder", "code_of", "hashed_once", "own_copies", "read_json"]
 
 COPIED_BYTES = 1 << 20  # a larger file in a run folder is a link to the cache's, read-only
 
@@ -70,7 +72,7 @@ class CheckedResults(StageCache):
 
     def forget(self) -> None:
         """Begin with another stage: nothing is known of what it was computed with before."""
-        self.before: dict[str, str] | None = None  # whole versions of libraries
+        self.newest: Path | None = None  # the result that was saved last, whatever versions it was computed with
         self.code: dict[str, str] | None = None  # module -> fingerprint
 
     def check(self, outs: list[Output], *, in_place: bool = False) -> bool:
@@ -127,7 +129,8 @@ class CheckedResults(StageCache):
             return
         sections.update(dict.fromkeys(sections, ANY))
         key, value = result_key(result), result_value(result)
-        self.before = self._versions_of(key, stage)
+        folder = Path(self._get_cache_dir(key))
+        self.newest = max(folder.glob("*"), key=lambda path: path.stat().st_mtime, default=None)
         path = Path(self._get_cache_path(key, value))
         if not path.exists():
             with contextlib.suppress(OSError):  # a cache that one may only read from, a full disk
@@ -146,11 +149,16 @@ class CheckedResults(StageCache):
             with contextlib.suppress(OSError):  # a repository that one may only read
                 write_json(place, code)
 
-    def _versions_of(self, key: str, stage: Stage) -> dict[str, str] | None:
-        """The versions of libraries that the newest result of a name was computed with, None where there is none."""
-        folder = Path(self._get_cache_dir(key))
-        newest = max(folder.glob("*"), key=lambda path: path.stat().st_mtime, default=None)
-        result = self._load_cache(key, newest.name) if newest else None
+    def versions_before(self, stage: Stage) -> dict[str, str] | None:
+        """The versions of libraries that a stage had been computed with, before it was computed now.
+
+        Arguments:
+            stage: the one that was saved last.
+
+        Returns:
+            None where it had never been computed.
+        """
+        result = self._load_cache(self.newest.parent.name, self.newest.name) if self.newest else None
         for out in result["outs"] if result else ():
             if out["path"] == f"versions/{stage.addressing}.json":
                 return read_json(self.cache.object_path(out["md5"]))
@@ -180,6 +188,25 @@ def _listed(out: Output) -> dict[str, str] | None:
     if out.obj is None or not out.hash_info.isdir:
         return None
     return {"/".join(key): hash_info.value for key, _, hash_info in out.obj}
+
+
+@contextlib.contextmanager
+def hashed_once(stage: Stage) -> Iterator[None]:
+    """Let DVC look through what a stage depends on once to see whether it has changed, not eight times.
+
+    What it then notes of them is looked at anew.
+
+    Arguments:
+        stage: of the run folder.
+    """
+    looked_at = [dependency for dependency in stage.deps if not isinstance(dependency, ParamsDependency)]
+    for dependency in looked_at:
+        dependency.get_hash = functools.cache(dependency.get_hash)
+    try:
+        yield
+    finally:
+        for dependency in looked_at:
+            del dependency.get_hash
 
 
 def code_of(stage: Stage) -> dict[str, str]:

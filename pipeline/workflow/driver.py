@@ -89,6 +89,9 @@ def reproduce(folder: Path) -> Generator[dict[str, Any], None, None]:
             with ours.makefile("r", encoding="utf-8") as lines:
                 for line in lines:
                     yield json.loads(line)
+            ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            if ended is not None and ended.si_code != os.CLD_EXITED:  # killed: so is all that it started
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         except BaseException as interruption:
             end(process, interruption.number if isinstance(interruption, Killed) else signal.SIGTERM)

@@ -1,23 +1,54 @@
-"""Files that DVC empties and fills in place, and what becomes of them where it is killed meanwhile."""
+"""DVC's own files: those that it empties and fills in place, where it is killed meanwhile, and the parsing of them."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 from dvc.dvcfile import LOCK_FILE, PROJECT_FILE, Lockfile
 from dvc.stage import Stage
+from dvc.stage.serialize import to_lockfile
+from dvc.utils.serialize import _yaml, dumps_yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.files import write_json
+from pipeline.files import write_json, write_text
 
-__all__ = ["forget_the_dead", "is_whole", "mend_lock", "write_lock"]
+__all__ = ["forget_the_dead", "is_whole", "mend_lock", "parsed_once", "write_lock"]
+
+LOCK_HEAD = "schema: '2.0'\nstages:\n"  # how DVC begins it; an entry's own lines are indented deeper than its name
+
+
+@contextlib.contextmanager
+def parsed_once() -> Iterator[None]:
+    """Let DVC parse each text of YAML once.
+
+    It reads `params.yaml`, `dvc.lock` and a stage's results several times a stage, with a parser in Python: most of
+    what a run costs in which everything is cached.
+    """
+    parse = _yaml.parse_yaml
+    known: dict[str, Any] = {}
+
+    def remembered(text: str, path: Any, typ: str = "safe") -> Any:
+        if typ != "safe":  # with the comments, to be changed and written again
+            return parse(text, path, typ)
+        if text not in known:
+            known[text] = parse(text, path)
+        return copy.deepcopy(known[text])
+
+    _yaml.parse_yaml = remembered
+    try:
+        yield
+    finally:
+        _yaml.parse_yaml = parse
 
 
 def forget_the_dead(folder: Path) -> None:
@@ -52,16 +83,34 @@ def forget_the_dead(folder: Path) -> None:
 def write_lock(stage: Stage) -> None:
     """Write a stage into `dvc.lock`, by one rename; DVC itself empties the file and takes up to seconds to fill it.
 
+    The other stages' lines stay as they are: to read and write all of them again takes longest.
+
     Arguments:
         stage: one that is done.
     """
     path = Path(stage.wdir, LOCK_FILE)
-    staged = path.with_name(f".{path.name}.incoming")
-    staged.unlink(missing_ok=True)
-    if path.exists():
-        shutil.copyfile(path, staged)
+    text = path.read_text(encoding="utf-8") if path.exists() else LOCK_HEAD
+    entry = dumps_yaml({"schema": "2.0", "stages": to_lockfile(stage)})
+    if _is_plain(text) and _is_plain(entry):
+        entries = _entries(text) | _entries(entry)
+        write_text(path, LOCK_HEAD + "".join(entries.values()))
+        return
+    staged = path.with_name(f".{path.name}.incoming")  # another version of DVC, or the user, wrote it otherwise
+    shutil.copyfile(path, staged)
     Lockfile(stage.repo, str(staged)).dump_stages([stage])
     os.replace(staged, path)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a lock file holds stages alone, and is written as DVC writes them."""
+    lines = text.removeprefix(LOCK_HEAD).splitlines()
+    return text.startswith(LOCK_HEAD) and text.endswith("\n") and all(line.startswith("  ") for line in lines if line)
+
+
+def _entries(text: str) -> dict[str, str]:
+    """The lines of each stage of a plain lock file, by the first of them."""
+    parts = re.split(r"^(?=  \S)", text.removeprefix(LOCK_HEAD), flags=re.MULTILINE)
+    return {part.partition("\n")[0]: part for part in parts if part}
 
 
 def mend_lock(folder: Path) -> bool:

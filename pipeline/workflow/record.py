@@ -70,5 +70,5 @@ def outputs(folder: Path, stages: Iterable[str]) -> dict[str, str]:
     lock = folder / "dvc.lock"
     if not lock.is_file():
         return {}
-    locked = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+    locked = yaml.load(lock.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
     return {out["path"]: out["md5"] for stage in stages for out in locked.get(stage, {}).get("outs", [])}

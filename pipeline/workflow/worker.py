@@ -18,6 +18,7 @@ The socket closes when the driver dies, however it dies; then this process and i
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +38,21 @@ from dvc.exceptions import DvcException
 from dvc.stage import Stage
 from filelock import FileLock, Timeout
 
+from interp.errors import InterpError
 from pipeline.config.section import load
 from pipeline.config.tracking import CacheConfig
 from pipeline.files import digest_of
 from pipeline.fingerprints import VERSIONS_FILE, changed_modules, changes, installed
+from pipeline.plugins import of_run
 from pipeline.process import quiet_interrupts
 from pipeline.project import project_root
-from pipeline.workflow.cache import RunFolder, code_of, own_copies, read_json
-from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, write_lock
+from pipeline.stages.code import write_code
+from pipeline.workflow.cache import RunFolder, code_of, hashed_once, own_copies, read_json
+from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, parsed_once, write_lock
+from pipeline.workflow.warm import forked_stages
 
 TAIL_BLOCKS, TAIL_LINES = 64, 20
+CODE_COMMAND = "python -m pipeline.stages.code"
 EXITED = re.compile(r"exited with (-?\d+)$")
 
 
@@ -172,14 +179,17 @@ class Stages:
         try:
             if stage.always_changed:  # it computes nothing, but says what there is
                 with captured(tail):
-                    stage.reproduce(**options)
+                    if stage.cmd == CODE_COMMAND and not of_run():
+                        self.say_code(stage)
+                    else:
+                        stage.reproduce(**options)
                 write_lock(stage)
                 return stage
             stage.repo.stage_cache.forget()
             changed = stage if stage.changed() or not stage.repo.stage_cache.check(stage.outs, in_place=True) else None
             if changed is not None:
                 measured.unlink(missing_ok=True)  # afterwards there is one only if the stage has run
-                with self.held(stage), captured(tail):
+                with self.held(stage), captured(tail), hashed_once(stage):
                     changed = stage.reproduce(**options)
                     if changed is not None:
                         write_lock(changed)
@@ -195,6 +205,27 @@ class Stages:
             news["changed_code"] = changes_in
         self.tell(**news, **self.versions(stage, computed is not None))
         return changed
+
+    def say_code(self, stage: Stage) -> None:
+        """Do what stage `code` does; its process would take as long to start as this takes.
+
+        Arguments:
+            stage: `code`, of a run without plugins, whose modules a process of their own has to import.
+
+        Raises:
+            DvcException: a file of the code is no Python, or nothing can be written here.
+        """
+        stage.remove_outs()
+        try:
+            write_code()
+        except (InterpError, OSError) as error:
+            raise DvcException(str(error)) from None
+        stage.save(run_cache=False)
+
+    @cached_property
+    def policy(self) -> str:
+        """`cache.versions` of the run folder."""
+        return load(CacheConfig).versions
 
     def versions(self, stage: Stage, computed: bool) -> dict[str, Any]:
         """What to tell of the versions of libraries that a stage's artifacts were computed with.
@@ -212,11 +243,11 @@ class Stages:
         if recorded is None:
             return {}
         told: dict[str, Any] = {"versions": recorded}
-        before = stage.repo.stage_cache.before
-        policy = load(CacheConfig).versions
-        if computed and policy == "recompute" and before and changes(before, recorded):
-            told["upgraded"] = changes(before, recorded)
-        if not computed and policy == "warn" and changes(recorded, installed(name)):
+        if computed and self.policy == "recompute":
+            before = stage.repo.stage_cache.versions_before(stage)
+            if before and changes(before, recorded):
+                told["upgraded"] = changes(before, recorded)
+        if not computed and self.policy == "warn" and changes(recorded, installed(name)):
             told["other_versions"] = changes(recorded, installed(name))
         return told
 
@@ -259,6 +290,7 @@ def main() -> int:
         raise SystemExit("expected a process group of its own, see pipeline.workflow.driver")
     follow_into_death(driver)
     quiet_interrupts()
+    gc.disable()  # to look for what can be freed takes a sixth of the time, and there is little
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # the driver says what there is to say
     stages = Stages(driver)
     told = False
@@ -275,7 +307,7 @@ def main() -> int:
         forget_the_dead(Path.cwd())
         if mend_lock(Path.cwd()):
             stages.say_broken("dvc.lock was left in half and is thrown away")
-        with RunFolder(".", stages.say_broken) as folder:
+        with parsed_once(), forked_stages(), RunFolder(".", stages.say_broken) as folder:
             folder.reproduce(repro_fn=run)
     except KeyboardInterrupt:
         return 130

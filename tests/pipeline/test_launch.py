@@ -5,6 +5,7 @@ The stages are replaced by a few lines here; `test_experiments` runs the real on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from dataclasses import dataclass, field
@@ -59,6 +60,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
             raise Killed(signal.SIGTERM)
         return {"status": status}
 
+    def ready_beside(config: TrackingConfig, allowance: Allowance) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
+
     def prepare(config: TrackingConfig, allowance: Allowance) -> None:
         world.tracked.append(f"prepare {config.experiment}")
 
@@ -75,7 +79,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         world.tracked.append(f"log {folder.name}")
 
     monkeypatch.setattr("pipeline.workflow.run_job", run_job)
-    for call in (prepare, begin_sweep, end_sweep, log_run):
+    for call in (ready_beside, prepare, begin_sweep, end_sweep, log_run):
         monkeypatch.setattr(f"pipeline.tracking.runs.{call.__name__}", call)
     return world
 

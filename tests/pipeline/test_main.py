@@ -79,6 +79,17 @@ def test_imports_nothing_heavy(arguments: list[str], status: int, tmp_path: Path
     assert ran.stdout.splitlines()[-1] == f"loaded [] {status}", ran.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_the_command_imports_nothing_heavy_for_its_help(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(CODE)!r}); sys.argv = ['interpipe', *{arguments!r}]\n"
+        "from pipeline.cli import main\n"
+        f"status = main(); print('loaded', [name for name in {HEAVY!r} if name in sys.modules], status)\n"
+    )
+    ran = python(code, tmp_path)
+    assert ran.stdout.splitlines()[-1] == "loaded [] 0", ran.stderr
+
+
 def test_help_lists_groups_and_stages(command_line: CommandLine, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line("--help") == 0
     said = capsys.readouterr().out

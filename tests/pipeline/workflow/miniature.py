@@ -130,6 +130,9 @@ def build(root: Path) -> Path:
     (root / "pipeline/stages/second.py").write_text(SECOND)
     (root / "pipeline/data.txt").write_text("data")
     (root / "dvc.yaml").write_text(STAGES)
+    (root / "unused").mkdir()
+    for library in ("torch", "zarr"):  # a warm process would import the real ones, which no stage here uses
+        (root / "unused" / f"{library}.py").write_text("")
     (root / "drive.py").write_text(DRIVER)
     subprocess.run(["git", "init", "--quiet", str(root)], check=True)
     return root
@@ -160,7 +163,12 @@ def start(
     return subprocess.Popen(
         [sys.executable, "drive.py", json.dumps({"folder": folder, "params": values})],
         cwd=root,
-        env={**os.environ, "DVC_SITE_CACHE_DIR": str(root / ".site"), **(environment or {})},
+        env={
+            **os.environ,
+            "DVC_SITE_CACHE_DIR": str(root / ".site"),
+            "PYTHONPATH": os.pathsep.join([str(root / "unused"), os.environ.get("PYTHONPATH", "")]),
+            **(environment or {}),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
