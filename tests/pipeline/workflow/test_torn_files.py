@@ -15,24 +15,36 @@ from pipeline.workflow.dvc_files import is_whole
 from tests.pipeline.workflow.miniature import params, ran, record, run
 from tests.pipeline.workflow.test_run import dvc
 
-# What DVC calls to fill a file that it has emptied; here the process dies in the middle of `dvc.lock`.
+# What DVC calls to fill a file that it has emptied, and what ours is written with; here the process dies in the
+# middle of `dvc.lock`.
 DIES_IN_MID_DUMP = """
-import io, os, signal
+import io, os, pathlib, signal
 import dvc.utils.serialize._yaml as module
 
-dump = module._dump
+dump, write_text = module._dump, pathlib.Path.write_text
+
+def half(name, text):
+    lock = str(name).endswith(("dvc.lock", "dvc.lock.incoming")) and text.count("cmd:") == 3
+    return text[: text.rindex("cmd:") + 2] if lock else None
 
 def die(data, stream):
     text = io.StringIO()
     dump(data, text)
-    lock = str(getattr(stream, "name", "")).endswith(("dvc.lock", "dvc.lock.incoming"))
-    if lock and text.getvalue().count("cmd:") == 3:
-        stream.write(text.getvalue()[: text.getvalue().rindex("cmd:") + 2])
+    beginning = half(getattr(stream, "name", ""), text.getvalue())
+    if beginning is not None:
+        stream.write(beginning)
         stream.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     stream.write(text.getvalue())
 
-module._dump = die
+def die_too(self, text, *options, **named):
+    beginning = half(self, text)
+    written = write_text(self, text if beginning is None else beginning, *options, **named)
+    if beginning is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return written
+
+module._dump, pathlib.Path.write_text = die, die_too
 """
 TORN = ("dvc.lock", "params.yaml", "dvc.yaml", ".dvcignore", "run.json", ".dvc/config", ".dvc/tmp/rwlock")
 
