@@ -61,8 +61,8 @@ def test_the_workflow_says_what_to_install(tmp_path: Path) -> None:
     ran = run(COMMAND, "run", "lens=logit_lens", cwd=tmp_path)
     assert ran.returncode == 2
     assert ran.stderr == (
-        "error: the workflow needs hydra, which is not installed: the library comes alone. Install the rest with: "
-        "pip install 'interpipe[pipeline]'\n"
+        "error: the workflow needs configobj, dvc, hydra-core, hydra-joblib-launcher, matplotlib, mlflow, omegaconf, "
+        "ruamel.yaml, zarr, which the library alone comes without. Install them: pip install 'interpipe[pipeline]'\n"
     )
 
 
