@@ -1,32 +1,34 @@
-"""Collects sites of a model at chosen positions of many prompts."""
+"""Collect sites of a model at chosen positions of many prompts: here, or where the weights are (NDIF), one nnsight
+session a block.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import nnsight
 import torch
 from torch import Tensor
 
 from interp.activations.block import Block, Entries, checked_block, checked_sites
 from interp.activations.offload import Copies
-from interp.activations.reading import read_tokens
-from interp.activations.remote import collect_elsewhere
+from interp.activations.reading import read_places, read_tokens
 from interp.batching import (
     ACCELERATOR_TOKENS,
     Budget,
     batches_by_tokens,
     batches_in_one_row,
     is_out_of_memory,
+    left_padded,
     right_padded,
 )
 from interp.errors import InterpError
-from interp.forward.batch import Feed, packing_fits
+from interp.forward.batch import Feed, SharedPrefix, packing_fits, plan_prefixes, prefixes_fit
+from interp.forward.layers import check_ready, is_causal
 from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
-from interp.forward.prefix_groups import SharedPrefix, plan_prefixes, prefixes_fit
-from interp.forward.probes import check_ready, is_causal
 from interp.forward.rope import forget_lengths, rotary_limit
 from interp.matmul import faster_products
 from interp.model.fed import check_fed, whole_inputs
@@ -39,7 +41,8 @@ from interp.sites import ATTENTION_KINDS, Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["collect", "collect_blocks"]
+__all__ = ["collect", "collect_blocks", "collect_elsewhere"]
+
 
 Prompts = Sequence[Sequence[int]]
 
@@ -72,7 +75,7 @@ def collect(
         batch_tokens: tokens in a forward pass at most, padding included; a longer prompt goes alone. None: what suits
             the device, 512 on a processor, whose caches then hold the activations, and 8192 elsewhere.
         share_prefixes: compute the tokens that several prompts begin with once, where that saves work and fits the
-            model's family (`interp.forward.prefix_groups`).
+            model's family (`interp.forward.prefix`).
         progress: called after each batch with the number of prompts that are done; elsewhere, when all are.
         remote: True: on NDIF, all batches in one session, by plain traces of left-padded prompts; `local`: packed as
             for a server, and run here; or a server's address.
@@ -328,3 +331,46 @@ class _Collector:
         ):
             gathered = read_tokens(self.model, feed, self.sites, rows, columns)
         self.copies.start(gathered, lambda values: block.keep(self.sites, entries, values))
+
+
+def collect_elsewhere(
+    model: StandardizedTransformer, block: Block, sites: Sequence[Site], budget: Budget, remote: bool | str
+) -> dict[str, Tensor]:
+    """Read a block in one remote session: a plain trace for each batch of left-padded prompts, and no fast way.
+
+    Arguments:
+        model: the model, with or without its weights here.
+        block: prompts and positions.
+        sites: in the order of the forward pass.
+        budget: tokens in a forward pass.
+        remote: as in nnsight's `session`: True: on NDIF; `local`: packed as for a server, and run here; or an address.
+
+    Returns:
+        What `collect` gives.
+    """
+    lengths = [len(block.input_ids[row]) for row in block.rows]
+    planned = batches_by_tokens(lengths, budget.tokens, budget.batch_cost)
+    batches = [[block.rows[index] for index in batch] for batch in planned]
+    fed = []
+    entries = []
+    for batch in batches:
+        ids = [block.input_ids[row] for row in batch]
+        longest = max(map(len, ids))
+        inputs = left_padded(ids, 0, torch.device("cpu"))  # 0 is in every vocabulary, a pad token may not be
+        if not model.takes_position_ids:
+            del inputs["position_ids"]
+        entries.append(block.entries(batch, 0).moved([longest - len(own) for own in ids]))
+        fed.append((inputs, entries[-1].rows, entries[-1].columns))
+    found: Any = None
+    with torch.no_grad(), model.session(remote=remote):
+        found = []
+        for inputs, rows, columns in fed:
+            with model.trace(**inputs) as tracer:
+                values = read_places(model, sites, rows, columns, inputs["attention_mask"])
+                values = [value.cpu() for value in values]
+                tracer.stop()
+            found.append(values)
+        found = nnsight.save(found)
+    for where, read in zip(entries, found, strict=True):
+        block.keep(sites, where, read)
+    return block.values()

@@ -13,7 +13,7 @@ from interp import passes
 from interp.errors import InterpError
 from interp.forward.batch import Feed
 from interp.forward.last_layer import LastLayer, last_layer_fits
-from interp.forward.probes import is_causal
+from interp.forward.layers import is_causal
 from interp.model.places import HeadOutPlace
 from interp.model.resolve import place_of
 from interp.sites import ATTENTION_KINDS, MAP_KINDS, Site

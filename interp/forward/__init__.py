@@ -2,12 +2,11 @@
 prompts, the last layer at a few tokens; and the probes that say whether a model allows each.
 """
 
-from interp.forward.batch import Feed, packing_fits
+from interp.forward.batch import Feed, SharedPrefix, packing_fits, plan_prefixes, prefixes_fit
 from interp.forward.last_layer import LastLayer, last_layer_fits
+from interp.forward.layers import check_ready, is_causal
 from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
-from interp.forward.prefix_groups import SharedPrefix, plan_prefixes, prefixes_fit
-from interp.forward.probes import check_ready, is_causal
 from interp.forward.rope import first_changed, forget_lengths, rotary_limit, stays_within, whole_batches
 
 __all__ = [

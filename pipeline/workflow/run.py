@@ -1,4 +1,6 @@
-"""One run, from a config to a finished run folder."""
+"""One run, from a config to a finished run folder and its record, `run.json`; the driver's side of the process that
+runs the stages, and its end, whatever ends it.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +8,48 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import shlex
 import signal
-from collections.abc import Iterator, Sequence
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+import interp
 from interp.errors import InterpError
 from pipeline.config.tracking import masked
 from pipeline.files import write_json
 from pipeline.plugins import described
 from pipeline.project import project_root
-from pipeline.workflow.driver import Killed, interruptible, reproduce
-from pipeline.workflow.record import git_state, now, outputs, versions
 from pipeline.workflow.run_folder import prepare, read_params
 
-__all__ = ["FORMAT", "Occupied", "resume", "run_job", "settle"]
+__all__ = [
+    "FORMAT",
+    "Killed",
+    "Occupied",
+    "git_state",
+    "interruptible",
+    "now",
+    "outputs",
+    "reproduce",
+    "resume",
+    "run_job",
+    "settle",
+    "versions",
+]
+
 
 FORMAT = "interpipe.run/1"
 SHOWN_MODULES = 4  # in the line of a stage; run.json names all
@@ -218,3 +242,158 @@ def _versions(changed: dict[str, list[str]], word: str) -> str:
     """
     pairs = [(name, *(pair[::-1] if word == "was" else pair)) for name, pair in changed.items()]
     return ", ".join(f"{name} {first} ({word} {second})" for name, first, second in pairs)
+
+
+LIBRARIES = (
+    "torch", "transformers", "tokenizers", "nnsight", "accelerate", "datasets", "numpy", "zarr",
+    "pyarrow", "hydra-core", "omegaconf", "dvc", "mlflow",
+)  # fmt: skip
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this project and of the libraries that results depend on; nothing is imported for it."""
+    found = {"python": platform.python_version(), "interpipe": interp.__version__}
+    for library in LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue  # an optional one
+    return found
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """The state of the code: `commit`, `branch` (null: none or detached) and `dirty`; all null outside git.
+
+    Arguments:
+        root: the repository's folder.
+    """
+
+    def git(*arguments: str) -> str | None:
+        try:
+            ran = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True)
+        except OSError:  # no git on this machine
+            return None
+        return ran.stdout.strip() if ran.returncode == 0 else None
+
+    changes = git("status", "--porcelain")
+    return {
+        "commit": git("rev-parse", "--verify", "--quiet", "HEAD"),
+        "branch": git("symbolic-ref", "--short", "--quiet", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def outputs(folder: Path, stages: Iterable[str]) -> dict[str, str]:
+    """Content hashes of what stages made, by artifact, as DVC has them in `dvc.lock`.
+
+    Arguments:
+        folder: the run folder.
+        stages: the stages that are done.
+    """
+    lock = folder / "dvc.lock"
+    if not lock.is_file():
+        return {}
+    locked = yaml.load(lock.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["stages"]
+    return {out["path"]: out["md5"] for stage in stages for out in locked.get(stage, {}).get("outs", [])}
+
+
+GRACE_SECONDS = 10  # that an interrupted stage has to end by itself
+
+
+class Killed(KeyboardInterrupt):
+    """The run was stopped from outside.
+
+    Arguments:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}"
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Make SIGINT, SIGTERM (batch systems) and SIGHUP (a lost terminal) raise `Killed` in the main thread.
+
+    A signal that is ignored stays ignored, so that `nohup` works.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are not for other threads
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Killed(number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = {number: signal.getsignal(number) for number in signals}
+    for number, handler in former.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def reproduce(folder: Path) -> Generator[dict[str, Any], None, None]:
+    """Bring all stages of a run folder up to date; see `pipeline.workflow.worker` for what is told meanwhile.
+
+    Arguments:
+        folder: a run folder that `prepare` made.
+
+    Yields:
+        What the process tells: a stage that is done, that waits, that failed.
+
+    Raises:
+        Killed: a signal came; the stages got it too, and are gone.
+    """
+    ours, theirs = socket.socketpair()
+    environment = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "DVC_STAGE")}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.workflow.worker", str(theirs.fileno())],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # signals come from here, in order, and reach whatever the stages started
+            )
+        try:
+            with ours.makefile("r", encoding="utf-8") as lines:
+                for line in lines:
+                    yield json.loads(line)
+            ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            if ended is not None and ended.si_code != os.CLD_EXITED:  # killed: so is all that it started
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        except BaseException as interruption:
+            end(process, interruption.number if isinstance(interruption, Killed) else signal.SIGTERM)
+            raise
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        yield {"stage": None, "failed": f"the process that runs the stages was killed by {name}"}
+    elif process.returncode not in (0, 1):
+        yield {"stage": None, "failed": f"the process that runs the stages exited with {process.returncode}"}
+
+
+def end(process: subprocess.Popen[bytes], number: int) -> None:
+    """End a process and all that it started: by a signal, then, after some seconds or a second signal, by SIGKILL."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        process.wait(GRACE_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,4 +1,4 @@
-"""The process that runs the stages of one run folder through DVC; `pipeline.workflow.driver` starts it there.
+"""The process that runs the stages of one run folder through DVC; `pipeline.workflow.run` starts it there.
 
     python -m pipeline.workflow.worker DESCRIPTOR
 
@@ -47,8 +47,17 @@ from pipeline.plugins import of_run
 from pipeline.process import quiet_interrupts
 from pipeline.project import project_root
 from pipeline.stages.code import write_code
-from pipeline.workflow.cache import RunFolder, code_of, hashed_once, own_copies, read_json
-from pipeline.workflow.dvc_files import forget_the_dead, mend_lock, parsed_once, write_lock
+from pipeline.workflow.cache import (
+    RunFolder,
+    code_of,
+    forget_the_dead,
+    hashed_once,
+    mend_lock,
+    own_copies,
+    parsed_once,
+    read_json,
+    write_lock,
+)
 from pipeline.workflow.warm import forked_stages
 
 TAIL_BLOCKS, TAIL_LINES = 64, 20
@@ -287,7 +296,7 @@ def main() -> int:
     """Run all stages of the run folder in which the process stands; returns the exit status."""
     driver = socket.socket(fileno=int(sys.argv[1]))
     if os.getpgrp() != os.getpid():
-        raise SystemExit("expected a process group of its own, see pipeline.workflow.driver")
+        raise SystemExit("expected a process group of its own, see pipeline.workflow.run")
     follow_into_death(driver)
     quiet_interrupts()
     gc.disable()  # to look for what can be freed takes a sixth of the time, and there is little

@@ -19,7 +19,7 @@ from interp.errors import InterpError
 from pipeline.config.tracking import TrackingConfig
 from pipeline.summary import lens_line, summary_lines
 from pipeline.tracking.bounded import Allowance
-from pipeline.workflow.driver import Killed
+from pipeline.workflow.run import Killed
 from tests.pipeline.test_main import CommandLine, command_line
 
 __all__ = ["command_line"]

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from interp.lenses import Latents, logit_lens
 from interp.results import LensResult
 from pipeline.config.lens_base import IntoTarget, LensConfig
-from pipeline.stages.lens.examples import Examples, patched_examples
-from pipeline.stages.lens.inputs import Inputs, StoredLatents, find_last, latents_of
+from pipeline.stages.lens.inputs import Examples, Inputs, StoredLatents, find_last, latents_of, patched_examples
 from pipeline.store import ArraySpec, StoreWriter
 
 __all__ = ["FORMAT", "Arrays", "Config", "Lens", "PatchedLens", "ReadingLens"]

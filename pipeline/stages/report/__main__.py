@@ -29,9 +29,14 @@ from pipeline.config.task import TaskConfig
 from pipeline.files import digest_of, publish
 from pipeline.stages.common import code_digests, stage_main
 from pipeline.stages.evaluate.tables import read_curves, read_grids
-from pipeline.stages.report.curves import generation_section, knockout_section, readings_section
-from pipeline.stages.report.grids import generation_grid_section, grid_section
 from pipeline.stages.report.page import Page, figure_of_comparison, figure_of_lens, render
+from pipeline.stages.report.sections import (
+    generation_grid_section,
+    generation_section,
+    grid_section,
+    knockout_section,
+    readings_section,
+)
 from pipeline.stages.report.source import LensSection, Source, axis_top, comparisons
 from pipeline.stages.report.words import describe_task, readable_value
 from pipeline.store import Store, open_store

@@ -160,7 +160,7 @@ def test_a_family_whose_continuations_give_other_numbers_is_found_out(caplog: py
 def test_the_verdict_is_of_the_first_prompts_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     model = StandardizedTransformer(tiny_model("qwen3"), tokenizer=tiny_tokenizer(), verify=False)
     assert prefixes_fit(model, prompts()[:3], 10)
-    monkeypatch.setattr("interp.forward.prefix_groups._trial", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr("interp.forward.batch._prefix_trial", lambda *_: pytest.fail("asked again"))
     assert prefixes_fit(model, prompts()[:3], 10)
 
     def exhausted(*_: object) -> None:

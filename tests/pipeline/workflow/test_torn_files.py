@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.workflow.dvc_files import is_whole
+from pipeline.workflow.cache import is_whole
 from tests.pipeline.workflow.miniature import params, ran, record, run
 from tests.pipeline.workflow.test_run import dvc
 

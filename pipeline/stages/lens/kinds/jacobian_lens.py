@@ -9,8 +9,7 @@ from interp.lenses import jacobian_lens, load_jacobians
 from pipeline.config.lens import JacobianLensConfig
 from pipeline.files import sha256_of
 from pipeline.stages.lens.base import ReadingLens
-from pipeline.stages.lens.examples import every_prompt
-from pipeline.stages.lens.inputs import Inputs, latents_of, layers_of
+from pipeline.stages.lens.inputs import Inputs, every_prompt, latents_of, layers_of
 
 
 class JacobianLens(ReadingLens[JacobianLensConfig]):

@@ -11,8 +11,7 @@ from interp.lenses import attention_knockout
 from interp.positions import Position, check_blocks
 from pipeline.config.lens import KnockoutConfig
 from pipeline.stages.lens.base import ReadingLens
-from pipeline.stages.lens.examples import every_prompt
-from pipeline.stages.lens.inputs import Inputs, layers_of
+from pipeline.stages.lens.inputs import Inputs, every_prompt, layers_of
 
 
 class Knockout(ReadingLens[KnockoutConfig]):

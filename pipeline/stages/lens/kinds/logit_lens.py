@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from interp.lenses import Latents, logit_lens
 from pipeline.config.lens import LogitLensConfig
 from pipeline.stages.lens.base import ReadingLens
-from pipeline.stages.lens.examples import every_prompt
-from pipeline.stages.lens.inputs import Inputs, find_mapping, latents_of, layers_of
+from pipeline.stages.lens.inputs import Inputs, every_prompt, find_mapping, latents_of, layers_of
 
 
 class LogitLens(ReadingLens[LogitLensConfig]):

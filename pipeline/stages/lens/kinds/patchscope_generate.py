@@ -15,8 +15,16 @@ from interp.lenses import Latents, Patch, patchscope_generate
 from interp.results import GenerationResult
 from pipeline.config.lens import PatchscopeGenerateConfig
 from pipeline.stages.lens.base import Arrays, Lens
-from pipeline.stages.lens.examples import Examples, patched_examples
-from pipeline.stages.lens.inputs import Inputs, evenly, find_mapping, latents_of, layers_of, needed_layers
+from pipeline.stages.lens.inputs import (
+    Examples,
+    Inputs,
+    evenly,
+    find_mapping,
+    latents_of,
+    layers_of,
+    needed_layers,
+    patched_examples,
+)
 from pipeline.store import StoreWriter
 
 PADDING = -1  # behind the end of a text

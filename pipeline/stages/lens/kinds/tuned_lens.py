@@ -11,8 +11,7 @@ from interp.lenses import tuned_lens
 from interp.translators import TunedLens
 from pipeline.config.lens import TunedLensConfig
 from pipeline.stages.lens.base import ReadingLens
-from pipeline.stages.lens.examples import every_prompt
-from pipeline.stages.lens.inputs import TUNED_LENS, Inputs, latents_of, layers_of
+from pipeline.stages.lens.inputs import TUNED_LENS, Inputs, every_prompt, latents_of, layers_of
 
 
 class Tuned(ReadingLens[TunedLensConfig]):
