@@ -18,31 +18,11 @@ from pipeline.fingerprints.written import written
 __all__ = ["Import", "Meaning", "meaning_of"]
 
 # Decorators that read no annotation and register nothing, by the last part of their names.
-PLAIN_DECORATORS = frozenset(
-    [
-        "abstractmethod",
-        "asynccontextmanager",
-        "cache",
-        "cached_property",
-        "classmethod",
-        "contextmanager",
-        "dataclass",
-        "deleter",
-        "final",
-        "getter",
-        "inference_mode",
-        "lru_cache",
-        "no_grad",
-        "override",
-        "property",
-        "runtime_checkable",
-        "setter",
-        "staticmethod",
-        "total_ordering",
-        "unique",
-        "wraps",
-    ]
-)
+PLAIN_DECORATORS = frozenset([
+    "abstractmethod", "asynccontextmanager", "cache", "cached_property", "classmethod", "contextmanager", "dataclass",
+    "deleter", "final", "getter", "inference_mode", "lru_cache", "no_grad", "override", "property", "runtime_checkable",
+    "setter", "staticmethod", "total_ordering", "unique", "wraps",
+])  # fmt: skip
 CHANGING = frozenset(  # what changes an object, or may
     [
         "add",
