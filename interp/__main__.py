@@ -222,7 +222,7 @@ def _tune(given: argparse.Namespace) -> int:
     A run that was killed goes on where it was when the same command is given again.
     """
     from interp.translators import PackedText, TunedLens, train_tuned_lens
-    from interp.translators.tuned_lens import CONFIG_FILE, WEIGHTS_FILE
+    from interp.translators.layer_translators import CONFIG_FILE, WEIGHTS_FILE
 
     checkpoint = given.output / CHECKPOINT_FILE
     if not given.resume:
@@ -268,7 +268,7 @@ def _finished(given: argparse.Namespace, lens: Any, settings: TuningSettings, te
 def _evaluate(given: argparse.Namespace) -> int:
     """Measure a tuned lens and the logit lens on text: cross-entropy, KL to the model's own prediction, and more."""
     from interp.translators import PackedText, TunedLens, evaluate_tuned_lens, load_public
-    from interp.translators.tuned_lens import PUBLIC_WEIGHTS
+    from interp.translators.layer_translators import PUBLIC_WEIGHTS
 
     model = _model(given)
     load = load_public if (given.lens / PUBLIC_WEIGHTS).exists() else TunedLens.load

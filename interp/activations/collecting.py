@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.activations.block import Block, Entries, checked_block, checked_sites
 from interp.activations.offload import Copies
-from interp.activations.reading import read_places, read_tokens
+from interp.activations.read_batch import read_places, read_tokens
 from interp.batching import (
     ACCELERATOR_TOKENS,
     Budget,

@@ -120,7 +120,7 @@ def attention_knockout(
         InterpError: shapes that do not fit; a position outside its prompt; a block with no position that a query sees,
             or with all of them where no attention sink is left to look at; a window without attention, or without
             any of the heads; heads that a layer does not have, or cannot tell apart; token ids outside the vocabulary;
-            a model whose scores cannot be had.
+            a model whose scores are not available.
     """
     check_ready(model)
     given = _Given.of(model, source, blocks, query_positions, targets, policy)
@@ -330,7 +330,7 @@ def check_attention(model: StandardizedTransformer, windows: Mapping[int, range]
     """Whether there is attention to cut in each window (place -> its layers).
 
     Raises:
-        InterpError: there is none, or its scores cannot be had.
+        InterpError: there is none, or its scores are not available.
     """
     attending = [layer for layer in range(model.num_layers) if attends(model, layer)]
     for place, window in windows.items():

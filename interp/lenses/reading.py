@@ -70,7 +70,7 @@ def read_layers(
         reference: (row, hidden_size), the residual stream after the model's last layer at the source position, which
             gives p_model; None: not known.
         baseline: goes into the result as it is.
-        inverted: turn the sign after the final norm (of `hidden`, not of `reference`).
+        inverted: negate after the final norm (of `hidden`, not of `reference`).
 
     Returns:
         The result for these rows.

@@ -25,7 +25,7 @@ from interp.lenses.logit_lens import read_carried
 from interp.lenses.reading import LensPrompt, Positions, Targets
 from interp.lenses.sources import Latents
 from interp.results import LensResult
-from interp.translators.tuned_lens import TunedLens
+from interp.translators.layer_translators import TunedLens
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

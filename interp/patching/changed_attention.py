@@ -129,7 +129,7 @@ def run_blocked(
         (row, hidden), the residual stream after the last layer at each prompt's last token.
 
     Raises:
-        InterpError: a layer's scores cannot be had, or a position has nothing left to look at.
+        InterpError: a layer's scores are not available, or a position has nothing left to look at.
     """
     forget_lengths(model)
     inputs = whole_inputs(model, input_ids)

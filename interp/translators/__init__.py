@@ -3,8 +3,8 @@
 from interp.translators.affine_maps import AffineFit, AffineMap, AffinePairs, IdentityMap, LatentMap
 from interp.translators.data import GivenSequences, PackedText, TextSource, TokenSequence, TokenStream
 from interp.translators.evaluation import LensEvaluation, evaluate_tuned_lens
+from interp.translators.layer_translators import TunedLens, load_public, unembedding_digest
 from interp.translators.training import TuningSettings, TuningStep, train_tuned_lens
-from interp.translators.tuned_lens import TunedLens, load_public, unembedding_digest
 
 __all__ = [
     "AffineFit",

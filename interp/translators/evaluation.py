@@ -15,8 +15,8 @@ from interp.errors import InterpError
 from interp.readout import reduce_hidden
 from interp.sites.parsing import check_lens_layers
 from interp.translators.data import GivenSequences, PackedText, TokenSequence
+from interp.translators.layer_translators import TunedLens
 from interp.translators.states import TextSize, TokenStates, batches_of_tokens, token_states
-from interp.translators.tuned_lens import TunedLens
 
 if TYPE_CHECKING:
     import pandas as pd

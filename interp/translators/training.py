@@ -25,8 +25,8 @@ from interp.errors import InterpError, nearest
 from interp.readout import log_probabilities
 from interp.tensor_files import write_tensors
 from interp.translators.data import TokenSequence, TokenStream
+from interp.translators.layer_translators import TunedLens
 from interp.translators.states import TextSize, TokenStates, batches_of_tokens, token_chunks, token_states
-from interp.translators.tuned_lens import TunedLens
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer

@@ -68,7 +68,7 @@ def run() -> dict[str, float]:
 def _existing(config: TuneConfig, model: StandardizedTransformer) -> TunedLens:
     """A lens that exists, ours or of the tuned-lens library."""
     from interp.translators import TunedLens, load_public
-    from interp.translators.tuned_lens import PUBLIC_WEIGHTS
+    from interp.translators.layer_translators import PUBLIC_WEIGHTS
 
     assert config.source is not None  # it was validated
     folder = located(config.source)

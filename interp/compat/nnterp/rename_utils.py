@@ -13,7 +13,7 @@ from torch import Tensor
 from interp import passes
 from interp.architectures import Architecture, candidates
 from interp.architectures import RenameConfig as _RenameConfig
-from interp.compat.nnterp.accessors import (
+from interp.compat.nnterp.layer_accessors import (
     AttentionProbabilitiesAccessor,
     AttnProbFunction,
     IOType,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from interp.architectures import Architecture
 from interp.architectures import RenameConfig as _RenameConfig
-from interp.compat.nnterp.accessors import AttentionProbabilitiesAccessor, IOType, LayerAccessor
+from interp.compat.nnterp.layer_accessors import AttentionProbabilitiesAccessor, IOType, LayerAccessor
 from interp.compat.nnterp.modules import last_token_probs
 from interp.compat.nnterp.rename_utils import RenameConfig, check_io, for_interp, get_ignores
 from interp.compat.nnterp.utils import RenamingError, dummy_inputs

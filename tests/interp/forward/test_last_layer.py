@@ -28,7 +28,7 @@ AT_ALL = {
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """However few tokens the layer is spared."""
-    monkeypatch.setattr("interp.activations.reading.WORTH", 1)
+    monkeypatch.setattr("interp.activations.read_batch.WORTH", 1)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

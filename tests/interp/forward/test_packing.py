@@ -129,7 +129,7 @@ def read(model: StandardizedTransformer, input_ids: list[list[int]], *, share: b
     last = [[len(ids) - 1] for ids in input_ids]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("interp.batching.BATCH_COST", 0.01)
-        patch.setattr("interp.activations.reading.WORTH", 1)
+        patch.setattr("interp.activations.read_batch.WORTH", 1)
         return collect(model, input_ids, sites, last, batch_tokens=BUDGET, share_prefixes=share)["resid_post"]
 
 

@@ -105,7 +105,7 @@ def off_by(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("name", CASES)
 def test_collecting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interp.batching.BATCH_COST", 0.01)
-    monkeypatch.setattr("interp.activations.reading.WORTH", 1)
+    monkeypatch.setattr("interp.activations.read_batch.WORTH", 1)
     model = wrapped(name)
     few = [row for row, ids in enumerate(PROMPTS) if len(ids) < 10]
     expected = [plain_run(name, ids, {})[0] for ids in PROMPTS]
