@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -16,12 +15,6 @@ from tests.tiny import tiny_folder
 # Two busy processes on two cores stall at OpenMP's barriers: neither this one nor those that it starts have threads.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
-
-
-def pytest_collection_finish() -> None:
-    """Leave what is imported and collected out of garbage collection, a good part of a short test."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")
