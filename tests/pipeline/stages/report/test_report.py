@@ -23,10 +23,10 @@ from interp.prompts.patchscopes import IDENTITY_PROMPTS
 from pipeline.config.section import ConfigError
 from pipeline.metrics import FIGURES, METRICS, Floats, Measured, Metric
 from pipeline.stages.evaluate import __main__ as evaluate
-from pipeline.stages.evaluate.tables import CurveRow, read_curves
+from pipeline.stages.evaluate.tables import read_curves
 from pipeline.stages.report import __main__ as report
-from pipeline.stages.report.source import Source, axis_top, chosen
-from pipeline.stages.report.words import percent, rank, readable_value
+from pipeline.stages.report.source import Source
+from pipeline.stages.report.words import rank
 from pipeline.store import open_store
 from tests.pipeline.stages.finished_run import (
     GROUP_LABELS,
@@ -366,37 +366,6 @@ def test_curves_of_another_config_are_refused(run: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir(folder)
     with pytest.raises(InterpError, match=r"no lens 'logit_lenz'. Did you mean 'logit_lens'"):
         report.run()
-
-
-@pytest.mark.parametrize(
-    ("highest", "top"), [(0.05, 0.1), (0.1, 0.1), (0.13, 0.25), (0.4, 0.5), (0.51, 1.0), (0.999, 1.0), (1.02, 1.0)]
-)
-def test_the_axis_ends_at_one_or_where_little_is_left_empty(highest: float, top: float) -> None:
-    def row(metric: str, value: float | None) -> CurveRow:
-        return CurveRow("l", metric, "a", "", 0, value, None, 2, value, value, value, value)
-
-    rows = [row("probability", highest), row("probability", 0.01), row("rank", 50.0), row("probability", None)]
-    assert axis_top(rows) == top
-    assert axis_top([*rows, row("baseline_target_probability", 0.8)]) == 1.0
-    assert axis_top([row("entropy_bits", 3.0)]) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("count", "wanted", "expected"),
-    [(40, 3, [0, 20, 39]), (40, 1, [0]), (2, 3, [0, 1]), (1, 3, [0]), (0, 3, []), (40, 0, []), (5, 5, [0, 1, 2, 3, 4])],
-)
-def test_chosen_examples(count: int, wanted: int, expected: list[int]) -> None:
-    assert chosen(count, wanted) == expected
-
-
-def test_numbers_for_people() -> None:
-    assert [percent(x) for x in (0.0, 0.004, 0.01, 0.934, 0.995, 1.0, math.nan)] == [
-        "0%", "<1%", "1%", "93%", ">99%", "100%", "—",
-    ]  # fmt: skip
-    assert [rank(x) for x in (None, 0.0, 16.575)] == ["—", "0.0", "16.6"]
-    assert readable_value({"source_language": "fr", "n": [1, 2], "x": None, "y": True}) == (
-        "source language fr, n 1, 2, x none, y yes"
-    )
 
 
 def test_the_stage_imports_nothing_heavy() -> None:

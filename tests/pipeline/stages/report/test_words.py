@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -15,7 +16,16 @@ from pipeline.config.lens import (
     PatchscopeGridConfig,
 )
 from pipeline.metrics import METRICS
-from pipeline.stages.report.words import baseline_label, describe, describe_task, metric_note, spelled_position
+from pipeline.stages.report.words import (
+    baseline_label,
+    describe,
+    describe_task,
+    metric_note,
+    percent,
+    rank,
+    readable_value,
+    spelled_position,
+)
 from pipeline.tasks.attribute_extraction import AttributeExtractionConfig
 from pipeline.tasks.cloze import ClozeConfig
 from pipeline.tasks.next_token import NextTokenConfig
@@ -89,3 +99,13 @@ def test_a_lens_of_ones_own_says_what_it_does() -> None:
             return "In my words."
 
     assert describe(Own(), 1) == "In my words."
+
+
+def test_numbers_for_people() -> None:
+    assert [percent(x) for x in (0.0, 0.004, 0.01, 0.934, 0.995, 1.0, math.nan)] == [
+        "0%", "<1%", "1%", "93%", ">99%", "100%", "—",
+    ]  # fmt: skip
+    assert [rank(x) for x in (None, 0.0, 16.575)] == ["—", "0.0", "16.6"]
+    assert readable_value({"source_language": "fr", "n": [1, 2], "x": None, "y": True}) == (
+        "source language fr, n 1, 2, x none, y yes"
+    )
