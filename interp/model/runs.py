@@ -14,7 +14,7 @@ from torch import Tensor
 from interp.sites import Spelling
 
 if TYPE_CHECKING:
-    from interp.activations.run import RunResult
+    from interp.activations.run_result import RunResult
     from interp.interventions import Intervention
 
 __all__ = ["Runs"]
@@ -74,7 +74,7 @@ class Runs:
         Raises:
             InterpError: a prompt, site, position, value or operation that does not fit, and what would.
         """
-        function = resolve_name("interp.activations.run:run")
+        function = resolve_name("interp.activations.prompt_runs:run")
         return function(
             self,
             prompts,
