@@ -1,8 +1,8 @@
-"""Call a function at places of a forward pass, in step with the model: what caches, hooks and interventions are made of.
+"""Call a function at places of a forward pass, in step with the model: caches, hooks and interventions are made of it.
 
 nnsight runs the block of a trace in a greenlet that waits until the model arrives at what the block asks for. A
-`Visitor` is such a worker that runs a function in place of a block. Each place has a worker of its own, so places can be
-visited in any order, and one that a pass never reaches keeps no other from being visited.
+`Visitor` is such a worker that runs a function in place of a block. Each place has a worker of its own, so places can
+be visited in any order, and one that a pass never reaches keeps no other from being visited.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Visitor(Mediator):
             if step or self.optional:
                 return
             raise InterpError(
-                f"{self.visit.name}: the forward pass did not reach it. Was its layer skipped, or did the pass begin or "
-                "end elsewhere?"
+                f"{self.visit.name}: the forward pass did not reach it. Was its layer skipped, or did the pass begin "
+                "or end elsewhere?"
             ) from None
         if self.done is not None:
             self.done()
@@ -108,7 +108,7 @@ def run_visiting(
     fn: Any = "__call__",
     **inputs: Any,
 ) -> Any:
-    """Run a model and make visits on the way; the model's hooks and edits act before them, under the caller's grad mode.
+    """Run a model, under the caller's grad mode, and make visits on the way; its hooks and edits act before them.
 
     Arguments:
         model: the model.
