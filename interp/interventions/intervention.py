@@ -219,7 +219,7 @@ class Intervention:
         """Read a row of `to_row`, also from a table on disk, where what is missing is empty or NaN."""
         given: dict[str, Any] = {}
         for name, value in row.items():
-            if value is None or value == "" or value != value:  # noqa: PLR0124 - NaN
+            if value is None or value == "" or value != value:
                 continue
             is_text = isinstance(value, str)
             if (name in ("value", "basis") and is_text) or (is_text and value.startswith("[")):
@@ -282,7 +282,7 @@ def from_yaml(text: str) -> list[Intervention]:
         InterpError: text that is no YAML, or something else in it.
     """
     try:
-        given = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+        given = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise InterpError(f"interventions: expected YAML, got text that is none: {error}") from None
     return [Intervention.from_dict(one) for one in (given if isinstance(given, list) else [given])]

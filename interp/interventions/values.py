@@ -21,7 +21,7 @@ from interp.errors import InterpError, nearest
 from interp.interventions.where import Where, as_where, plain_where
 from interp.prompts import Prompt
 from interp.prompts.given import is_ids
-from interp.sites import Spelling, canonical
+from interp.sites import canonical
 
 __all__ = ["AnotherRun", "SavedTensor", "Value", "as_value", "plain_value", "same_value"]
 
