@@ -347,6 +347,7 @@ def _in_columns(residual: Tensor, batch: PromptBatch) -> Tensor:
     return fed.index_put((rows, columns), residual[numbers[rows], columns - batch.before.to(own.device)[rows]])
 
 
+@torch.no_grad()
 def _check_starts(model: StandardizedTransformer, layer: int) -> None:
     """Raise unless the residual stream is all that a layer takes from those below it, as a small case shows."""
     consequence = f"a pass cannot start at layer {layer}, which"
@@ -363,7 +364,6 @@ def _check_starts(model: StandardizedTransformer, layer: int) -> None:
         )
 
 
-@torch.no_grad()
 def _start_trial(model: StandardizedTransformer, layer: int) -> list[tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
     ids = sample_ids(model).tolist()
 
