@@ -1,0 +1,464 @@
+"""`run_with_cache`: one forward pass of each prompt, and copies of what it computes on the way.
+
+The copies are made as the model arrives at each site: of the positions that are asked for alone, each once, straight to
+where it is to lie. What the layer above takes is what the layer below gave, so `resid_post.3` and `resid_pre.4` share
+one copy, unless a hook has changed the stream between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.activations.activation_cache import ActivationCache, CachedModel
+from interp.activations.forward_passes import ForwardPasses, Pass
+from interp.activations.prompt_batches import PaddingSide, resolved
+from interp.errors import InterpError
+from interp.forward.prefix import FrozenPrefix
+from interp.model.places import HeadOutPlace
+from interp.model.resolve import place_of, why_missing
+from interp.model.visits import Visit
+from interp.positions import check_positions
+from interp.sites import ATTENTION_KINDS, KINDS, LAYER_KINDS, MAP_KINDS, Site, Spelling, parse_sites
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["CacheRequest", "all_sites", "run_with_cache", "sites_of"]
+
+Sites = Spelling | Sequence[Spelling]
+Positions = str | int | Sequence[str | int] | Sequence[Sequence[int]]
+
+COSTLY = ("q", "k", "v", "scores", "pattern", "head_out", "logits")
+"""Kinds that are cached by name or by `all` alone: maps make a layer compute its attention step by step, heads are a
+product more, logits are the output itself."""
+
+
+def all_sites(model: StandardizedTransformer, kinds: Sequence[str] = KINDS) -> list[Site]:
+    """The sites of some kinds that a model has, all heads of a layer as one, in the order of the forward pass."""
+    every = [
+        Site(kind, layer) if kind in LAYER_KINDS else Site(kind)
+        for kind in kinds
+        for layer in (range(model.num_layers) if kind in LAYER_KINDS else (None,))
+    ]
+    return model.in_order([site for site in every if why_missing(model, site) is None])
+
+
+def sites_of(model: StandardizedTransformer, sites: Sites | None) -> list[Site]:
+    """The sites of a model that a spelling names, in the order of the forward pass.
+
+    Arguments:
+        model: the model.
+        sites: in any spelling, one or several; `*` names those layers that have the site. `all`: every site. None:
+            all but `q`, `k`, `v`, `scores`, `pattern`, `head_out` and `logits`.
+
+    Raises:
+        InterpError: a name that is none, with the nearest ones, or a site that the model does not have.
+    """
+    if sites is None:
+        return all_sites(model, [kind for kind in KINDS if kind not in COSTLY])
+    if sites == "all":
+        return all_sites(model)
+    shorthand = isinstance(sites, tuple) and any(isinstance(item, int) for item in sites)
+    several: list[Any] = [sites] if isinstance(sites, str | Site) or shorthand else list(sites)
+    words = [word for given in several for word in (given.split() if isinstance(given, str) else [given])]
+    found: set[Site] = set()
+    for word in words:
+        named = parse_sites(word, model.num_layers, model.num_heads, model.num_kv_heads)
+        there = [site for site in named if why_missing(model, site) is None]
+        if not there or (len(there) < len(named) and not (isinstance(word, str) and "*" in word)):
+            place_of(model, next(site for site in named if site not in there))  # raises, and says why
+        found.update(there)
+    if not found:
+        raise InterpError("sites: expected at least one, e.g. resid_post.*, got none.")
+    return model.in_order(list(found))
+
+
+@dataclass(frozen=True)
+class CacheRequest:
+    """What is cached, of prompts that are planned.
+
+    Arguments:
+        passes: the prompts.
+        sites: what is cached, in the order of the forward pass.
+        gradients: whose gradients are cached.
+        table: (example, position), the token at each place; -1: none.
+        labels: names along its axis.
+        keys: keys of maps, from each prompt's first token (of the prefix) on.
+        device, dtype: of what is kept; None: as it is.
+    """
+
+    passes: ForwardPasses
+    sites: list[Site]
+    gradients: list[Site]
+    table: Tensor
+    labels: list[str]
+    keys: int
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(
+        cls,
+        passes: ForwardPasses,
+        sites: Sites | None,
+        positions: Positions | None,
+        gradients: Sites | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> CacheRequest:
+        """Check what is asked for.
+
+        Raises:
+            InterpError: a site or position that is not there, or in no layer that runs.
+        """
+        model = passes.model
+        chosen, of_gradients = sites_of(model, sites), [] if gradients is None else sites_of(model, gradients)
+        if sites is None or sites == "all":
+            chosen = [site for site in chosen if _runs(passes, site)]
+        for site in (*chosen, *of_gradients):
+            passes.check_runs(site)
+        table, labels = _positions(passes, positions)
+        return cls(
+            passes, chosen, of_gradients, table, labels, passes.before + max(passes.lengths), device, _checked(dtype)
+        )
+
+    def run(self, gradients_of: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ActivationCache]:
+        """Run the prompts.
+
+        Arguments:
+            gradients_of: the scalar whose gradients are cached, of the output.
+
+        Returns:
+            The output, and the cache.
+
+        Raises:
+            InterpError: what `gradients_of` gives is no finite number of this run.
+        """
+        kept, grads = _Kept(self), _Kept(self)
+        live: list[tuple[Site, Pass, Tensor]] = []
+        wants = bool(self.gradients)
+
+        def visits(one: Pass) -> list[Visit]:
+            reader = _Reader(self, one, kept)
+            made = [Visit(str(site), *reader.visiting(site)) for site in _wholes(self.sites)]
+            for site in self.gradients:
+                made.append(Visit(f"gradient of {site}", place_of(self.passes.model, site), _held(live, site, one)))
+            return made
+
+        with torch.enable_grad() if wants else torch.no_grad():
+            output = self.passes.run(visits)
+            if wants:
+                assert gradients_of is not None
+                scalar = _scalar(gradients_of(output), output)
+                found = torch.autograd.grad(scalar, [value for *_, value in live], allow_unused=True)
+        with torch.no_grad():
+            for index, gradient in enumerate(found if wants else ()):
+                site, one, value = live[index]
+                live[index] = (site, one, value.new_empty(0))  # the graph is gone, and so should be what it held
+                reader = _Reader(self, one, grads)
+                reader.take(site, torch.zeros_like(value) if gradient is None else gradient, [site])
+            return output.detach(), self._cache(kept, grads)
+
+    def _cache(self, kept: _Kept, grads: _Kept) -> ActivationCache:
+        passes = self.passes
+        ids = None if any(one.residual is not None for one in passes.passes) else _input_ids(passes)
+        return ActivationCache(
+            tensors={site: kept.tensors[site] for site in self.sites},
+            positions=self.table.tolist(),
+            labels=self.labels,
+            lengths=[length + passes.before for length in passes.lengths],
+            input_ids=ids,
+            about=CachedModel.of(passes.model),
+            gradient_tensors={site: grads.tensors[site] for site in self.gradients},
+        )
+
+
+def run_with_cache(
+    model: StandardizedTransformer,
+    prompts: Any,
+    *,
+    sites: Sites | None = None,
+    positions: Positions | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    gradients: Sites | None = None,
+    gradients_of: Callable[[Tensor], Tensor] | None = None,
+    stop_at_layer: int | None = None,
+    start_at_layer: int | None = None,
+    prefix: FrozenPrefix | None = None,
+    batch_size: int | None = None,
+    padding_side: PaddingSide = "left",
+) -> tuple[Tensor, ActivationCache]:
+    """See `StandardizedTransformer.run_with_cache`."""
+    if (gradients is None) != (gradients_of is None):
+        raise InterpError(
+            "gradients and gradients_of: expected both, the sites and the scalar, e.g. gradients='resid_post.*', "
+            "gradients_of=lambda logits: logits[0, -1, 17]."
+        )
+    if gradients is not None and batch_size is None:
+        batch_size = ALL_AT_ONCE  # one graph, which is there until its gradients are
+    passes = ForwardPasses.of(
+        model, prompts, prefix=prefix, stop_at_layer=stop_at_layer, start_at_layer=start_at_layer,
+        batch_size=batch_size, padding_side=padding_side,
+    )  # fmt: skip
+    return CacheRequest.of(passes, sites, positions, gradients, device, dtype).run(gradients_of)
+
+
+ALL_AT_ONCE = 1 << 40
+
+
+def _runs(passes: ForwardPasses, site: Site) -> bool:
+    try:
+        passes.check_runs(site)
+    except InterpError:
+        return False
+    return True
+
+
+def _checked(dtype: torch.dtype | None) -> torch.dtype | None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InterpError(f"dtype: expected a floating-point dtype of torch, e.g. torch.bfloat16, got {dtype!r}.")
+    return dtype
+
+
+def _positions(passes: ForwardPasses, positions: Positions | None) -> tuple[Tensor, list[str]]:
+    """(example, position), the token at each place, and the names along the axis."""
+    lengths = passes.lengths
+    if positions is None:
+        positions = "all"
+    if isinstance(positions, Sequence) and not isinstance(positions, str) and _per_example(positions):
+        rows: list[Any] = list(positions)
+        if len(rows) != len(lengths):
+            raise InterpError(f"positions: expected those of {len(lengths)} prompts, got {len(rows)} lists.")
+        width = max(map(len, rows))
+        slots = []
+        for row, (given, length) in enumerate(zip(rows, lengths, strict=True)):
+            bad = [at for at in given if not -length <= at < length]
+            if bad:
+                raise InterpError(f"positions: prompt {row} has {length} tokens, position {bad[0]} is none of them.")
+            slots.append([*(at % length for at in given), *[-1] * (width - len(given))])
+        labels = [str(index) for index in range(width)]
+    else:
+        several = [positions] if isinstance(positions, str | int) else list(positions)
+        slots, labels = resolved(check_positions([str(one) for one in several]), passes.encoded)
+    table = torch.tensor(slots, dtype=torch.long, device="cpu")
+    if not table.numel() or not bool((table >= 0).any()):
+        raise InterpError("positions: expected at least one position in one prompt, got none.")
+    return table, labels
+
+
+def _per_example(positions: Sequence[Any]) -> bool:
+    return bool(positions) and all(isinstance(row, Sequence) and not isinstance(row, str) for row in positions)
+
+
+def _input_ids(passes: ForwardPasses) -> list[list[int]]:
+    ids = [list(one.input_ids) for one in passes.encoded]
+    for one in passes.passes:
+        if one.prefix is not None:
+            assert one.prefix.input_ids is not None
+            before = one.prefix.input_ids.tolist()
+            for index, row in enumerate(one.batch.rows):
+                ids[row] = before[index % len(before)] + ids[row]
+    return ids
+
+
+def _scalar(value: Any, output: Tensor) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        came = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise InterpError(
+            f"gradients_of: expected one number of the output {tuple(output.shape)} (example, position, ...), with its "
+            f"gradient, got {came:.120}. Sum over the examples."
+        )
+    if not bool(torch.isfinite(value)):
+        raise InterpError(
+            f"gradients_of: expected a finite number, got {float(value)}. The output is NaN behind the last token of a "
+            "prompt that is shorter than another: take each prompt's own positions."
+        )
+    return value.reshape(())
+
+
+def _wholes(sites: Sequence[Site]) -> dict[Site, None]:
+    """Each site with all its heads, once: one visit, whichever of them are kept."""
+    return dict.fromkeys(replace(site, head=None) for site in sites)
+
+
+def _held(live: list[tuple[Site, Pass, Tensor]], site: Site, one: Pass) -> Callable[[Tensor], Tensor]:
+    """What goes on in place of the value, and whose gradient is asked for afterwards."""
+
+    def hold(value: Tensor) -> Tensor:
+        on_its_way = value.clone()
+        if not on_its_way.requires_grad:  # the first of them, in a model whose weights are frozen
+            on_its_way.requires_grad_()
+        live.append((site, one, on_its_way))
+        return on_its_way
+
+    return hold
+
+
+# Copies ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Kept:
+    """What is kept, over all passes.
+
+    Arguments:
+        request: what is asked for.
+        tensors: by site; of several passes, filled pass by pass.
+    """
+
+    request: CacheRequest
+    tensors: dict[Site, Tensor] = field(default_factory=dict)
+
+    def put(self, site: Site, one: Pass, value: Tensor) -> None:
+        """Keep what a pass gave of a site, (row, ...)."""
+        examples = len(self.request.table)
+        if one.batch.rows == list(range(examples)):
+            self.tensors[site] = value
+            return
+        if site not in self.tensors:
+            shape = [examples, *value.shape[1:]]
+            if site.kind in MAP_KINDS:
+                shape[-1] = self.request.keys
+            self.tensors[site] = value.new_full(shape, torch.nan)
+        whole = self.tensors[site]
+        rows = torch.tensor(one.batch.rows, device="cpu").to(whole.device)
+        if site.kind in MAP_KINDS:
+            whole[rows, ..., : value.shape[-1]] = value
+        elif value.shape[1:] != whole.shape[1:]:
+            raise InterpError(
+                f"{site}: expected {tuple(whole.shape[1:])} of each prompt, got {tuple(value.shape[1:])}."
+            )
+        else:
+            whole[rows] = value
+
+
+class _Reader:
+    """Copies what one pass gives at sites.
+
+    Arguments:
+        request: what is asked for.
+        one: the pass.
+        kept: where copies go.
+    """
+
+    def __init__(self, request: CacheRequest, one: Pass, kept: _Kept) -> None:
+        self.request, self.one, self.kept = request, one, kept
+        rows = torch.tensor(one.batch.rows, device="cpu")
+        table = request.table[rows]  # (row, position)
+        self.missing = table < 0
+        columns = one.batch.columns(table).clamp(min=0)
+        self.even = bool((columns == columns[:1]).all())
+        width = one.batch.width
+        self.is_whole = self.even and columns.shape[1] == width and columns[0].tolist() == list(range(width))
+        self.columns = columns
+        self._last: tuple[Tensor, int | None, Site, Tensor] | None = None
+        self._indices: dict[Any, Tensor] = {}
+
+    def visiting(self, site: Site) -> tuple[Any, Callable[[Tensor], None]]:
+        """Where a site is read, and what is done there."""
+        place = place_of(self.request.passes.model, site)
+        asked = [one for one in self.request.sites if replace(one, head=None) == site]
+        if isinstance(place, HeadOutPlace):  # heads are projected at the positions that are kept alone
+            heads = place.heads
+            return place.z, lambda z: self.take(site, z, asked, heads)
+        return place, lambda value: self.take(site, value, asked)
+
+    def take(
+        self, site: Site, value: Tensor, asked: Sequence[Site], then: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Copy a value, and keep what of it is asked for.
+
+        Arguments:
+            site: whose it is.
+            value: (row, column, ...), or the axes of the site.
+            asked: that site, or heads of it, or both.
+            then: what is done with what is taken of the value, before it is kept.
+        """
+        with torch.no_grad():
+            value = value.detach()
+            version = _version(value)
+            if self._last is not None and then is None and site.kind not in ATTENTION_KINDS:
+                live, seen, _, copy = self._last
+                if version is not None and seen == version and _is_same(live, value):
+                    for one in asked:
+                        self.kept.put(one, self.one, copy)
+                    return
+            copy = self._copied(site, value, then)
+            self._last = None
+            if list(asked) == [site]:
+                self.kept.put(site, self.one, copy)
+                if then is None and len(self.request.passes.passes) == 1:
+                    self._last = value, version, site, copy
+                return
+            axis = {"z": 2, "head_out": 2}.get(site.kind, 1)
+            for one in asked:
+                if one.head is not None and one.head >= copy.shape[axis]:
+                    raise InterpError(f"{one}: this layer has {copy.shape[axis]} heads, from 0.")
+                self.kept.put(one, self.one, copy if one.head is None else copy.select(axis, one.head).clone())
+
+    def _copied(self, site: Site, value: Tensor, then: Callable[[Tensor], Tensor] | None) -> Tensor:
+        inside = site.kind in ATTENTION_KINDS and site.head is None
+        axis = 2 if inside else 1
+        moved = self.one.before if site.kind in ("k", "v") else 0
+        taken = value
+        if not (self.is_whole and not moved and value.shape[axis] == self.columns.shape[1]):
+            taken = self._at(value, axis, moved)
+        if site.kind in MAP_KINDS:
+            taken = self._own_keys(taken)
+        if then is not None:
+            taken = then(taken)
+        request = self.request
+        target = dict(device=request.device, dtype=request.dtype)
+        copy = taken.to(**target)
+        if copy.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
+            copy = copy.clone(memory_format=torch.contiguous_format)
+        if bool(self.missing.any()):
+            missing = self.missing.to(copy.device)
+            view = [1] * copy.dim()
+            view[0], view[axis] = missing.shape
+            copy.masked_fill_(missing.view(view), torch.nan)
+        return copy
+
+    def _index(self, device: torch.device, moved: int) -> Tensor:
+        key = (device, moved)
+        if key not in self._indices:
+            self._indices[key] = (self.columns + moved).to(device)
+        return self._indices[key]
+
+    def _at(self, value: Tensor, axis: int, moved: int) -> Tensor:
+        """Of a value, the positions that are kept, along an axis."""
+        columns = self._index(value.device, moved)
+        if self.even:
+            return value.index_select(axis, columns[0])
+        view = [1] * value.dim()
+        view[0], view[axis] = columns.shape
+        shape = [*value.shape]
+        shape[axis] = columns.shape[1]
+        return value.gather(axis, columns.view(view).expand(shape))
+
+    def _own_keys(self, value: Tensor) -> Tensor:
+        """Of a map, keys from each prompt's own first token on; NaN behind its last."""
+        batch = self.one.batch
+        before, own = batch.before, batch.lengths + self.one.before
+        longest = int(own.max())
+        keys = torch.arange(longest, device="cpu").expand(len(own), -1)
+        columns = (keys + before[:, None]).clamp(max=value.shape[-1] - 1).to(value.device)
+        beyond = (keys >= own[:, None]).to(value.device)
+        view = [len(own), *[1] * (value.dim() - 2), longest]
+        taken = value.gather(-1, columns.view(view).expand(*value.shape[:-1], longest))
+        return taken.masked_fill(beyond.view(view), torch.nan) if bool(beyond.any()) else taken
+
+
+def _version(value: Tensor) -> int | None:
+    """How often a tensor was changed in place; None where torch does not count (inference mode)."""
+    return None if value.is_inference() else value._version
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()
