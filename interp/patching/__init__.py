@@ -16,17 +16,22 @@ from interp.patching.changed_attention import (
     walk_blocked,
     walk_receiving,
 )
+from interp.patching.effects import METRICS, Answers, Metric, Metrics
 from interp.patching.fits import generation_fits, walk_fits
 from interp.patching.generate import Choose, Sampling, generate_plainly, generate_walked
 from interp.patching.patched_runs import CleanRun, run_patched, walk
 from interp.patching.plan import LayersPlan, Patch, PatchedPrompts, PatchPlan, check_number, check_patch
 
 __all__ = [
+    "METRICS",
+    "Answers",
     "Choose",
     "CleanRun",
     "Cut",
     "CutHeads",
     "LayersPlan",
+    "Metric",
+    "Metrics",
     "Patch",
     "PatchPlan",
     "PatchedPrompts",
