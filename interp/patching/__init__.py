@@ -4,6 +4,7 @@ The fast way is a walk up the layers, in which rows join at the layer that they 
 forward pass of whole prompts for each entry of a plan, is in every family what the fast way is measured by.
 """
 
+from interp.patching.activation_patching import activation_patching
 from interp.patching.changed_attention import (
     Cut,
     CutHeads,
@@ -36,6 +37,7 @@ __all__ = [
     "PatchPlan",
     "PatchedPrompts",
     "Sampling",
+    "activation_patching",
     "blocking_fits",
     "check_number",
     "check_patch",
