@@ -88,7 +88,7 @@ def words() -> PreTrainedTokenizerFast:
 
 @cache
 def recorded(family: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What TransformerLens gave: tensors by name (`cache/blocks.0.hook_in`, `patching/resid_pre`), and the other facts."""
+    """What TransformerLens gave: tensors by name (`cache/blocks.0.hook_in`), and the other facts."""
     with safe_open(FOLDER / f"{family}.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["recorded"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
