@@ -172,7 +172,8 @@ class TransformerLensKeyValueCache:
                 )
             if self.length:  # without a position, the layer is made by the first run
                 keys, values = (
-                    _rows(each, batch_size, "the cache").transpose(1, 2) for each in (entry.past_keys, entry.past_values)
+                    _rows(each, batch_size, "the cache").transpose(1, 2)
+                    for each in (entry.past_keys, entry.past_values)
                 )
                 cache.update(keys, values, layer)
         return cache
