@@ -19,7 +19,7 @@ from interp.architectures import Sublayer, submodule
 from interp.model.hooks import hooks_aside
 from interp.model.model_spec.attention_spec import is_norm
 from interp.model.model_spec.lookups import widths
-from interp.model.resolve import place_of, sublayer_of, why_missing
+from interp.model.resolve import place_of, why_missing
 from interp.model.verdicts import SMALL, sample_ids
 from interp.model.visits import Visit, run_visiting
 from interp.sites import Site

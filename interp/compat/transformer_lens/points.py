@@ -77,17 +77,19 @@ class Points:
         all: the points.
         by_name: under each of their names.
         missing: names that the family or a layer lacks -> why.
+        parts: what stands inside each layer.
     """
 
     all: list[Point] = field(default_factory=list)
     by_name: dict[str, Point] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    parts: list[LayerParts] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: StandardizedTransformer) -> Points:
         """Find the points of a model; runs it once, on a few tokens."""
-        points, parts = cls(), layer_parts(model)
-        for point in _points(model, parts, points.missing):
+        points = cls(parts=layer_parts(model))
+        for point in _points(model, points.parts, points.missing):
             points.all.append(point)
             points.by_name |= dict.fromkeys(point.names, point)
         return points
@@ -110,8 +112,8 @@ class Points:
 _NEVER = {
     **dict.fromkeys(
         ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"),
-        "a copy of the residual stream for each head is not made here. What a projection receives is at attn.q.hook_in, "
-        "attn.k.hook_in and attn.v.hook_in, one for all heads.",
+        "a copy of the residual stream for each head is not made here. What a projection receives is at "
+        "attn.q.hook_in, attn.k.hook_in and attn.v.hook_in, one for all heads.",
     ),
     "hook_mlp_in": "a copy of the residual stream for the MLP alone is not made here: it is ln2.hook_in.",
 }
