@@ -12,9 +12,11 @@ import torch
 from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 
+from interp.errors import InterpError
 from interp.model.places import ModulePlace, Place, TraceMemory, fitted
 
 __all__ = [
+    "HeadInputsPlace",
     "NewTokensPlace",
     "NormPart",
     "NormPlace",
@@ -194,6 +196,43 @@ class ProjectionInputPlace:
         envoy = self.given.envoy
         new = envoy(fitted(value, self.read(), self.given.name))[..., self.columns.to(value.device)]
         ProjectedPlace(ModulePlace(envoy, "output", self.given.name), self.columns).write(new)
+
+
+@dataclass(frozen=True)
+class HeadInputsPlace:
+    """The residual stream as each head receives it, a copy a head: (batch, position, head, hidden).
+
+    Written, what the projections give is computed anew, each head's from its own copy, through the norm before them.
+
+    Arguments:
+        given: what the norm receives, or the projections where there is no norm.
+        norm: the norm before the projections, an envoy; None: there is none.
+        projections: queries, keys or values, or several of these.
+        heads: how many copies.
+    """
+
+    given: ModulePlace
+    norm: Any | None
+    projections: tuple[ProjectedPlace, ...]
+    heads: int
+
+    def read(self) -> Tensor:
+        return self.given.read()[:, :, None].expand(-1, -1, self.heads, -1)
+
+    def write(self, value: Tensor) -> None:
+        if any(projection.heads != self.heads for projection in self.projections):
+            raise InterpError(
+                f"{self.given.name}: keys and values are shared by several heads here, each of which would have a copy "
+                "of its own. Write the copies of queries, keys and values apart."
+            )
+        copies = fitted(value, self.read(), self.given.name)
+        copies = copies if self.norm is None else self.norm(copies)
+        for projection in self.projections:
+            whole = projection.projection.envoy(copies)  # of every head, from every head's copy
+            columns = projection.columns
+            whole = whole if columns is None else whole[..., columns.to(whole.device)]
+            apart = whole.unflatten(-1, (self.heads, -1))  # batch, position, head's copy, head, width
+            projection.write(apart.diagonal(dim1=2, dim2=3).transpose(-1, -2))
 
 
 @dataclass(frozen=True)

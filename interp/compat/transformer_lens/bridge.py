@@ -307,7 +307,7 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
         return visits
 
     def _is_open(self, point: Point) -> bool:
-        return point.gate is None or self.cfg.use_attn_result
+        return point.gate is None or bool(getattr(self.cfg, point.gate))
 
     # Hooks and caches -------------------------------------------------------------------------------------------------
 
@@ -398,7 +398,7 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
         found = self._points_of.by_name[hook_point_name]
         if not self._is_open(found):
             raise InterpError(
-                f"{hook_point_name} is off, since it takes much memory. Switch it on: model.{found.gate}(True)."
+                f"{hook_point_name} is off, since it takes much memory. Switch it on: model.set_{found.gate}(True)."
             )
         if self._window is not None and not _inside(found, self._window, self.cfg.n_layers):
             first, last = self._window
@@ -430,20 +430,16 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
         self.cfg.use_attn_result = use_attn_result
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Refused: there are no copies of the residual stream for each head; see `attn.q.hook_in`."""
-        self._no_copies("hook_q_input", use_split_qkv_input)
+        """Switch `hook_q_input`, `hook_k_input`, `hook_v_input` on or off: what enters attention, a copy a head."""
+        self.cfg.use_split_qkv_input = use_split_qkv_input
 
     def set_use_attn_in(self, use_attn_in: bool) -> None:
-        """Refused: there are no copies of the residual stream for each head; see `attn.hook_in`."""
-        self._no_copies("hook_attn_in", use_attn_in)
+        """Switch `hook_attn_in` on or off: what enters attention, a copy a head for queries, keys and values alike."""
+        self.cfg.use_attn_in = use_attn_in
 
     def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
-        """Refused: it is `ln2.hook_in`."""
-        self._no_copies("hook_mlp_in", use_hook_mlp_in)
-
-    def _no_copies(self, name: str, wanted: bool) -> None:
-        if wanted:
-            raise self._points_of.refuse(f"blocks.0.{name}")
+        """Switch `hook_mlp_in` on or off: what enters the MLP, before its norm; the residual stream keeps its own."""
+        self.cfg.use_hook_mlp_in = use_hook_mlp_in
 
     # Names ------------------------------------------------------------------------------------------------------------
 

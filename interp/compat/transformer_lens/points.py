@@ -6,7 +6,6 @@ A point has one name by the module that it is at (`blocks.0.attn.q.hook_out`) an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from interp.model.layer_parts import LayerParts, Projection, layer_parts
 from interp.model.model_spec.attention_spec import is_norm
 from interp.model.places import AddedPlace, HeadOutPlace, ModulePlace, Place
 from interp.model.places_inside import (
+    HeadInputsPlace,
     NewTokensPlace,
     NormPlace,
     ProjectedPlace,
@@ -35,16 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Point", "Points"]
 
-_RESULT = "set_use_attn_result"
-_COPIES = {
-    "hook_attn_in": "set_use_attn_in",
-    "hook_q_input": "set_use_split_qkv_input",
-    "hook_k_input": "set_use_split_qkv_input",
-    "hook_v_input": "set_use_split_qkv_input",
-    "hook_mlp_in": "set_use_hook_mlp_in",
-}
-
-
 @dataclass(frozen=True)
 class Point:
     """One place under TransformerLens's names.
@@ -54,7 +44,7 @@ class Point:
         aliases: its other names.
         place: where it is.
         position_axis: the axis of positions.
-        gate: the method that switches it on; None: it is always there.
+        gate: the field of the config that switches it on, by a method `set_...`; None: it is always there.
     """
 
     name: str
@@ -101,22 +91,9 @@ class Points:
             name: what was asked for.
         """
         reason = self.missing.get(name)
-        layered = re.fullmatch(r"blocks\.\d+\.(.+)", name)
-        if reason is None and layered is not None:
-            reason = _NEVER.get(layered[1].removeprefix("attn."))
         if reason is not None:
             return InterpError(f"this model has no hook point {name!r}: {reason}")
         return InterpError(f"there is no hook point {name!r}.{nearest(name, self.by_name)}")
-
-
-_NEVER = {
-    **dict.fromkeys(
-        ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"),
-        "a copy of the residual stream for each head is not made here. What a projection receives is at "
-        "attn.q.hook_in, attn.k.hook_in and attn.v.hook_in, one for all heads.",
-    ),
-    "hook_mlp_in": "a copy of the residual stream for the MLP alone is not made here: it is ln2.hook_in.",
-}
 
 
 def _points(model: StandardizedTransformer, parts: list[LayerParts], missing: dict[str, str]) -> Iterator[Point]:
@@ -239,6 +216,7 @@ class _Layer:
 
     def _attention(self, attention: Sublayer) -> Iterator[Point]:
         yield self._point("attn.hook_in", self._module(attention.module, "input"))
+        yield from self._copies(attention)
         for kind in ("q", "k", "v"):
             projection = self.parts.heads.get(kind)
             if projection is None:
@@ -275,6 +253,23 @@ class _Layer:
         if not self._is_norm(added, "ln1_post"):
             yield self._point("hook_attn_out", added)
 
+    def _copies(self, attention: Sublayer) -> Iterator[Point]:
+        """What enters attention, a copy for each head."""
+        names = {"attn_in": "qkv", "q_input": "q", "k_input": "k", "v_input": "v"}
+        for name, kinds in names.items():
+            own = f"attn.hook_{name}"
+            if not self.parts.heads:
+                self._lacks((own, f"hook_{name}"), self.parts.no_heads)
+                continue
+            norm = self.parts.norms.get("ln1")
+            given = self._module(attention.module if norm is None else norm, "input")
+            projections = tuple(self._projected(self.parts.heads[kind]) for kind in kinds)
+            place = HeadInputsPlace(
+                given, None if norm is None else given.envoy, projections, projections[0].heads or 1
+            )
+            gate = "use_attn_in" if name == "attn_in" else "use_split_qkv_input"
+            yield self._point(own, place, f"hook_{name}", gate=gate)
+
     def _heads_out(self, attention: Sublayer) -> Iterator[Point]:
         reason = why_missing(self.model, Site("z", self.layer))
         if reason is not None:
@@ -286,12 +281,14 @@ class _Layer:
         projected = ModulePlace(whole.projection, "output", "attn.o.hook_out")
         if reason is None:
             alone = AddedPlace([projected], whole.added.scale, "attn.hook_result", self.model.trace_memory)
-            yield self._point("attn.hook_result", HeadOutPlace(whole.z, whole.projection, None, alone), gate=_RESULT)
+            yield self._point("attn.hook_result", HeadOutPlace(whole.z, whole.projection, None, alone), gate="use_attn_result")
         else:
             self._lacks(("attn.hook_result",), reason)
         yield self._point("attn.o.hook_out", projected)
 
     def _mlp(self, mlp: Sublayer) -> Iterator[Point]:
+        before = self.parts.norms.get("ln2", mlp.module)
+        yield self._point("hook_mlp_in", self._module(before, "input"), gate="use_hook_mlp_in")
         yield self._point("mlp.hook_in", self._module(mlp.module, "input"))
         gated = "gate" in self.parts.mlp
         for kind, alias in (("gate", "mlp.hook_pre"), ("in", "mlp.hook_pre_linear" if gated else "mlp.hook_pre")):

@@ -50,12 +50,18 @@ def test_every_tensor_and_every_name(family: str) -> None:
 @torch.no_grad()
 def test_heads_results_slices_padding_and_generation(family: str) -> None:
     bridge, tensors = bridge_of(family), recorded(family)[0]
-    name = "blocks.1.attn.hook_result"
     with pytest.raises(InterpError, match="set_use_attn_result"):
-        bridge.run_with_cache(IDS, names_filter=name)
-    bridge.set_use_attn_result(True)
-    assert same(bridge.run_with_cache(IDS, names_filter=name)[1][name], tensors[f"gated/{name}"])
-    bridge.set_use_attn_result(False)
+        bridge.run_with_cache(IDS, names_filter="blocks.1.attn.hook_result")
+    switches = ("attn_result", "split_qkv_input", "attn_in", "hook_mlp_in")
+    try:
+        for switch in switches:
+            getattr(bridge, f"set_use_{switch}")(True)
+        gated = group(family, "gated")
+        _, cache = bridge.run_with_cache(IDS, names_filter=list(gated))
+        assert not [name for name, value in gated.items() if not same(cache[name], value)]
+    finally:
+        for switch in switches:
+            getattr(bridge, f"set_use_{switch}")(False)
     slices: dict[str, Any] = {"-1": -1, "(1, 4)": (1, 4), "[0, 3]": [0, 3], "(0, 5, 2)": (0, 5, 2)}
     for label, places in slices.items():
         for name in ("hook_embed", "blocks.0.attn.hook_z", "blocks.0.attn.hook_pattern"):
