@@ -25,6 +25,7 @@ __all__ = [
     "RowsPlace",
     "TransposedPlace",
     "norm_kind",
+    "norm_weights",
     "normalized",
 ]
 
@@ -57,6 +58,22 @@ def norm_kind(norm: nn.Module, width: int, *, device: torch.device, dtype: torch
             ):
                 return centred, eps
     return None
+
+
+def norm_weights(norm: Any, centred: bool, eps: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What a norm multiplies by and what it adds, (width,), in float32 at least; how a family stores them is not asked.
+
+    Arguments:
+        norm: the module, or its envoy, which is called.
+        centred, eps: as `norm_kind` found them.
+        like: (..., width), of the device and dtype that it takes.
+    """
+    with torch.no_grad():
+        signs = _signs(like.reshape(1, -1, like.shape[-1]))
+        bias = norm(torch.zeros_like(signs))
+        scale, plain = normalized(signs, centred, eps)
+        weight = (norm(signs) - bias).to(scale.dtype) / plain
+    return weight.reshape(-1), bias.to(scale.dtype).reshape(-1)
 
 
 def _signs(like: Tensor) -> Tensor:
@@ -127,16 +144,8 @@ class NormPlace:
         self.memory.values[self._visit()] = after
         output = ModulePlace(self.envoy, "output", self.name)
         live = output.read()
-        output.write(live + ((after - before) * self._weight(centre)).to(live.dtype))
-
-    def _weight(self, like: Tensor) -> Tensor:
-        """What the norm multiplies by; how a family stores that need not be known."""
-        with torch.no_grad():
-            parameter = next(iter(self.envoy._module.parameters()), like)
-            signs = _signs(like.reshape(1, -1, like.shape[-1]))
-            given = self.envoy(signs.to(parameter.dtype)) - self.envoy(torch.zeros_like(signs, dtype=parameter.dtype))
-            weight = given.to(like.dtype) / normalized(signs, self.centred, self.eps)[1]
-        return weight.reshape(-1)
+        weight, _ = norm_weights(self.envoy, self.centred, self.eps, live.detach())
+        output.write(live + ((after - before) * weight).to(live.dtype))
 
     def _visit(self) -> tuple[Any, ...]:
         location = f"{self.envoy.path}.input"

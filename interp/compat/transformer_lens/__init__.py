@@ -1,5 +1,14 @@
-"""TransformerLens 4's interface over `interp`."""
+"""TransformerLens 4's interface over `interp`: change the import, and a script written for TransformerLens 4 runs.
 
+    from interp.compat.transformer_lens import TransformerBridge
+
+    model = TransformerBridge.boot_transformers("openai-community/gpt2")
+    logits, cache = model.run_with_cache("The Eiffel Tower is in")
+
+What differs from TransformerLens 4.3, beside the errors that it made, stands in `docs/migrating.md`.
+"""
+
+from interp.compat.transformer_lens import utils
 from interp.compat.transformer_lens.bridge import TransformerBridge
 from interp.compat.transformer_lens.config import TransformerBridgeConfig
 from interp.compat.transformer_lens.hook_points import HookPoint
@@ -20,4 +29,5 @@ __all__ = [
     "TransformerBridgeConfig",
     "TransformerLensKeyValueCache",
     "TransformerLensKeyValueCacheEntry",
+    "utils",
 ]

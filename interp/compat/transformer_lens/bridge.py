@@ -24,6 +24,7 @@ from interp.compat.transformer_lens.named_parts import Part, modules_by_name
 from interp.compat.transformer_lens.points import Point, Points
 from interp.compat.transformer_lens.slices import Slice, SliceInput
 from interp.compat.transformer_lens.token_methods import TokenMethods, next_token_loss
+from interp.compat.transformer_lens.weight_processing import Processing, processed
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from interp.model.places import ModulePlace
@@ -67,15 +68,16 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
         self.cfg = TransformerBridgeConfig.from_model(model)
         self.context_level, self.is_caching = 0, False
         self._window: tuple[int, int] | None = None
+        self._is_processed = False
+        self._hook_points: dict[str, HookPoint] = {}
         self._find_points()
 
     def _find_points(self) -> None:
         """Take the points of the model as it is now."""
         self._points_of = Points.of(self.standardized)
-        self._hook_points: dict[str, HookPoint] = {}
         self.hook_dict = {}
         for point in self._points_of.all:
-            hook_point = self._hook_points[point.name] = HookPoint()
+            hook_point = self._hook_points.setdefault(point.name, HookPoint())
             hook_point.name, hook_point.pos_dim = point.name, point.position_axis
             self.hook_dict |= dict.fromkeys(point.names, hook_point)
         self.mod_dict = {**modules_by_name(self.standardized, self._points_of.all), **self.hook_dict}
@@ -440,6 +442,44 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
     def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
         """Switch `hook_mlp_in` on or off: what enters the MLP, before its norm; the residual stream keeps its own."""
         self.cfg.use_hook_mlp_in = use_hook_mlp_in
+
+    def enable_compatibility_mode(
+        self,
+        disable_warnings: bool = False,
+        no_processing: bool = False,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+    ) -> None:
+        """Process the weights as TransformerLens does: log-probabilities stay, activations are folded and centred.
+
+        It is done on a copy, so that the model that was given stays as it is. Hooks that are there stay.
+
+        Arguments:
+            disable_warnings: of TransformerLens; there are none.
+            no_processing: leave the weights as they are. The older names are here in any case.
+            fold_ln: norms' weights and biases go into the maps behind them.
+            center_writing_weights: what writes to the residual stream has mean zero, where norms subtract the mean.
+            center_unembed: logits have mean zero, where they are not capped.
+            fold_value_biases: values' biases go into the bias of attention's output.
+            refactor_factored_attn_matrices: refused.
+
+        Raises:
+            InterpError: a family for which it does not hold, with the reason.
+        """
+        if refactor_factored_attn_matrices:
+            raise InterpError("refactor_factored_attn_matrices: not available. Leave it out.")
+        if no_processing or self._is_processed:
+            return
+        what = Processing(fold_ln, center_writing_weights, center_unembed, fold_value_biases)
+        self.standardized = processed(self.standardized, self._points_of, what)
+        self.original_model = self.standardized._module
+        self._find_points()
+        if fold_ln and self.cfg.normalization_type in ("LN", "RMS"):
+            self.cfg.normalization_type += "Pre"
+        self._is_processed = True
 
     # Names ------------------------------------------------------------------------------------------------------------
 

@@ -142,10 +142,14 @@ class TransformerLensKeyValueCache:
         Raises:
             InterpError: the rows do not fit.
         """
-        mask = _behind(self.previous_attention_mask, attention_mask, "attention_mask")
+        mask = self.extended_attention_mask(attention_mask)
         if not self.frozen:
             self.previous_attention_mask = mask
         return mask
+
+    def extended_attention_mask(self, attention_mask: Tensor) -> Tensor:
+        """The mask of all positions, as `append_attention_mask` gives it, without keeping it."""
+        return _behind(self.previous_attention_mask, attention_mask, "attention_mask")
 
     @property
     def length(self) -> int:
@@ -178,11 +182,16 @@ class TransformerLensKeyValueCache:
                 cache.update(keys, values, layer)
         return cache
 
-    def append_from(self, cache: DynamicCache) -> None:
+    def append_from(self, cache: DynamicCache, attention_mask: Tensor) -> None:
         """Keep what a run appended to a copy that `to_transformers` made. Nothing happens where the cache is frozen.
+
+            past = cache.to_transformers(rows)
+            model(ids, attention_mask=cache.extended_attention_mask(mask), past_key_values=past, use_cache=True)
+            cache.append_from(past, mask)
 
         Arguments:
             cache: the copy, after the run.
+            attention_mask: (batch, new positions), 0 at padding, of the run.
 
         Raises:
             InterpError: it is of another number of layers, or not all its layers hold keys and values of all positions.
@@ -196,6 +205,7 @@ class TransformerLensKeyValueCache:
         for entry, layer in zip(self.entries, cache.layers, strict=True):
             entry.past_keys = layer.keys.transpose(1, 2)
             entry.past_values = layer.values.transpose(1, 2)
+        self.append_attention_mask(attention_mask)
 
     def _set_frozen(self, frozen: bool) -> None:
         self.frozen = frozen

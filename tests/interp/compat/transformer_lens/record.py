@@ -3,7 +3,8 @@
     python -m venv ENV && ENV/bin/pip install torch==2.13.0 transformer_lens==4.3.0
     ENV/bin/python -m tests.interp.compat.transformer_lens.record
 
-One file a family in `recorded/`: the tensors that differ, and in the metadata (JSON) which name has which.
+One file a family in `recorded/`: the tensors that differ, and in the metadata (JSON) which name has which. Arguments
+choose: families, and `scenarios`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from tests.interp.compat.transformer_lens.recorded_models import (
     made,
     words,
 )
+from tests.interp.compat.transformer_lens.scenarios import SCENARIOS
 
 PATCHES = (
     "resid_pre", "resid_mid", "attn_out", "mlp_out", "attn_head_out_by_pos", "attn_head_q_by_pos", "attn_head_k_by_pos",
@@ -239,9 +242,29 @@ def record(family: str, folder: str) -> None:
     print(f"{family}: {len(told.names)} names, {path.stat().st_size} bytes; logits differ by {difference:.1e}")
 
 
+def record_scenarios() -> None:
+    """What the pieces that need no model do."""
+    import transformer_lens
+    from transformer_lens import hook_points, utilities
+
+    lens = SimpleNamespace(
+        HookPoint=hook_points.HookPoint,
+        HookedRootModule=transformer_lens.HookedRootModule,
+        Config=transformer_lens.TransformerBridgeConfig,
+        KeyValueCache=transformer_lens.TransformerLensKeyValueCache,
+        utilities=utilities,
+    )
+    told = {name: run(lens) for name, run in SCENARIOS.items()}
+    (FOLDER / "scenarios.json").write_text(json.dumps(told, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
     FOLDER.mkdir(exist_ok=True)
+    chosen = sys.argv[1:] or [*FAMILIES, "scenarios"]
     with tempfile.TemporaryDirectory() as temporary:
-        for each in sys.argv[1:] or FAMILIES:
-            record(each, temporary)
+        for each in chosen:
+            if each == "scenarios":
+                record_scenarios()
+            else:
+                record(each, temporary)

@@ -100,3 +100,9 @@ def group(family: str, name: str) -> dict[str, torch.Tensor]:
     return {
         key.removeprefix(f"{name}/"): each for key, each in recorded(family)[0].items() if key.startswith(f"{name}/")
     }
+
+
+@cache
+def scenario(name: str) -> dict[str, Any]:
+    """What TransformerLens did in one of the scenarios of `scenarios.py`."""
+    return dict(json.loads((FOLDER / "scenarios.json").read_text(encoding="utf-8"))[name])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp import InterpError
-from tests.interp.compat.transformer_lens.bridges import IDS, OTHER_IDS, bridge_of
+from tests.interp.compat.transformer_lens.bridges import IDS, OTHER_IDS, bridge_of, new_bridge
 from tests.interp.compat.transformer_lens.recorded_models import FAMILIES, PROMPT, group, recorded
 
 # Names of TransformerLens's that are none here: rotations, which hold for all layers; the router's; names of what has
@@ -148,3 +148,33 @@ def analysis(bridge: Any, family: str, name: str) -> None:
     assert expected.keys() <= found.keys()
     wrong = [key for key, value in expected.items() if not same(found[key], value)]
     assert not wrong
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@torch.no_grad()
+def test_compatibility_mode(family: str) -> None:
+    plain, bridge, expected = bridge_of(family), new_bridge(family), group(family, "folded")
+    bridge.enable_compatibility_mode()
+    logits, cache = bridge.run_with_cache(IDS)
+    assert same(logits.log_softmax(-1), plain(IDS).log_softmax(-1))
+    assert same(logits, expected.pop("logits"))
+    wrong = [name for name, value in expected.items() if not left_out(family, name) and not same(cache[name], value)]
+    assert not wrong
+    analysis(bridge, family, "folded analysis")
+    weights = group(family, "folded weights")
+    assert not [name for name, value in weights.items() if not same(getattr(bridge, name), value)]
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("gpt2", "llama", "mixtral")])
+@torch.no_grad()
+def test_compatibility_mode_leaves_log_probabilities(family: str) -> None:
+    plain, bridge = bridge_of(family), new_bridge(family)
+    before = plain(IDS).log_softmax(-1)
+    bridge.enable_compatibility_mode()
+    assert same(bridge(IDS).log_softmax(-1), before)
+    assert same(plain(IDS).log_softmax(-1), before, 0.0)
+
+
+def test_compatibility_mode_refuses_experts() -> None:
+    with pytest.raises(InterpError, match="mixture of experts"):
+        bridge_of("mixtral").enable_compatibility_mode()
