@@ -191,11 +191,7 @@ class _Planner:
         """The prompts that a value is read from, and the tokens of each; None where it is of no run."""
         given, value = self.intervention, self.intervention.value
         if given.operation == "resample" and value is None:  # from the others of this run
-            if len(self.encoded) < 2:
-                raise InterpError(
-                    f"{self.name}: there is no other example to resample from. Give prompts to draw from, "
-                    "value={'prompt': [...]}."
-                )
+            self._check_others(self.encoded)
             run = AnotherRun(list(self.ids))
             return run, list(self.encoded), positions
         if not isinstance(value, AnotherRun):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from interp.activations import steering_vectors
 from interp.interventions import Intervention, SteeringVectors
 from interp.interventions.operations import drawn, noise
 from interp.interventions.shapes import embedding_std
@@ -89,9 +90,9 @@ def test_is_what_a_trace_gives_at_every_site_alone_and_in_batches(wrapped: Stand
             Intervention("resid_post.2", "first", "add", VECTOR),
         ]
         changes = {
-            site: at(index, lambda value: value * 0.5 if site[:6] != "scores" else torch.where(value > -1e30, value * 0.5, value)),
+            site: at(index, lambda value: torch.where(value > -1e30, value * 0.5, value)),  # masked scores stay
             "resid_post.2": at((slice(None), 0), lambda value: value + VECTOR),
-        }  # fmt: skip
+        }
         expected = [traced(model, ids, changes, [site]) for ids in IDS]
         for side in ("left", "right"):
             run = model.run(IDS, interventions, read=site, positions="all", padding_side=side)  # type: ignore[arg-type]
@@ -117,8 +118,9 @@ def test_a_batch_gives_what_single_prompts_give(standardized: Standardized) -> N
         Intervention("attn_out.3", "last", "set", {"prompt": "the lazy dog", "position": -2}),
     ]
     alone = [model.run([ids], interventions, read="resid_post.* k.3 pattern.3.h1", positions="1 last") for ids in IDS]
-    for given in (dict(batch_size=2), dict(padding_side="right"), dict(batch_size=1)):
-        together = model.run(IDS, interventions, read="resid_post.* k.3 pattern.3.h1", positions="1 last", **given)
+    ways: list[dict[str, Any]] = [dict(batch_size=2), dict(padding_side="right"), dict(batch_size=1)]
+    for way in ways:
+        together = model.run(IDS, interventions, read="resid_post.* k.3 pattern.3.h1", positions="1 last", **way)
         for example, one in enumerate(alone):
             assert together.logits is not None and one.logits is not None
             close(together.logits[example], one.logits[0])
@@ -338,8 +340,6 @@ def test_a_value_can_be_trained(standardized: Standardized) -> None:
 
 
 def test_saved_steering_vectors_are_values(standardized: Standardized, tmp_path: Path) -> None:
-    from interp.activations import steering_vectors
-
     model = standardized("llama")
     vectors = steering_vectors(model, IDS, OTHER, sites="resid_post.1-2 z.1.h0", position="1:3")
     ends = [model.run(ids, read="resid_post.2 z.1", positions="1:3") for ids in (IDS, OTHER)]

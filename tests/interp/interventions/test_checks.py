@@ -122,12 +122,12 @@ def test_refuses_other_arguments(idle: StandardizedTransformer) -> None:
 def test_names_what_a_file_has(idle: StandardizedTransformer, tmp_path: Path) -> None:
     file = tmp_path / "vectors.safetensors"
     write_tensors(file, {"truth": torch.ones(32), "resid_post.2": torch.ones(32)})
-    with pytest.raises(InterpError, match="has no tensor 'trut'. Did you mean 'truth'"):
+    with pytest.raises(InterpError, match=r"has no tensor 'trut'. Did you mean 'truth'"):
         idle.run(IDS, one("resid_post.1", "last", "add", {"file": str(file), "name": "trut"}))
-    with pytest.raises(InterpError, match="has no tensor 'resid_post.1'. Did you mean 'resid_post.2'"):
+    with pytest.raises(InterpError, match=r"has no tensor 'resid_post.1'. Did you mean 'resid_post.2'"):
         idle.run(IDS, one("resid_post.1", "last", "add", {"file": str(file)}))
     (tmp_path / "broken").write_text("no")
-    with pytest.raises(InterpError, match="no whole safetensors file"):
+    with pytest.raises(InterpError, match=r"no whole safetensors file"):
         idle.run(IDS, one("resid_post.1", "last", "add", {"file": str(tmp_path / "broken")}))
 
 
@@ -135,7 +135,7 @@ def test_a_layer_with_a_window_may_have_nothing_left(standardized: Standardized)
     model = standardized("mistral")  # a window of 6
     ids = [list(range(1, 12))]
     cut = one("scores.1", "last", "knockout", from_positions="5:")
-    with pytest.raises(InterpError, match="everything that a token sees in this layer"):
+    with pytest.raises(InterpError, match=r"everything that a token sees in this layer"):
         model.run(ids, cut)
     model.run(ids, one("scores.1", "last", "knockout", from_positions="5:10"))
 
@@ -156,5 +156,5 @@ def test_what_was_not_read_is_named(standardized: Standardized) -> None:
     run = standardized("llama").run(IDS, read="resid_post.1", logits=False)
     assert run.logits is None and "resid_post.1" in repr(run)
     assert run["blocks.1.hook_resid_post"].shape == (2, 1, 32)
-    with pytest.raises(InterpError, match="resid_post.2 was not read. Did you mean 'resid_post.1'"):
+    with pytest.raises(InterpError, match=r"resid_post.2 was not read. Did you mean 'resid_post.1'"):
         run["resid_post.2"]

@@ -98,15 +98,15 @@ def test_a_tensor_stays_on_the_path_of_gradients() -> None:
 def test_yaml_by_hand_means_what_it_says() -> None:
     (one,) = from_yaml("{site: z.0, positions: 2:5, operation: scale, value: 1e-3}")
     assert one == Intervention("z.0", "2:5", "scale", 1e-3)
-    with pytest.raises(InterpError, match="expected YAML"):
+    with pytest.raises(InterpError, match=r"expected YAML"):
         from_yaml("a: [")
 
 
 def test_large_tensors_are_named_in_a_file() -> None:
     large = Intervention("resid_post.0", "all", "set", torch.zeros(1 << 17))
-    with pytest.raises(InterpError, match="131072 numbers is too large to be written out.*Save it in a file"):
+    with pytest.raises(InterpError, match=r"131072 numbers is too large to be written out.*Save it in a file"):
         large.to_dict()
-    with pytest.raises(InterpError, match="holds NaN or infinity"):
+    with pytest.raises(InterpError, match=r"holds NaN or infinity"):
         Intervention("resid_post.0", "all", "set", [float("nan")]).to_json()
 
 
@@ -146,11 +146,11 @@ def test_refuses(given: dict[str, Any], message: str) -> None:
 
 
 def test_refuses_other_keys() -> None:
-    with pytest.raises(InterpError, match="has no 'opration'. Did you mean 'operation'"):
+    with pytest.raises(InterpError, match=r"has no 'opration'. Did you mean 'operation'"):
         Intervention.from_dict({"site": "z.0", "positions": "last", "opration": "zero"})
-    with pytest.raises(InterpError, match="needs positions, operation; got site"):
+    with pytest.raises(InterpError, match=r"needs positions, operation; got site"):
         Intervention.from_dict({"site": "z.0"})
-    with pytest.raises(InterpError, match="expected a mapping"):
+    with pytest.raises(InterpError, match=r"expected a mapping"):
         Intervention.from_dict(["z.0"])  # type: ignore[arg-type]
 
 

@@ -38,11 +38,11 @@ def test_a_subspace_is_what_its_directions_span() -> None:
     torch.testing.assert_close(basis @ basis.T, torch.eye(2))
     found = perform("project_out", LIVE, None, factor=1.0, basis=basis)
     torch.testing.assert_close(found, torch.tensor([[0.0, 0.0, 5.0], [0.0, 0.0, -1.0]]))
-    with pytest.raises(InterpError, match="its 2 directions depend on each other"):
+    with pytest.raises(InterpError, match=r"its 2 directions depend on each other"):
         orthonormal(torch.tensor([[1.0, 1.0], [2.0, 2.0]]), "basis")
-    with pytest.raises(InterpError, match="expected directions that are not zero"):
+    with pytest.raises(InterpError, match=r"expected directions that are not zero"):
         orthonormal(torch.zeros(3), "basis")
-    with pytest.raises(InterpError, match="expected a direction"):
+    with pytest.raises(InterpError, match=r"expected a direction"):
         orthonormal(torch.zeros(1, 2, 3), "basis")
 
 

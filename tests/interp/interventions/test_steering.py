@@ -36,24 +36,24 @@ def test_of_numbers() -> None:
 
 def test_refuses() -> None:
     one = torch.ones(2, 4)
-    with pytest.raises(InterpError, match="method: expected mean_difference or principal_component, got 'pca'"):
+    with pytest.raises(InterpError, match=r"method: expected mean_difference or principal_component, got 'pca'"):
         contrast(one, one, "pca")  # type: ignore[arg-type]
-    with pytest.raises(InterpError, match="expected pairs, got 2 positive and 1 negative"):
+    with pytest.raises(InterpError, match=r"expected pairs, got 2 positive and 1 negative"):
         contrast(one, one[:1], "principal_component")
-    with pytest.raises(InterpError, match="do not differ at all"):
+    with pytest.raises(InterpError, match=r"do not differ at all"):
         contrast(one, one, "principal_component")
-    with pytest.raises(InterpError, match="got none"):
+    with pytest.raises(InterpError, match=r"got none"):
         SteeringVectors({}, "mean_difference")
 
 
 def test_files(tmp_path: Path) -> None:
     vectors = SteeringVectors({"blocks.1.hook_resid_post": torch.ones(4)}, "mean_difference")
-    with pytest.raises(InterpError, match="no steering vector for resid_post.2. Did you mean 'resid_post.1'"):
+    with pytest.raises(InterpError, match=r"no steering vector for resid_post.2. Did you mean 'resid_post.1'"):
         vectors["resid_post.2"]
-    with pytest.raises(InterpError, match="there is no file"):
+    with pytest.raises(InterpError, match=r"there is no file"):
         SteeringVectors.load(tmp_path / "nothing")
     write_tensors(tmp_path / "other", {"a": torch.ones(2)})
-    with pytest.raises(InterpError, match="expected SteeringVectors, found other tensors"):
+    with pytest.raises(InterpError, match=r"expected SteeringVectors, found other tensors"):
         SteeringVectors.load(tmp_path / "other")
     vectors.save(tmp_path / "vectors")
     (held,) = SteeringVectors.load(tmp_path / "vectors").interventions("last", 3.0)
@@ -62,5 +62,5 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_a_map_is_no_direction(standardized: Callable[[str], StandardizedTransformer]) -> None:
-    with pytest.raises(InterpError, match="pattern.1 has a number for each key"):
+    with pytest.raises(InterpError, match=r"pattern.1 has a number for each key"):
         steering_vectors(standardized("llama"), [[1, 2]], [[1, 3]], sites="pattern.1")
