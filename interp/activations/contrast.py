@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from interp.activations.prompt_runs import run
+from interp.errors import InterpError
 from interp.interventions.steering import Contrast, SteeringVectors, contrast
-from interp.sites import HEAD_KINDS, MAP_KINDS, Spelling, parse_site
+from interp.sites import HEAD_KINDS, MAP_KINDS, Site, Spelling
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
-
-from interp.errors import InterpError
 
 __all__ = ["steering_vectors"]
 
@@ -49,14 +48,14 @@ def steering_vectors(
     ends = []
     for prompts in (positive, negative):
         read = run(model, prompts, read=sites, positions=position, logits=False, batch_size=batch_size)
-        ends.append({name: _of_prompts(name, value) for name, value in read.activations.items()})
+        given = read.activations
+        ends.append({name: _of_prompts(site, given[name]) for name, site in given.sites.items()})
     return SteeringVectors({name: contrast(ends[0][name], ends[1][name], method) for name in ends[0]}, method)
 
 
-def _of_prompts(name: str, value: Tensor) -> Tensor:
+def _of_prompts(site: Site, value: Tensor) -> Tensor:
     """(prompt, [head,] number), the mean over the positions of each prompt."""
-    site = parse_site(name, 1 << 30, 1 << 30, 1 << 30)
     if site.kind in MAP_KINDS:
-        raise InterpError(f"sites: {name} has a number for each key, which is no direction. Use z or resid_post.")
+        raise InterpError(f"sites: {site} has a number for each key, which is no direction. Use z or resid_post.")
     has_heads = site.kind in HEAD_KINDS and site.head is None
     return value.float().nanmean(dim=2 if has_heads and site.kind in ("q", "k", "v") else 1)

@@ -161,10 +161,8 @@ def _reduced(edit: Edit, encoded: Sequence[Encoded], value: Tensor) -> Tensor:
     if given.operation != "resample":
         return value
     chosen = []
-    for example, ids in enumerate(edit.ids):
+    for ids in edit.ids:
         others = [index for index, one in enumerate(encoded) if one.input_ids != list(ids)]
-        if not others:
-            raise InterpError(f"{edit.name}: example {example}: there is no other example to resample from.")
         chosen.append(others[drawn(given.seed, "resample", ids, len(others))])
     return value[chosen]
 

@@ -14,7 +14,7 @@ __all__ = ["RunResult", "SiteTensors"]
 
 
 class SiteTensors(Mapping[str, Tensor]):
-    """Tensors by site, in any spelling: `values["resid_post.-1"]`, `values["blocks.3.hook_z"]`.
+    """Tensors by site, in any spelling: `values["resid_post.-1"]`, `values["blocks.3.hook_z"]`; `sites` has the sites.
 
     Arguments:
         values: the tensors.
@@ -22,6 +22,7 @@ class SiteTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, values: Mapping[Site, Tensor], sizes: tuple[int, int, int]) -> None:
+        self.sites = {str(site): site for site in values}
         self._values = {str(site): value for site, value in values.items()}
         self._sizes = sizes
 

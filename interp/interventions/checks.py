@@ -50,7 +50,7 @@ def plan_edits(
             interventions that contradict each other; says what would fit.
     """
     listed = [interventions] if isinstance(interventions, Intervention) else list(interventions)
-    edits = []
+    planners = []
     for index, one in enumerate(listed):
         if not isinstance(one, Intervention):
             raise InterpError(
@@ -58,7 +58,9 @@ def plan_edits(
                 "mapping."
             )
         name = f"interventions[{index}]" if len(listed) > 1 else "intervention"
-        edits += _Planner(model, one, encoded, encode, f"{name} ({one.operation} at {one.site})").edits()
+        planners.append(_Planner(model, one, encoded, encode, f"{name} ({one.operation} at {one.site})"))
+    site_shapes(model, [site for planner in planners for site in planner.whole])  # measured together
+    edits = [edit for planner in planners for edit in planner.edits()]
     check_contradictions(edits)
     return edits
 
@@ -78,32 +80,32 @@ class _Planner:
         self.encode = encode
         self.ids = [one.input_ids for one in encoded]
         self.lengths = [len(ids) for ids in self.ids]
+        self.whole = self._sites()
+        self.positions = self._resolved(intervention.positions, encoded, "positions")
+        self.keys: Tokens | None = None
+        if intervention.from_positions is not None:
+            self.keys = self._resolved(intervention.from_positions, encoded, "from_positions")
+            self._check_something_is_left(self.positions, self.keys)
+        self.run = self._other_run(self.positions)
 
     def edits(self) -> list[Edit]:
         given = self.intervention
-        whole = self._sites()
-        shapes = site_shapes(self.model, whole)
-        positions = self._resolved(given.positions, self.encoded, "positions")
-        keys = None
-        if given.from_positions is not None:
-            keys = self._resolved(given.from_positions, self.encoded, "from_positions")
-            self._check_something_is_left(positions, keys)
-        run = self._other_run(positions)
+        shapes = site_shapes(self.model, self.whole)
         made = []
-        for site, heads in whole.items():
+        for site, heads in self.whole.items():
             shape = shapes[site]
             for head in heads or ():
                 if shape.heads is not None and head >= shape.heads:
                     raise InterpError(
                         f"{self.name}: layer {site.layer} has {shape.heads} heads at {site.kind}, from 0."
                     )
-            edit = Edit(self.name, given, site, heads, shape, positions, self.ids, keys)
+            edit = Edit(self.name, given, site, heads, shape, self.positions, self.ids, self.keys)
             if given.basis is not None or given.operation in ("project_out", "project_onto"):
                 edit.basis = self._basis(site, shape)
-            elif run is None and given.value is not None:
+            elif self.run is None and given.value is not None:
                 edit.value = self._value(edit)
-            if run is not None:
-                edit.source = self._source(edit, *run)
+            if self.run is not None:
+                edit.source = self._source(edit, *self.run)
             made.append(edit)
         return made
 
@@ -189,11 +191,7 @@ class _Planner:
         """The prompts that a value is read from, and the tokens of each; None where it is of no run."""
         given, value = self.intervention, self.intervention.value
         if given.operation == "resample" and value is None:  # from the others of this run
-            if len(self.encoded) < 2:
-                raise InterpError(
-                    f"{self.name}: there is no other example to resample from. Give prompts to draw from, "
-                    "value={'prompt': [...]}."
-                )
+            self._check_others(self.encoded)
             run = AnotherRun(list(self.ids))
             return run, list(self.encoded), positions
         if not isinstance(value, AnotherRun):
@@ -208,6 +206,8 @@ class _Planner:
                 f"{self.name}: value: expected one prompt, or one for each of {len(self.encoded)} examples, got "
                 f"{len(encoded)}."
             )
+        if given.operation == "resample":
+            self._check_others(encoded)
         where = given.positions if value.position is None else value.position
         if not isinstance(where, str) and value.position is None and not is_set and len(encoded) == 1:
             encoded = encoded * len(self.encoded)  # each example's own positions, in the one prompt
@@ -217,6 +217,15 @@ class _Planner:
                 "e.g. value={'prompt': [...], 'position': 'last'}."
             )
         return value, encoded, self._resolved(where, encoded, "value: position")
+
+    def _check_others(self, encoded: Sequence[Encoded]) -> None:
+        """Refuse to resample where an example has no prompt but itself to be resampled from."""
+        for example, ids in enumerate(self.ids):
+            if all(one.input_ids == ids for one in encoded):
+                raise InterpError(
+                    f"{self.name}: example {example}: there is no other example to resample from. Give prompts to draw "
+                    "from, value={'prompt': [...]}."
+                )
 
     def _source(self, edit: Edit, run: AnotherRun, encoded: list[Encoded], found: Tokens) -> Source:
         """Where the value of one site is read, checked to fit it."""
