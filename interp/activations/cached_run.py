@@ -359,6 +359,8 @@ class _Reader:
         self.even = bool((columns == columns[:1]).all())
         width = one.batch.width
         self.is_whole = self.even and columns.shape[1] == width and columns[0].tolist() == list(range(width))
+        self.lacks = bool(self.missing.any())
+        self.plain = self.is_whole and not self.lacks and request.device is None and request.dtype is None
         self.columns = columns
         self._last: tuple[Tensor, int | None, Site, Tensor] | None = None
         self._indices: dict[Any, Tensor] = {}
@@ -403,6 +405,8 @@ class _Reader:
 
     def _copied(self, site: Site, value: Tensor, then: Callable[[Tensor], Tensor] | None) -> Tensor:
         inside = site.kind in ATTENTION_KINDS and site.head is None
+        if self.plain and not inside and then is None and site.kind not in ATTENTION_KINDS:
+            return value.clone(memory_format=torch.contiguous_format)
         axis = 2 if inside else 1
         moved = self.one.before if site.kind in ("k", "v") else 0
         taken = value
@@ -417,7 +421,7 @@ class _Reader:
         copy = taken.to(**target)
         if copy.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
             copy = copy.clone(memory_format=torch.contiguous_format)
-        if bool(self.missing.any()):
+        if self.lacks:
             missing = self.missing.to(copy.device)
             view = [1] * copy.dim()
             view[0], view[axis] = missing.shape
