@@ -7,7 +7,7 @@ one copy, unless a hook has changed the stream between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from interp.activations.forward_passes import ForwardPasses, Pass
 from interp.activations.prompt_batches import PaddingSide, resolved
 from interp.errors import InterpError
 from interp.forward.prefix import FrozenPrefix
-from interp.model.places import HeadOutPlace
+from interp.model.places import HeadOutPlace, Place
 from interp.model.resolve import place_of, why_missing
 from interp.model.visits import Visit
 from interp.positions import check_positions
@@ -141,11 +141,11 @@ class CacheRequest:
         """
         kept, grads = _Kept(self), _Kept(self)
         live: list[tuple[Site, Pass, Tensor]] = []
-        wants = bool(self.gradients)
+        wants, wholes = bool(self.gradients), _wholes(self.sites)
 
         def visits(one: Pass) -> list[Visit]:
             reader = _Reader(self, one, kept)
-            made = [Visit(str(site), *reader.visiting(site)) for site in _wholes(self.sites)]
+            made = [reader.visit(wholes)] if wholes else []
             for site in self.gradients:
                 made.append(Visit(f"gradient of {site}", place_of(self.passes.model, site), _held(live, site, one)))
             return made
@@ -282,9 +282,12 @@ def _scalar(value: Any, output: Tensor) -> Tensor:
     return value.reshape(())
 
 
-def _wholes(sites: Sequence[Site]) -> dict[Site, None]:
-    """Each site with all its heads, once: one visit, whichever of them are kept."""
-    return dict.fromkeys(replace(site, head=None) for site in sites)
+def _wholes(sites: Sequence[Site]) -> dict[Site, list[Site]]:
+    """Each site with all its heads, and what of it is kept: one visit, whichever heads these are."""
+    found: dict[Site, list[Site]] = {}
+    for site in sites:
+        found.setdefault(site if site.head is None else replace(site, head=None), []).append(site)
+    return found
 
 
 def _held(live: list[tuple[Site, Pass, Tensor]], site: Site, one: Pass) -> Callable[[Tensor], Tensor]:
@@ -356,18 +359,16 @@ class _Reader:
         self.even = bool((columns == columns[:1]).all())
         width = one.batch.width
         self.is_whole = self.even and columns.shape[1] == width and columns[0].tolist() == list(range(width))
+        self.lacks = bool(self.missing.any())
+        self.plain = self.is_whole and not self.lacks and request.device is None and request.dtype is None
         self.columns = columns
         self._last: tuple[Tensor, int | None, Site, Tensor] | None = None
         self._indices: dict[Any, Tensor] = {}
 
-    def visiting(self, site: Site) -> tuple[Any, Callable[[Tensor], None]]:
-        """Where a site is read, and what is done there."""
-        place = place_of(self.request.passes.model, site)
-        asked = [one for one in self.request.sites if replace(one, head=None) == site]
-        if isinstance(place, HeadOutPlace):  # heads are projected at the positions that are kept alone
-            heads = place.heads
-            return place.z, lambda z: self.take(site, z, asked, heads)
-        return place, lambda value: self.take(site, value, asked)
+    def visit(self, wholes: Mapping[Site, Sequence[Site]]) -> Visit:
+        """One visit of many places, in the order of the forward pass: a worker each would cost more than the copies."""
+        places = {site: place_of(self.request.passes.model, site) for site in wholes}
+        return Visit("cache", _InOrder(self, wholes, places), lambda _: None)
 
     def take(
         self, site: Site, value: Tensor, asked: Sequence[Site], then: Callable[[Tensor], Tensor] | None = None
@@ -404,6 +405,8 @@ class _Reader:
 
     def _copied(self, site: Site, value: Tensor, then: Callable[[Tensor], Tensor] | None) -> Tensor:
         inside = site.kind in ATTENTION_KINDS and site.head is None
+        if self.plain and not inside and then is None and site.kind not in ATTENTION_KINDS:
+            return value.clone(memory_format=torch.contiguous_format)
         axis = 2 if inside else 1
         moved = self.one.before if site.kind in ("k", "v") else 0
         taken = value
@@ -418,7 +421,7 @@ class _Reader:
         copy = taken.to(**target)
         if copy.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
             copy = copy.clone(memory_format=torch.contiguous_format)
-        if bool(self.missing.any()):
+        if self.lacks:
             missing = self.missing.to(copy.device)
             view = [1] * copy.dim()
             view[0], view[axis] = missing.shape
@@ -453,6 +456,36 @@ class _Reader:
         view = [len(own), *[1] * (value.dim() - 2), longest]
         taken = value.gather(-1, columns.view(view).expand(*value.shape[:-1], longest))
         return taken.masked_fill(beyond.view(view), torch.nan) if bool(beyond.any()) else taken
+
+
+@dataclass
+class _InOrder:
+    """Many places that are read one after the other.
+
+    Arguments:
+        reader: takes what is read.
+        wholes: site -> what of it is kept, in the order of the forward pass.
+        places: where these are.
+    """
+
+    reader: _Reader
+    wholes: Mapping[Site, Sequence[Site]]
+    places: Mapping[Site, Place]
+
+    def read(self) -> Tensor:
+        value = torch.empty(0)
+        for site, asked in self.wholes.items():
+            place = self.places[site]
+            if isinstance(place, HeadOutPlace):  # heads are projected at the positions that are kept alone
+                value = place.z.read()
+                self.reader.take(site, value, asked, place.heads)
+            else:
+                value = place.read()
+                self.reader.take(site, value, asked)
+        return value
+
+    def write(self, value: Tensor) -> None:
+        raise NotImplementedError
 
 
 def _version(value: Tensor) -> int | None:

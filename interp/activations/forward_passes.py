@@ -18,7 +18,6 @@ from interp.forward.layers import check_ready
 from interp.forward.packing import sent
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths
-from interp.matmul import faster_products
 from interp.model.fed import check_fed
 from interp.model.hooks import hooks_aside
 from interp.model.places import AttentionPlace, HeadPlace
@@ -140,13 +139,16 @@ class ForwardPasses:
         Raises:
             InterpError: it is in a layer that does not run.
         """
-        lowest, highest = Site("resid_pre", self.start), None if self.stop is None else Site("resid_pre", self.stop)
-        if self.stop == self.model.num_layers:
-            highest = Site("resid_post", self.stop - 1)
-        if self.start and site.depth < lowest.depth:
+        if self.start and site.depth < Site("resid_pre", self.start).depth:
             raise InterpError(f"site {site}: the pass begins at layer {self.start} (start_at_layer).")
-        if highest is not None and site.depth > highest.depth:
+        if self.stop is not None and site.depth > self._last.depth:
             raise InterpError(f"site {site}: the pass ends before layer {self.stop} (stop_at_layer).")
+
+    @property
+    def _last(self) -> Site:
+        """Where a pass that does not go through the head ends."""
+        assert self.stop is not None
+        return Site("resid_pre", self.stop) if self.stop < self.model.num_layers else Site("resid_post", self.stop - 1)
 
     def run(self, visits: Callable[[Pass], Sequence[Visit]]) -> Tensor:
         """Run the prompts, under the caller's grad mode.
@@ -158,14 +160,24 @@ class ForwardPasses:
             (example, position, vocabulary) logits, or (example, position, hidden), the residual stream that enters the
             layer at which the passes end; each prompt's own tokens from the first on, NaN behind its last.
         """
-        width = max(self.lengths)
-        outputs = []
+        width, examples = max(self.lengths), len(self.encoded)
+        outputs: list[Tensor] = []
+        whole: Tensor | None = None
         with turn(self.model._module):
             for one in self.passes:
                 forget_lengths(self.model)
-                outputs.append(_aligned(self._run(one, list(visits(one))), one.batch, width))
-        if len(outputs) == 1 and self.passes[0].batch.rows == list(range(len(self.encoded))):
-            return outputs[0]
+                output = _aligned(self._run(one, list(visits(one))), one.batch, width)
+                if one.batch.rows == list(range(examples)):
+                    return output
+                if torch.is_grad_enabled():
+                    outputs.append(output)
+                    continue
+                if whole is None:
+                    whole = output.new_empty(examples, *output.shape[1:])
+                whole[one.batch.rows] = output
+                del output  # before the next pass makes its own
+        if whole is not None:
+            return whole
         order = [row for one in self.passes for row in one.batch.rows]
         return torch.cat(outputs)[torch.tensor(order, device="cpu").argsort().to(outputs[0].device)]
 
@@ -176,11 +188,10 @@ class ForwardPasses:
             entry = _Entry(model, self.start, residual)
             visits.insert(0, Visit(f"start_at_layer={self.start}", entry, lambda _: residual))
         if self.stop is not None:
-            site = Site("resid_pre", self.stop) if self.stop < model.num_layers else Site("resid_post", self.stop - 1)
-            # A copy: others may hold the tensor itself.
-            visits.append(Visit(f"stop_at_layer={self.stop}", place_of(model, site), lambda x: found.append(x.clone())))
+            place = place_of(model, self._last)  # a copy: others may hold the tensor itself
+            visits.append(Visit(f"stop_at_layer={self.stop}", place, lambda live: found.append(live.clone())))
         inputs = {"use_cache": one.prefix is not None, **one.batch.inputs}
-        with _products(model, inputs["input_ids"].numel()), self._sharing(one, visits):
+        with self._sharing(one, visits):
             output = run_visiting(model, visits, stop=self.stop is not None, **inputs)
         return output.logits if self.stop is None else found[0]
 
@@ -189,12 +200,6 @@ class ForwardPasses:
         if one.prefix is None or torch.is_grad_enabled() or self.model._edits or any(map(_is_inside, visits)):
             return nullcontext()
         return Feed(dict(one.batch.inputs), one.prefix).sharing(self.model)
-
-
-def _products(model: StandardizedTransformer, tokens: int) -> AbstractContextManager[Any]:
-    if torch.is_grad_enabled():
-        return nullcontext()
-    return faster_products(tokens, model.hidden_size, model.dtype, model.device)
 
 
 def _is_inside(visit: Visit) -> bool:
