@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -480,7 +481,8 @@ def _trial(model: StandardizedTransformer, kind: str, length: int) -> list[Pair]
     def ends(way: Callable[[list[int]], Iterator[GridEnds]]) -> Tensor:
         found = list(way([0, 1]))
         order = torch.tensor([cell for part in found for cell in part.cells], device="cpu").argsort()
-        cat = torch.cat([part.hidden for part in found])
+        by_row = [part.hidden[:, np.argsort(part.rows)] for part in found]  # prompts come in an order of their own
+        cat = torch.cat(by_row)
         return cat[order.to(cat.device)]
 
     return [(lambda: ends(plan.fast), lambda: ends(plan.slow))]
