@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -427,7 +426,7 @@ def _inside(clean: CleanRun, layer: int, entering: Tensor, cells: Sequence[Cell]
     for start in range(0, len(cells), size):
         some = cells[start : start + size]
         rows = entering[start * prompts : (start + len(some)) * prompts]
-        visit = Visit(str(site), place_of(model, site), lambda live, some=some: written.into(live, layer, some))
+        visit = Visit(str(site), place_of(model, site), partial(written.into, layer=layer, cells=some))
         # Attention's own values are there for all keys of a row, so each has a copy of the prefix.
         shares = site.kind not in ATTENTION_KINDS
         part = partial(clean.through, layer, rows, shares=shares)
@@ -479,11 +478,11 @@ def _trial(model: StandardizedTransformer, kind: str, length: int) -> list[Pair]
     plan = GridPlan(model, kind, ids, ids[::-1], [places] * 2, [places] * 2, cells)
 
     def ends(way: Callable[[list[int]], Iterator[GridEnds]]) -> Tensor:
-        found = list(way([0, 1]))
-        order = torch.tensor([cell for part in found for cell in part.cells], device="cpu").argsort()
-        by_row = [part.hidden[:, np.argsort(part.rows)] for part in found]  # prompts come in an order of their own
-        cat = torch.cat(by_row)
-        return cat[order.to(cat.device)]
+        found = torch.empty(len(cells), len(ids), model.hidden_size, device=model.device, dtype=model.dtype)
+        for part in way([0, 1]):
+            for cell, hidden in zip(part.cells, part.hidden, strict=True):
+                found[cell, part.rows] = hidden
+        return found
 
     return [(lambda: ends(plan.fast), lambda: ends(plan.slow))]
 
