@@ -47,7 +47,7 @@ from interp.sites.parsing import check_lens_layers
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Pairs", "Places", "PositionSets", "activation_patching"]
+__all__ = ["Pairs", "Places", "PositionSets", "activation_patching", "heads_among", "kinds_of", "layers_of"]
 
 Spellings = str | int | Sequence[str | int]
 PositionSets = Spellings | Mapping[str, Spellings] | None
@@ -103,12 +103,12 @@ def activation_patching(
     if direction not in get_args(Direction):
         raise InterpError(f"direction: unknown {direction!r}.{nearest(str(direction), get_args(Direction))}")
     pairs = Pairs.of(model, clean, corrupted)
-    kinds = _kinds(sites)
+    kinds = kinds_of(sites)
     base, source = (pairs.corrupted, pairs.clean) if direction == "denoising" else (pairs.clean, pairs.corrupted)
     places = Places.of(positions, base, source, whole=any(kind in MAP_KINDS for kind in kinds))
-    by_kind = {kind: _layers(model, kind, layers) for kind in kinds}
+    by_kind = {kind: layers_of(model, kind, layers) for kind in kinds}
     every = sorted({layer for there in by_kind.values() for layer in there})
-    chosen = _heads(model, heads, by_kind)
+    chosen = heads_among(model, heads, by_kind)
     metrics = Metrics.of(model, metric, answers, len(base))
     shape = (len(base), len(kinds), len(every), len(places.labels), len(chosen), len(metrics.names))
     patched = np.full(shape, np.nan, dtype=np.float32)
@@ -159,7 +159,8 @@ def activation_patching(
     )
 
 
-def _kinds(sites: str | Sequence[str]) -> list[str]:
+def kinds_of(sites: str | Sequence[str]) -> list[str]:
+    """The kinds of site that a grid has, checked."""
     kinds = [sites] if isinstance(sites, str) else [str(site) for site in sites]
     for kind in kinds:
         if kind not in LAYER_KINDS:
@@ -172,7 +173,8 @@ def _kinds(sites: str | Sequence[str]) -> list[str]:
     return kinds
 
 
-def _layers(model: StandardizedTransformer, kind: str, layers: Sequence[int] | None) -> list[int]:
+def layers_of(model: StandardizedTransformer, kind: str, layers: Sequence[int] | None) -> list[int]:
+    """The layers that a grid has of a kind of site, checked."""
     if layers is None:
         found = [layer for layer in range(model.num_layers) if why_missing(model, Site(kind, layer)) is None]
         if found:
@@ -185,9 +187,10 @@ def _layers(model: StandardizedTransformer, kind: str, layers: Sequence[int] | N
     return list(wanted)
 
 
-def _heads(
+def heads_among(
     model: StandardizedTransformer, heads: Sequence[int] | str | None, by_kind: Mapping[str, Sequence[int]]
 ) -> list[int | None]:
+    """The heads that a grid has, checked; None: all at once."""
     if heads is None:
         return [None]
     without = [kind for kind in by_kind if kind not in HEAD_KINDS]

@@ -32,7 +32,7 @@ from interp.results import Coordinate, EdgeScores, FaithfulnessCurve
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["PROPORTIONS", "Selection", "choose_edges", "exact_edge_effects", "faithfulness", "run_circuits"]
+__all__ = ["PROPORTIONS", "Circuit", "Selection", "choose_edges", "exact_edge_effects", "faithfulness", "run_circuits"]
 
 PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges in the circuits of the Mechanistic Interpretability Benchmark."""
@@ -344,7 +344,7 @@ class _CircuitRuns:
         run_layer(self.given, layer, torch.cat(reads).flatten(0, 1), keeping)
         parts, first = {}, 0
         for kind, count in graph.read_by_attention:
-            check_heads(self.model, kind, layer, found[kind][0], count)
+            check_heads(self.model, kind, layer, found[kind].shape[2], count)
             by_circuit = [
                 torch.stack([found[kind][inputs[first + head], :, head] for head in range(count)], dim=1)
                 for inputs in places

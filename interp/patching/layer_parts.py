@@ -107,6 +107,8 @@ class NodeOutputs:
         visits.append(Visit(str(last), place_of(model, last), end))
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         run_visiting(model, visits, stop=True, use_cache=False, **inputs)
+        for layer, z in enumerate(kept["z"]):
+            check_heads(model, "z", layer, z.shape[2], model.num_heads)
         off = float((total[0] - final[0]).norm() / final[0].norm())
         if off > max(1e-3, 64 * torch.finfo(model.dtype).eps):
             raise InterpError(
@@ -205,7 +207,7 @@ class LayerGradients:
             of = dict(zip(names, inside, strict=True))
             heads: list[Tensor] = []
             for part, count in graph.read_by_attention:
-                check_heads(run.model, part, layer, kept[part], count)
+                check_heads(run.model, part, layer, kept[part].shape[1], count)
                 for head in range(count):
                     alone = torch.zeros_like(of[part])
                     alone[:, head] = of[part][:, head]
@@ -229,14 +231,14 @@ def _check_ways(model: StandardizedTransformer, layer: int, found: LayerGradient
         )
 
 
-def check_heads(model: StandardizedTransformer, part: str, layer: int, value: Tensor, count: int) -> None:
+def check_heads(model: StandardizedTransformer, part: str, layer: int, found: int, count: int) -> None:
     """Refuse a layer that has other heads than the model.
 
     Raises:
         InterpError: it has.
     """
-    if value.shape[1] != count:
+    if found != count:
         raise InterpError(
-            f"edges of {type(model._module).__name__}: expected {count} heads in {part}.{layer}, found "
-            f"{value.shape[1]}. Patch sites instead."
+            f"edges of {type(model._module).__name__}: expected {count} heads in {part}.{layer}, found {found}. Patch "
+            "sites instead."
         )
