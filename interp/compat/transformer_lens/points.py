@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Point", "Points"]
 
+
 @dataclass(frozen=True)
 class Point:
     """One place under TransformerLens's names.
@@ -281,7 +282,9 @@ class _Layer:
         projected = ModulePlace(whole.projection, "output", "attn.o.hook_out")
         if reason is None:
             alone = AddedPlace([projected], whole.added.scale, "attn.hook_result", self.model.trace_memory)
-            yield self._point("attn.hook_result", HeadOutPlace(whole.z, whole.projection, None, alone), gate="use_attn_result")
+            yield self._point(
+                "attn.hook_result", HeadOutPlace(whole.z, whole.projection, None, alone), gate="use_attn_result"
+            )
         else:
             self._lacks(("attn.hook_result",), reason)
         yield self._point("attn.o.hook_out", projected)
