@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from interp.activations import collect_blocks
+from interp.activations.prompt_batches import encoded_prompts, resolved
 from interp.batching import how_many
 from interp.errors import InterpError
-from interp.model.fed import check_fed
 from interp.model.places import HeadOutPlace
 from interp.model.resolve import place_of
 from interp.patching import check_number
-from interp.positions import Position, check_positions
-from interp.prompts import AnswerTokens, Encoded, Prompt, encode
-from interp.prompts.given import is_ids, listed
+from interp.positions import check_positions
+from interp.prompts import AnswerTokens, Prompt
+from interp.prompts.given import listed
 from interp.prompts.prompt import Accepted
 from interp.readout import Groups, Reduced, TokenGroups, logits_of, reduce_hidden
 from interp.results import Coordinate, Floats, LensResult
@@ -222,12 +222,9 @@ def encode_prompts(
             the model's learned positions.
     """
     several = listed(prompts, name)
-    if not several or is_ids(several):
-        raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, at least one; e.g. [[1, 17, 33]].")
-    encoded = [_encoded(model, prompt, name) for prompt in several]
-    check_fed(model, [one.input_ids for one in encoded], name)
+    encoded = encoded_prompts(model, several, name=name)
     parsed = check_positions([str(each) for each in ([positions] if isinstance(positions, str | int) else positions)])
-    slots, labels = _slots(parsed, encoded)
+    slots, labels = resolved(parsed, encoded)
     groups, names = groups_of(model, several, targets, policy)
     return LensPrompts(
         input_ids=[one.input_ids for one in encoded],
@@ -271,31 +268,6 @@ def _are_ids(targets: Any) -> bool:
         return isinstance(given, Iterable) and not isinstance(given, str | Mapping)
 
     return is_list(targets) and all(is_list(own) and all(is_list(group) for group in own) for own in targets)
-
-
-def _encoded(model: StandardizedTransformer, prompt: LensPrompt, name: str) -> Encoded:
-    if isinstance(prompt, Prompt):
-        encoded = prompt.encode(model.tokenizer)
-    elif isinstance(prompt, str):
-        encoded = encode(model.tokenizer, prompt)
-    elif is_ids(prompt):
-        encoded = Encoded([int(token) for token in prompt], {})
-    else:
-        raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, got {prompt!r:.80} among them.")
-    return encoded
-
-
-def _slots(positions: Sequence[Position], encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[str]]:
-    """Per prompt a token for each label, -1 where it has fewer than another prompt."""
-    slots: list[list[int]] = [[] for _ in encoded]
-    labels: list[str] = []
-    for position in positions:
-        found = [position.resolve(len(one.input_ids), one.spans) for one in encoded]
-        width = max(map(len, found))
-        labels += position.labels(width)
-        for row, tokens in zip(slots, found, strict=True):
-            row += [*tokens, *[-1] * (width - len(tokens))]
-    return slots, labels
 
 
 def _targets(

@@ -122,7 +122,7 @@ class ModulePlace:
         rows, length = self.envoy.root.fed.shape
         batcher = self.envoy.interleaver.batcher
         group = Mediator.current(self.name).batch_group
-        if group is None or not batcher.batching or rows != batcher.total:
+        if group is None or batcher is None or not batcher.batching or rows != batcher.total:
             return rows, length, 0, rows
         return (group[1], 1, 0, group[1]) if live.shape[0] == group[1] else (rows, length, *group)
 

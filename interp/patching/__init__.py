@@ -4,6 +4,7 @@ The fast way is a walk up the layers, in which rows join at the layer that they 
 forward pass of whole prompts for each entry of a plan, is in every family what the fast way is measured by.
 """
 
+from interp.patching.activation_patching import activation_patching
 from interp.patching.changed_attention import (
     Cut,
     CutHeads,
@@ -16,21 +17,27 @@ from interp.patching.changed_attention import (
     walk_blocked,
     walk_receiving,
 )
+from interp.patching.effects import METRICS, Answers, Metric, Metrics
 from interp.patching.fits import generation_fits, walk_fits
 from interp.patching.generate import Choose, Sampling, generate_plainly, generate_walked
 from interp.patching.patched_runs import CleanRun, run_patched, walk
 from interp.patching.plan import LayersPlan, Patch, PatchedPrompts, PatchPlan, check_number, check_patch
 
 __all__ = [
+    "METRICS",
+    "Answers",
     "Choose",
     "CleanRun",
     "Cut",
     "CutHeads",
     "LayersPlan",
+    "Metric",
+    "Metrics",
     "Patch",
     "PatchPlan",
     "PatchedPrompts",
     "Sampling",
+    "activation_patching",
     "blocking_fits",
     "check_number",
     "check_patch",

@@ -14,6 +14,7 @@ from interp.plots.figure import Figure, Frame, Group, Panel, figure_of, number, 
 from interp.plots.heat_map import HeatMap
 from interp.plots.lens import lens_figure
 from interp.plots.markup import COLORS, NAMED_COLORS
+from interp.plots.patching_figure import patching_figure
 from interp.plots.results import attribution_figure, generation_figure
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "generation_figure",
     "lens_figure",
     "number",
+    "patching_figure",
     "save_figure",
     "share_top",
 ]

@@ -3,17 +3,21 @@
 from interp.results.generation_result import Answers, GenerationResult
 from interp.results.lens_result import Attribution, FigureKind, Floats, Integers, LensResult, Quantity
 from interp.results.named_arrays import Coordinate, Coordinates, NamedArrays
+from interp.results.patching_result import Direction, Effect, PatchingResult
 
 __all__ = [
     "Answers",
     "Attribution",
     "Coordinate",
     "Coordinates",
+    "Direction",
+    "Effect",
     "FigureKind",
     "Floats",
     "GenerationResult",
     "Integers",
     "LensResult",
     "NamedArrays",
+    "PatchingResult",
     "Quantity",
 ]

@@ -1,0 +1,167 @@
+"""Prompts as a model is fed them: token ids, positions resolved in each, padded batches that say where tokens are."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from interp.batching import Budget, left_padded
+from interp.errors import InterpError, nearest
+from interp.forward.rope import whole_batches
+from interp.model.fed import check_fed
+from interp.positions import Position
+from interp.prompts import Encoded, Prompt, encode
+from interp.prompts.given import is_ids, listed
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["PaddingSide", "PromptBatch", "encoded_prompts", "prompt_batches", "resolved"]
+
+PaddingSide = Literal["left", "right"]
+
+
+def encoded_prompts(
+    model: StandardizedTransformer, prompts: Any, *, name: str = "prompts", more: int = 0
+) -> list[Encoded]:
+    """Token ids and spans of prompts, checked against the model's vocabulary and positions.
+
+    Arguments:
+        model: the model, whose tokenizer is used.
+        prompts: one text or `Prompt`, or several, or lists of token ids, or an encoding, padded on either side
+            (`interp.prompts.given`).
+        name: what the caller calls the prompts, for messages.
+        more: tokens that are written behind each.
+
+    Raises:
+        InterpError: no prompt, something else among them, ids that are not the model's, a prompt that is too long.
+    """
+    several = listed(prompts, name)
+    if not several or is_ids(several):
+        raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, at least one; e.g. [[1, 17, 33]].")
+    encoded = [_encoded(model, prompt, name) for prompt in several]
+    check_fed(model, [one.input_ids for one in encoded], name, more)
+    return encoded
+
+
+def _encoded(model: StandardizedTransformer, prompt: Any, name: str) -> Encoded:
+    if isinstance(prompt, Prompt):
+        return prompt.encode(model.tokenizer)
+    if isinstance(prompt, str):
+        return encode(model.tokenizer, prompt)
+    if is_ids(prompt):
+        return Encoded([int(token) for token in prompt], {})
+    raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, got {prompt!r:.80} among them.")
+
+
+def resolved(positions: Sequence[Position], encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[str]]:
+    """Per prompt a token for each label, -1 where it has fewer than another prompt; and the labels.
+
+    Arguments:
+        positions: of the vocabulary in `interp.positions`.
+        encoded: the prompts.
+
+    Raises:
+        InterpError: a prompt that has no such position.
+    """
+    slots: list[list[int]] = [[] for _ in encoded]
+    labels: list[str] = []
+    for position in positions:
+        found = [position.resolve(len(one.input_ids), one.spans) for one in encoded]
+        width = max(map(len, found))
+        labels += position.labels(width)
+        for row, tokens in zip(slots, found, strict=True):
+            row += [*tokens, *[-1] * (width - len(tokens))]
+    return slots, labels
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Prompts side by side, as one forward pass is fed them.
+
+    Arguments:
+        rows: which prompts, by number.
+        lengths: (row,), tokens of each.
+        before: (row,), columns of padding before each prompt's first token.
+        inputs: keywords of the forward pass: `input_ids`, and `attention_mask` and `position_ids` where the model takes
+            them, each (row, column), on the model's device.
+    """
+
+    rows: list[int]
+    lengths: Tensor
+    before: Tensor
+    inputs: dict[str, Tensor]
+
+    @property
+    def width(self) -> int:
+        """Columns of the batch."""
+        return self.inputs["input_ids"].shape[1]
+
+    def columns(self, positions: Tensor) -> Tensor:
+        """Where tokens are, (row, position): each prompt's own tokens, counted from 0; -1, none, stays -1."""
+        return torch.where(positions < 0, positions, positions + self.before[:, None])
+
+    @property
+    def own(self) -> Tensor:
+        """(row, column), True where a column is a token of the prompt."""
+        columns = torch.arange(self.width, device="cpu")
+        return (columns >= self.before[:, None]) & (columns < (self.before + self.lengths)[:, None])
+
+
+def prompt_batches(
+    model: StandardizedTransformer,
+    input_ids: Sequence[Sequence[int]],
+    *,
+    batch_size: int | None = None,
+    padding_side: PaddingSide = "left",
+    more: int = 0,
+) -> list[PromptBatch]:
+    """Prompts in batches, in which each has the numbers that it has alone.
+
+    Prompts of different lengths share a batch where padding leaves the model's numbers as they are.
+
+    Arguments:
+        model: the model.
+        input_ids: token ids of each prompt, unpadded.
+        batch_size: prompts in a batch at most; None: as many as suit the device.
+        padding_side: where shorter prompts are padded: `left` or `right`.
+        more: tokens that each goes on for.
+
+    Returns:
+        Batches, shortest prompts first; `PromptBatch.rows` says which prompts they are.
+
+    Raises:
+        InterpError: no prompt in a batch, or another side.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
+    if padding_side not in get_args(PaddingSide):
+        sides = get_args(PaddingSide)
+        raise InterpError(
+            f"padding_side: expected {' or '.join(sides)}, got {padding_side!r}.{nearest(str(padding_side), sides)}"
+        )
+    lengths = [len(ids) for ids in input_ids]
+    if batch_size is None:
+        batch_size = max(1, Budget.of(None, model.device).tokens // (max(lengths) + more))
+    batches = whole_batches(model, lengths, batch_size, more)
+    return [_padded(model, rows, [input_ids[row] for row in rows], padding_side) for rows in batches]
+
+
+def _padded(
+    model: StandardizedTransformer, rows: list[int], input_ids: list[Sequence[int]], side: PaddingSide
+) -> PromptBatch:
+    lengths = torch.tensor([len(ids) for ids in input_ids], device="cpu")
+    longest = int(lengths.max())
+    before = longest - lengths if side == "left" else torch.zeros_like(lengths)
+    inputs = left_padded(input_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
+    if side == "right":
+        turned = (torch.arange(longest, device="cpu") - lengths[:, None]) % longest  # where a column is on the left
+        inputs = {name: value.gather(1, turned.to(value.device)) for name, value in inputs.items()}
+    taken = inspect.signature(type(model._module).forward).parameters
+    inputs = {name: value for name, value in inputs.items() if name == "input_ids" or name in taken}
+    return PromptBatch(rows, lengths, before, inputs)
