@@ -109,7 +109,7 @@ class _Work:
         """The head gets weights of its own."""
         head = self._head()
         head.weight = nn.Parameter(head.weight.detach().clone())
-        for config in {self.model._module.config, self.model._module.config.get_text_config()}:
+        for config in (self.model._module.config, self.model._module.config.get_text_config()):
             config.tie_word_embeddings = False
 
     def fold_norms(self) -> None:
@@ -169,7 +169,9 @@ class _Work:
         for each in maps:
             matrix = self._matrix(each)
             self._add_bias(each, (bias @ matrix.float()))
-            matrix.copy_(weight[:, None] * matrix.float())
+            folded = weight[:, None] * matrix.float()
+            # What a layer norm gives has mean zero, so that a map's mean over its input does nothing.
+            matrix.copy_(folded - folded.mean(0) if kind[0] else folded)
         own = parameters["weight"]
         shifted = float((weight - own.float()).abs().mean()) > float((weight - 1 - own.float()).abs().mean())
         own.fill_(0.0 if shifted else 1.0)
