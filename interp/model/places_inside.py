@@ -107,7 +107,7 @@ class NormPlace:
     """What a norm divides by, (..., 1), or what it has made of its input before weight and bias, (..., width).
 
     Written, it changes what the norm gives by as much as the change amounts to behind weight and bias, so that what is
-    written back unchanged leaves the model as it is. A changed scale changes what is read as `normalized` after it, too.
+    written back unchanged leaves the model as it is. What is read as `normalized` has the changed scale.
 
     Arguments:
         envoy: the norm.

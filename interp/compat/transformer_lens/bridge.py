@@ -23,7 +23,8 @@ from interp.compat.transformer_lens.named_cache import ActivationCache
 from interp.compat.transformer_lens.named_parts import Part, modules_by_name
 from interp.compat.transformer_lens.points import Point, Points
 from interp.compat.transformer_lens.slices import Slice, SliceInput
-from interp.compat.transformer_lens.token_methods import TokenMethods, next_token_loss
+from interp.compat.transformer_lens.token_methods import TokenMethods
+from interp.compat.transformer_lens.utils import lm_cross_entropy_loss
 from interp.compat.transformer_lens.weight_processing import Processing, processed
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
@@ -69,6 +70,7 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
         self.context_level, self.is_caching = 0, False
         self._window: tuple[int, int] | None = None
         self._is_processed = False
+        self._last_tokens: Tensor | None = None  # of the last pass, where the tokens are all that it was given
         self._hook_points: dict[str, HookPoint] = {}
         self._find_points()
 
@@ -192,6 +194,8 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
         if past_kv_cache is not None:
             mask = self._go_on(past_kv_cache, attention_mask, residual if tokens is None else tokens, inputs, window)
         self._place_tokens(inputs, mask, position_ids)
+        plain = past_kv_cache is None and mask is None and position_ids is None
+        self._last_tokens = tokens if plain else None
         output = self._pass(inputs, window, residual)
         if window[1] < self.cfg.n_layers:
             return output
@@ -204,7 +208,7 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
             raise InterpError(
                 f"return_type={return_type!r}: a residual stream has no tokens to predict. Ask for logits."
             )
-        loss = next_token_loss(logits, tokens, attention_mask, loss_per_token)
+        loss = lm_cross_entropy_loss(logits, tokens, attention_mask, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
 
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
@@ -410,7 +414,9 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
             )
 
     def _cached(self, cache: dict[str, Any], remove_batch_dim: bool, return_cache_object: bool) -> Any:
-        return ActivationCache(cache, self, has_batch_dim=not remove_batch_dim) if return_cache_object else cache
+        if not return_cache_object:
+            return cache
+        return ActivationCache(cache, self, has_batch_dim=not remove_batch_dim, tokens=self._last_tokens)
 
     def get_caching_hooks(self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any) -> Any:
         """Make hooks that keep what passes, without adding them; arguments as of a `HookedRootModule`'s."""

@@ -32,10 +32,18 @@ class ActivationCache:
         cache_dict: the values.
         model: the bridge that they are of.
         has_batch_dim: they have their batch axis.
+        tokens: (batch, position), what was run; None: more than tokens was given.
     """
 
-    def __init__(self, cache_dict: dict[str, Tensor], model: TransformerBridge, has_batch_dim: bool = True) -> None:
+    def __init__(
+        self,
+        cache_dict: dict[str, Tensor],
+        model: TransformerBridge,
+        has_batch_dim: bool = True,
+        tokens: Tensor | None = None,
+    ) -> None:
         self.cache_dict = cache_dict
+        self.tokens = tokens
         self.model: Any = model
         self.has_batch_dim = has_batch_dim
 
