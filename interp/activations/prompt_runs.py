@@ -18,7 +18,7 @@ from interp.forward.rope import forget_lengths
 from interp.interventions import Intervention
 from interp.interventions.checks import plan_edits
 from interp.interventions.edits import Edit, Source, Window
-from interp.interventions.operations import drawn
+from interp.interventions.perform import drawn
 from interp.interventions.shapes import of_whole_layout
 from interp.model.resolve import place_of
 from interp.passes import in_turn

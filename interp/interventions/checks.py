@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.interventions.edits import Edit, Source, Tokens
 from interp.interventions.intervention import Intervention
-from interp.interventions.operations import OPERATIONS, orthonormal
+from interp.interventions.perform import OPERATIONS, orthonormal
 from interp.interventions.shapes import SiteShape, as_entries, site_shapes
 from interp.interventions.values import AnotherRun, SavedTensor, Value
 from interp.interventions.where import resolve_where

@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.activations import generating
 from interp.errors import InterpError
 from interp.interventions import Intervention
-from interp.interventions.operations import draws, noise
+from interp.interventions.perform import draws, noise
 from interp.model import StandardizedTransformer
 from interp.readout import Sampling
 from tests.families import build

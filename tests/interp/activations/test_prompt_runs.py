@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.activations import steering_vectors
 from interp.interventions import Intervention, SteeringVectors
-from interp.interventions.operations import drawn, noise
+from interp.interventions.perform import drawn, noise
 from interp.interventions.shapes import embedding_std
 from interp.model import StandardizedTransformer
 from interp.prompts import Prompt
