@@ -56,8 +56,15 @@ def run(
 ) -> RunResult:
     """Run prompts with interventions; see `interp.model.StandardizedTransformer.run`, which calls this."""
     check_ready(model)
+    if model.device.type == "meta":
+        raise InterpError(
+            f"{type(model._module).__name__} was loaded without weights (remote=True), so it cannot be run here. Load "
+            "it with them, or write into it by hand in trace(..., remote=True)."
+        )
     if max_new_tokens is not None:
         _check_generation(max_new_tokens, gradients_of, padding_side, keep_graph=keep_graph)
+    elif temperature or seed or any(given is not None for given in (top_k, top_p, stop_ids)):
+        raise InterpError("temperature, top_k, top_p, seed, stop_ids: are of new tokens. Give max_new_tokens.")
     more = 0 if max_new_tokens is None else max_new_tokens - 1  # the last is not fed any more
     encoded = encoded_prompts(model, prompts, more=more)
     sites = _sites(model, read)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from interp.activations import steering_vectors
+from interp.errors import InterpError
 from interp.interventions import Intervention, SteeringVectors
 from interp.interventions.perform import drawn, noise
 from interp.interventions.shapes import embedding_std
@@ -221,6 +222,11 @@ def test_a_subspace_is_exchanged(standardized: Standardized) -> None:
     run = model.run(IDS, swap, read="resid_post.1")["resid_post.1"][:, 0]
     own, other = (model.run(ids, read="resid_post.1")["resid_post.1"][:, 0] for ids in (IDS, OTHER))
     close(run @ basis.T, other @ basis.T)
+    numbers = Intervention("resid_post.1", "last", "rotate_set", other, basis=basis)
+    with pytest.raises(InterpError, match="does not fit"):
+        model.run(IDS, numbers)
+    numbers = Intervention("resid_post.1", "last", "rotate_set", other[:, None], basis=basis)
+    close(model.run(IDS, numbers, read="resid_post.1")["resid_post.1"][:, 0], run)
     rest = torch.eye(32) - basis.T @ basis
     close(run @ rest, own @ rest)
     out = model.run(IDS, Intervention("resid_post.1", "last", "project_out", basis), read="resid_post.1")
