@@ -257,6 +257,15 @@ def test_knockout_is_what_a_mask_does(standardized: Standardized, family: str) -
         close(pattern[example, 1:, 0, :length], plain[example, 1:, 0, :length])
 
 
+def test_masked_scores_stay_masked(standardized: Standardized) -> None:
+    pattern = standardized("llama").run(
+        IDS, Intervention("scores.1", "all", "zero"), read="pattern.1.h0", positions="all", padding_side="left"
+    )["pattern.1.h0"]  # fmt: skip
+    for example, ids in enumerate(IDS):
+        uniform = torch.ones(len(ids), len(ids)).tril()
+        close(pattern[example, : len(ids), : len(ids)], uniform / uniform.sum(-1, keepdim=True))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "olmo2"])
 def test_skip_is_a_model_without_the_part(wrapped: Standardized, family: str) -> None:
     model, without = wrapped(family), build(family)
