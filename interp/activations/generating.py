@@ -17,7 +17,7 @@ from interp.activations.edited_pass import EditedPass, Read
 from interp.activations.prompt_batches import PromptBatch, prompt_batches
 from interp.forward.rope import forget_lengths
 from interp.interventions.edits import Edit, Window
-from interp.interventions.operations import draws
+from interp.interventions.perform import draws
 from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.readout import Sampling
 

@@ -14,11 +14,12 @@ from interp.activations.generating import NewTokens, generate
 from interp.activations.prompt_batches import PaddingSide, PromptBatch, encoded_prompts, prompt_batches, resolved
 from interp.activations.run_result import RunResult, SiteTensors
 from interp.errors import InterpError
+from interp.forward.layers import check_ready
 from interp.forward.rope import forget_lengths
 from interp.interventions import Intervention
 from interp.interventions.checks import plan_edits
 from interp.interventions.edits import Edit, Source, Window
-from interp.interventions.operations import drawn
+from interp.interventions.perform import drawn
 from interp.interventions.shapes import of_whole_layout
 from interp.model.resolve import place_of
 from interp.passes import in_turn
@@ -54,8 +55,16 @@ def run(
     keep_graph: bool = False,
 ) -> RunResult:
     """Run prompts with interventions; see `interp.model.StandardizedTransformer.run`, which calls this."""
+    check_ready(model)
+    if model.device.type == "meta":
+        raise InterpError(
+            f"{type(model._module).__name__} was loaded without weights (remote=True), so it cannot be run here. Load "
+            "it with them, or write into it by hand in trace(..., remote=True)."
+        )
     if max_new_tokens is not None:
         _check_generation(max_new_tokens, gradients_of, padding_side, keep_graph=keep_graph)
+    elif temperature or seed or any(given is not None for given in (top_k, top_p, stop_ids)):
+        raise InterpError("temperature, top_k, top_p, seed, stop_ids: are of new tokens. Give max_new_tokens.")
     more = 0 if max_new_tokens is None else max_new_tokens - 1  # the last is not fed any more
     encoded = encoded_prompts(model, prompts, more=more)
     sites = _sites(model, read)

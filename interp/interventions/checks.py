@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.interventions.edits import Edit, Source, Tokens
 from interp.interventions.intervention import Intervention
-from interp.interventions.operations import OPERATIONS, orthonormal
+from interp.interventions.perform import OPERATIONS, orthonormal
 from interp.interventions.shapes import SiteShape, as_entries, site_shapes
 from interp.interventions.values import AnotherRun, SavedTensor, Value
 from interp.interventions.where import resolve_where
@@ -100,9 +100,10 @@ class _Planner:
                         f"{self.name}: layer {site.layer} has {shape.heads} heads at {site.kind}, from 0."
                     )
             edit = Edit(self.name, given, site, heads, shape, self.positions, self.ids, self.keys)
-            if given.basis is not None or given.operation in ("project_out", "project_onto"):
+            projects = given.operation in ("project_out", "project_onto")
+            if projects or given.basis is not None:
                 edit.basis = self._basis(site, shape)
-            elif self.run is None and given.value is not None:
+            if self.run is None and given.value is not None and not projects:
                 edit.value = self._value(edit)
             if self.run is not None:
                 edit.source = self._source(edit, *self.run)

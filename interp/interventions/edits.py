@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.interventions.intervention import Intervention
-from interp.interventions.operations import noise, perform
+from interp.interventions.perform import noise, perform
 from interp.interventions.shapes import SiteShape, embedding_std
 from interp.prompts import Encoded
 from interp.sites import ATTENTION_KINDS, MAP_KINDS, Site

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor
 
 from interp.errors import InterpError, nearest
-from interp.interventions.operations import OPERATIONS
+from interp.interventions.perform import OPERATIONS
 from interp.interventions.values import AnotherRun, SavedTensor, Value, as_value, finite, plain_value, same_value
 from interp.interventions.where import as_where, plain_where
 from interp.sites import KINDS, canonical

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from interp.activations import steering_vectors
+from interp.errors import InterpError
 from interp.interventions import Intervention, SteeringVectors
-from interp.interventions.operations import drawn, noise
+from interp.interventions.perform import drawn, noise
 from interp.interventions.shapes import embedding_std
 from interp.model import StandardizedTransformer
 from interp.prompts import Prompt
@@ -221,6 +222,11 @@ def test_a_subspace_is_exchanged(standardized: Standardized) -> None:
     run = model.run(IDS, swap, read="resid_post.1")["resid_post.1"][:, 0]
     own, other = (model.run(ids, read="resid_post.1")["resid_post.1"][:, 0] for ids in (IDS, OTHER))
     close(run @ basis.T, other @ basis.T)
+    numbers = Intervention("resid_post.1", "last", "rotate_set", other, basis=basis)
+    with pytest.raises(InterpError, match="does not fit"):
+        model.run(IDS, numbers)
+    numbers = Intervention("resid_post.1", "last", "rotate_set", other[:, None], basis=basis)
+    close(model.run(IDS, numbers, read="resid_post.1")["resid_post.1"][:, 0], run)
     rest = torch.eye(32) - basis.T @ basis
     close(run @ rest, own @ rest)
     out = model.run(IDS, Intervention("resid_post.1", "last", "project_out", basis), read="resid_post.1")
@@ -249,6 +255,15 @@ def test_knockout_is_what_a_mask_does(standardized: Standardized, family: str) -
         assert bool((pattern[example, 0, 0, 1:3] == 0).all())
         close(pattern[example, 0, 0, 3:length], plain[example, 0, 0, 3:length])  # not renormalised
         close(pattern[example, 1:, 0, :length], plain[example, 1:, 0, :length])
+
+
+def test_masked_scores_stay_masked(standardized: Standardized) -> None:
+    pattern = standardized("llama").run(
+        IDS, Intervention("scores.1", "all", "zero"), read="pattern.1.h0", positions="all", padding_side="left"
+    )["pattern.1.h0"]  # fmt: skip
+    for example, ids in enumerate(IDS):
+        uniform = torch.ones(len(ids), len(ids)).tril()
+        close(pattern[example, : len(ids), : len(ids)], uniform / uniform.sum(-1, keepdim=True))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "olmo2"])
@@ -318,6 +333,15 @@ def test_gradients_are_those_of_torch(standardized: Standardized, family: str) -
         close(run.metric[example], expected[0].detach())
     assert run.gradients["pattern.2.h1"].shape == (3, 2, 6)
     assert not run["resid_post.1"].requires_grad
+
+
+def test_gradients_pass_a_norm_of_nothing(wrapped: Standardized) -> None:
+    """Where attention adds zero, the norm behind it has no gain, and its gradient is 0, not 0 / 0."""
+    model = wrapped("olmo2")
+    nothing = [Intervention("z.2", "1:3", "zero"), Intervention("head_out.2", "last", "scale", 2.0)]
+    run = model.run(IDS[:2], nothing, read="resid_post.1", gradients_of=lambda logits, _: logits[:, 0, 3])
+    assert run.gradients is not None
+    assert bool(run.gradients["resid_post.1"].isfinite().all()) and float(run.gradients["resid_post.1"].norm()) > 0
 
 
 def test_a_value_can_be_trained(standardized: Standardized) -> None:

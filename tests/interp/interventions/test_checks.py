@@ -119,6 +119,12 @@ def test_refuses_other_arguments(idle: StandardizedTransformer) -> None:
             idle.run(IDS, **given)
 
 
+def test_refuses_a_model_without_weights(model_folder: Callable[[str], Path]) -> None:
+    model = StandardizedTransformer(model_folder("llama"), remote=True)
+    with pytest.raises(InterpError, match="loaded without weights"):
+        model.run(IDS)
+
+
 def test_names_what_a_file_has(idle: StandardizedTransformer, tmp_path: Path) -> None:
     file = tmp_path / "vectors.safetensors"
     write_tensors(file, {"truth": torch.ones(32), "resid_post.2": torch.ones(32)})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interp.errors import InterpError
-from interp.interventions.operations import drawn, draws, noise, orthonormal, perform
+from interp.interventions.perform import drawn, draws, noise, orthonormal, perform
 
 LIVE = torch.tensor([[3.0, 4.0, 5.0], [1.0, 0.0, -1.0]])
 
