@@ -38,6 +38,10 @@ COSTLY = ("q", "k", "v", "scores", "pattern", "head_out", "logits")
 product more, logits are the output itself."""
 
 
+STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_in", "mixer_in", "mlp_in")
+"""Kinds that may be one tensor of the model with the kind before."""
+
+
 def all_sites(model: StandardizedTransformer, kinds: Sequence[str] = KINDS) -> list[Site]:
     """The sites of some kinds that a model has, all heads of a layer as one, in the order of the forward pass."""
     every = [
@@ -274,10 +278,10 @@ def _scalar(value: Any, output: Tensor) -> Tensor:
             f"gradients_of: expected one number of the output {tuple(output.shape)} (example, position, ...), with its "
             f"gradient, got {came:.120}. Sum over the examples."
         )
-    if not bool(torch.isfinite(value)):
+    if not bool(torch.isfinite(value.detach())):
         raise InterpError(
-            f"gradients_of: expected a finite number, got {float(value)}. The output is NaN behind the last token of a "
-            "prompt that is shorter than another: take each prompt's own positions."
+            f"gradients_of: expected a finite number, got {float(value.detach())}. The output is NaN behind the last token "
+            "of a prompt that is shorter than another: take each prompt's own positions."
         )
     return value.reshape(())
 
@@ -313,10 +317,12 @@ class _Kept:
     Arguments:
         request: what is asked for.
         tensors: by site; of several passes, filled pass by pass.
+        shared: the sites whose tensor is that of another.
     """
 
     request: CacheRequest
     tensors: dict[Site, Tensor] = field(default_factory=dict)
+    shared: set[Site] = field(default_factory=set)
 
     def put(self, site: Site, one: Pass, value: Tensor) -> None:
         """Keep what a pass gave of a site, (row, ...)."""
@@ -329,6 +335,9 @@ class _Kept:
             if site.kind in MAP_KINDS:
                 shape[-1] = self.request.keys
             self.tensors[site] = value.new_full(shape, torch.nan)
+        elif site in self.shared:  # in the passes before, and not in this one
+            self.shared.remove(site)
+            self.tensors[site] = self.tensors[site].clone()
         whole = self.tensors[site]
         rows = torch.tensor(one.batch.rows, device="cpu").to(whole.device)
         if site.kind in MAP_KINDS:
@@ -339,6 +348,15 @@ class _Kept:
             )
         else:
             whole[rows] = value
+
+    def share(self, site: Site, other: Site, one: Pass) -> None:
+        """Keep for a site what the pass has given of another: one tensor for both, if it was so in every pass."""
+        if site not in self.tensors and one is self.request.passes.passes[0]:
+            self.tensors[site] = self.tensors[other]
+            self.shared.add(site)
+        elif self.tensors.get(site) is not self.tensors[other]:
+            rows = torch.tensor(one.batch.rows, device="cpu").to(self.tensors[other].device)
+            self.put(site, one, self.tensors[other][rows])
 
 
 class _Reader:
@@ -362,7 +380,7 @@ class _Reader:
         self.lacks = bool(self.missing.any())
         self.plain = self.is_whole and not self.lacks and request.device is None and request.dtype is None
         self.columns = columns
-        self._last: tuple[Tensor, int | None, Site, Tensor] | None = None
+        self._last: tuple[Tensor, int | None, Site] | None = None
         self._indices: dict[Any, Tensor] = {}
 
     def visit(self, wholes: Mapping[Site, Sequence[Site]]) -> Visit:
@@ -384,18 +402,16 @@ class _Reader:
         with torch.no_grad():
             value = value.detach()
             version = _version(value)
-            if self._last is not None and then is None and site.kind not in ATTENTION_KINDS:
-                live, seen, _, copy = self._last
+            plain = then is None and list(asked) == [site] and site.kind in STREAM
+            if plain and self._last is not None:
+                live, seen, other = self._last
                 if version is not None and seen == version and _is_same(live, value):
-                    for one in asked:
-                        self.kept.put(one, self.one, copy)
+                    self.kept.share(site, other, self.one)
                     return
             copy = self._copied(site, value, then)
-            self._last = None
+            self._last = (value, version, site) if plain else self._last
             if list(asked) == [site]:
                 self.kept.put(site, self.one, copy)
-                if then is None and len(self.request.passes.passes) == 1:
-                    self._last = value, version, site, copy
                 return
             axis = {"z": 2, "head_out": 2}.get(site.kind, 1)
             for one in asked:
@@ -417,8 +433,7 @@ class _Reader:
         if then is not None:
             taken = then(taken)
         request = self.request
-        target = dict(device=request.device, dtype=request.dtype)
-        copy = taken.to(**target)
+        copy = taken.to(device=request.device or taken.device, dtype=request.dtype or taken.dtype)
         if copy.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
             copy = copy.clone(memory_format=torch.contiguous_format)
         if self.lacks:
