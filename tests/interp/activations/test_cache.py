@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from interp import StandardizedTransformer
 from interp.activations.cached_run import COSTLY
+from interp.activations.site_copies import SiteReader
 from interp.errors import InterpError
 from interp.prompts import Prompt
 from interp.sites import Site
@@ -384,15 +385,13 @@ def test_many_prompts_block_by_block() -> None:
 def test_memory_is_that_of_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped("llama")
     clones: list[Site] = []
-    from interp.activations import cached_run
-
-    copied: Callable[..., Tensor] = cached_run._Reader._copied
+    copied: Callable[..., Tensor] = SiteReader._copied
 
     def counted(self: Any, site: Site, *given: Any) -> Tensor:
         clones.append(site)
         return copied(self, site, *given)
 
-    monkeypatch.setattr(cached_run._Reader, "_copied", counted)
+    monkeypatch.setattr(SiteReader, "_copied", counted)
     _, cache = model.run_with_cache(RAGGED, sites="resid_pre.* resid_post.* z.1.h0 z.1.h3")
     assert len(clones) == 6  # four layers' outputs, what enters the first, and z once
     assert cache["z.1.h3"].untyped_storage().nbytes() == cache["z.1.h3"].nbytes
