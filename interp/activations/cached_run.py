@@ -23,7 +23,7 @@ from interp.forward.prefix import FrozenPrefix
 from interp.model.resolve import place_of, why_missing
 from interp.model.visits import Visit
 from interp.positions import check_positions
-from interp.sites import KINDS, LAYER_KINDS, Site, Spelling, parse_sites
+from interp.sites import ATTENTION_KINDS, KINDS, LAYER_KINDS, Site, Spelling, parse_sites
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -151,7 +151,8 @@ class CacheRequest:
             return made
 
         with torch.enable_grad() if wants else torch.no_grad():
-            output = self.passes.run(visits)
+            inside = any(site.kind in ATTENTION_KINDS for site in (*self.sites, *self.gradients))
+            output = self.passes.run(visits, inside_attention=inside)
             if wants:
                 assert gradients_of is not None
                 scalar = _scalar(gradients_of(output), output)
