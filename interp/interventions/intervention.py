@@ -12,9 +12,9 @@ import yaml
 from torch import Tensor
 
 from interp.errors import InterpError, nearest
-from interp.interventions.operations import OPERATIONS
+from interp.interventions.perform import OPERATIONS
 from interp.interventions.values import AnotherRun, SavedTensor, Value, as_value, finite, plain_value, same_value
-from interp.interventions.where import Where, as_where, plain_where
+from interp.interventions.where import as_where, plain_where
 from interp.sites import KINDS, canonical
 
 if TYPE_CHECKING:
@@ -56,17 +56,17 @@ class Intervention:
     """
 
     site: str
-    positions: Where
+    positions: Any  # what is given is kept as `Where`, a value as `Value`
     operation: str
-    value: Value = None
+    value: Any = None
     _: KW_ONLY
     factor: float = 1.0
-    basis: Value = None
+    basis: Any = None
     std: float | None = None
     embedding_stds: float | None = None
     seed: int = 0
     mean_over: str = "prompts"
-    from_positions: Where | None = None
+    from_positions: Any = None
     steps: str = "prompt"
 
     def __post_init__(self) -> None:
@@ -87,10 +87,11 @@ class Intervention:
                 self._set(name, float(number))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise InterpError(f"seed: expected a whole number from 0, got {self.seed!r}.")
-        for name, known in (("steps", STEPS), ("mean_over", MEANS)):
-            if getattr(self, name) not in known:
-                given = getattr(self, name)
-                raise InterpError(f"{name}: expected {' or '.join(known)}, got {given!r}.{nearest(str(given), known)}")
+        for name, choices in (("steps", STEPS), ("mean_over", MEANS)):
+            chosen = getattr(self, name)
+            if chosen not in choices:
+                words = " or ".join(choices)
+                raise InterpError(f"{name}: expected {words}, got {chosen!r}.{nearest(str(chosen), choices)}")
         self._check_operation()
 
     def _check_operation(self) -> None:
@@ -115,9 +116,9 @@ class Intervention:
                 of = ", ".join(other for other, one in OPERATIONS.items() if field in one.parameters)
                 raise InterpError(f"{field} is a parameter of {of}; {takes}.")
         if self.value is not None and _form(self.value) not in operation.takes:
-            takes = {"tensor": "numbers", "file": "a tensor in a file", "run": "another run"}
-            known = " or ".join(takes[form] for form in operation.takes) or "no value"
-            raise InterpError(f"{name} {operation.does}: it takes {known}, got {takes[_form(self.value)]}.")
+            words = {"tensor": "numbers", "file": "a tensor in a file", "run": "another run"}
+            known = " or ".join(words[form] for form in operation.takes) or "no value"
+            raise InterpError(f"{name} {operation.does}: it takes {known}, got {words[_form(self.value)]}.")
         if isinstance(self.basis, AnotherRun):
             raise InterpError("basis: expected directions as numbers, or in a file; got another run.")
 
@@ -298,4 +299,6 @@ def to_frame(interventions: Iterable[Intervention]) -> pd.DataFrame:
 
 def from_frame(frame: pd.DataFrame) -> list[Intervention]:
     """The interventions in a table of `to_frame`; also of one that was saved and read again."""
-    return [Intervention.from_row(row) for row in frame.to_dict("records")]
+    return [
+        Intervention.from_row({str(name): value for name, value in row.items()}) for row in frame.to_dict("records")
+    ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from interp.errors import InterpError, nearest
-from interp.interventions.where import Where, as_where, plain_where
+from interp.interventions.where import as_where, plain_where
 from interp.prompts import Prompt
 from interp.prompts.given import is_ids
 from interp.sites import canonical
@@ -82,9 +81,9 @@ class AnotherRun:
             are written, or one for all of them. None: where it is written.
     """
 
-    prompt: tuple[str | Prompt | tuple[int, ...], ...]
+    prompt: Any  # kept as a tuple of texts, `Prompt`s and tuples of token ids
     site: str | None = None
-    position: Where | None = None
+    position: Any = None  # kept as `Where`
 
     def __post_init__(self) -> None:
         given: Any = self.prompt
@@ -147,7 +146,7 @@ def as_value(given: Any, name: str = "value") -> Value:
 
 
 def _from_mapping(given: Mapping[str, Any], name: str) -> Value:
-    forms = {
+    forms: dict[str, tuple[Any, tuple[str, ...]]] = {
         "file": (SavedTensor, ("file", "name")),
         "prompt": (AnotherRun, ("prompt", "site", "position")),
         "values": (_tensor, ("values", "dtype")),
@@ -221,4 +220,4 @@ def same_value(first: Value, second: Value) -> bool:
 
 def finite(value: Any) -> bool:
     """Whether a parameter is a finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float | np.number) and type(value) is not bool and math.isfinite(value)

@@ -85,10 +85,10 @@ def resolve_where(
         name: of the field, for messages.
 
     Returns:
-        Indices into each example's own tokens, in the order in which they are spelled.
+        Indices into each example's own tokens, in the order in which they are spelled; one that is named twice, once.
 
     Raises:
-        InterpError: an example that has no such position, one position twice, or lists for another number of examples.
+        InterpError: an example that has no such position, or lists for another number of examples.
     """
     if not isinstance(where, str) and len(where) != len(lengths):
         raise InterpError(
@@ -104,9 +104,7 @@ def resolve_where(
                 found += _parse(word).resolve(length, own)
             except InterpError as error:
                 raise InterpError(f"{name}: example {example}: {error}") from None
-        if len(set(found)) < len(found):
-            raise InterpError(f"{name}: example {example}: {text!r} names a token twice (of {length} tokens: {found}).")
-        resolved.append(found)
+        resolved.append(list(dict.fromkeys(found)))
     return resolved
 
 

@@ -17,7 +17,7 @@ from interp.sites import Site, Spelling
 
 if TYPE_CHECKING:
     from interp.activations import ActivationCache, CacheBlocks, Hook, HookPair
-    from interp.activations.run import RunResult
+    from interp.activations.run_result import RunResult
     from interp.forward import FrozenPrefix
     from interp.interventions import Intervention
 
@@ -78,7 +78,7 @@ class Runs:
         Raises:
             InterpError: a prompt, site, position, value or operation that does not fit, and what would.
         """
-        function = resolve_name("interp.activations.run:run")
+        function = resolve_name("interp.activations.prompt_runs:run")
         return function(
             self,
             prompts,

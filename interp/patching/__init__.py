@@ -17,7 +17,7 @@ from interp.patching.changed_attention import (
     walk_receiving,
 )
 from interp.patching.fits import generation_fits, walk_fits
-from interp.patching.generate import Choose, Sampling, generate_plainly, generate_walked
+from interp.patching.generate import Choose, generate_plainly, generate_walked
 from interp.patching.patched_runs import CleanRun, run_patched, walk
 from interp.patching.plan import LayersPlan, Patch, PatchedPrompts, PatchPlan, check_number, check_patch
 
@@ -30,7 +30,6 @@ __all__ = [
     "Patch",
     "PatchPlan",
     "PatchedPrompts",
-    "Sampling",
     "blocking_fits",
     "check_number",
     "check_patch",

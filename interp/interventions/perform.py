@@ -18,7 +18,7 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.sites import KINDS, MAP_KINDS
 
-__all__ = ["OPERATIONS", "Operation", "drawn", "noise", "orthonormal", "perform"]
+__all__ = ["OPERATIONS", "Operation", "drawn", "draws", "noise", "orthonormal", "perform"]
 
 _NUMBERS = tuple(kind for kind in KINDS if kind not in MAP_KINDS)
 SKIPPED = ("resid_post", "attn_out", "mixer_out", "mlp_out")
@@ -148,8 +148,8 @@ def orthonormal(directions: Tensor, name: str) -> Tensor:
     return basis.T
 
 
-def noise(seed: int, name: str, ids: Sequence[int], positions: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """Standard Gaussian noise for tokens of an example, which depends on nothing but what is named here.
+def noise(seed: int, name: str, ids: Sequence[int], token: int, shape: Sequence[int]) -> Tensor:
+    """Standard Gaussian noise for a token of an example, which depends on nothing but what is named here.
 
     So a prompt has the same noise alone and in a batch, and at a token whatever others are changed.
 
@@ -157,14 +157,13 @@ def noise(seed: int, name: str, ids: Sequence[int], positions: Sequence[int], sh
         seed: the user's.
         name: the site's.
         ids: token ids of the example, as it was given.
-        positions: its tokens.
-        shape: of the noise of one token.
+        token: which of its tokens.
+        shape: of the noise.
 
     Returns:
-        (position, *shape), float32.
+        A tensor of that shape, float32.
     """
-    drawn = [_generator(seed, name, ids, position).standard_normal(tuple(shape), np.float32) for position in positions]
-    return torch.tensor(np.stack(drawn) if drawn else np.zeros((0, *shape), np.float32), device="cpu")
+    return torch.from_numpy(_generator(seed, name, ids, token).standard_normal(tuple(shape), np.float32))
 
 
 def drawn(seed: int, name: str, ids: Sequence[int], among: int) -> int:
@@ -172,6 +171,11 @@ def drawn(seed: int, name: str, ids: Sequence[int], among: int) -> int:
     return int(_generator(seed, name, ids, -1).integers(among))
 
 
-def _generator(seed: int, name: str, ids: Sequence[int], position: int) -> np.random.Generator:
-    said = f"{seed}/{name}/{position}/{','.join(map(str, ids))}".encode()
+def _generator(seed: int, name: str, ids: Sequence[int], token: int) -> np.random.Generator:
+    said = f"{seed}/{name}/{token}/{','.join(map(str, ids))}".encode()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(hashlib.sha256(said).digest()[:16], "little")))
+
+
+def draws(seed: int, ids: Sequence[int], count: int) -> list[float]:
+    """Numbers in [0, 1) by which the new tokens of an example are drawn; of more, these are the first."""
+    return _generator(seed, "tokens", ids, -1).random(count).tolist()
