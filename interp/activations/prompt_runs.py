@@ -14,6 +14,7 @@ from interp.activations.generating import NewTokens, generate
 from interp.activations.prompt_batches import PaddingSide, PromptBatch, encoded_prompts, prompt_batches, resolved
 from interp.activations.run_result import RunResult, SiteTensors
 from interp.errors import InterpError
+from interp.forward.layers import check_ready
 from interp.forward.rope import forget_lengths
 from interp.interventions import Intervention
 from interp.interventions.checks import plan_edits
@@ -54,6 +55,7 @@ def run(
     keep_graph: bool = False,
 ) -> RunResult:
     """Run prompts with interventions; see `interp.model.StandardizedTransformer.run`, which calls this."""
+    check_ready(model)
     if max_new_tokens is not None:
         _check_generation(max_new_tokens, gradients_of, padding_side, keep_graph=keep_graph)
     more = 0 if max_new_tokens is None else max_new_tokens - 1  # the last is not fed any more

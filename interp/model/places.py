@@ -261,7 +261,9 @@ def norm_gain(norm: Any, hidden: Tensor) -> Tensor:
     weight = norm(torch.ones_like(hidden)).double()
     normed, scaled = norm(hidden).double(), weight * hidden.double()
     size = (scaled * scaled).sum(-1, keepdim=True)  # zero where the weight is, or where the heads add nothing
-    factor = torch.where(size > 0, (normed * scaled).sum(-1, keepdim=True) / size, 0.0)
+    there = size > 0
+    # Divided by 1 elsewhere: the gradient of 0 / 0 would be NaN, though what it gives is not taken.
+    factor = torch.where(there, (normed * scaled).sum(-1, keepdim=True) / size.where(there, 1.0), 0.0)
     return (weight * factor).to(hidden.dtype)
 
 

@@ -320,6 +320,15 @@ def test_gradients_are_those_of_torch(standardized: Standardized, family: str) -
     assert not run["resid_post.1"].requires_grad
 
 
+def test_gradients_pass_a_norm_of_nothing(wrapped: Standardized) -> None:
+    """Where attention adds zero, the norm behind it has no gain, and its gradient is 0, not 0 / 0."""
+    model = wrapped("olmo2")
+    nothing = [Intervention("z.2", "1:3", "zero"), Intervention("head_out.2", "last", "scale", 2.0)]
+    run = model.run(IDS[:2], nothing, read="resid_post.1", gradients_of=lambda logits, _: logits[:, 0, 3])
+    assert run.gradients is not None
+    assert bool(run.gradients["resid_post.1"].isfinite().all()) and float(run.gradients["resid_post.1"].norm()) > 0
+
+
 def test_a_value_can_be_trained(standardized: Standardized) -> None:
     model = standardized("gpt2")
     vector = torch.zeros(32, requires_grad=True)
