@@ -7,7 +7,7 @@ one copy, unless a hook has changed the stream between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,16 @@ import torch
 from torch import Tensor
 
 from interp.activations.activation_cache import ActivationCache, CachedModel
+from interp.activations.edited_pass import EditedPass, Read
 from interp.activations.forward_passes import ForwardPasses, Pass
-from interp.activations.prompt_batches import PaddingSide, resolved
+from interp.activations.prompt_batches import PaddingSide, encoded_prompts, resolved
+from interp.activations.prompt_runs import read_sources
 from interp.activations.site_copies import Kept, SiteReader
 from interp.errors import InterpError
 from interp.forward.prefix import FrozenPrefix
+from interp.interventions import Intervention
+from interp.interventions.checks import plan_edits
+from interp.interventions.edits import Edit, Window
 from interp.model.resolve import place_of, why_missing
 from interp.model.visits import Visit
 from interp.positions import check_positions
@@ -90,6 +95,7 @@ class CacheRequest:
         labels: names along its axis.
         keys: keys of maps, from each prompt's first token (of the prefix) on.
         device, dtype: of what is kept; None: as it is.
+        edits: interventions, planned; they act before anything is kept.
     """
 
     passes: ForwardPasses
@@ -100,6 +106,7 @@ class CacheRequest:
     keys: int
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
+    edits: Sequence[Edit] = ()
 
     @classmethod
     def of(
@@ -110,6 +117,7 @@ class CacheRequest:
         gradients: Sites | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        interventions: Intervention | Iterable[Intervention] = (),
     ) -> CacheRequest:
         """Check what is asked for.
 
@@ -123,9 +131,9 @@ class CacheRequest:
         for site in (*chosen, *of_gradients):
             passes.check_runs(site)
         table, labels = _positions(passes, positions)
-        return cls(
-            passes, chosen, of_gradients, table, labels, passes.before + max(passes.lengths), device, _checked(dtype)
-        )
+        keys = passes.before + max(passes.lengths)
+        edits = _planned(passes, interventions)
+        return cls(passes, chosen, of_gradients, table, labels, keys, device, _checked(dtype), edits)
 
     def run(self, gradients_of: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ActivationCache]:
         """Run the prompts.
@@ -145,13 +153,14 @@ class CacheRequest:
 
         def visits(one: Pass) -> list[Visit]:
             reader = SiteReader(self, one, kept)
-            made = [reader.visit(wholes)] if wholes else []
+            made = [*self._changes(one), *([reader.visit(wholes)] if wholes else [])]
             for site in self.gradients:
                 made.append(Visit(f"gradient of {site}", place_of(self.passes.model, site), _held(live, site, one)))
             return made
 
         with torch.enable_grad() if wants else torch.no_grad():
-            inside = any(site.kind in ATTENTION_KINDS for site in (*self.sites, *self.gradients))
+            changed = [edit.site for edit in self.edits]
+            inside = any(site.kind in ATTENTION_KINDS for site in (*self.sites, *self.gradients, *changed))
             output = self.passes.run(visits, inside_attention=inside)
             if wants:
                 assert gradients_of is not None
@@ -164,6 +173,16 @@ class CacheRequest:
                 reader = SiteReader(self, one, grads)
                 reader.take(site, torch.zeros_like(value) if gradient is None else gradient, [site])
             return output.detach(), self._cache(kept, grads)
+
+    def _changes(self, one: Pass) -> list[Visit]:
+        """The visits of interventions; a prefix stands where padding would, before each prompt's first token."""
+        if not self.edits:
+            return []
+        batch, lengths = one.batch, self.passes.lengths
+        before = (batch.before + one.before).tolist()
+        window = Window(batch.rows, before, lengths, 0, one.before, one.before + batch.width)
+        nothing = Read((), torch.zeros(len(batch.rows), 0, dtype=torch.long), batch.lengths, batch.before)
+        return EditedPass(self.passes.model, window, self.edits, nothing).visits()
 
     def _cache(self, kept: Kept, grads: Kept) -> ActivationCache:
         passes = self.passes
@@ -192,6 +211,7 @@ def run_with_cache(
     stop_at_layer: int | None = None,
     start_at_layer: int | None = None,
     prefix: FrozenPrefix | None = None,
+    interventions: Intervention | Iterable[Intervention] = (),
     batch_size: int | None = None,
     padding_side: PaddingSide = "left",
 ) -> tuple[Tensor, ActivationCache]:
@@ -207,10 +227,24 @@ def run_with_cache(
         model, prompts, prefix=prefix, stop_at_layer=stop_at_layer, start_at_layer=start_at_layer,
         batch_size=batch_size, padding_side=padding_side,
     )  # fmt: skip
-    return CacheRequest.of(passes, sites, positions, gradients, device, dtype).run(gradients_of)
+    return CacheRequest.of(passes, sites, positions, gradients, device, dtype, interventions).run(gradients_of)
 
 
 ALL_AT_ONCE = 1 << 40
+
+
+def _planned(passes: ForwardPasses, interventions: Intervention | Iterable[Intervention]) -> list[Edit]:
+    """Interventions as edits of these prompts, with what other runs have to give them."""
+    model = passes.model
+    if isinstance(interventions, tuple) and not interventions:
+        return []
+    edits = plan_edits(model, interventions, passes.encoded, lambda given: encoded_prompts(model, given, name="value"))
+    for edit in edits:
+        passes.check_runs(edit.site)
+        if passes.before:  # to a window that begins later, what stands before it is a step of a generation
+            edit.intervention = replace(edit.intervention, steps="every")
+    read_sources(model, edits, None, "left")
+    return edits
 
 
 def _runs(passes: ForwardPasses, site: Site) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp import StandardizedTransformer
 from interp.errors import InterpError
+from interp.interventions import Intervention
 from interp.sites import Site
 from tests.families import build as build_family
 from tests.interp.reference import wrapped
@@ -158,3 +159,30 @@ def test_what_would_give_other_numbers_is_refused() -> None:
     counted = model.mlps[0]._module.register_forward_hook(watching(lambda *_: None))
     model.run_with_cache(RESTS, prefix=prefix)
     counted.remove()
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2"])
+def test_interventions_act_on_what_follows(case: str) -> None:
+    model = wrapped(case)
+    prefix = model.freeze_prefix([PREFIX])
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    added = [
+        Intervention("resid_post.1", "last", "add", vector),
+        Intervention("z.2.h1", "first", "zero"),
+        Intervention("k.3", "first", "scale", 2.0),
+    ]
+    logits, cache = model.run_with_cache(RESTS, prefix=prefix, interventions=added, sites="resid_post.1-3")
+    for row, rest in enumerate(RESTS):
+        first = len(PREFIX)
+        same = [
+            Intervention("resid_post.1", "last", "add", vector),
+            Intervention("z.2.h1", first, "zero"),
+            Intervention("k.3", first, "scale", 2.0),
+        ]
+        whole, expected = model.run_with_cache([PREFIX + rest], interventions=same, sites="resid_post.1-3")
+        close(logits[row, : len(rest)], whole[0, first:])
+        close(cache["resid_post.3"][row, : len(rest)], expected["resid_post.3"][0, first:])
+        run = model.run([PREFIX + rest], same, positions="all")
+        close(run.logits[0], whole[0])
+    with pytest.raises(InterpError, match="ends before layer 2"):
+        model.run_with_cache(RESTS, interventions=added, stop_at_layer=2)
