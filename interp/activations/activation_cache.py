@@ -66,7 +66,7 @@ class CachedModel:
     def of(cls, model: StandardizedTransformer) -> CachedModel:
         """What there is to know of a model."""
         source = getattr(model, "repo_id", None)
-        name = type(model._module).__name__ + (f" ({source})" if isinstance(source, str) else "")
+        name = type(model._module).__name__ + (f" ({source})" if source else "")
         return cls(name, model.num_layers, model.num_heads, model.num_kv_heads, reference=ref(model))
 
     def __call__(self) -> StandardizedTransformer | None:
@@ -151,7 +151,11 @@ class ActivationCache(Mapping[Spelling, Tensor]):
     __eq__, __hash__ = object.__eq__, object.__hash__  # a mapping's would compare tensors
 
     def __repr__(self) -> str:
-        shown = ", ".join(self) if len(self) < 9 else f"{self.sites[0]} ... {self.sites[-1]}, {len(self)} sites"
+        shown = (
+            ", ".join(map(str, self.tensors))
+            if len(self) < 9
+            else f"{self.sites[0]} ... {self.sites[-1]}, {len(self)} sites"
+        )
         return f"{type(self).__name__}({shown}; {len(self.positions)} examples of {self.about.name})"
 
     def axes(self, site: Spelling) -> tuple[str, ...]:
@@ -290,7 +294,7 @@ class ActivationCache(Mapping[Spelling, Tensor]):
         """
         import pandas as pd
 
-        parts = []
+        parts: list[tuple[pd.DataFrame, int]] = []
         for site in self.sites if sites is None else self.named(sites):
             tensor, axes = self[site], list(axes_of(site))
             last = axes.pop()

@@ -7,23 +7,28 @@ one copy, unless a hook has changed the stream between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interp.activations.activation_cache import ActivationCache, CachedModel
+from interp.activations.edited_pass import EditedPass, Read
 from interp.activations.forward_passes import ForwardPasses, Pass
-from interp.activations.prompt_batches import PaddingSide, resolved
+from interp.activations.prompt_batches import PaddingSide, encoded_prompts, resolved
+from interp.activations.prompt_runs import read_sources
+from interp.activations.site_copies import Kept, SiteReader
 from interp.errors import InterpError
 from interp.forward.prefix import FrozenPrefix
-from interp.model.places import HeadOutPlace, Place
+from interp.interventions import Intervention
+from interp.interventions.checks import plan_edits
+from interp.interventions.edits import Edit, Window
 from interp.model.resolve import place_of, why_missing
 from interp.model.visits import Visit
 from interp.positions import check_positions
-from interp.sites import ATTENTION_KINDS, KINDS, LAYER_KINDS, MAP_KINDS, Site, Spelling, parse_sites
+from interp.sites import ATTENTION_KINDS, KINDS, LAYER_KINDS, Site, Spelling, parse_sites
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -90,6 +95,7 @@ class CacheRequest:
         labels: names along its axis.
         keys: keys of maps, from each prompt's first token (of the prefix) on.
         device, dtype: of what is kept; None: as it is.
+        edits: interventions, planned; they act before anything is kept.
     """
 
     passes: ForwardPasses
@@ -100,6 +106,7 @@ class CacheRequest:
     keys: int
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
+    edits: Sequence[Edit] = ()
 
     @classmethod
     def of(
@@ -110,6 +117,7 @@ class CacheRequest:
         gradients: Sites | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        interventions: Intervention | Iterable[Intervention] = (),
     ) -> CacheRequest:
         """Check what is asked for.
 
@@ -123,9 +131,9 @@ class CacheRequest:
         for site in (*chosen, *of_gradients):
             passes.check_runs(site)
         table, labels = _positions(passes, positions)
-        return cls(
-            passes, chosen, of_gradients, table, labels, passes.before + max(passes.lengths), device, _checked(dtype)
-        )
+        keys = passes.before + max(passes.lengths)
+        edits = _planned(passes, interventions)
+        return cls(passes, chosen, of_gradients, table, labels, keys, device, _checked(dtype), edits)
 
     def run(self, gradients_of: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ActivationCache]:
         """Run the prompts.
@@ -139,19 +147,21 @@ class CacheRequest:
         Raises:
             InterpError: what `gradients_of` gives is no finite number of this run.
         """
-        kept, grads = _Kept(self), _Kept(self)
+        kept, grads = Kept(self), Kept(self)
         live: list[tuple[Site, Pass, Tensor]] = []
         wants, wholes = bool(self.gradients), _wholes(self.sites)
 
         def visits(one: Pass) -> list[Visit]:
-            reader = _Reader(self, one, kept)
-            made = [reader.visit(wholes)] if wholes else []
+            reader = SiteReader(self, one, kept)
+            made = [*self._changes(one), *([reader.visit(wholes)] if wholes else [])]
             for site in self.gradients:
                 made.append(Visit(f"gradient of {site}", place_of(self.passes.model, site), _held(live, site, one)))
             return made
 
         with torch.enable_grad() if wants else torch.no_grad():
-            output = self.passes.run(visits)
+            changed = [edit.site for edit in self.edits]
+            inside = any(site.kind in ATTENTION_KINDS for site in (*self.sites, *self.gradients, *changed))
+            output = self.passes.run(visits, inside_attention=inside)
             if wants:
                 assert gradients_of is not None
                 scalar = _scalar(gradients_of(output), output)
@@ -160,11 +170,21 @@ class CacheRequest:
             for index, gradient in enumerate(found if wants else ()):
                 site, one, value = live[index]
                 live[index] = (site, one, value.new_empty(0))  # the graph is gone, and so should be what it held
-                reader = _Reader(self, one, grads)
+                reader = SiteReader(self, one, grads)
                 reader.take(site, torch.zeros_like(value) if gradient is None else gradient, [site])
             return output.detach(), self._cache(kept, grads)
 
-    def _cache(self, kept: _Kept, grads: _Kept) -> ActivationCache:
+    def _changes(self, one: Pass) -> list[Visit]:
+        """The visits of interventions; a prefix stands where padding would, before each prompt's first token."""
+        if not self.edits:
+            return []
+        batch, lengths = one.batch, self.passes.lengths
+        before = (batch.before + one.before).tolist()
+        window = Window(batch.rows, before, lengths, 0, one.before, one.before + batch.width)
+        nothing = Read((), torch.zeros(len(batch.rows), 0, dtype=torch.long), batch.lengths, batch.before)
+        return EditedPass(self.passes.model, window, self.edits, nothing).visits()
+
+    def _cache(self, kept: Kept, grads: Kept) -> ActivationCache:
         passes = self.passes
         ids = None if any(one.residual is not None for one in passes.passes) else _input_ids(passes)
         return ActivationCache(
@@ -191,6 +211,7 @@ def run_with_cache(
     stop_at_layer: int | None = None,
     start_at_layer: int | None = None,
     prefix: FrozenPrefix | None = None,
+    interventions: Intervention | Iterable[Intervention] = (),
     batch_size: int | None = None,
     padding_side: PaddingSide = "left",
 ) -> tuple[Tensor, ActivationCache]:
@@ -206,10 +227,24 @@ def run_with_cache(
         model, prompts, prefix=prefix, stop_at_layer=stop_at_layer, start_at_layer=start_at_layer,
         batch_size=batch_size, padding_side=padding_side,
     )  # fmt: skip
-    return CacheRequest.of(passes, sites, positions, gradients, device, dtype).run(gradients_of)
+    return CacheRequest.of(passes, sites, positions, gradients, device, dtype, interventions).run(gradients_of)
 
 
 ALL_AT_ONCE = 1 << 40
+
+
+def _planned(passes: ForwardPasses, interventions: Intervention | Iterable[Intervention]) -> list[Edit]:
+    """Interventions as edits of these prompts, with what other runs have to give them."""
+    model = passes.model
+    if isinstance(interventions, tuple) and not interventions:
+        return []
+    edits = plan_edits(model, interventions, passes.encoded, lambda given: encoded_prompts(model, given, name="value"))
+    for edit in edits:
+        passes.check_runs(edit.site)
+        if passes.before:  # to a window that begins later, what stands before it is a step of a generation
+            edit.intervention = replace(edit.intervention, steps="every")
+    read_sources(model, edits, None, "left")
+    return edits
 
 
 def _runs(passes: ForwardPasses, site: Site) -> bool:
@@ -274,10 +309,10 @@ def _scalar(value: Any, output: Tensor) -> Tensor:
             f"gradients_of: expected one number of the output {tuple(output.shape)} (example, position, ...), with its "
             f"gradient, got {came:.120}. Sum over the examples."
         )
-    if not bool(torch.isfinite(value)):
+    if not bool(torch.isfinite(value.detach())):
         raise InterpError(
-            f"gradients_of: expected a finite number, got {float(value)}. The output is NaN behind the last token of a "
-            "prompt that is shorter than another: take each prompt's own positions."
+            f"gradients_of: expected a finite number, got {float(value.detach())}. The output is NaN behind the last "
+            "token of a prompt that is shorter than another: take each prompt's own positions."
         )
     return value.reshape(())
 
@@ -301,197 +336,3 @@ def _held(live: list[tuple[Site, Pass, Tensor]], site: Site, one: Pass) -> Calla
         return on_its_way
 
     return hold
-
-
-# Copies ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Kept:
-    """What is kept, over all passes.
-
-    Arguments:
-        request: what is asked for.
-        tensors: by site; of several passes, filled pass by pass.
-    """
-
-    request: CacheRequest
-    tensors: dict[Site, Tensor] = field(default_factory=dict)
-
-    def put(self, site: Site, one: Pass, value: Tensor) -> None:
-        """Keep what a pass gave of a site, (row, ...)."""
-        examples = len(self.request.table)
-        if one.batch.rows == list(range(examples)):
-            self.tensors[site] = value
-            return
-        if site not in self.tensors:
-            shape = [examples, *value.shape[1:]]
-            if site.kind in MAP_KINDS:
-                shape[-1] = self.request.keys
-            self.tensors[site] = value.new_full(shape, torch.nan)
-        whole = self.tensors[site]
-        rows = torch.tensor(one.batch.rows, device="cpu").to(whole.device)
-        if site.kind in MAP_KINDS:
-            whole[rows, ..., : value.shape[-1]] = value
-        elif value.shape[1:] != whole.shape[1:]:
-            raise InterpError(
-                f"{site}: expected {tuple(whole.shape[1:])} of each prompt, got {tuple(value.shape[1:])}."
-            )
-        else:
-            whole[rows] = value
-
-
-class _Reader:
-    """Copies what one pass gives at sites.
-
-    Arguments:
-        request: what is asked for.
-        one: the pass.
-        kept: where copies go.
-    """
-
-    def __init__(self, request: CacheRequest, one: Pass, kept: _Kept) -> None:
-        self.request, self.one, self.kept = request, one, kept
-        rows = torch.tensor(one.batch.rows, device="cpu")
-        table = request.table[rows]  # (row, position)
-        self.missing = table < 0
-        columns = one.batch.columns(table).clamp(min=0)
-        self.even = bool((columns == columns[:1]).all())
-        width = one.batch.width
-        self.is_whole = self.even and columns.shape[1] == width and columns[0].tolist() == list(range(width))
-        self.lacks = bool(self.missing.any())
-        self.plain = self.is_whole and not self.lacks and request.device is None and request.dtype is None
-        self.columns = columns
-        self._last: tuple[Tensor, int | None, Site, Tensor] | None = None
-        self._indices: dict[Any, Tensor] = {}
-
-    def visit(self, wholes: Mapping[Site, Sequence[Site]]) -> Visit:
-        """One visit of many places, in the order of the forward pass: a worker each would cost more than the copies."""
-        places = {site: place_of(self.request.passes.model, site) for site in wholes}
-        return Visit("cache", _InOrder(self, wholes, places), lambda _: None)
-
-    def take(
-        self, site: Site, value: Tensor, asked: Sequence[Site], then: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        """Copy a value, and keep what of it is asked for.
-
-        Arguments:
-            site: whose it is.
-            value: (row, column, ...), or the axes of the site.
-            asked: that site, or heads of it, or both.
-            then: what is done with what is taken of the value, before it is kept.
-        """
-        with torch.no_grad():
-            value = value.detach()
-            version = _version(value)
-            if self._last is not None and then is None and site.kind not in ATTENTION_KINDS:
-                live, seen, _, copy = self._last
-                if version is not None and seen == version and _is_same(live, value):
-                    for one in asked:
-                        self.kept.put(one, self.one, copy)
-                    return
-            copy = self._copied(site, value, then)
-            self._last = None
-            if list(asked) == [site]:
-                self.kept.put(site, self.one, copy)
-                if then is None and len(self.request.passes.passes) == 1:
-                    self._last = value, version, site, copy
-                return
-            axis = {"z": 2, "head_out": 2}.get(site.kind, 1)
-            for one in asked:
-                if one.head is not None and one.head >= copy.shape[axis]:
-                    raise InterpError(f"{one}: this layer has {copy.shape[axis]} heads, from 0.")
-                self.kept.put(one, self.one, copy if one.head is None else copy.select(axis, one.head).clone())
-
-    def _copied(self, site: Site, value: Tensor, then: Callable[[Tensor], Tensor] | None) -> Tensor:
-        inside = site.kind in ATTENTION_KINDS and site.head is None
-        if self.plain and not inside and then is None and site.kind not in ATTENTION_KINDS:
-            return value.clone(memory_format=torch.contiguous_format)
-        axis = 2 if inside else 1
-        moved = self.one.before if site.kind in ("k", "v") else 0
-        taken = value
-        if not (self.is_whole and not moved and value.shape[axis] == self.columns.shape[1]):
-            taken = self._at(value, axis, moved)
-        if site.kind in MAP_KINDS:
-            taken = self._own_keys(taken)
-        if then is not None:
-            taken = then(taken)
-        request = self.request
-        target = dict(device=request.device, dtype=request.dtype)
-        copy = taken.to(**target)
-        if copy.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
-            copy = copy.clone(memory_format=torch.contiguous_format)
-        if self.lacks:
-            missing = self.missing.to(copy.device)
-            view = [1] * copy.dim()
-            view[0], view[axis] = missing.shape
-            copy.masked_fill_(missing.view(view), torch.nan)
-        return copy
-
-    def _index(self, device: torch.device, moved: int) -> Tensor:
-        key = (device, moved)
-        if key not in self._indices:
-            self._indices[key] = (self.columns + moved).to(device)
-        return self._indices[key]
-
-    def _at(self, value: Tensor, axis: int, moved: int) -> Tensor:
-        """Of a value, the positions that are kept, along an axis."""
-        columns = self._index(value.device, moved)
-        if self.even:
-            return value.index_select(axis, columns[0])
-        view = [1] * value.dim()
-        view[0], view[axis] = columns.shape
-        shape = [*value.shape]
-        shape[axis] = columns.shape[1]
-        return value.gather(axis, columns.view(view).expand(shape))
-
-    def _own_keys(self, value: Tensor) -> Tensor:
-        """Of a map, keys from each prompt's own first token on; NaN behind its last."""
-        batch = self.one.batch
-        before, own = batch.before, batch.lengths + self.one.before
-        longest = int(own.max())
-        keys = torch.arange(longest, device="cpu").expand(len(own), -1)
-        columns = (keys + before[:, None]).clamp(max=value.shape[-1] - 1).to(value.device)
-        beyond = (keys >= own[:, None]).to(value.device)
-        view = [len(own), *[1] * (value.dim() - 2), longest]
-        taken = value.gather(-1, columns.view(view).expand(*value.shape[:-1], longest))
-        return taken.masked_fill(beyond.view(view), torch.nan) if bool(beyond.any()) else taken
-
-
-@dataclass
-class _InOrder:
-    """Many places that are read one after the other.
-
-    Arguments:
-        reader: takes what is read.
-        wholes: site -> what of it is kept, in the order of the forward pass.
-        places: where these are.
-    """
-
-    reader: _Reader
-    wholes: Mapping[Site, Sequence[Site]]
-    places: Mapping[Site, Place]
-
-    def read(self) -> Tensor:
-        value = torch.empty(0)
-        for site, asked in self.wholes.items():
-            place = self.places[site]
-            if isinstance(place, HeadOutPlace):  # heads are projected at the positions that are kept alone
-                value = place.z.read()
-                self.reader.take(site, value, asked, place.heads)
-            else:
-                value = place.read()
-                self.reader.take(site, value, asked)
-        return value
-
-    def write(self, value: Tensor) -> None:
-        raise NotImplementedError
-
-
-def _version(value: Tensor) -> int | None:
-    """How often a tensor was changed in place; None where torch does not count (inference mode)."""
-    return None if value.is_inference() else value._version
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.stride() == other.stride()

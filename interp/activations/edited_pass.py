@@ -95,7 +95,7 @@ class EditedPass:
         Returns:
             What the model returned; None where the pass ended with the last site.
         """
-        visits = self._visits(gradients_of is not None)
+        visits = self.visits(gradients_of is not None)
         needs_all = self.logits or self.last_logits or gradients_of is not None or bool(inputs.get("use_cache"))
         if not visits and not needs_all:
             return None
@@ -107,7 +107,7 @@ class EditedPass:
             self._differentiate(gradients_of)
         return output
 
-    def _visits(self, differentiates: bool) -> list[Visit]:
+    def visits(self, differentiates: bool = False) -> list[Visit]:
         """A visit for each site, in the order of the model: its edits as listed, then its reading."""
         edits: dict[Site, list[Edit]] = {}
         for edit in self.edits:

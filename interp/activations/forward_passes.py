@@ -20,7 +20,6 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths
 from interp.model.fed import check_fed
 from interp.model.hooks import hooks_aside
-from interp.model.places import AttentionPlace, HeadPlace
 from interp.model.resolve import place_of
 from interp.model.verdicts import holds, is_changed, sample_ids
 from interp.model.visits import Visit, run_visiting
@@ -150,11 +149,12 @@ class ForwardPasses:
         assert self.stop is not None
         return Site("resid_pre", self.stop) if self.stop < self.model.num_layers else Site("resid_post", self.stop - 1)
 
-    def run(self, visits: Callable[[Pass], Sequence[Visit]]) -> Tensor:
+    def run(self, visits: Callable[[Pass], Sequence[Visit]], *, inside_attention: bool = False) -> Tensor:
         """Run the prompts, under the caller's grad mode.
 
         Arguments:
             visits: what is done in a pass.
+            inside_attention: whether a visit is there: then each row behind a prefix has keys of its own.
 
         Returns:
             (example, position, vocabulary) logits, or (example, position, hidden), the residual stream that enters the
@@ -166,7 +166,7 @@ class ForwardPasses:
         with turn(self.model._module):
             for one in self.passes:
                 forget_lengths(self.model)
-                output = _aligned(self._run(one, list(visits(one))), one.batch, width)
+                output = _aligned(self._run(one, list(visits(one)), inside_attention), one.batch, width)
                 if one.batch.rows == list(range(examples)):
                     return output
                 if torch.is_grad_enabled():
@@ -181,7 +181,7 @@ class ForwardPasses:
         order = [row for one in self.passes for row in one.batch.rows]
         return torch.cat(outputs)[torch.tensor(order, device="cpu").argsort().to(outputs[0].device)]
 
-    def _run(self, one: Pass, visits: list[Visit]) -> Tensor:
+    def _run(self, one: Pass, visits: list[Visit], inside_attention: bool) -> Tensor:
         model, found = self.model, []
         if one.residual is not None:
             residual = one.residual
@@ -191,20 +191,15 @@ class ForwardPasses:
             place = place_of(model, self._last)  # a copy: others may hold the tensor itself
             visits.append(Visit(f"stop_at_layer={self.stop}", place, lambda live: found.append(live.clone())))
         inputs = {"use_cache": one.prefix is not None, **one.batch.inputs}
-        with self._sharing(one, visits):
+        with nullcontext() if inside_attention else self._sharing(one):
             output = run_visiting(model, visits, stop=self.stop is not None, **inputs)
         return output.logits if self.stop is None else found[0]
 
-    def _sharing(self, one: Pass, visits: Sequence[Visit]) -> AbstractContextManager[None]:
+    def _sharing(self, one: Pass) -> AbstractContextManager[None]:
         """Where nobody looks inside attention, all rows read one prefix; elsewhere each has a copy of its keys."""
-        if one.prefix is None or torch.is_grad_enabled() or self.model._edits or any(map(_is_inside, visits)):
+        if one.prefix is None or torch.is_grad_enabled() or self.model._edits:
             return nullcontext()
         return Feed(dict(one.batch.inputs), one.prefix).sharing(self.model)
-
-
-def _is_inside(visit: Visit) -> bool:
-    place: Any = visit.place
-    return isinstance(place.whole if isinstance(place, HeadPlace) else place, AttentionPlace)
 
 
 def _layer(layer: int, num_layers: int, name: str, *, last: int) -> int:

@@ -31,7 +31,7 @@ from interp.sites import HEAD_KINDS, MAP_KINDS, Site, Spelling, parse_sites
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["run"]
+__all__ = ["read_sources", "run"]
 
 
 @in_turn
@@ -72,7 +72,7 @@ def run(
     slots, labels = resolved(check_positions([word for text in asked for word in str(text).split()]), encoded)
     sampling, stops = Sampling(temperature, top_k, top_p, seed), stop_tokens(model) if stop_ids is None else stop_ids
     edits = plan_edits(model, interventions, encoded, lambda given: encoded_prompts(model, given, name="value"))
-    _read_sources(model, edits, batch_size, padding_side)
+    read_sources(model, edits, batch_size, padding_side)
     gathered = _Gathered(model, keep_graph=keep_graph)
     new = None if max_new_tokens is None else NewTokens.none(len(encoded), max_new_tokens)
     ids = [one.input_ids for one in encoded]
@@ -136,7 +136,7 @@ def _reading(batch: PromptBatch, sites: Sequence[Site], slots: Sequence[Sequence
 
 
 @torch.no_grad()
-def _read_sources(
+def read_sources(
     model: StandardizedTransformer, edits: Sequence[Edit], batch_size: int | None, padding_side: PaddingSide
 ) -> None:
     """Read what edits take from other runs, and make it their value; each other run is made once."""

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.architectures import submodule
 from interp.errors import InterpError, nearest
 from interp.model.model_spec.lookups import is_linear
 from interp.model.places import norm_gain
@@ -269,7 +268,7 @@ def _neurons(cache: ActivationCache, layer: int, scale: Scale) -> _Part:
     assert sublayer is not None
     envoy = model.layer(layer)
     projection, norm = envoy.get(str(sublayer.projection)), norm_behind(envoy, sublayer)
-    module = submodule(envoy._module, str(sublayer.projection))
+    module = envoy._module.get_submodule(str(sublayer.projection))
     if not once(
         model, f"linear MLP of layer {layer}", lambda: is_linear(module, projection, model.dtype, model.device)
     ):

@@ -113,6 +113,7 @@ class Runs:
         stop_at_layer: int | None = None,
         start_at_layer: int | None = None,
         prefix: FrozenPrefix | None = None,
+        interventions: Intervention | Iterable[Intervention] = (),
         batch_size: int | None = None,
         padding_side: Literal["left", "right"] = "left",
     ) -> tuple[Tensor, ActivationCache]:
@@ -141,6 +142,8 @@ class Runs:
                 counted from the end where negative. The number of layers: after the last, without the head.
             start_at_layer: the pass begins with this layer; layers below do not run.
             prefix: what `freeze_prefix` gave; the prompts go on from it.
+            interventions: one or several (`interp.interventions`), as of `run`; what is kept is what the model goes on
+                with. Behind a prefix their positions count what follows it.
             batch_size: prompts in a forward pass at most; None: as many as suit the device, with `gradients` all.
             padding_side: where shorter prompts of a pass are padded.
 
@@ -164,6 +167,7 @@ class Runs:
             stop_at_layer=stop_at_layer,
             start_at_layer=start_at_layer,
             prefix=prefix,
+            interventions=interventions,
             batch_size=batch_size,
             padding_side=padding_side,
         )
