@@ -127,19 +127,20 @@ def activation_patching(
         )  # fmt: skip
         for _, found in run(plan, batch_size):
             rows = torch.tensor(found.rows, device="cpu")
-            clean_ends = found.source if direction == "denoising" else found.base
-            hidden = found.hidden  # (cell, row, hidden)
-            values = metrics.of_hidden(
-                hidden.flatten(0, 1), rows.repeat(len(hidden)),
-                clean_ends.repeat(len(hidden), 1) if metrics.compares else None,
-            ).unflatten(0, hidden.shape[:2]).numpy()  # (cell, row, metric)  # fmt: skip
+            of_clean = found.source if direction == "denoising" else found.base
+            if np.isnan(unpatched[found.rows]).all():
+                unpatched[found.rows] = metrics.of_hidden(found.base, rows, of_clean).numpy()
+                given[found.rows] = metrics.of_hidden(found.source, rows, of_clean).numpy()
+            if found.hidden is None:
+                values = np.broadcast_to(unpatched[found.rows], (len(found.cells), len(rows), len(metrics.names)))
+            else:
+                hidden = found.hidden.flatten(0, 1)  # (cell and row, hidden)
+                copies = len(found.cells)
+                compared = of_clean.repeat(copies, 1) if metrics.compares else None
+                values = metrics.of_hidden(hidden, rows.repeat(copies), compared).unflatten(0, (copies, -1)).numpy()
             for number, of_cell in zip(found.cells, values, strict=True):
                 cell = cells[number]
-                where = (found.rows, index, every.index(cell.layer), cell.place, chosen.index(cell.head))
-                patched[where] = of_cell
-            if np.isnan(unpatched[found.rows]).all():
-                unpatched[found.rows] = metrics.of_hidden(found.base, rows, clean_ends).numpy()
-                given[found.rows] = metrics.of_hidden(found.source, rows, clean_ends).numpy()
+                patched[found.rows, index, every.index(cell.layer), cell.place, chosen.index(cell.head)] = of_cell
     axes: dict[str, Sequence[Coordinate]] = {
         "example": range(len(base)), "site": kinds, "layer": every, "position": places.labels,
         "head": [head for head in chosen if head is not None],

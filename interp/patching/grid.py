@@ -10,7 +10,7 @@ batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,8 +51,8 @@ __all__ = [
     "values_at",
 ]
 
-# Positions that start together where few rows walk: each later one then goes through a few tokens in vain.
-_NEIGHBOURS, _FEW_TOKENS = 4, 2048
+# Neighbouring positions start together where few tokens walk, at most a share of these in vain.
+_FEW_TOKENS, _IN_VAIN = 2048, 8
 # Tokens of rows that go through a layer at once on a processor: few enough for what it makes to stay in the caches.
 _PIECE = 2048
 _LAST_TOKEN = "walking rows end with their last token"  # of `verdicts_of`: whether the last layer runs at it alone
@@ -81,14 +81,15 @@ class GridEnds(NamedTuple):
     Arguments:
         rows: the prompts, by number.
         cells: the cells, by number.
-        hidden: (cell, row, hidden), after the last layer at the last token of each patched run.
+        hidden: (cell, row, hidden), after the last layer at the last token of each patched run; None: these cells
+            change nothing, and were not run.
         base, source: (row, hidden), the same of the prompts as they are: those that are written into, and those that
             the values are of.
     """
 
     rows: list[int]
     cells: list[int]
-    hidden: Tensor
+    hidden: Tensor | None
     base: Tensor
     source: Tensor
 
@@ -114,6 +115,15 @@ class Written:
     length: int
     base: Positions
     source: Positions
+
+    def from_position(self, first: int) -> Written:
+        """The same without tokens before a position that stand at the same one in both prompts."""
+        base, source = list(self.base), list(self.source)
+        for place, (columns, own) in enumerate(zip(self.base, self.source, strict=True)):
+            if columns is not None and own is not None:
+                kept = [(to, of) for to, of in zip(columns, own, strict=True) if to != of or to >= first]
+                base[place], source[place] = tuple(to for to, _ in kept), tuple(of for _, of in kept)
+        return replace(self, base=base, source=source)
 
     def into(self, live: Tensor, layer: int, cells: Sequence[Cell]) -> Tensor:
         """What a site becomes in rows of some cells, cell by cell, in each the prompts in order.
@@ -311,8 +321,8 @@ class GridPlan(Plan[GridEnds]):
     def positions(self) -> Sequence[Any]:
         """What pairs of one batch share, beside the length of the prompt that is written into."""
         return [
-            (len(ids), tuple(base), tuple(source))
-            for ids, base, source in zip(self.source_ids, self.base, self.source, strict=True)
+            (len(source), self._same(row), tuple(self.base[row]), tuple(self.source[row]))
+            for row, source in enumerate(self.source_ids)
         ]
 
     @property
@@ -329,13 +339,31 @@ class GridPlan(Plan[GridEnds]):
 
     def fast(self, rows: list[int]) -> Iterator[GridEnds]:
         written, source = self._written(rows)
+        written = written.from_position(self._same(rows[0]))
         ids = torch.tensor([list(self.base_ids[row]) for row in rows], device=self.lm.device)
         run = RecordedRun.of(self.lm, ids)
         ends = run.hidden[-1][:, -1]
-        for start, cells in self._walks(rows):
+        there = self._there(rows)
+        changed = [cell for cell in there if written.base[self.cells[cell].place] and self.changes(self.cells[cell])]
+        unchanged = [cell for cell in there if cell not in set(changed)]
+        if unchanged:
+            yield GridEnds(rows, unchanged, None, ends, source)
+        for start, cells in self._walks(changed, written.base, len(rows), ids.shape[1]):
             clean = run.at(start)
-            hidden = _walk(clean, [self.cells[cell] for cell in cells], written)
+            hidden = self.walked(clean, [self.cells[cell] for cell in cells], written)
             yield GridEnds(rows, cells, hidden.unflatten(0, (len(cells), len(rows))), ends, source)
+
+    def walked(self, clean: CleanRun, cells: Sequence[Cell], written: Written) -> Tensor:
+        """(cell and prompt, hidden), what cells end with by the walk; they ascend by layer."""
+        return _walk(clean, cells, written)
+
+    def whole(self, input_ids: Sequence[Sequence[int]], cells: Sequence[Cell], written: Written) -> Tensor:
+        """(cell, prompt, hidden), the same of cells of one layer by forward passes of whole prompts."""
+        return run_cells(self.lm, input_ids, cells, written)
+
+    def changes(self, cell: Cell) -> bool:
+        """Whether a cell can change anything, whatever is written."""
+        return True
 
     def slow(self, rows: list[int]) -> Iterator[GridEnds]:
         ids, positions = [self.base_ids[row] for row in rows], [self.positions[row] for row in rows]
@@ -350,7 +378,7 @@ class GridPlan(Plan[GridEnds]):
                 there = [cell for cell in self._there(own) if self.cells[cell].layer == layer]
                 for start in range(0, len(there), size):
                     some = there[start : start + size]
-                    hidden = run_cells(self.lm, prompts, [self.cells[cell] for cell in some], written)
+                    hidden = self.whole(prompts, [self.cells[cell] for cell in some], written)
                     yield GridEnds(own, some, hidden, ends, source)
 
     def nothing(self) -> GridEnds:
@@ -363,6 +391,16 @@ class GridPlan(Plan[GridEnds]):
         there = [index for index, cell in enumerate(self.cells) if places[cell.place] is not None]
         return sorted(there, key=lambda index: self.cells[index].layer)
 
+    def _same(self, row: int) -> int:
+        """How many tokens both prompts of a pair begin with: values there are the same, and writing changes nothing.
+
+        None are where the rotation depends on a prompt's length.
+        """
+        base, source = self.base_ids[row], self.source_ids[row]
+        shorter = min(len(base), len(source))
+        same = next((place for place in range(shorter) if base[place] != source[place]), shorter)
+        return first_changed(self.lm, max(len(base), len(source)), same)
+
     def _written(self, rows: Sequence[int]) -> tuple[Written, Tensor]:
         """What is written into prompts, and what the prompts that it is of end with."""
         layers = sorted({cell.layer for cell in self.cells})
@@ -372,29 +410,34 @@ class GridPlan(Plan[GridEnds]):
         first = rows[0]
         return Written(self.kind, values, len(self.base_ids[first]), self.base[first], self.source[first]), ends
 
-    def _walks(self, rows: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-        """Cells that walk together: the position that they start at, and the cells by layer."""
+    def _walks(self, cells: Sequence[int], base: Positions, rows: int, length: int) -> Iterator[tuple[int, list[int]]]:
+        """Cells that walk together: the position that they start at, and the cells by layer.
+
+        Arguments:
+            cells: by number.
+            base: by place, the tokens that are written.
+            rows, length: how many prompts, and their tokens.
+        """
         by_start: dict[int, list[int]] = {}
-        for index in self._there(rows):
-            places = self.base[rows[0]][self.cells[index].place]
-            assert places is not None  # it is there
+        for index in cells:
+            places = base[self.cells[index].place]
+            assert places  # something is written
             by_start.setdefault(places[0], []).append(index)
-        length = len(self.base_ids[rows[0]])
         together: list[tuple[int, list[int]]] = []
-        for start, cells in sorted(by_start.items()):
+        for start, beside in sorted(by_start.items()):
             if together:
                 first, others = together[-1]
-                tokens = (len(others) + len(cells)) * len(rows) * (length - first)
-                if start - first < _NEIGHBOURS and tokens <= _FEW_TOKENS:
-                    others += cells
+                tokens = (len(others) + len(beside)) * rows * (length - first)
+                if start - first <= (length - first) // _IN_VAIN and tokens <= _FEW_TOKENS:
+                    others += beside
                     continue
-            together.append((start, list(cells)))
+            together.append((start, list(beside)))
         limit = self.budget or Budget.of(None, self.lm.device).tokens * 64
-        for start, cells in together:
-            cells.sort(key=lambda index: self.cells[index].layer)
-            size = max(1, limit // (len(rows) * (length - start)))
-            for at in range(0, len(cells), size):
-                yield start, cells[at : at + size]
+        for start, walking in together:
+            walking.sort(key=lambda index: self.cells[index].layer)
+            size = max(1, limit // (rows * (length - start)))
+            for at in range(0, len(walking), size):
+                yield start, walking[at : at + size]
 
 
 def _walk(clean: CleanRun, cells: Sequence[Cell], written: Written) -> Tensor:
@@ -480,8 +523,7 @@ def _trial(model: StandardizedTransformer, kind: str, length: int) -> list[Pair]
     def ends(way: Callable[[list[int]], Iterator[GridEnds]]) -> Tensor:
         found = torch.empty(len(cells), len(ids), model.hidden_size, device=model.device, dtype=model.dtype)
         for part in way([0, 1]):
-            for cell, hidden in zip(part.cells, part.hidden, strict=True):
-                found[cell, part.rows] = hidden
+            found[part.cells] = part.base if part.hidden is None else part.hidden[:, torch.tensor(part.rows).argsort()]
         return found
 
     return [(lambda: ends(plan.fast), lambda: ends(plan.slow))]
