@@ -217,7 +217,7 @@ def test_several_sites_some_layers_and_a_small_budget(monkeypatch: pytest.Monkey
     assert whole.axes == ("example", "site", "layer", "position") and whole.group_names == ("own",)
     assert whole.along("position") == ("-1", "2:4[0]", "2:4[1]")
     monkeypatch.setattr(GridPlan, "budget", 1)
-    monkeypatch.setattr("interp.patching.grid._PIECE", 1)
+    monkeypatch.setattr("interp.patching.grid_walk._PIECE", 1)
     few = activation_patching(model, clean, corrupted, ["attn_out", "resid_post"], [-1, "2:4"], batch_size=2, **given)
     np.testing.assert_allclose(few.patched, whole.patched, atol=1e-5)
 
