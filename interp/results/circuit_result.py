@@ -55,6 +55,14 @@ class EdgeScores(NamedArrays):
         mean: NDArray[np.float64] = self.score.astype(np.float64).mean(axis=0)
         return mean
 
+    @property
+    def node_scores(self) -> dict[str, float]:
+        """Source -> the sum of its edges' mean scores: what is attributed to the node as a whole.
+
+        That holds of `edge_attribution_patching`, whose scores are of first order; exact effects do not add up.
+        """
+        return dict(zip(map(str, self.along("source")), np.nansum(self.mean, axis=1).tolist(), strict=True))
+
     def to_frame(self) -> pd.DataFrame:
         """A tidy table: a row for each edge, with `source`, `destination`, `edge`, the `mean` over examples, its
         `standard_error` (NaN for one example) and `n`; strongest edges first.

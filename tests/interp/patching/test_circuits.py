@@ -209,7 +209,9 @@ def test_the_known_circuit_is_faithful() -> None:
     assert found.cpr == pytest.approx(perfect.cpr, abs=0.02)
     wrong = faithfulness(model, scores={edge: 1.0 for edge in graph.edges() if edge not in truth["edges"]}, **given)
     assert wrong.cpr < 0.35 and wrong.cmd > 0.6
-    by_node = faithfulness(model, scores=effects_by_node(attribution_patching), proportions=(0.1, 0.35, 1), **given)
+    by_node = faithfulness(
+        model, scores=edge_attribution_patching(model, **given).node_scores, proportions=(0.1, 0.35, 1), **given
+    )
     np.testing.assert_allclose(by_node.faithfulness, [0, 1, 1], atol=0.01)
 
 

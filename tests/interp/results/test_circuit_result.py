@@ -24,6 +24,7 @@ def test_edges_in_a_table() -> None:
     assert frame["edge"].tolist() == ["mlp_out.0 -> mlp_in.1", "embed -> mlp_in.1", "mlp_out.0 -> logits"]
     assert frame["mean"].tolist() == [-5, 2, 1]
     np.testing.assert_allclose(frame["standard_error"], [1, 1, 1])
+    assert scores().node_scores == {"embed": 2, "mlp_out.0": -4}
     assert scores().select(example=[0]).to_frame()["standard_error"].isna().all()
 
 
