@@ -22,6 +22,7 @@ from torch import Tensor
 
 from interp.errors import InterpError, nearest
 from interp.model.resolve import head_out_place
+from interp.passes import in_turn
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.edges import PromptPairs
 from interp.patching.effects import Answers, Metric
@@ -41,6 +42,7 @@ Circuit = Collection[str] | NDArray[np.bool_]
 """Edges by name, `source -> destination`; or a mask (source, destination)."""
 
 
+@in_turn
 def run_circuits(
     model: StandardizedTransformer,
     clean: Any,
@@ -69,6 +71,7 @@ def run_circuits(
     return _run(pairs, [_mask(pairs.graph, circuit) for circuit in circuits], batch_size)[0]
 
 
+@in_turn
 def faithfulness(
     model: StandardizedTransformer,
     clean: Any,
@@ -185,6 +188,7 @@ def choose_edges(
     return mask
 
 
+@in_turn
 def exact_edge_effects(
     model: StandardizedTransformer,
     clean: Any,
@@ -236,6 +240,7 @@ def _run(
     pairs: PromptPairs, masks: Sequence[NDArray[np.bool_]], batch_size: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(circuit, example) of the metric; and (2, example) of clean and corrupted prompts as they are."""
+    pairs.check_side_by_side()
     values = np.empty((len(masks), len(pairs)), dtype=np.float32)
     ends = np.empty((2, len(pairs)), dtype=np.float32)
     with torch.no_grad():
