@@ -115,14 +115,14 @@ class PromptPairs:
 
     def how_many_circuits(self, input_ids: Tensor) -> int:
         """How many circuits run side by side on a batch of (row, position)."""
-        return self._how_many(len(self.graph.sources), input_ids.numel())
+        return self._how_many(len(self.graph.senders), input_ids.numel())
 
     def scores(self, score: NDArray[np.float32], ends: NDArray[np.float32], direction: Direction) -> EdgeScores:
-        """The result, from (example, source, destination) and (2, example) of clean and corrupted prompts."""
+        """The result, from (example, sender, receiver) and (2, example) of clean and corrupted prompts."""
         coordinates: dict[str, Sequence[Coordinate]] = {
             "example": range(len(self)),
-            "source": self.graph.sources,
-            "destination": self.graph.destinations,
+            "sender": self.graph.senders,
+            "receiver": self.graph.receivers,
         }
         return EdgeScores(coordinates, score, ends[0], ends[1], metric=self.metrics.names[0], direction=direction)
 
@@ -187,8 +187,8 @@ def edge_attribution_patching(
 ) -> EdgeScores:
     """Estimate what a patch of each edge does to the metric, for all edges by a few passes (EAP, EAP-IG).
 
-    The score of an edge is (what its source writes in the other run - in this one) times the gradient of the metric at
-    what its destination reads, summed over positions and hidden numbers.
+    The score of an edge is (what its sender writes in the other run - in this one) times the gradient of the metric at
+    what its receiver reads, summed over positions and hidden numbers.
 
     Arguments:
         model: the model.
@@ -214,7 +214,7 @@ def edge_attribution_patching(
         raise InterpError(f"steps: expected at least 1, or None for the gradient at the patched run, got {steps}.")
     pairs = PromptPairs.of(model, clean, corrupted, metric, answers)
     graph = pairs.graph
-    score = np.full((len(pairs), len(graph.sources), len(graph.destinations)), np.nan, dtype=np.float32)
+    score = np.full((len(pairs), len(graph.senders), len(graph.receivers)), np.nan, dtype=np.float32)
     values = np.empty((2, len(pairs)), dtype=np.float32)
     for rows, *ids in pairs.batches(batch_size):
         ends = [NodeOutputs.of(model, one) for one in ids]
@@ -259,7 +259,7 @@ def _add_scores(
     final: Tensor,
     of_clean: Tensor,
 ) -> None:
-    """Add the scores by the gradients of one pass to `found`, (row, source, destination), layer by layer downward."""
+    """Add the scores by the gradients of one pass to `found`, (row, sender, receiver), layer by layer downward."""
     graph = pairs.graph
     with torch.enable_grad():
         last = final.detach().requires_grad_()
@@ -279,7 +279,7 @@ def _add_scores(
 
 
 def _products(differences: OutputDifferences, graph: ComputationGraph, layers: range, gradients: Tensor) -> Tensor:
-    """(row, source, destination) of the embedding and of all nodes of some layers, the lowest ones."""
+    """(row, sender, receiver) of the embedding and of all nodes of some layers, the lowest ones."""
     found = [_product(differences.embed[:, :, None], gradients)]
     for layer in layers:
         found.append(_product(differences.heads(layer), gradients))
@@ -288,6 +288,6 @@ def _products(differences: OutputDifferences, graph: ComputationGraph, layers: r
 
 
 def _product(written: Tensor, gradients: Tensor) -> Tensor:
-    """(row, source, destination) of (row, position, source, hidden) and (row, destination, position, hidden)."""
-    by_source = written.to(gradients.device).transpose(1, 2).flatten(2).float()
-    return by_source @ gradients.flatten(2).float().transpose(1, 2)
+    """(row, sender, receiver) of (row, position, sender, hidden) and (row, receiver, position, hidden)."""
+    by_sender = written.to(gradients.device).transpose(1, 2).flatten(2).float()
+    return by_sender @ gradients.flatten(2).float().transpose(1, 2)

@@ -166,7 +166,7 @@ class LayerGradients:
     """The gradient of a number with respect to what each node of a layer reads.
 
     Arguments:
-        inputs: (row, destination, position, hidden), of queries, keys and values, in the order of
+        inputs: (row, receiver, position, hidden), of queries, keys and values, in the order of
             `ComputationGraph.attention_inputs`, and last of what the MLP reads.
         before: (row, position, hidden), of the residual stream before the layer, by all ways together.
     """

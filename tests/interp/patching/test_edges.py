@@ -180,7 +180,7 @@ def test_bad_pairs_and_arguments_are_refused() -> None:
     graph = ComputationGraph.of(model)
     assert graph.edges(graph.mask(["embed->q.0.h1"])) == ["embed -> q.0.h1"]
     for edge, message in (
-        ("embed", "expected source -> destination"),
+        ("embed", "expected sender -> receiver"),
         ("embed -> q.9.h1", "no node 'q.9.h1' in this model"),
         ("mlp_out.2 -> q.1.h0", "q.1.h0 is read before mlp_out.2 is written"),
     ):

@@ -15,7 +15,7 @@ NONE = np.nan
 
 def scores() -> EdgeScores:
     score = [[[1.0, NONE], [-4.0, 2.0]], [[3.0, NONE], [-6.0, 0.0]]]
-    coordinates = {"example": [0, 1], "source": ["embed", "mlp_out.0"], "destination": ["mlp_in.1", "logits"]}
+    coordinates = {"example": [0, 1], "sender": ["embed", "mlp_out.0"], "receiver": ["mlp_in.1", "logits"]}
     return EdgeScores(coordinates, score, [5.0, 7.0], [1.0, 3.0], metric="logit_difference")
 
 
