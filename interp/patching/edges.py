@@ -9,10 +9,10 @@ al. 2024).
 Pitfalls. A score is not an effect: check what matters by patching it (`exact_edge_effects`, `faithfulness`). Scores of
 two edges do not add up to what both do. What clean and corrupted prompts have in common has no score at all.
 
-Memory. Of all layers together three tensors of the size of the residual stream are held: the stream before each layer,
-and the differences of what its heads (before their projection) and its MLP wrote. Gradients, and what heads wrote into
-the stream, heads x hidden numbers a token, are there for one layer at a time: each layer is run again when the gradient
-comes to it.
+Memory. Of all layers together three tensors of the size of the residual stream are held (four while the two runs are
+compared): the stream before each layer, and the differences of what its heads (before their projection) and its MLP
+wrote. Gradients, and what heads wrote into the stream, heads x hidden numbers a token, are there for one layer at a
+time: each layer is run again when the gradient comes to it.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.forward import forget_lengths
+from interp.model.fed import whole_inputs
 from interp.model.places import HeadOutPlace
 from interp.model.resolve import head_out_place, place_of
 from interp.model.visits import Visit, run_visiting, visit_part
@@ -105,8 +107,8 @@ class NodeOutputs:
             visits += [Visit(f"{kind}.{layer}", place_of(model, Site(kind, layer)), call) for kind, call in kinds]
         last = Site("resid_post", model.num_layers - 1)
         visits.append(Visit(str(last), place_of(model, last), end))
-        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-        run_visiting(model, visits, stop=True, use_cache=False, **inputs)
+        forget_lengths(model)
+        run_visiting(model, visits, stop=True, use_cache=False, **whole_inputs(model, input_ids.tolist()))
         for layer, z in enumerate(kept["z"]):
             check_heads(model, "z", layer, z.shape[2], model.num_heads)
         off = float((total[0] - final[0]).norm() / final[0].norm())
