@@ -105,8 +105,8 @@ def activation_patching(
         batch_size: pairs in a batch at most; memory does not depend on how many there are, but for the result.
 
     Returns:
-        The metric of every patched run over (example, [site,] layer, [position,] [head]): axes without brackets always;
-        `site` where several were asked for, the others where they were given.
+        The metric of every patched run over `(example, [site,] layer, [position,] [head])`: axes without brackets
+        always; `site` where several were asked for, the others where they were given.
 
     Raises:
         InterpError: prompts that do not pair, positions of which two prompts have unequally many, a site, layer, head

@@ -29,14 +29,14 @@ from torch import Tensor
 
 from interp.batching import Budget, batches_alike
 from interp.errors import InterpError, nearest
-from interp.forward import check_ready
+from interp.forward import check_ready, forget_lengths
 from interp.model.fed import whole_inputs
 from interp.model.resolve import place_of
 from interp.model.visits import Visit, run_visiting
 from interp.passes import in_turn
 from interp.patching.activation_patching import Places, PositionSets, heads_asked, kinds_of, layers_asked, pairs_of
+from interp.patching.cells import by_position, heads_of, values_at
 from interp.patching.effects import Answers, Metric, Metrics
-from interp.patching.grid import by_position, heads_of, values_at
 from interp.results import Coordinate, Direction, PatchingResult
 from interp.sites import HEAD_KINDS, MAP_KINDS, Site
 
@@ -253,6 +253,7 @@ class _Estimate:
         visited = [site for site in moved if site not in differences] + list(differences)
         visits = [Visit(str(site), place_of(self.model, site), at(site)) for site in visited]
         visits.append(Visit(str(last), place_of(self.model, last), lambda live: final.append(live[:, -1])))
+        forget_lengths(self.model)
         with torch.enable_grad():
             run_visiting(self.model, visits, stop=True, **whole_inputs(self.model, batch.base_ids), use_cache=False)
             compared = self.model.readout(of_clean) if self.metrics.compares else None

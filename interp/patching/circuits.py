@@ -22,10 +22,11 @@ from torch import Tensor
 
 from interp.errors import InterpError, nearest
 from interp.model.resolve import head_out_place
+from interp.passes import in_turn
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.edges import PromptPairs
 from interp.patching.effects import Answers, Metric
-from interp.patching.layer_parts import NodeOutputs, check_heads, run_layer
+from interp.patching.node_outputs import NodeOutputs, check_heads, run_layer
 from interp.patching.patched_runs import CleanRun
 from interp.results import Coordinate, EdgeScores, FaithfulnessCurve
 
@@ -38,9 +39,10 @@ PROPORTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of edges in the circuits of the Mechanistic Interpretability Benchmark."""
 Selection = Literal["top", "greedy"]
 Circuit = Collection[str] | NDArray[np.bool_]
-"""Edges by name, `source -> destination`; or a mask (source, destination)."""
+"""Edges by name, `sender -> receiver`; or a mask (sender, receiver)."""
 
 
+@in_turn
 def run_circuits(
     model: StandardizedTransformer,
     clean: Any,
@@ -69,6 +71,7 @@ def run_circuits(
     return _run(pairs, [_mask(pairs.graph, circuit) for circuit in circuits], batch_size)[0]
 
 
+@in_turn
 def faithfulness(
     model: StandardizedTransformer,
     clean: Any,
@@ -131,17 +134,17 @@ def _circuits(
         if selection == "greedy":
             raise InterpError("selection: 'greedy' goes along edges, and the scores are of nodes. Use 'top'.")
         graph.mask_of_nodes(scores)  # refuses what is no node
-        by_node = np.array([float(scores.get(node, 0.0)) for node in graph.sources])
+        by_node = np.array([float(scores.get(node, 0.0)) for node in graph.senders])
         order = np.argsort(-(np.abs(by_node) if absolute else by_node), kind="stable")
         for share in proportions:
-            yield graph.mask_of_nodes(graph.sources[node] for node in order[: int(share * len(order))])
+            yield graph.mask_of_nodes(graph.senders[node] for node in order[: int(share * len(order))])
         return
     if isinstance(scores, Mapping):
         by_edge = np.zeros(graph.exists.shape)
         for edge, score in scores.items():
             by_edge[graph.mask([edge])] = score
     else:
-        if scores.along("source") != graph.sources or scores.along("destination") != graph.destinations:
+        if scores.along("sender") != graph.senders or scores.along("receiver") != graph.receivers:
             raise InterpError("scores: expected those of all edges of this model, got others.")
         by_edge = np.nan_to_num(scores.mean)
     for share in proportions:
@@ -156,11 +159,11 @@ def choose_edges(
     selection: Selection = "top",
     absolute: bool = True,
 ) -> NDArray[np.bool_]:
-    """The mask (source, destination) of a circuit of `count` edges; arguments as of `faithfulness`.
+    """The mask (sender, receiver) of a circuit of `count` edges; arguments as of `faithfulness`.
 
     Arguments:
         graph: nodes and edges.
-        scores: (source, destination).
+        scores: (sender, receiver).
         count: how many edges.
     """
     weights = np.where(graph.exists, np.abs(scores) if absolute else scores, -np.inf)
@@ -171,20 +174,21 @@ def choose_edges(
     waiting: list[tuple[float, int, int]] = []
     reached: set[int] = set()
 
-    def reach(destinations: Collection[int]) -> None:
-        for destination in set(destinations) - reached:
-            reached.add(destination)
-            for source in np.flatnonzero(graph.exists[:, destination]):
-                heapq.heappush(waiting, (-float(weights[source, destination]), int(source), destination))
+    def reach(receivers: Collection[int]) -> None:
+        for receiver in set(receivers) - reached:
+            reached.add(receiver)
+            for sender in np.flatnonzero(graph.exists[:, receiver]):
+                heapq.heappush(waiting, (-float(weights[sender, receiver]), int(sender), receiver))
 
-    reach([len(graph.destinations) - 1])
+    reach([len(graph.receivers) - 1])
     while waiting and int(mask.sum()) < count:
-        _, source, destination = heapq.heappop(waiting)
-        mask[source, destination] = True
-        reach(graph.inputs_of(source))
+        _, sender, receiver = heapq.heappop(waiting)
+        mask[sender, receiver] = True
+        reach(graph.inputs_of(sender))
     return mask
 
 
+@in_turn
 def exact_edge_effects(
     model: StandardizedTransformer,
     clean: Any,
@@ -226,7 +230,7 @@ def _mask(graph: ComputationGraph, circuit: Circuit) -> NDArray[np.bool_]:
         return graph.mask(circuit)
     if circuit.shape != graph.exists.shape or circuit.dtype != bool:
         raise InterpError(
-            f"circuits: expected a bool mask (source, destination) = {graph.exists.shape}, got {circuit.dtype} "
+            f"circuits: expected a bool mask (sender, receiver) = {graph.exists.shape}, got {circuit.dtype} "
             f"{circuit.shape}."
         )
     return circuit & graph.exists
@@ -236,6 +240,7 @@ def _run(
     pairs: PromptPairs, masks: Sequence[NDArray[np.bool_]], batch_size: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(circuit, example) of the metric; and (2, example) of clean and corrupted prompts as they are."""
+    pairs.check_side_by_side()
     values = np.empty((len(masks), len(pairs)), dtype=np.float32)
     ends = np.empty((2, len(pairs)), dtype=np.float32)
     with torch.no_grad():
@@ -261,7 +266,7 @@ class _CircuitRuns:
         pairs: the prompts.
         given: the clean ones, how their layers are called.
         corrupted: what nodes write in the corrupted ones.
-        masks: each (source, destination), a circuit.
+        masks: each (sender, receiver), a circuit.
     """
 
     def __init__(
@@ -270,9 +275,9 @@ class _CircuitRuns:
         self.model, self.graph, self.given, self.corrupted = pairs.model, pairs.graph, given, corrupted
         embed = given.calls[0].input
         self.stream = embed.expand(len(masks), *embed.shape)  # what nodes wrote in each run, all together
-        self.outside = torch.from_numpy(~np.stack(masks) & self.graph.exists)  # (circuit, source, destination)
-        # Of every source so far: what it writes in the corrupted run more than in this one.
-        self.differences = [(corrupted.embed - self.stream)[..., None, :]]  # (circuit, row, position, source, hidden)
+        self.outside = torch.from_numpy(~np.stack(masks) & self.graph.exists)  # (circuit, sender, receiver)
+        # Of every sender so far: what it writes in the corrupted run more than in this one.
+        self.differences = [(corrupted.embed - self.stream)[..., None, :]]  # (circuit, row, position, sender, hidden)
 
     def final(self) -> Tensor:
         """(circuit, row, hidden), what the final norm reads at the last token."""
@@ -280,10 +285,10 @@ class _CircuitRuns:
             self._through(layer)
         return self._reads(self.stream, -1, self.differences)[:, :, -1]
 
-    def _reads(self, stream: Tensor, destination: int, differences: Sequence[Tensor]) -> Tensor:
+    def _reads(self, stream: Tensor, receiver: int, differences: Sequence[Tensor]) -> Tensor:
         """(circuit, row, position, hidden), what one input reads: edges outside the circuit bring corrupted values."""
         whole = torch.cat(list(differences), dim=3)
-        outside = self.outside[:, : whole.shape[3], destination].to(whole.device, whole.dtype)
+        outside = self.outside[:, : whole.shape[3], receiver].to(whole.device, whole.dtype)
         return stream + torch.einsum("crpsh,cs->crph", whole, outside)
 
     def _through(self, layer: int) -> None:

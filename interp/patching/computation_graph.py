@@ -56,7 +56,7 @@ class ComputationGraph:
         return cls(model.num_layers, model.num_heads, model.num_kv_heads, model.parallel)
 
     @cached_property
-    def sources(self) -> tuple[str, ...]:
+    def senders(self) -> tuple[str, ...]:
         """Outputs of nodes in the order of a forward pass."""
         names = ["embed"]
         for layer in range(self.num_layers):
@@ -65,7 +65,7 @@ class ComputationGraph:
         return tuple(names)
 
     @cached_property
-    def destinations(self) -> tuple[str, ...]:
+    def receivers(self) -> tuple[str, ...]:
         """Inputs of nodes in the order of a forward pass."""
         names = []
         for layer in range(self.num_layers):
@@ -80,32 +80,32 @@ class ComputationGraph:
         return ("q", self.num_heads), ("k", self.num_kv_heads), ("v", self.num_kv_heads)
 
     def heads(self, layer: int) -> slice:
-        """Where the heads of a layer stand among the sources."""
+        """Where the heads of a layer stand among the senders."""
         start = 1 + layer * (self.num_heads + 1)
         return slice(start, start + self.num_heads)
 
     def mlp(self, layer: int) -> int:
-        """Where the MLP of a layer stands among the sources."""
+        """Where the MLP of a layer stands among the senders."""
         return self.heads(layer).stop
 
     def attention_inputs(self, layer: int) -> slice:
-        """Where what the attention of a layer reads stands among the destinations: queries, keys, values."""
+        """Where what the attention of a layer reads stands among the receivers: queries, keys, values."""
         width = self.num_heads + 2 * self.num_kv_heads
         return slice(layer * (width + 1), layer * (width + 1) + width)
 
     def mlp_input(self, layer: int) -> int:
-        """Where what the MLP of a layer reads stands among the destinations."""
+        """Where what the MLP of a layer reads stands among the receivers."""
         return self.attention_inputs(layer).stop
 
-    def inputs_of(self, source: int) -> list[int]:
-        """Which destinations are what a source reads: its head's query, key and value, or its MLP's input.
+    def inputs_of(self, sender: int) -> list[int]:
+        """Which receivers are what a sender reads: its head's query, key and value, or its MLP's input.
 
         Arguments:
-            source: by number.
+            sender: by number.
         """
-        if not source:
+        if not sender:
             return []
-        layer, head = divmod(source - 1, self.num_heads + 1)
+        layer, head = divmod(sender - 1, self.num_heads + 1)
         if head == self.num_heads:
             return [self.mlp_input(layer)]
         start = self.attention_inputs(layer).start
@@ -114,8 +114,8 @@ class ComputationGraph:
 
     @cached_property
     def exists(self) -> NDArray[np.bool_]:
-        """(source, destination), where there is an edge: the source comes first."""
-        mask = np.zeros((len(self.sources), len(self.destinations)), dtype=bool)
+        """(sender, receiver), where there is an edge: the sender comes first."""
+        mask = np.zeros((len(self.senders), len(self.receivers)), dtype=bool)
         for layer in range(self.num_layers):
             before = self.heads(layer).start
             mask[:before, self.attention_inputs(layer)] = True
@@ -130,48 +130,46 @@ class ComputationGraph:
         return int(self.exists.sum())
 
     def edges(self, mask: NDArray[np.bool_] | None = None) -> list[str]:
-        """Names of edges, ordered by source, then destination.
+        """Names of edges, ordered by sender, then receiver.
 
         Arguments:
-            mask: (source, destination), which; None: all.
+            mask: (sender, receiver), which; None: all.
         """
         chosen = self.exists if mask is None else mask & self.exists
-        return [f"{self.sources[one]} -> {self.destinations[other]}" for one, other in np.argwhere(chosen)]
+        return [f"{self.senders[one]} -> {self.receivers[other]}" for one, other in np.argwhere(chosen)]
 
     def mask(self, edges: Iterable[str]) -> NDArray[np.bool_]:
-        """(source, destination) of edges by name.
+        """(sender, receiver) of edges by name.
 
         Raises:
             InterpError: a name that is none, or two nodes without an edge between them.
         """
         mask = np.zeros_like(self.exists)
         for edge in edges:
-            source, arrow, destination = (part.strip() for part in edge.partition("->"))
+            sender, arrow, receiver = (part.strip() for part in edge.partition("->"))
             if not arrow:
-                raise InterpError(
-                    f"edge {edge!r}: expected source -> destination, e.g. embed -> {self.destinations[0]}."
-                )
-            place = _index(self.sources, source, edge), _index(self.destinations, destination, edge)
+                raise InterpError(f"edge {edge!r}: expected sender -> receiver, e.g. embed -> {self.receivers[0]}.")
+            place = _index(self.senders, sender, edge), _index(self.receivers, receiver, edge)
             if not self.exists[place]:
-                raise InterpError(f"edge {edge!r}: {destination} is read before {source} is written.")
+                raise InterpError(f"edge {edge!r}: {receiver} is read before {sender} is written.")
             mask[place] = True
         return mask
 
     def mask_of_nodes(self, nodes: Iterable[str]) -> NDArray[np.bool_]:
-        """(source, destination) of a circuit that is given by nodes: all edges between two of them.
+        """(sender, receiver) of a circuit that is given by nodes: all edges between two of them.
 
         Arguments:
-            nodes: sources by name; the logits are always there.
+            nodes: senders by name; the logits are always there.
 
         Raises:
             InterpError: a name that is none.
         """
-        kept = np.zeros(len(self.sources), dtype=bool)
+        kept = np.zeros(len(self.senders), dtype=bool)
         for node in nodes:
             if node != "logits":
-                kept[_index(self.sources, node, node)] = True
-        owned = np.zeros(len(self.destinations), dtype=bool)
-        owned[[-1, *(place for source in np.flatnonzero(kept) for place in self.inputs_of(int(source)))]] = True
+                kept[_index(self.senders, node, node)] = True
+        owned = np.zeros(len(self.receivers), dtype=bool)
+        owned[[-1, *(place for sender in np.flatnonzero(kept) for place in self.inputs_of(int(sender)))]] = True
         return self.exists & kept[:, None] & owned
 
 

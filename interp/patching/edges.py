@@ -9,10 +9,10 @@ al. 2024).
 Pitfalls. A score is not an effect: check what matters by patching it (`exact_edge_effects`, `faithfulness`). Scores of
 two edges do not add up to what both do. What clean and corrupted prompts have in common has no score at all.
 
-Memory. Of all layers together three tensors of the size of the residual stream are held: the stream before each layer,
-and the differences of what its heads (before their projection) and its MLP wrote. Gradients, and what heads wrote into
-the stream, heads x hidden numbers a token, are there for one layer at a time: each layer is run again when the gradient
-comes to it.
+Memory. Of all layers together three tensors of the size of the residual stream are held (four while the two runs are
+compared): the stream before each layer, and the differences of what its heads (before their projection) and its MLP
+wrote. Gradients, and what heads wrote into the stream, heads x hidden numbers a token, are there for one layer at a
+time: each layer is run again when the gradient comes to it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ from interp.activations.prompt_batches import encoded_prompts
 from interp.batching import batches_alike, how_many
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready
+from interp.model.verdicts import Pair, sample_ids, verdict
+from interp.passes import in_turn
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.effects import Answers, Metric, Metrics
 from interp.patching.fits import walk_fits
-from interp.patching.layer_parts import LayerGradients, NodeOutputs, OutputDifferences, run_layer
+from interp.patching.grid import values_at
+from interp.patching.node_outputs import LayerGradients, NodeOutputs, OutputDifferences, run_layer
 from interp.patching.patched_runs import CleanRun
 from interp.results import Coordinate, Direction, EdgeScores
 
@@ -83,11 +86,11 @@ class PromptPairs:
         metrics = Metrics.of(model, metric, answers, len(ids[0]))
         if len(metrics.names) != 1:
             raise InterpError(f"metric: expected one, got {', '.join(metrics.names)}.")
-        if not walk_fits(model, max(lengths[0])):
-            raise InterpError(
-                f"edges of {type(model._module).__name__}: its layers cannot be run one by one (hooks or edits of "
-                "yours, or layers that hand things to each other), which edges need. Patch sites instead."
-            )
+        consequence = "edges are refused: running its layers one by one"
+        if not verdict(
+            model, "layers alone", lambda length: _trial(model, length), consequence, longest=max(lengths[0])
+        ):
+            raise InterpError(_no_layers(model))
         return cls(model, graph, ids[0], ids[1], metrics)
 
     def __len__(self) -> int:
@@ -112,14 +115,14 @@ class PromptPairs:
 
     def how_many_circuits(self, input_ids: Tensor) -> int:
         """How many circuits run side by side on a batch of (row, position)."""
-        return self._how_many(len(self.graph.sources), input_ids.numel())
+        return self._how_many(len(self.graph.senders), input_ids.numel())
 
     def scores(self, score: NDArray[np.float32], ends: NDArray[np.float32], direction: Direction) -> EdgeScores:
-        """The result, from (example, source, destination) and (2, example) of clean and corrupted prompts."""
+        """The result, from (example, sender, receiver) and (2, example) of clean and corrupted prompts."""
         coordinates: dict[str, Sequence[Coordinate]] = {
             "example": range(len(self)),
-            "source": self.graph.sources,
-            "destination": self.graph.destinations,
+            "sender": self.graph.senders,
+            "receiver": self.graph.receivers,
         }
         return EdgeScores(coordinates, score, ends[0], ends[1], metric=self.metrics.names[0], direction=direction)
 
@@ -129,6 +132,15 @@ class PromptPairs:
     @property
     def _longest(self) -> int:
         return max(map(len, self.clean))
+
+    def check_side_by_side(self) -> None:
+        """Refuse a model whose layers do not take several runs of a prompt at once.
+
+        Raises:
+            InterpError: they do not.
+        """
+        if not walk_fits(self.model, self._longest):
+            raise InterpError(_no_layers(self.model))
 
     def measure(self, final: Tensor, rows: list[int], clean: Tensor) -> Tensor:
         """(row,), the metric of last residual streams, under the caller's grad mode.
@@ -142,6 +154,26 @@ class PromptPairs:
         return self.metrics(self.model.readout(final), torch.tensor(rows, device="cpu"), compared)[:, 0]
 
 
+def _trial(model: StandardizedTransformer, length: int) -> list[Pair]:
+    """Two prompts of a length through the layers one by one, and as a whole: (row, hidden) at the last token."""
+    ids = sample_ids(model, length=length)
+
+    @torch.no_grad()
+    def as_a_whole() -> Tensor:
+        return values_at(model, ids.tolist(), [])[1]
+
+    return [(lambda: _streams(CleanRun.of(model, ids, 0))[1], as_a_whole)]
+
+
+def _no_layers(model: StandardizedTransformer) -> str:
+    return (
+        f"edges of {type(model._module).__name__}: its layers cannot be run one by one (hooks or edits of yours, or "
+        "layers that hand things to each other or hold a row for each of the batch), which this needs. Patch sites "
+        "instead."
+    )
+
+
+@in_turn
 def edge_attribution_patching(
     model: StandardizedTransformer,
     clean: Any,
@@ -155,8 +187,8 @@ def edge_attribution_patching(
 ) -> EdgeScores:
     """Estimate what a patch of each edge does to the metric, for all edges by a few passes (EAP, EAP-IG).
 
-    The score of an edge is (what its source writes in the other run - in this one) times the gradient of the metric at
-    what its destination reads, summed over positions and hidden numbers.
+    The score of an edge is (what its sender writes in the other run - in this one) times the gradient of the metric at
+    what its receiver reads, summed over positions and hidden numbers.
 
     Arguments:
         model: the model.
@@ -182,7 +214,7 @@ def edge_attribution_patching(
         raise InterpError(f"steps: expected at least 1, or None for the gradient at the patched run, got {steps}.")
     pairs = PromptPairs.of(model, clean, corrupted, metric, answers)
     graph = pairs.graph
-    score = np.full((len(pairs), len(graph.sources), len(graph.destinations)), np.nan, dtype=np.float32)
+    score = np.full((len(pairs), len(graph.senders), len(graph.receivers)), np.nan, dtype=np.float32)
     values = np.empty((2, len(pairs)), dtype=np.float32)
     for rows, *ids in pairs.batches(batch_size):
         ends = [NodeOutputs.of(model, one) for one in ids]
@@ -197,21 +229,19 @@ def edge_attribution_patching(
         found = torch.zeros(len(rows), *graph.exists.shape, dtype=torch.float32, device=final.device)
         points = [0.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
         for point in points:
-            before, last = _streams(run, differences.embed, point) if point else ([*map(_input, run.calls)], final)
+            before, last = (
+                _streams(run, point * differences.embed) if point else ([call.input for call in run.calls], final)
+            )
             _add_scores(found, pairs, rows, run, differences, before, last, of_clean)
         score[rows] = (found / len(points)).cpu().numpy()
     score[:, ~graph.exists] = np.nan
     return pairs.scores(score, values, direction)
 
 
-def _input(call: Any) -> Tensor:
-    return call.input
-
-
 @torch.no_grad()
-def _streams(run: CleanRun, difference: Tensor, point: float) -> tuple[list[Tensor], Tensor]:
-    """The residual stream before each layer, and (row, hidden) after the last, from embeddings on the way to others."""
-    hidden = run.calls[0].input + point * difference
+def _streams(run: CleanRun, moved: Tensor | float = 0.0) -> tuple[list[Tensor], Tensor]:
+    """The residual stream before each layer, and (row, hidden) after the last, with embeddings moved by something."""
+    hidden = run.calls[0].input + moved
     before = []
     for layer in range(run.model.num_layers):
         before.append(hidden)
@@ -229,37 +259,35 @@ def _add_scores(
     final: Tensor,
     of_clean: Tensor,
 ) -> None:
-    """Add the scores by the gradients of one pass to `found`, (row, source, destination), layer by layer downward."""
+    """Add the scores by the gradients of one pass to `found`, (row, sender, receiver), layer by layer downward."""
     graph = pairs.graph
     with torch.enable_grad():
         last = final.detach().requires_grad_()
         (at_last,) = torch.autograd.grad(pairs.measure(last, rows, of_clean).sum(), last)
     gradient = torch.zeros_like(before[0], device=at_last.device)
     gradient[:, -1] = at_last
-    found[..., -1] += _products(differences, graph, range(graph.num_layers), gradient[None])[..., 0]
+    found[..., -1] += _products(differences, graph, range(graph.num_layers), gradient[:, None])[..., 0].to(found.device)
     for layer in reversed(range(graph.num_layers)):
         read = LayerGradients.of(run, graph, layer, before[layer], gradient.to(before[layer].device))
-        inputs = graph.attention_inputs(layer)
-        both = torch.cat([read.attention, read.mlp[None]])
-        sources = slice(0, graph.heads(layer).start)
-        found[:, sources, inputs.start : inputs.stop + 1] += _products(differences, graph, range(layer), both)
+        first, lower = graph.attention_inputs(layer).start, graph.heads(layer).start
+        there = found[:, :lower, first : graph.mlp_input(layer) + 1]
+        there += _products(differences, graph, range(layer), read.inputs).to(found.device)
         if not graph.parallel:
-            own = _product(differences.heads(layer), read.mlp[None])
+            own = _product(differences.heads(layer), read.inputs[:, -1:])
             found[:, graph.heads(layer), graph.mlp_input(layer)] += own[..., 0].to(found.device)
         gradient = read.before
 
 
 def _products(differences: OutputDifferences, graph: ComputationGraph, layers: range, gradients: Tensor) -> Tensor:
-    """(row, source, destination) of the embedding and of all nodes of some layers, the lowest ones."""
+    """(row, sender, receiver) of the embedding and of all nodes of some layers, the lowest ones."""
     found = [_product(differences.embed[:, :, None], gradients)]
     for layer in layers:
-        found += [
-            _product(differences.heads(layer), gradients),
-            _product(differences.mlps[layer][:, :, None], gradients),
-        ]
+        found.append(_product(differences.heads(layer), gradients))
+        found.append(_product(differences.mlps[layer][:, :, None], gradients))
     return torch.cat(found, dim=1)
 
 
 def _product(written: Tensor, gradients: Tensor) -> Tensor:
-    """(row, source, destination) of (row, position, source, hidden) and (destination, row, position, hidden)."""
-    return torch.einsum("rpsh,drph->rsd", written.to(gradients.device).float(), gradients.float())
+    """(row, sender, receiver) of (row, position, sender, hidden) and (row, receiver, position, hidden)."""
+    by_sender = written.to(gradients.device).transpose(1, 2).flatten(2).float()
+    return by_sender @ gradients.flatten(2).float().transpose(1, 2)

@@ -25,9 +25,9 @@ class EdgeScores(NamedArrays):
     """What a patch of each edge is expected to do to the metric, by example; NaN where two nodes have no edge.
 
     Arguments:
-        coordinates: `example`, `source` (what writes into the residual stream) and `destination` (what reads it), named
+        coordinates: `example`, `sender` (what writes into the residual stream) and `receiver` (what reads it), named
             as in `interp.patching.ComputationGraph`.
-        score: (example, source, destination), in the metric's unit: patched - unpatched.
+        score: (example, sender, receiver), in the metric's unit: patched - unpatched.
         clean, corrupted: (example,), the metric of the prompts as they are.
         metric: its name.
         direction: `noising`: of corrupted values written into the clean run; `denoising`: of clean ones into the
@@ -51,26 +51,34 @@ class EdgeScores(NamedArrays):
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(source, destination), the mean over examples."""
+        """(sender, receiver), the mean over examples."""
         mean: NDArray[np.float64] = self.score.astype(np.float64).mean(axis=0)
         return mean
 
+    @property
+    def node_scores(self) -> dict[str, float]:
+        """Source -> the sum of its edges' mean scores: what is attributed to the node as a whole.
+
+        That holds of `edge_attribution_patching`, whose scores are of first order; exact effects do not add up.
+        """
+        return dict(zip(map(str, self.along("sender")), np.nansum(self.mean, axis=1).tolist(), strict=True))
+
     def to_frame(self) -> pd.DataFrame:
-        """A tidy table: a row for each edge, with `source`, `destination`, `edge`, the `mean` over examples, its
+        """A tidy table: a row for each edge, with `sender`, `receiver`, `edge`, the `mean` over examples, its
         `standard_error` (NaN for one example) and `n`; strongest edges first.
         """
         import pandas as pd
 
         there = ~np.isnan(self.score[0])
         scores = self.score[:, there].astype(np.float64)
-        sources, destinations = np.nonzero(there)
+        senders, receivers = np.nonzero(there)
         frame = pd.DataFrame(
             {
-                "source": np.array(self.along("source"))[sources],
-                "destination": np.array(self.along("destination"))[destinations],
+                "sender": np.array(self.along("sender"))[senders],
+                "receiver": np.array(self.along("receiver"))[receivers],
             }
         )
-        frame["edge"] = frame["source"] + " -> " + frame["destination"]
+        frame["edge"] = frame["sender"] + " -> " + frame["receiver"]
         frame["mean"] = scores.mean(axis=0)
         n = len(scores)
         frame["standard_error"] = scores.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.nan
@@ -82,7 +90,7 @@ class EdgeScores(NamedArrays):
         """Area under the ROC curve of finding known edges by the absolute mean score.
 
         Arguments:
-            edges: the true ones, `source -> destination`.
+            edges: the true ones, `sender -> receiver`.
 
         Raises:
             InterpError: an edge that there is not, or none or all of them.

@@ -71,8 +71,9 @@ ROOMS = {
 }
 CONSTANT = 20.0
 FREQUENCIES = tuple(2 * math.pi * k / POSITIONS for k in (1, 3, 7, 13))
-MATCH = 6.0  # the score of a match, before the softmax; that of the first token, where there is none, is REST
-REST = 1.5
+# The score of a match, before the softmax; that of the first token, where there is none, is REST. So high a score
+# saturates attention, as in trained models: at a prompt, the gradient by queries and keys is next to nothing.
+MATCH, REST = 14.0, 4.0
 SHARE = 0.6  # what each induction head adds of the letter that it has found
 NEURON_GAIN, THRESHOLD, SAY, LOGIT = 6.0, 0.3, 0.2, 10.0
 NOISE = 0.01  # standard deviation of the weights that are small and random

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from interp.compat.transformer_lens.names import get_act_name
 from interp.model.resolve import why_missing
-from interp.patching.grid import Cell, GridPlan
+from interp.patching.cells import Cell
+from interp.patching.grid import GridPlan
 from interp.patching.run import run
 from interp.sites import Site
 

@@ -37,14 +37,14 @@ class EdgeTwin:
     def __init__(self, plain: Any, *, parallel: bool = False) -> None:
         self.plain, self.layers, self.parallel = plain, plain.model.layers, parallel
 
-    def written(self, source: str, ids: Tensor) -> Tensor:
+    def written(self, sender: str, ids: Tensor) -> Tensor:
         """(row, position, hidden), what a node writes in the run of some prompts."""
         kept: dict[str, Tensor] = {}
 
         def before(name: str) -> Hook:
             return lambda _, args: kept.__setitem__(name, args[0])
 
-        kind, *where = source.split(".")
+        kind, *where = sender.split(".")
         layer = self.layers[int(where[0])] if where else self.layers[0]
         watched = {
             "embed": (layer, "before", before("value")),
@@ -59,9 +59,9 @@ class EdgeTwin:
         own = slice(int(where[1][1:]) * size, (int(where[1][1:]) + 1) * size)
         return kept["value"][..., own] @ layer.self_attn.o_proj.weight[:, own].T
 
-    def logits(self, ids: Tensor, destination: str, more: Tensor) -> Tensor:
+    def logits(self, ids: Tensor, receiver: str, more: Tensor) -> Tensor:
         """(row, vocabulary) after prompts one of whose nodes reads more than the residual stream."""
-        kind, *where = destination.split(".")
+        kind, *where = receiver.split(".")
         if kind == "logits":
             with hooked((self.plain.model.norm, "before", lambda _, args: (args[0] + more,))):
                 return self.plain(input_ids=ids).logits[:, -1]
@@ -95,14 +95,14 @@ class EdgeTwin:
         """(row,) of clean prompts with a part of the way to its corrupted value on one edge; and the slope there.
 
         Arguments:
-            edge: `source -> destination`.
+            edge: `sender -> receiver`.
             clean, corrupted: (row, position), token ids.
             metric: of (row, vocabulary).
             part: 1: all of the way.
         """
-        source, destination = edge.split(" -> ")
-        more = self.written(source, corrupted) - self.written(source, clean)
+        sender, receiver = edge.split(" -> ")
+        more = self.written(sender, corrupted) - self.written(sender, clean)
         parts = torch.full((len(clean), 1, 1), part, dtype=more.dtype, requires_grad=True)
-        values = metric(self.logits(clean, destination, parts * more))
+        values = metric(self.logits(clean, receiver, parts * more))
         (slopes,) = torch.autograd.grad(values.sum(), parts)
         return values.detach(), slopes[:, 0, 0]

@@ -15,7 +15,7 @@ NONE = np.nan
 
 def scores() -> EdgeScores:
     score = [[[1.0, NONE], [-4.0, 2.0]], [[3.0, NONE], [-6.0, 0.0]]]
-    coordinates = {"example": [0, 1], "source": ["embed", "mlp_out.0"], "destination": ["mlp_in.1", "logits"]}
+    coordinates = {"example": [0, 1], "sender": ["embed", "mlp_out.0"], "receiver": ["mlp_in.1", "logits"]}
     return EdgeScores(coordinates, score, [5.0, 7.0], [1.0, 3.0], metric="logit_difference")
 
 
@@ -24,6 +24,7 @@ def test_edges_in_a_table() -> None:
     assert frame["edge"].tolist() == ["mlp_out.0 -> mlp_in.1", "embed -> mlp_in.1", "mlp_out.0 -> logits"]
     assert frame["mean"].tolist() == [-5, 2, 1]
     np.testing.assert_allclose(frame["standard_error"], [1, 1, 1])
+    assert scores().node_scores == {"embed": 2, "mlp_out.0": -4}
     assert scores().select(example=[0]).to_frame()["standard_error"].isna().all()
 
 

@@ -62,8 +62,8 @@ def test_its_nodes_are_places_of_the_model() -> None:
     for node in [*ROLES, "logits"]:
         assert model.has(node)
     for edge in truth["edges"]:
-        source, destination = edge.split(" -> ")
-        assert source in truth["nodes"] and model.has(destination)
+        sender, receiver = edge.split(" -> ")
+        assert sender in truth["nodes"] and model.has(receiver)
 
 
 def test_only_the_circuit_moves_the_answer() -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.forward import forget_lengths
+from interp.model.fed import whole_inputs
 from interp.model.places import HeadOutPlace
 from interp.model.resolve import head_out_place, place_of
 from interp.model.visits import Visit, run_visiting, visit_part
@@ -105,8 +107,8 @@ class NodeOutputs:
             visits += [Visit(f"{kind}.{layer}", place_of(model, Site(kind, layer)), call) for kind, call in kinds]
         last = Site("resid_post", model.num_layers - 1)
         visits.append(Visit(str(last), place_of(model, last), end))
-        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-        run_visiting(model, visits, stop=True, use_cache=False, **inputs)
+        forget_lengths(model)
+        run_visiting(model, visits, stop=True, use_cache=False, **whole_inputs(model, input_ids.tolist()))
         for layer, z in enumerate(kept["z"]):
             check_heads(model, "z", layer, z.shape[2], model.num_heads)
         off = float((total[0] - final[0]).norm() / final[0].norm())
@@ -166,14 +168,12 @@ class LayerGradients:
     """The gradient of a number with respect to what each node of a layer reads.
 
     Arguments:
-        attention: (head, row, position, hidden), of queries, keys and values, in the order of
-            `ComputationGraph.attention_inputs`.
-        mlp: (row, position, hidden).
+        inputs: (row, receiver, position, hidden), of queries, keys and values, in the order of
+            `ComputationGraph.attention_inputs`, and last of what the MLP reads.
         before: (row, position, hidden), of the residual stream before the layer, by all ways together.
     """
 
-    attention: Tensor
-    mlp: Tensor
+    inputs: Tensor
     before: Tensor
 
     @classmethod
@@ -205,23 +205,26 @@ class LayerGradients:
                 output, [*(kept[name] for name in names), before], after, retain_graph=True
             )
             of = dict(zip(names, inside, strict=True))
-            heads: list[Tensor] = []
+            width = graph.attention_inputs(layer).stop - graph.attention_inputs(layer).start + 1
+            inputs = before.detach().new_empty(before.shape[0], width, *before.shape[1:])
+            place = 0
             for part, count in graph.read_by_attention:
                 check_heads(run.model, part, layer, kept[part].shape[1], count)
                 for head in range(count):
                     alone = torch.zeros_like(of[part])
                     alone[:, head] = of[part][:, head]
-                    heads += torch.autograd.grad(kept[part], before, alone, retain_graph=True)
+                    (inputs[:, place],) = torch.autograd.grad(kept[part], before, alone, retain_graph=True)
+                    place += 1
             read_by_mlp = before if graph.parallel else kept["resid_mid"]
-            (mlp,) = torch.autograd.grad(kept["mlp_in"], read_by_mlp, of["mlp_in"])
-        found = cls(torch.stack(heads), mlp, whole)
+            (inputs[:, -1],) = torch.autograd.grad(kept["mlp_in"], read_by_mlp, of["mlp_in"])
+        found = cls(inputs, whole)
         _check_ways(run.model, layer, found, after)
         return found
 
 
 def _check_ways(model: StandardizedTransformer, layer: int, found: LayerGradients, after: Tensor) -> None:
     """Refuse a layer that reads the residual stream in other ways too: what went back by these must be all of it."""
-    by_ways = found.attention.sum(0) + found.mlp + after
+    by_ways = found.inputs.sum(1) + after
     off = float((by_ways - found.before).norm() / found.before.norm().clamp_min(torch.finfo(torch.float32).tiny))
     if off > max(1e-3, 64 * torch.finfo(model.dtype).eps):
         raise InterpError(
