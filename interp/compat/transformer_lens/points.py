@@ -130,7 +130,9 @@ def _embedding_norm(model: StandardizedTransformer) -> str | None:
     record = model.architecture
     near = (record.embedding.rpartition(".")[0], record.layers.rpartition(".")[0])
     for path, part in model._module.named_modules():
-        if is_norm(part) and "emb" in path and path.rpartition(".")[0] in near and path != record.final_norm:
+        if path in (record.final_norm, record.embedding) or path.rpartition(".")[0] not in near:
+            continue
+        if is_norm(part) and "emb" in path:
             return path
     return None
 
