@@ -4,13 +4,14 @@
     ENV/bin/python -m tests.interp.compat.transformer_lens.record
 
 One file a family in `recorded/`: the tensors that differ, and in the metadata (JSON) which name has which. Arguments
-choose: families, and `scenarios`.
+choose: families, `scenarios`, and `script` (the one in `examples`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 import tempfile
 from pathlib import Path
@@ -27,11 +28,12 @@ from tests.interp.compat.transformer_lens.recorded_models import (
     FOLDER,
     OTHER,
     PROMPT,
+    SCRIPT,
     digest,
     made,
     words,
 )
-from tests.interp.compat.transformer_lens.scenarios import SCENARIOS
+from tests.interp.compat.transformer_lens.scenarios import SCENARIOS, numbers
 
 PATCHES = (
     "resid_pre", "resid_mid", "attn_out", "mlp_out", "attn_head_out_by_pos", "attn_head_q_by_pos", "attn_head_k_by_pos",
@@ -258,13 +260,17 @@ def record_scenarios() -> None:
     (FOLDER / "scenarios.json").write_text(json.dumps(told, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
+def record_script() -> None:
+    """What the example script prints and computes."""
+    names = runpy.run_path(str(SCRIPT))
+    told = {name: numbers(each) for name, each in names["results"].items()}
+    (FOLDER / "script.json").write_text(json.dumps(told, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
     FOLDER.mkdir(exist_ok=True)
-    chosen = sys.argv[1:] or [*FAMILIES, "scenarios"]
+    others = {"scenarios": record_scenarios, "script": record_script}
     with tempfile.TemporaryDirectory() as temporary:
-        for each in chosen:
-            if each == "scenarios":
-                record_scenarios()
-            else:
-                record(each, temporary)
+        for each in sys.argv[1:] or [*FAMILIES, *others]:
+            others[each]() if each in others else record(each, temporary)

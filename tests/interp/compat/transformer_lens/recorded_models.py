@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 FOLDER = Path(__file__).parent / "recorded"
+SCRIPT = Path(__file__).parents[4] / "examples" / "written_for_transformer_lens.py"
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", "yes", "no"]
 _TOKENS = dict(vocab_size=len(WORDS), bos_token_id=1, eos_token_id=2, pad_token_id=0)
 _LLAMA = dict(
