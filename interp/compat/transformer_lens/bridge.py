@@ -66,7 +66,8 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
         self.original_model: Any = model._module
         self.standardized = model
         self.tokenizer: Any = model.tokenizer
-        self.cfg = TransformerBridgeConfig.from_model(model)
+        no_heads = {} if model.num_heads else {"d_head": model.hidden_size, "n_heads": 1}  # as TransformerLens has Mamba
+        self.cfg = TransformerBridgeConfig.from_model(model, **no_heads)
         self.context_level, self.is_caching = 0, False
         self._window: tuple[int, int] | None = None
         self._is_processed = False
@@ -420,8 +421,9 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
 
     def get_caching_hooks(self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any) -> Any:
         """Make hooks that keep what passes, without adding them; arguments as of a `HookedRootModule`'s."""
-        for name in [names_filter] if isinstance(names_filter, str) else names_filter or ():  # type: ignore[union-attr]
-            self._check_name(name)
+        if names_filter is not None and not callable(names_filter):
+            for name in [names_filter] if isinstance(names_filter, str) else names_filter:
+                self._check_name(name)
         return super().get_caching_hooks(names_filter, *args, **kwargs)
 
     def _points(self, where: str | Callable[[str], bool], what: str) -> list[tuple[HookPoint, str]]:
