@@ -8,7 +8,7 @@
 What differs from TransformerLens 4.3, beside the errors that it made, stands in `docs/migrating.md`.
 """
 
-from interp.compat.transformer_lens import utils
+from interp.compat.transformer_lens import patching, utilities, utils
 from interp.compat.transformer_lens.bridge import TransformerBridge
 from interp.compat.transformer_lens.config import TransformerBridgeConfig
 from interp.compat.transformer_lens.hook_points import HookPoint
@@ -29,5 +29,7 @@ __all__ = [
     "TransformerBridgeConfig",
     "TransformerLensKeyValueCache",
     "TransformerLensKeyValueCacheEntry",
+    "patching",
+    "utilities",
     "utils",
 ]

@@ -29,7 +29,8 @@ class WeightMethods:
     | `W_E`, `W_pos`, `W_U`, `b_U` | d_vocab d_model; n_ctx d_model; d_model d_vocab; d_vocab |
     | `W_Q`, `W_K`, `W_V`; `b_Q`, ... | layer head d_model d_head; layer head d_head. Keys and values: kv heads |
     | `W_O`; `b_O` | layer head d_head d_model; layer d_model |
-    | `W_in`, `W_gate`; `W_out`; `b_in`, `b_out` | layer d_model d_mlp; layer d_mlp d_model; layer d_mlp, layer d_model |
+    | `W_in`, `W_gate`; `W_out` | layer d_model d_mlp; layer d_mlp d_model |
+    | `b_in`; `b_out` | layer d_mlp; layer d_model |
 
     Of one layer: `model.blocks[0].attn.W_Q`, `model.blocks[0].mlp.W_in`. Where a layer has no bias it is zero.
     """

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.compat.transformer_lens.hook_points import near_names
 from interp.compat.transformer_lens.names import get_act_name
 from interp.compat.transformer_lens.slices import Slice, SliceInput
-from interp.errors import InterpError, nearest
+from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.compat.transformer_lens.bridge import TransformerBridge
@@ -32,10 +33,18 @@ class ActivationCache:
         cache_dict: the values.
         model: the bridge that they are of.
         has_batch_dim: they have their batch axis.
+        tokens: (batch, position), what was run; None: more than tokens was given.
     """
 
-    def __init__(self, cache_dict: dict[str, Tensor], model: TransformerBridge, has_batch_dim: bool = True) -> None:
+    def __init__(
+        self,
+        cache_dict: dict[str, Tensor],
+        model: TransformerBridge,
+        has_batch_dim: bool = True,
+        tokens: Tensor | None = None,
+    ) -> None:
         self.cache_dict = cache_dict
+        self.tokens = tokens
         self.model: Any = model
         self.has_batch_dim = has_batch_dim
 
@@ -64,7 +73,7 @@ class ActivationCache:
             parts[1] += self.model.cfg.n_layers
         name = get_act_name(*parts)
         if name not in self.cache_dict:
-            raise _NotCached(f"the cache has no {name!r}.{nearest(name, self.cache_dict)}")
+            raise _NotCached(f"the cache has no {name!r}. {near_names(name, self.cache_dict)}")
         return self.cache_dict[name]
 
     def __contains__(self, key: object) -> bool:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.compat.transformer_lens.utils import lm_cross_entropy_loss
 from interp.errors import InterpError
 
-__all__ = ["TokenMethods", "next_token_loss"]
+__all__ = ["TokenMethods"]
 
 
 class TokenMethods:
@@ -160,33 +161,9 @@ class TokenMethods:
     def loss_fn(
         self, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None = None, per_token: bool = False
     ) -> Tensor:
-        """The loss of predicting each next token; see `next_token_loss`."""
-        return next_token_loss(logits, tokens, attention_mask, per_token)
+        """The loss of predicting each next token; see `utils.lm_cross_entropy_loss`."""
+        return lm_cross_entropy_loss(logits, tokens, attention_mask, per_token)
 
     def loss(self, input: Any, **kwargs: Any) -> Tensor:
         """The loss of a text, texts or token ids: `model(input, return_type="loss")`."""
         return cast(Tensor, self(input, return_type="loss", **kwargs))  # type: ignore[operator]
-
-
-def next_token_loss(
-    logits: Tensor, tokens: Tensor, attention_mask: Tensor | None = None, per_token: bool = False
-) -> Tensor:
-    """The negative log-probability of each next token.
-
-    Arguments:
-        logits: (batch, position, d_vocab).
-        tokens: (batch, position).
-        attention_mask: (batch, position), 0 at padding, whose tokens neither predict nor are predicted.
-        per_token: (batch, position - 1), 0 where nothing is predicted.
-
-    Returns:
-        The mean over what is predicted.
-    """
-    tokens = tokens.to(logits.device)
-    chosen = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
-    count: Any = chosen.numel()
-    if attention_mask is not None:
-        mask = attention_mask[:, -tokens.shape[1] :].bool().to(logits.device)
-        seen = mask[:, :-1] & mask[:, 1:]
-        chosen, count = chosen.masked_fill(~seen, 0.0), seen.sum()
-    return -chosen if per_token else -chosen.sum() / count

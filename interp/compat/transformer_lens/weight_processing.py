@@ -1,7 +1,7 @@
 """TransformerLens's weight processing: norms folded, what writes to the residual stream centred, value biases folded.
 
-Log-probabilities stay the same, activations do not: norms only normalize, so that a column of the head is a direction in
-what they give. It is done on a copy of the model, and proved on a few tokens.
+Log-probabilities stay the same, activations do not: norms only normalize, so that a column of the head is a direction
+in what they give. It is done on a copy of the model, and proved on a few tokens.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _prove(model: StandardizedTransformer, own: StandardizedTransformer) -> None
     off = float((before - after).abs().max())
     if off > 1e-3 + 64 * torch.finfo(model.dtype).eps:
         raise InterpError(
-            f"enable_compatibility_mode: {type(model._module).__name__} computes something else with its weights folded "
-            f"and centred (log-probabilities are off by {off:.2g}). Leave steps out (fold_ln=False, "
+            f"enable_compatibility_mode: {type(model._module).__name__} computes something else with its weights "
+            f"folded and centred (log-probabilities are off by {off:.2g}). Leave steps out (fold_ln=False, "
             "center_writing_weights=False, ...), or use the model as it is."
         )
 
