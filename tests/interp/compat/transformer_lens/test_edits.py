@@ -29,16 +29,14 @@ def test_an_edit_at_every_point(family: str) -> None:
         if name not in bridge.hook_dict:
             continue
         ways = [bridge.run_with_hooks(IDS, fwd_hooks=[(name, edit)]) for edit in (by_return, in_place)]
-        if (
-            expected is None
-        ):  # GPT-NeoX's and Falcon's rotated queries and keys, whose hooks TransformerLens never calls
+        if expected is None:  # rotated queries and keys of GPT-NeoX and Falcon: TransformerLens calls no hook there
             assert "hook_rot_" in name and not torch.allclose(ways[0], plain, atol=1e-2)
         elif not torch.allclose(ways[0][0, -1, :4], torch.tensor(expected), atol=3e-5):
             wrong.append(name)
         if not torch.equal(*ways):
             wrong.append(f"{name} in place")
         compared += 1
-    assert wrong == [] and compared > 60
+    assert wrong == [] and compared >= 60
 
 
 def test_an_edit_of_the_stream_in_the_middle_of_a_layer_reaches_all_that_reads_it() -> None:
