@@ -225,8 +225,10 @@ def _heads(whole: nn.Module, attention: Sublayer, layer: int, seen: _Seen) -> di
         return f"{name} has no projection of its own to queries, keys and values."
     if "q" not in received or "k" not in received:
         return "its queries and keys cannot be followed from the projection to attention."
-    heads, kv_heads, width = received["q"].shape[1], received["k"].shape[1], received["q"].shape[3]
-    for columns in _layouts(heads, kv_heads, width, seen.gave[layer, fused].shape[-1]):
+    heads, width = received["q"].shape[1], received["q"].shape[3]
+    total = seen.gave[layer, fused].shape[-1]
+    kv_heads = (total // width - heads) // 2  # attention may receive them repeated (Falcon)
+    for columns in _layouts(heads, kv_heads, width, total):
         counts = {"q": heads, "k": kv_heads, "v": kv_heads}
         found = {kind: Projection(fused, columns[kind], counts[kind]) for kind in columns}
         if all(_gives(seen, layer, kind, one) for kind, one in found.items()):
@@ -256,10 +258,12 @@ def _gives(seen: _Seen, layer: int, kind: str, projection: Projection) -> bool:
     gave = seen.gave[layer, projection.path]
     mine = gave if projection.columns is None else gave[..., projection.columns]
     mine = mine.reshape(*received.shape[:1], received.shape[2], projection.heads, -1).transpose(1, 2)
+    mine = mine.repeat_interleave(max(1, received.shape[1] // mine.shape[1]), dim=1)
     if mine.shape != received.shape:
         return False
     if kind == "v":
-        return torch.allclose(mine, received, rtol=1e-3, atol=1e-4)
+        most = received.abs().max()  # what is beyond may have been clipped (MPT, DBRX)
+        return torch.allclose(mine.clamp(-most, most), received, rtol=1e-3, atol=1e-4)
     if (layer, "v") in seen.received:
         return True
     first, other = mine[:, :, 0].flatten(), received[:, :, 0].flatten()
@@ -268,7 +272,7 @@ def _gives(seen: _Seen, layer: int, kind: str, projection: Projection) -> bool:
 
 def _layouts(heads: int, kv_heads: int, width: int, total: int) -> Iterator[Mapping[str, Tensor]]:
     """In which orders families put queries, keys and values side by side: which columns each are, by heads."""
-    if total != (heads + 2 * kv_heads) * width:
+    if kv_heads < 1 or heads % kv_heads or total != (heads + 2 * kv_heads) * width:
         return
     columns = torch.arange(total, device="cpu")
     q, k, v = columns.split([heads * width, kv_heads * width, kv_heads * width])

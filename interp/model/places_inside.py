@@ -42,21 +42,31 @@ def norm_kind(norm: nn.Module, width: int, *, device: torch.device, dtype: torch
     """
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(1, 2, width, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
-    small = 0.01 * sample  # beside which an epsilon shows
     own = [eps for name in ("eps", "variance_epsilon") if isinstance(eps := getattr(norm, name, None), float)]
+    try:
+        return _kind_of(norm, sample, own)
+    except (RuntimeError, TypeError):  # it wants vectors of another form
+        return None
+
+
+@torch.no_grad()
+def _kind_of(norm: nn.Module, sample: Tensor, own: list[float]) -> tuple[bool, float] | None:
+    """The same, by what it makes of (1, position, width)."""
+    dtype, small = sample.dtype, 0.01 * sample  # beside which an epsilon shows
     tolerance = 1e-3 if dtype == torch.float32 else 0.05
-    with torch.no_grad():
-        given, shrunk, bias = norm(sample).float(), norm(small).float(), norm(torch.zeros_like(sample)).float()
-        centred = bool(torch.allclose(given, norm(sample + 3.0).float(), rtol=0.05, atol=0.05))
-        signs = _signs(sample)
-        for eps in own or (1e-5, 1e-6, torch.finfo(dtype).eps):
-            weight = (norm(signs).float() - bias[:, :1]) / normalized(signs.float(), centred, eps)[1]
-            again = [normalized(x.float(), centred, eps)[1] * weight + bias for x in (sample, small)]
-            if all(
-                torch.allclose(one, other, rtol=tolerance, atol=tolerance)
-                for one, other in zip(again, (given, shrunk), strict=True)
-            ):
-                return centred, eps
+    given, shrunk, bias = norm(sample).float(), norm(small).float(), norm(torch.zeros_like(sample)).float()
+    centred = bool(torch.allclose(given, norm(sample + 3.0).float(), rtol=0.05, atol=0.05))
+    signs = _signs(sample)
+    for eps in own or (1e-5, 1e-6, torch.finfo(dtype).eps):
+        weight = (norm(signs).float() - bias[:, :1]) / normalized(signs.float(), centred, eps)[1]
+        if weight.numel() != sample.shape[-1]:  # a norm of several heads, each with its weight
+            return None
+        again = [normalized(x.float(), centred, eps)[1] * weight + bias for x in (sample, small)]
+        if all(
+            torch.allclose(one, other, rtol=tolerance, atol=tolerance)
+            for one, other in zip(again, (given, shrunk), strict=True)
+        ):
+            return centred, eps
     return None
 
 

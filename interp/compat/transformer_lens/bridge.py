@@ -66,7 +66,10 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
         self.original_model: Any = model._module
         self.standardized = model
         self.tokenizer: Any = model.tokenizer
-        self.cfg = TransformerBridgeConfig.from_model(model)
+        no_heads = (
+            {} if model.num_heads else {"d_head": model.hidden_size, "n_heads": 1}
+        )  # as TransformerLens has Mamba
+        self.cfg = TransformerBridgeConfig.from_model(model, **no_heads)
         self.context_level, self.is_caching = 0, False
         self._window: tuple[int, int] | None = None
         self._is_processed = False
@@ -192,7 +195,10 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
             attention_mask = inputs.pop("attention_mask", None)
         mask = attention_mask
         if past_kv_cache is not None:
-            mask = self._go_on(past_kv_cache, attention_mask, residual if tokens is None else tokens, inputs, window)
+            fed = residual if tokens is None else tokens
+            assert fed is not None
+            own = torch.ones(fed.shape[:2], dtype=torch.int) if mask is None else mask  # of what is fed alone
+            mask = self._go_on(past_kv_cache, own, inputs, window)
         self._place_tokens(inputs, mask, position_ids)
         plain = past_kv_cache is None and mask is None and position_ids is None
         self._last_tokens = tokens if plain else None
@@ -200,7 +206,7 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
         if window[1] < self.cfg.n_layers:
             return output
         if past_kv_cache is not None:
-            past_kv_cache.append_from(inputs["past_key_values"])
+            past_kv_cache.append_from(inputs["past_key_values"], own)
         logits = output.logits
         if return_type in (None, "logits"):
             return None if return_type is None else logits
@@ -251,8 +257,7 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
     def _go_on(
         self,
         past: TransformerLensKeyValueCache,
-        attention_mask: Tensor | None,
-        given: Any,
+        attention_mask: Tensor,
         inputs: dict[str, Any],
         window: tuple[int, int],
     ) -> Tensor | None:
@@ -267,12 +272,8 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
                 "past_kv_cache: a pass that does not run all layers leaves the cache without keys of some. Freeze it, "
                 "or leave start_at_layer and stop_at_layer out."
             )
-        inputs["past_key_values"], inputs["use_cache"] = past.to_transformers(given.shape[0]), True
-        if attention_mask is None:
-            attention_mask = torch.ones(given.shape[:2], dtype=torch.int, device=given.device)
-        before = past.previous_attention_mask.to(given.device)
-        mask = torch.cat([before.expand(given.shape[0], -1), attention_mask.to(before)], dim=1)
-        past.append_attention_mask(attention_mask.to(past.previous_attention_mask.dtype))
+        inputs["past_key_values"], inputs["use_cache"] = past.to_transformers(len(attention_mask)), True
+        mask = past.extended_attention_mask(attention_mask)
         return None if bool(mask.all()) else mask
 
     def _place_tokens(self, inputs: dict[str, Any], mask: Tensor | None, position_ids: Tensor | None) -> None:
@@ -420,8 +421,9 @@ class TransformerBridge(CachingMethods, TokenMethods, GenerationMethods, WeightM
 
     def get_caching_hooks(self, names_filter: NamesFilter = None, *args: Any, **kwargs: Any) -> Any:
         """Make hooks that keep what passes, without adding them; arguments as of a `HookedRootModule`'s."""
-        for name in [names_filter] if isinstance(names_filter, str) else names_filter or ():  # type: ignore[union-attr]
-            self._check_name(name)
+        if names_filter is not None and not callable(names_filter):
+            for name in [names_filter] if isinstance(names_filter, str) else names_filter:
+                self._check_name(name)
         return super().get_caching_hooks(names_filter, *args, **kwargs)
 
     def _points(self, where: str | Callable[[str], bool], what: str) -> list[tuple[HookPoint, str]]:

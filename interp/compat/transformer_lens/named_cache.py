@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from interp.compat.transformer_lens.hook_points import near_names
 from interp.compat.transformer_lens.names import get_act_name
 from interp.compat.transformer_lens.slices import Slice, SliceInput
-from interp.errors import InterpError, nearest
+from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.compat.transformer_lens.bridge import TransformerBridge
@@ -72,7 +73,7 @@ class ActivationCache:
             parts[1] += self.model.cfg.n_layers
         name = get_act_name(*parts)
         if name not in self.cache_dict:
-            raise _NotCached(f"the cache has no {name!r}.{nearest(name, self.cache_dict)}")
+            raise _NotCached(f"the cache has no {name!r}. {near_names(name, self.cache_dict)}")
         return self.cache_dict[name]
 
     def __contains__(self, key: object) -> bool:

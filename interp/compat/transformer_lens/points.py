@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from interp.architectures import Sublayer
-from interp.errors import InterpError, nearest
+from interp.compat.transformer_lens.hook_points import near_names
+from interp.errors import InterpError
 from interp.model.layer_parts import LayerParts, Projection, layer_parts
 from interp.model.model_spec.attention_spec import is_norm
 from interp.model.places import AddedPlace, HeadOutPlace, ModulePlace, Place
@@ -94,7 +95,7 @@ class Points:
         reason = self.missing.get(name)
         if reason is not None:
             return InterpError(f"this model has no hook point {name!r}: {reason}")
-        return InterpError(f"there is no hook point {name!r}.{nearest(name, self.by_name)}")
+        return InterpError(f"there is no hook point {name!r}. {near_names(name, self.by_name)}")
 
 
 def _points(model: StandardizedTransformer, parts: list[LayerParts], missing: dict[str, str]) -> Iterator[Point]:
@@ -130,7 +131,9 @@ def _embedding_norm(model: StandardizedTransformer) -> str | None:
     record = model.architecture
     near = (record.embedding.rpartition(".")[0], record.layers.rpartition(".")[0])
     for path, part in model._module.named_modules():
-        if is_norm(part) and "emb" in path and path.rpartition(".")[0] in near and path != record.final_norm:
+        if path in (record.final_norm, record.embedding) or path.rpartition(".")[0] not in near:
+            continue
+        if is_norm(part) and "emb" in path:
             return path
     return None
 
