@@ -20,7 +20,7 @@ from interp.compat.transformer_lens.hook_methods import Hook, Side
 from interp.compat.transformer_lens.hook_points import HookPoint, NamesFilter
 from interp.compat.transformer_lens.named_cache import ActivationCache
 from interp.compat.transformer_lens.named_parts import Part, modules_by_name
-from interp.compat.transformer_lens.points import Points
+from interp.compat.transformer_lens.named_points import Points
 from interp.compat.transformer_lens.slices import Slice, SliceInput
 from interp.compat.transformer_lens.token_methods import TokenMethods
 from interp.compat.transformer_lens.weight_processing import Processing, processed

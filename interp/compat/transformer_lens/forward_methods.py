@@ -11,7 +11,7 @@ from torch import Tensor
 from interp.compat.transformer_lens.caching_methods import CachingMethods
 from interp.compat.transformer_lens.hook_points import HookPoint
 from interp.compat.transformer_lens.key_value_cache import TransformerLensKeyValueCache
-from interp.compat.transformer_lens.points import Point, Points
+from interp.compat.transformer_lens.named_points import Point, Points
 from interp.compat.transformer_lens.utils import lm_cross_entropy_loss
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from interp.compat.transformer_lens.bridge_weights import is_plain
-from interp.compat.transformer_lens.points import Points
+from interp.compat.transformer_lens.named_points import Points
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from interp.model.layer_parts import LayerParts, Projection
