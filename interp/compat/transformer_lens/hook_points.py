@@ -150,7 +150,7 @@ class HookPoint(nn.Module):
             x = self._call(handle, x)
         handles = tuple(self.bwd_hooks)
         if handles and isinstance(x, Tensor) and x.requires_grad:
-            x = x.view_as(x)  # a node of its own: what else uses the tensor has another gradient
+            x = x.clone()  # a node of its own: what else uses the tensor, or edits it in place, has another gradient
 
             def backward(gradient: Tensor) -> Tensor:
                 for handle in handles:

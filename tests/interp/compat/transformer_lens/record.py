@@ -3,12 +3,13 @@
     python -m venv ENV && ENV/bin/pip install torch==2.13.0 transformer_lens==4.3.0
     ENV/bin/python -m tests.interp.compat.transformer_lens.record
 
-One file a family in `recorded/`: the tensors that differ, and in the metadata (JSON) which name has which. Arguments
+One file a family in `recorded/`: the tensors that differ, and in the header which name has which. Arguments
 choose: families, `scenarios`, and `script` (the one in `examples`).
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import runpy
@@ -19,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers import AutoTokenizer
 
 from tests.interp.compat.transformer_lens.recorded_models import (
@@ -89,8 +90,8 @@ class Recording:
                 self.add(f"{group}/{name}", tensor)
 
     def save(self, path: Path) -> None:
-        told = {"names": self.names, **self.facts}
-        save_file(self.tensors, path, {"recorded": json.dumps(told, separators=(",", ":"), sort_keys=True)})
+        facts = json.dumps({"names": self.names, **self.facts}, separators=(",", ":"), sort_keys=True)
+        path.write_bytes(gzip.compress(save(self.tensors, {"recorded": facts}), mtime=0))
 
 
 def boot(family: str, folder: str) -> Any:
@@ -114,6 +115,22 @@ def record_run(told: Recording, bridge: Any, ids: torch.Tensor, group: str) -> N
     first = {name: point.name for name, point in bridge.hook_dict.items()}
     told.add_all(group, {name: tensor for name, tensor in cache.items() if first[name] == name})
     told.facts["aliases"] = {name: first[name] for name in cache if first[name] != name}
+
+
+def record_edits(told: Recording, bridge: Any, ids: torch.Tensor) -> None:
+    """The last position's first logits after an edit at each point; None where TransformerLens calls no hook."""
+    edits: dict[str, list[float] | None] = {}
+    for name, point in bridge.hook_dict.items():
+        called: list[str] = []
+
+        def edit(tensor: torch.Tensor, hook: Any, called: list[str] = called) -> torch.Tensor | None:
+            called.append(hook.name)
+            return tensor * 0.5 + 0.1 if tensor.is_floating_point() else None
+
+        if point.name == name and bridge._gated_hook_reason(name) is None:
+            logits = bridge.run_with_hooks(ids, fwd_hooks=[(name, edit)])
+            edits[name] = [round(each, 5) for each in logits[0, -1, :4].tolist()] if called else None
+    told.facts["edits"] = edits
 
 
 def record_analysis(told: Recording, bridge: Any, ids: torch.Tensor, group: str) -> None:
@@ -229,6 +246,8 @@ def record(family: str, folder: str) -> None:
     difference = float((told.tensors[told.names["cache/logits"]] - plain).abs().max())
     told.add("loss", bridge(ids, return_type="loss"))
     told.add("loss_per_token", bridge(ids, return_type="loss", loss_per_token=True))
+    with torch.no_grad():
+        record_edits(told, bridge, ids)
     more = family in ("gpt2", "llama")
     if more:
         record_more(told, bridge, ids, other)
@@ -239,7 +258,7 @@ def record(family: str, folder: str) -> None:
         record_analysis(told, bridge, ids, "folded analysis")
         if family == "gpt2":
             told.add_all("folded weights", {name: getattr(bridge, name) for name in WEIGHTS})
-    path = FOLDER / f"{family}.safetensors"
+    path = FOLDER / f"{family}.safetensors.gz"
     told.save(path)
     print(f"{family}: {len(told.names)} names, {path.stat().st_size} bytes; logits differ by {difference:.1e}")
 

@@ -6,6 +6,7 @@ environments have the same.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from functools import cache
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors.torch import load
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -90,9 +91,9 @@ def words() -> PreTrainedTokenizerFast:
 @cache
 def recorded(family: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """What TransformerLens gave: tensors by name (`cache/blocks.0.hook_in`), and the other facts."""
-    with safe_open(FOLDER / f"{family}.safetensors", "pt") as file:
-        facts = json.loads(file.metadata()["recorded"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    data = gzip.decompress((FOLDER / f"{family}.safetensors.gz").read_bytes())
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    tensors, facts = load(data), json.loads(header["__metadata__"]["recorded"])
     return {name: tensors[key] for name, key in facts.pop("names").items()}, facts
 
 
