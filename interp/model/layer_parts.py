@@ -256,6 +256,7 @@ def _gives(seen: _Seen, layer: int, kind: str, projection: Projection) -> bool:
     if received is None:
         return True
     gave = seen.gave[layer, projection.path]
+    assert projection.heads is not None  # it is of heads
     mine = gave if projection.columns is None else gave[..., projection.columns]
     mine = mine.reshape(*received.shape[:1], received.shape[2], projection.heads, -1).transpose(1, 2)
     mine = mine.repeat_interleave(max(1, received.shape[1] // mine.shape[1]), dim=1)
@@ -324,8 +325,8 @@ def _maps(
         halves = torch.arange(2 * sizes[0], device="cpu").chunk(2)
         first = _activates_first(whole.get_submodule(holder), whole.get_submodule(fused[0]), projection)
         if first is not None:
-            gate, up = halves if first else reversed(halves)
-            return {"gate": Projection(fused[0], gate), "in": Projection(fused[0], up)}, ""
+            activated, other = halves if first else (halves[1], halves[0])
+            return {"gate": Projection(fused[0], activated), "in": Projection(fused[0], other)}, ""
     return {}, f"{type(whole.get_submodule(holder)).__name__} has maps that are not known: {', '.join(maps)}."
 
 

@@ -14,9 +14,10 @@ from interp.model.model_spec.lookups import is_matrix
 from interp.model.resolve import head_out_place, sublayer_of, why_missing
 from interp.sites import Site
 
-__all__ = ["WeightMethods"]
+__all__ = ["WeightMethods", "is_plain"]
 
 _OF_LAYERS = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "W_in", "W_gate", "W_out", "b_in", "b_out")
+_PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _OF_HEADS = {"Q": "q", "K": "k", "V": "v"}
 _OF_NEURONS = {"in": "in", "gate": "gate"}
 
@@ -183,13 +184,21 @@ for _name in _OF_LAYERS:
     setattr(WeightMethods, _name, property(_get, doc=f"`{_name}` of all layers, stacked; see `WeightMethods`."))
 
 
+def is_plain(module: Any) -> bool:
+    """Whether a module is a matrix of plain numbers, also in a class of the family's own (Falcon's)."""
+    if is_matrix(module):
+        return True
+    hooked = getattr(module, "_forward_hooks", None) or getattr(module, "_forward_pre_hooks", None)
+    return isinstance(module, nn.Linear) and not hooked and module.weight.dtype in _PLAIN_DTYPES
+
+
 def _matrix(module: Any, what: str) -> tuple[Tensor, Tensor | None]:
     """Weight (in, out) and bias of a linear map.
 
     Raises:
         InterpError: it is more than a matrix of plain numbers.
     """
-    if not is_matrix(module):
+    if not is_plain(module):
         raise InterpError(f"{what} is a {type(module).__name__}, and no plain matrix (quantized, adapted or hooked).")
     weight = module.weight if isinstance(module, Conv1D) else module.weight.T
     return weight, getattr(module, "bias", None)

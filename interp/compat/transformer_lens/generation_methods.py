@@ -78,7 +78,9 @@ class GenerationMethods:
             mask = torch.ones_like(tokens) if attention_mask is None else attention_mask.to(tokens.device)
         ends = self._ends(eos_token_id) if stop_at_eos else None
         processors = LogitsProcessorList([_FrequencyPenalty(freq_penalty)] if freq_penalty else [])
-        sampling = dict(temperature=temperature, top_k=top_k or 0, top_p=1.0 if top_p is None else top_p)
+        sampling: dict[str, Any] = dict(
+            temperature=temperature, top_k=top_k or 0, top_p=1.0 if top_p is None else top_p
+        )
         ids = run_visiting(
             self.standardized,
             self._visits((0, self.cfg.n_layers), every_step=True),  # type: ignore[attr-defined]

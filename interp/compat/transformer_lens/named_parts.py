@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from interp.compat.transformer_lens.points import Point
+from interp.compat.transformer_lens.named_points import Point
 from interp.errors import InterpError
 
 if TYPE_CHECKING:

@@ -17,6 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from interp.compat.transformer_lens.names import get_act_name
+from interp.compat.transformer_lens.patching_setters import (
+    layer_head_dest_src_pos_pattern_patch_setter,
+    layer_head_pattern_patch_setter,
+    layer_head_pos_pattern_patch_setter,
+    layer_head_vector_patch_setter,
+    layer_pos_head_vector_patch_setter,
+    layer_pos_patch_setter,
+)
 from interp.compat.transformer_lens.patching_sweeps import Cells, walked
 from interp.compat.transformer_lens.patching_values import PatchingResult
 from interp.errors import InterpError
@@ -68,61 +76,6 @@ def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence
     import pandas as pd
 
     return pd.DataFrame(list(itertools.product(*map(range, column_max_ranges))), columns=list(column_names))
-
-
-# What a cell writes: index, corrupted and clean value -> what the model goes on with ----------------------------------
-
-
-def layer_pos_patch_setter(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
-    """One position of (batch, position, ...); index: layer, position."""
-    _, pos = index
-    corrupted_activation[:, pos] = clean_activation[:, pos]
-    return corrupted_activation
-
-
-def layer_pos_head_vector_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
-    """One head at one position of (batch, position, head, ...); index: layer, position, head."""
-    _, pos, head = index
-    corrupted_activation[:, pos, head] = clean_activation[:, pos, head]
-    return corrupted_activation
-
-
-def layer_head_vector_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
-    """One head of (batch, position, head, ...); index: layer, head."""
-    _, head = index
-    corrupted_activation[:, :, head] = clean_activation[:, :, head]
-    return corrupted_activation
-
-
-def layer_head_pattern_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
-    """One head of (batch, head, query, key); index: layer, head."""
-    _, head = index
-    corrupted_activation[:, head] = clean_activation[:, head]
-    return corrupted_activation
-
-
-def layer_head_pos_pattern_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
-    """One head at one query of (batch, head, query, key); index: layer, head, query."""
-    _, head, pos = index
-    corrupted_activation[:, head, pos] = clean_activation[:, head, pos]
-    return corrupted_activation
-
-
-def layer_head_dest_src_pos_pattern_patch_setter(
-    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
-) -> Tensor:
-    """One number of (batch, head, query, key); index: layer, head, query, key."""
-    _, head, query, key = index
-    corrupted_activation[:, head, query, key] = clean_activation[:, head, query, key]
-    return corrupted_activation
 
 
 # Setter -> where the position and the head stand in its index; None: all of them.

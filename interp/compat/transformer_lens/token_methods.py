@@ -108,11 +108,10 @@ class TokenMethods:
         if isinstance(input, str):
             ids = self.to_tokens(input, prepend_bos, padding_side)[0]
         else:
-            ids = torch.as_tensor(input).squeeze().reshape(-1) if torch.as_tensor(input).squeeze().dim() < 2 else None
-        if ids is None:
-            raise InterpError(
-                f"to_str_tokens: expected the tokens of one text, got {tuple(torch.as_tensor(input).shape)}."
-            )
+            ids = torch.as_tensor(input).squeeze()
+            if ids.dim() > 1:
+                raise InterpError(f"to_str_tokens: expected the tokens of one text, got {tuple(ids.shape)}.")
+            ids = ids.reshape(-1)
         return [self.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in ids.tolist()]
 
     def to_single_token(self, string: str) -> int:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from interp.compat.transformer_lens.points import Points
+from interp.compat.transformer_lens.bridge_weights import is_plain
+from interp.compat.transformer_lens.named_points import Points
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 from interp.model.layer_parts import LayerParts, Projection
 from interp.model.model_spec.attention_spec import is_norm
-from interp.model.model_spec.lookups import is_matrix, widths
+from interp.model.model_spec.lookups import widths
 from interp.model.places_inside import norm_kind, norm_weights
 from interp.model.resolve import head_out_place, sublayer_of
 from interp.model.verdicts import sample_ids
@@ -234,7 +235,7 @@ class _Work:
 
     def _matrix(self, module: Any) -> Tensor:
         """The matrix of a map, (in, out), as a view."""
-        if not is_matrix(module) and not _is_plain(module):
+        if not is_plain(module):
             raise self._refused(f"a {type(module).__name__} is no plain matrix")
         weight: Tensor = module.weight.data
         return weight if isinstance(module, Conv1D) else weight.T
@@ -249,11 +250,6 @@ class _Work:
     def _refused(self, reason: str) -> InterpError:
         name = type(self.model._module).__name__
         return InterpError(f"enable_compatibility_mode: not for {name}: {reason.rstrip('.')}.")
-
-
-def _is_plain(module: Any) -> bool:
-    """A linear map in a class of the family's own (Falcon's)."""
-    return isinstance(module, nn.Linear) and type(module.weight) is nn.Parameter
 
 
 def _kind(model: StandardizedTransformer, norm: Any) -> tuple[bool, float] | None:

@@ -174,7 +174,7 @@ def test_a_frozen_prefix(family: str) -> None:
     _, found = bridge.run_with_cache(rest, past_kv_cache=past)
     assert same(found[name], cache[name][:, :, 2:])
     assert same(found["v", 1], cache["v", 1][:, 2:]) and same(found["resid_post", 1], cache["resid_post", 1][:, 2:])
-    if f"blocks.1.attn.hook_rot_k" in bridge.hook_dict:
+    if "blocks.1.attn.hook_rot_k" in bridge.hook_dict:
         assert same(found["rot_k", 1], cache["rot_k", 1][:, 2:])
     hooks = [("blocks.0.attn.hook_z", lambda value, hook: value * torch.tensor([0.0, 1, 1, 1])[:, None])]
     edited = [(hooks[0][0], lambda value, hook: torch.cat([value[:, :2], hooks[0][1](value[:, 2:], hook)], 1))]
@@ -292,8 +292,8 @@ def test_parts_and_weights_by_name(bridge: TransformerBridge) -> None:
     assert block.attn.hook_q is bridge.hook_dict["blocks.0.attn.hook_q"]
     assert len(bridge.blocks) == 2 and bridge.hook_embed is bridge.embed.hook_out
     assert same(torch.einsum("bphd,hdm->bpm", cache["z", 0], block.attn.W_O) + block.attn.b_O, cache["attn_out", 0])
-    assert same(torch.einsum("bpm,hmd->bphd", cache["normalized", 0, "ln1"] * block.ln1.weight + lifted(block), bridge.W_Q[0])
-                + bridge.b_Q[0], cache["q", 0])  # fmt: skip
+    given = cache["normalized", 0, "ln1"] * block.ln1.weight + lifted(block)
+    assert same(torch.einsum("bpm,hmd->bphd", given, bridge.W_Q[0]) + bridge.b_Q[0], cache["q", 0])
     assert same(cache["post", 0] @ bridge.W_out[0] + bridge.b_out[0], cache["mlp_out", 0])
     assert same(cache["ln_final.hook_out"] @ bridge.W_U + bridge.b_U, bridge(IDS))
     assert torch.equal(bridge.W_E[IDS], cache["hook_embed"])

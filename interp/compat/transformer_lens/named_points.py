@@ -174,7 +174,7 @@ def _norm_points(model: StandardizedTransformer, name: str, envoy: Any, missing:
         if kind is None:
             missing[own] = f"{type(envoy._module).__name__} is neither a layer norm nor an RMS norm."
         else:
-            yield Point(own, (), NormPlace(envoy, part, *kind, own, model.trace_memory))  # type: ignore[arg-type]
+            yield Point(own, (), NormPlace(envoy, part, *kind, own, model.trace_memory))
     aliases = (f"{name.removesuffix('_norm').replace('attn.', 'attn.hook_')}_normed",) if name.endswith("_norm") else ()
     yield Point(f"{name}.hook_out", aliases, ModulePlace(envoy, "output", f"{name}.hook_out"))
 
@@ -300,13 +300,13 @@ class _Layer:
         for kind, alias in (("gate", "mlp.hook_pre"), ("in", "mlp.hook_pre_linear" if gated else "mlp.hook_pre")):
             projection = self.parts.mlp.get(kind)
             if projection is None:
-                reason = self.parts.no_mlp or f"the MLP of layer {self.layer} has no gate. Use mlp.hook_pre."
+                why = self.parts.no_mlp or f"the MLP of layer {self.layer} has no gate. Use mlp.hook_pre."
                 names = (
                     f"mlp.{kind}.hook_in",
                     f"mlp.{kind}.hook_out",
                     alias if self.parts.no_mlp else "mlp.hook_pre_linear",
                 )
-                self._lacks(names, reason)
+                self._lacks(names, why)
                 continue
             yield self._point(f"mlp.{kind}.hook_in", self._into(projection))
             yield self._point(f"mlp.{kind}.hook_out", self._projected(projection), alias)
