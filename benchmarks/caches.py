@@ -1,7 +1,7 @@
-"""What a cache of all residual sites costs beside a plain forward pass: `python -m benchmarks.caches [--other PYTHON]`.
+"""What a cache of all residual sites costs beside a forward pass: `python -m benchmarks.caches [--other PYTHON]`.
 
-The model is that of the benchmark of lenses, 16 layers and 83 M parameters; prompts are random, of one length. Each tool
-runs in a process of its own, in turns with a plain forward pass of transformers; the ratio is the median over the
+The model is that of the benchmark of lenses, 16 layers and 83 M parameters; prompts are random, of one length. Each
+tool runs in a process of its own, in turns with a plain forward pass of transformers; the ratio is the median over the
 rounds, in processor time of one thread. Memory is the growth of the largest resident set beyond that of plain passes,
 beside the size of the tensors that the cache holds (what two names share counts once).
 

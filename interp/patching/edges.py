@@ -32,10 +32,10 @@ from interp.errors import InterpError, nearest
 from interp.forward import check_ready
 from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.passes import in_turn
+from interp.patching.cells import values_at
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.effects import Answers, Metric, Metrics
 from interp.patching.fits import walk_fits
-from interp.patching.grid import values_at
 from interp.patching.node_outputs import LayerGradients, NodeOutputs, OutputDifferences, run_layer
 from interp.patching.patched_runs import CleanRun
 from interp.results import Coordinate, Direction, EdgeScores
