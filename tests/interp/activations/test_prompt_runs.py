@@ -335,6 +335,19 @@ def test_gradients_are_those_of_torch(standardized: Standardized, family: str) -
     assert not run["resid_post.1"].requires_grad
 
 
+@pytest.mark.parametrize("family", ["gpt2", "olmo2"])
+def test_gradients_keep_the_identities(wrapped: Standardized, family: str) -> None:
+    """What is added to the residual stream has the gradient of the sum, also where it is written in place."""
+    sites = "embed resid_pre.0 head_out.1 attn_out.1 resid_mid.1 mlp_out.1 resid_post.1 resid_pre.2"
+    run = wrapped(family).run(IDS, read=sites, positions="1 last", gradients_of=lambda logits, _: logits[:, 1, 3])
+    assert run.gradients is not None
+    given = run.gradients
+    pairs = [("embed", "resid_pre.0"), ("attn_out.1", "resid_mid.1"), ("mlp_out.1", "resid_post.1")]
+    for one, other in [*pairs, ("resid_post.1", "resid_pre.2")]:
+        close(given[one], given[other])
+    close(given["head_out.1"], given["attn_out.1"][:, :, None].expand(-1, -1, 4, -1))
+
+
 def test_gradients_pass_a_norm_of_nothing(wrapped: Standardized) -> None:
     """Where attention adds zero, the norm behind it has no gain, and its gradient is 0, not 0 / 0."""
     model = wrapped("olmo2")
