@@ -221,11 +221,9 @@ def run_with_cache(
             "gradients and gradients_of: expected both, the sites and the scalar, e.g. gradients='resid_post.*', "
             "gradients_of=lambda logits: logits[0, -1, 17]."
         )
-    if gradients is not None and batch_size is None:
-        batch_size = ALL_AT_ONCE  # one graph, which is there until its gradients are
     passes = ForwardPasses.of(
         model, prompts, prefix=prefix, stop_at_layer=stop_at_layer, start_at_layer=start_at_layer,
-        batch_size=batch_size, padding_side=padding_side,
+        batch_size=ALL_AT_ONCE if batch_size is None else batch_size, padding_side=padding_side,
     )  # fmt: skip
     return CacheRequest.of(passes, sites, positions, gradients, device, dtype, interventions).run(gradients_of)
 

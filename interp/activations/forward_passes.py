@@ -112,14 +112,14 @@ class ForwardPasses:
             encoded, residual = _residual_stream(model, prompts)
             _check_starts(model, start)
             ids = [one.input_ids for one in encoded]
-            batches = prompt_batches(model, ids, batch_size=batch_size, padding_side=padding_side)
+            batches = _batches(model, ids, batch_size, padding_side)
             return cls(model, encoded, [Pass(one, residual=_in_columns(residual, one)) for one in batches], start, stop)
         if prefix is not None:
             encoded = _following(model, prompts, prefix)
             return cls(model, encoded, _behind(model, encoded, prefix, batch_size), start, stop)
         encoded = encoded_prompts(model, prompts)
         ids = [one.input_ids for one in encoded]
-        batches = prompt_batches(model, ids, batch_size=batch_size, padding_side=padding_side)
+        batches = _batches(model, ids, batch_size, padding_side)
         return cls(model, encoded, [Pass(batch) for batch in batches], start, stop)
 
     @property
@@ -202,6 +202,18 @@ class ForwardPasses:
         return Feed(dict(one.batch.inputs), one.prefix).sharing(self.model)
 
 
+def _batches(
+    model: StandardizedTransformer, ids: Sequence[Sequence[int]], batch_size: int | None, side: PaddingSide
+) -> list[PromptBatch]:
+    """Batches of prompts, each in the order in which these were given: one batch of all needs no other order then."""
+    batches = []
+    for batch in prompt_batches(model, ids, batch_size=batch_size, padding_side=side):
+        order = sorted(range(len(batch.rows)), key=batch.rows.__getitem__)
+        inputs = {name: value[order] for name, value in batch.inputs.items()}
+        batches.append(PromptBatch(sorted(batch.rows), batch.lengths[order], batch.before[order], inputs))
+    return batches
+
+
 def _layer(layer: int, num_layers: int, name: str, *, last: int) -> int:
     if isinstance(layer, bool) or not isinstance(layer, int) or not -num_layers <= layer <= last:
         raise InterpError(
@@ -214,6 +226,13 @@ def _aligned(value: Tensor, batch: PromptBatch, width: int) -> Tensor:
     """(row, column, ...) as (row, position, ...): a prompt's own tokens from the first on, then NaN up to a width."""
     if not int(batch.before.max()) and int(batch.lengths.min()) == width == value.shape[1]:
         return value
+    if not torch.is_grad_enabled() and width <= value.shape[1]:
+        # In place: nobody else holds it, for where a hook or an edit could, prompts of one length run together.
+        for row, (before, length) in enumerate(zip(batch.before.tolist(), batch.lengths.tolist(), strict=True)):
+            if before:
+                value[row, :length] = value[row, before : before + length].clone()
+            value[row, length:] = torch.nan
+        return value[:, :width]
     positions = torch.arange(width, device="cpu").expand(len(batch.rows), -1)
     there = positions < batch.lengths[:, None]
     columns = batch.columns(positions).clamp(max=value.shape[1] - 1).to(value.device)
@@ -295,7 +314,7 @@ def _behind(
     passes = []
     for group in groups:
         for batch in batches_by_length([lengths[row] for row in group], batch_size or len(group)):
-            rows = [group[index] for index in batch]
+            rows = sorted(group[index] for index in batch)
             chosen = prefix.of_rows(rows)
             fed = Feed.of(model, right_padded([ids[row] for row in rows]), chosen)
             counts = torch.tensor([lengths[row] for row in rows], device="cpu")

@@ -144,7 +144,7 @@ class Runs:
             prefix: what `freeze_prefix` gave; the prompts go on from it.
             interventions: one or several (`interp.interventions`), as of `run`; what is kept is what the model goes on
                 with. Behind a prefix their positions count what follows it.
-            batch_size: prompts in a forward pass at most; None: as many as suit the device, with `gradients` all.
+            batch_size: prompts in a forward pass at most; None: all.
             padding_side: where shorter prompts of a pass are padded.
 
         Returns:

@@ -19,7 +19,7 @@ from interp.sites import Site
 from tests.families import build as build_family
 from tests.interp.activations.plain_sites import FAMILIES, plain_sites
 from tests.interp.reference import IDS, build, place, plain, wrapped
-from tests.made import watching
+from tests.made import LiveBytes, watching
 from tests.tiny import tiny_model, tiny_tokenizer
 
 RAGGED = [[1, 17, 250, 33, 94, 301, 7], [1, 88, 5], [1, 260, 71, 12, 9]]
@@ -382,7 +382,20 @@ def test_many_prompts_block_by_block() -> None:
     assert blocks.about.digest == model.digest()
 
 
-def test_memory_is_that_of_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prompts", [[[1, 5] * 20] * 16, [*[[1, 5] * 20] * 15, [1, 5, 7]]], ids=["even", "ragged"])
+@pytest.mark.parametrize("sites", ["resid_pre.* resid_mid.* resid_post.*", None])
+def test_memory_is_that_of_the_cached_tensors(prompts: list[list[int]], sites: str | None) -> None:
+    model = wrapped("llama")
+    model.run_with_cache(prompts, sites=sites)  # what is tried once
+    with LiveBytes() as bare, torch.no_grad():
+        plain("llama")(input_ids=torch.tensor([[1, 5] * 20] * 16), use_cache=False)
+    with LiveBytes() as live:
+        _, cache = model.run_with_cache(prompts, sites=sites)
+    cached = sum({value.data_ptr(): value.nbytes for value in cache.values()}.values())
+    assert cached < live.peak - bare.peak < 1.2 * cached
+
+
+def test_of_heads_that_are_kept_no_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped("llama")
     clones: list[Site] = []
     copied: Callable[..., Tensor] = SiteReader._copied
@@ -393,7 +406,7 @@ def test_memory_is_that_of_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(SiteReader, "_copied", counted)
     _, cache = model.run_with_cache(RAGGED, sites="resid_pre.* resid_post.* z.1.h0 z.1.h3")
-    assert len(clones) == 6  # four layers' outputs, what enters the first, and z once
+    assert len(clones) == 6  # what enters the first layer, what each of four gives, and z once
     assert cache["z.1.h3"].untyped_storage().nbytes() == cache["z.1.h3"].nbytes
 
 
