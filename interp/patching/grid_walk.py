@@ -1,4 +1,4 @@
-"""The walk of a grid of patches: prompts recorded once, cells that start at one position going up the layers together."""
+"""The walk of a grid of patches: prompts recorded once, cells that start at one position go up the layers together."""
 
 from __future__ import annotations
 
