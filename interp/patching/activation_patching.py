@@ -50,15 +50,15 @@ if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
 __all__ = [
+    "Pairs",
     "Places",
     "PositionSets",
     "activation_patching",
     "cells_of",
-    "heads_asked",
+    "heads_among",
     "kinds_of",
-    "layers_asked",
+    "layers_of",
     "measure",
-    "pairs_of",
     "tokens_of",
 ]
 
@@ -113,12 +113,12 @@ def activation_patching(
             or token that is not there, an unknown metric or direction.
     """
     check_ready(model)
-    base, source = pairs_of(model, clean, corrupted, direction)
+    base, source = Pairs.of(model, clean, corrupted).directed(direction)
     kinds = kinds_of(sites)
     places = Places.of(positions, base, source, whole=any(kind in MAP_KINDS for kind in kinds))
-    by_kind = {kind: layers_asked(model, kind, layers) for kind in kinds}
+    by_kind = {kind: layers_of(model, kind, layers) for kind in kinds}
     every = sorted({layer for there in by_kind.values() for layer in there})
-    chosen = heads_asked(model, heads, by_kind)
+    chosen = heads_among(model, heads, by_kind)
     metrics = Metrics.of(model, metric, answers, len(base))
     shape = (len(base), len(kinds), len(every), len(places.labels), len(chosen), len(metrics.names))
     patched = np.full(shape, np.nan, dtype=np.float32)
@@ -178,7 +178,7 @@ def measure(
             base[found.rows] = metrics.of_hidden(found.base, rows, of_clean).numpy()
             source[found.rows] = metrics.of_hidden(found.source, rows, of_clean).numpy()
         where = np.ix_(found.cells, found.rows)
-        if found.hidden is None:
+        if not found.changed:
             patched[where] = base[found.rows]
         else:
             copies = len(found.cells)
@@ -190,6 +190,7 @@ def measure(
 
 
 def kinds_of(sites: str | Sequence[str]) -> list[str]:
+    """The kinds of site that a grid has, checked."""
     kinds = [sites] if isinstance(sites, str) else [str(site) for site in sites]
     for kind in kinds:
         if kind not in LAYER_KINDS:
@@ -202,7 +203,8 @@ def kinds_of(sites: str | Sequence[str]) -> list[str]:
     return kinds
 
 
-def layers_asked(model: StandardizedTransformer, kind: str, layers: Sequence[int] | None) -> list[int]:
+def layers_of(model: StandardizedTransformer, kind: str, layers: Sequence[int] | None) -> list[int]:
+    """The layers that a grid has of a kind of site, checked."""
     if layers is None:
         found = [layer for layer in range(model.num_layers) if why_missing(model, Site(kind, layer)) is None]
         if found:
@@ -215,9 +217,10 @@ def layers_asked(model: StandardizedTransformer, kind: str, layers: Sequence[int
     return list(wanted)
 
 
-def heads_asked(
+def heads_among(
     model: StandardizedTransformer, heads: Sequence[int] | str | None, by_kind: Mapping[str, Sequence[int]]
 ) -> list[int | None]:
+    """The heads that a grid has, checked; None: all at once."""
     if heads is None:
         return [None]
     without = [kind for kind in by_kind if kind not in HEAD_KINDS]
@@ -240,21 +243,39 @@ def heads_asked(
     return list(chosen)
 
 
-def pairs_of(
-    model: StandardizedTransformer, clean: Any, corrupted: Any, direction: Direction
-) -> tuple[list[Encoded], list[Encoded]]:
-    """The prompts that are written into, and those that the values are of.
+@dataclass(frozen=True)
+class Pairs:
+    """Clean and corrupted prompts, tokenized.
 
-    Raises:
-        InterpError: no prompt, not equally many of both, or an unknown direction.
+    Arguments:
+        clean, corrupted: an entry a pair.
     """
-    if direction not in get_args(Direction):
-        raise InterpError(f"direction: unknown {direction!r}.{nearest(str(direction), get_args(Direction))}")
-    first = encoded_prompts(model, clean, name="clean")
-    second = encoded_prompts(model, corrupted, name="corrupted")
-    if len(first) != len(second):
-        raise InterpError(f"expected pairs, got {len(first)} clean and {len(second)} corrupted prompts.")
-    return (second, first) if direction == "denoising" else (first, second)
+
+    clean: list[Encoded]
+    corrupted: list[Encoded]
+
+    @classmethod
+    def of(cls, model: StandardizedTransformer, clean: Any, corrupted: Any) -> Pairs:
+        """The pairs, checked.
+
+        Raises:
+            InterpError: no prompt, or not equally many of both.
+        """
+        first = encoded_prompts(model, clean, name="clean")
+        second = encoded_prompts(model, corrupted, name="corrupted")
+        if len(first) != len(second):
+            raise InterpError(f"expected pairs, got {len(first)} clean and {len(second)} corrupted prompts.")
+        return cls(first, second)
+
+    def directed(self, direction: Direction) -> tuple[list[Encoded], list[Encoded]]:
+        """The prompts that are written into, and those that the values are of.
+
+        Raises:
+            InterpError: an unknown direction.
+        """
+        if direction not in get_args(Direction):
+            raise InterpError(f"direction: unknown {direction!r}.{nearest(str(direction), get_args(Direction))}")
+        return (self.corrupted, self.clean) if direction == "denoising" else (self.clean, self.corrupted)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from interp.model.fed import whole_inputs
 from interp.model.resolve import place_of
 from interp.model.visits import Visit, run_visiting
 from interp.passes import in_turn
-from interp.patching.activation_patching import Places, PositionSets, heads_asked, kinds_of, layers_asked, pairs_of
+from interp.patching.activation_patching import Pairs, Places, PositionSets, heads_among, kinds_of, layers_of
 from interp.patching.cells import by_position, heads_of, values_at
 from interp.patching.effects import Answers, Metric, Metrics
 from interp.results import Coordinate, Direction, PatchingResult
@@ -93,12 +93,12 @@ def attribution_patching(
         raise InterpError(f"way: unknown {way!r}.{nearest(str(way), get_args(Way))}")
     if steps is not None and steps < 1:
         raise InterpError(f"steps: expected at least 1, or None for the gradient at the patched run, got {steps}.")
-    base, source = pairs_of(model, clean, corrupted, direction)
+    base, source = Pairs.of(model, clean, corrupted).directed(direction)
     kinds = kinds_of(sites)
     places = Places.of(positions, base, source, whole=any(kind in MAP_KINDS for kind in kinds))
-    by_kind = {kind: layers_asked(model, kind, layers) for kind in kinds}
+    by_kind = {kind: layers_of(model, kind, layers) for kind in kinds}
     every = sorted({layer for there in by_kind.values() for layer in there})
-    chosen = heads_asked(model, heads, by_kind)
+    chosen = heads_among(model, heads, by_kind)
     metrics = Metrics.of(model, metric, answers, len(base))
     estimate = _Estimate(model, metrics, direction, steps, way)
     effect = np.full(

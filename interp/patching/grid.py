@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.batching import Budget, batches_alike
 from interp.forward import first_changed
 from interp.model.verdicts import Pair, sample_ids
-from interp.patching.cells import Cell, Positions, Written, heads_of, run_cells, values_at
+from interp.patching.cells import Cell, Positions, Written, by_position, heads_of, run_cells, values_at
 from interp.patching.fits import fits
 from interp.patching.grid_walk import LAST_TOKEN, RecordedRun, walk_cells
 from interp.patching.patched_runs import CleanRun
@@ -29,7 +29,7 @@ from interp.sites import HEAD_KINDS, MAP_KINDS, Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["GridEnds", "GridPlan"]
+__all__ = ["Cell", "GridEnds", "GridPlan", "by_position", "heads_of", "values_at"]
 
 # Neighbouring positions start together where few tokens walk, at most a share of these in vain.
 _FEW_TOKENS, _IN_VAIN = 2048, 8
@@ -41,17 +41,18 @@ class GridEnds(NamedTuple):
     Arguments:
         rows: the prompts, by number.
         cells: the cells, by number.
-        hidden: (cell, row, hidden), after the last layer at the last token of each patched run; None: these cells
-            change nothing, and were not run.
+        hidden: (cell, row, hidden), after the last layer at the last token of each patched run.
         base, source: (row, hidden), the same of the prompts as they are: those that are written into, and those that
             the values are of.
+        changed: False: these cells change nothing, and were not run.
     """
 
     rows: list[int]
     cells: list[int]
-    hidden: Tensor | None
+    hidden: Tensor
     base: Tensor
     source: Tensor
+    changed: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class GridPlan(Plan[GridEnds]):
         changed = [cell for cell in there if written.base[self.cells[cell].place] and self.changes(self.cells[cell])]
         unchanged = [cell for cell in there if cell not in set(changed)]
         if unchanged:
-            yield GridEnds(rows, unchanged, None, ends, source)
+            same = ends.expand(len(unchanged), *ends.shape)
+            yield GridEnds(rows, unchanged, same, ends, source, changed=False)
         for start, cells in self._walks(changed, written.base, len(rows), ids.shape[1]):
             clean = run.at(start)
             hidden = self.walked(clean, [self.cells[cell] for cell in cells], written)
@@ -225,7 +227,7 @@ def _trial(model: StandardizedTransformer, kind: str, length: int) -> list[Pair]
     def ends(way: Callable[[list[int]], Iterator[GridEnds]]) -> Tensor:
         found = torch.empty(len(cells), len(ids), model.hidden_size, device=model.device, dtype=model.dtype)
         for part in way([0, 1]):
-            found[part.cells] = part.base if part.hidden is None else part.hidden[:, torch.tensor(part.rows).argsort()]
+            found[part.cells] = part.hidden[:, torch.tensor(part.rows, device="cpu").argsort()]
         return found
 
     return [(lambda: ends(plan.fast), lambda: ends(plan.slow))]

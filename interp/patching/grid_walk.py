@@ -1,4 +1,4 @@
-"""The walk of a grid of patches: prompts are recorded once; cells that start at one position walk up together."""
+"""The walk of a grid of patches: prompts recorded once, cells that start at one position go up the layers together."""
 
 from __future__ import annotations
 
