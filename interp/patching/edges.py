@@ -34,7 +34,6 @@ from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.passes import in_turn
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.effects import Answers, Metric, Metrics
-from interp.patching.fits import walk_fits
 from interp.patching.grid import values_at
 from interp.patching.layer_parts import LayerGradients, NodeOutputs, OutputDifferences, run_layer
 from interp.patching.patched_runs import CleanRun
@@ -90,7 +89,10 @@ class PromptPairs:
         if not verdict(
             model, "layers alone", lambda length: _trial(model, length), consequence, longest=max(lengths[0])
         ):
-            raise InterpError(_no_layers(model))
+            raise InterpError(
+                f"edges of {type(model._module).__name__}: its layers cannot be run one by one (hooks or edits of "
+                "yours, or layers that hand things to each other), which edges need. Patch sites instead."
+            )
         return cls(model, graph, ids[0], ids[1], metrics)
 
     def __len__(self) -> int:
@@ -133,15 +135,6 @@ class PromptPairs:
     def _longest(self) -> int:
         return max(map(len, self.clean))
 
-    def check_side_by_side(self) -> None:
-        """Refuse a model whose layers do not take several runs of a prompt at once.
-
-        Raises:
-            InterpError: they do not.
-        """
-        if not walk_fits(self.model, self._longest):
-            raise InterpError(_no_layers(self.model))
-
     def measure(self, final: Tensor, rows: list[int], clean: Tensor) -> Tensor:
         """(row,), the metric of last residual streams, under the caller's grad mode.
 
@@ -163,14 +156,6 @@ def _trial(model: StandardizedTransformer, length: int) -> list[Pair]:
         return values_at(model, ids.tolist(), [])[1]
 
     return [(lambda: _streams(CleanRun.of(model, ids, 0))[1], as_a_whole)]
-
-
-def _no_layers(model: StandardizedTransformer) -> str:
-    return (
-        f"edges of {type(model._module).__name__}: its layers cannot be run one by one (hooks or edits of yours, or "
-        "layers that hand things to each other or hold a row for each of the batch), which this needs. Patch sites "
-        "instead."
-    )
 
 
 @in_turn

@@ -161,8 +161,9 @@ def test_what_is_no_graph_of_edges_is_refused() -> None:
         bloom, CLEAN, CORRUPTED, "resid_pre", None, layers=[0], metric=seven, direction="noising"
     )
     np.testing.assert_allclose(np.nansum(scores.score[:, 0], axis=1), first.effect[:, 0, 0], rtol=1e-3, atol=1e-5)
-    with pytest.raises(InterpError, match="cannot be run one by one"):
-        run_circuits(bloom, CLEAN, CORRUPTED, [[]], metric=seven)
+    for family in ("bloom", "afmoe"):  # in Afmoe, a gate reads the residual stream beside queries, keys and values
+        with pytest.raises(InterpError, match="nodes cannot be run one by one"):
+            run_circuits(wrapped(family), CLEAN, CORRUPTED, [[]], metric=seven)
 
 
 def test_bad_pairs_and_arguments_are_refused() -> None:
