@@ -35,8 +35,8 @@ from interp.model.resolve import place_of
 from interp.model.visits import Visit, run_visiting
 from interp.passes import in_turn
 from interp.patching.activation_patching import Pairs, Places, PositionSets, heads_among, kinds_of, layers_of
+from interp.patching.cells import by_position, heads_of, values_at
 from interp.patching.effects import Answers, Metric, Metrics
-from interp.patching.grid import by_position, heads_of, values_at
 from interp.results import Coordinate, Direction, PatchingResult
 from interp.sites import HEAD_KINDS, MAP_KINDS, Site
 
@@ -89,15 +89,12 @@ def attribution_patching(
     2310.10348; Sundararajan, Taly & Yan (2017), arXiv 1703.01365; Hanna, Pezzelle & Belinkov (2024), arXiv 2403.17806.
     """
     check_ready(model)
-    if direction not in get_args(Direction):
-        raise InterpError(f"direction: unknown {direction!r}.{nearest(str(direction), get_args(Direction))}")
     if way not in get_args(Way):
         raise InterpError(f"way: unknown {way!r}.{nearest(str(way), get_args(Way))}")
     if steps is not None and steps < 1:
         raise InterpError(f"steps: expected at least 1, or None for the gradient at the patched run, got {steps}.")
-    pairs = Pairs.of(model, clean, corrupted)
+    base, source = Pairs.of(model, clean, corrupted).directed(direction)
     kinds = kinds_of(sites)
-    base, source = (pairs.corrupted, pairs.clean) if direction == "denoising" else (pairs.clean, pairs.corrupted)
     places = Places.of(positions, base, source, whole=any(kind in MAP_KINDS for kind in kinds))
     by_kind = {kind: layers_of(model, kind, layers) for kind in kinds}
     every = sorted({layer for there in by_kind.values() for layer in there})

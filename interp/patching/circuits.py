@@ -24,10 +24,10 @@ from interp.errors import InterpError, nearest
 from interp.model.resolve import head_out_place
 from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.passes import in_turn
+from interp.patching.cells import values_at
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.edges import PromptPairs
 from interp.patching.effects import Answers, Metric
-from interp.patching.grid import values_at
 from interp.patching.layer_parts import NodeOutputs, check_heads, run_layer
 from interp.patching.patched_runs import CleanRun
 from interp.results import Coordinate, EdgeScores, FaithfulnessCurve

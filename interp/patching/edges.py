@@ -26,15 +26,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp.activations.prompt_batches import encoded_prompts
 from interp.batching import batches_alike, how_many
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready
 from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.passes import in_turn
+from interp.patching.activation_patching import Pairs
+from interp.patching.cells import values_at
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.effects import Answers, Metric, Metrics
-from interp.patching.grid import values_at
 from interp.patching.layer_parts import LayerGradients, NodeOutputs, OutputDifferences, run_layer
 from interp.patching.patched_runs import CleanRun
 from interp.results import Coordinate, Direction, EdgeScores
@@ -69,13 +69,9 @@ class PromptPairs:
         """The same, checked; arguments as of `edge_attribution_patching`."""
         check_ready(model)
         graph = ComputationGraph.of(model)
-        ids = [
-            [one.input_ids for one in encoded_prompts(model, given, name=name)]
-            for name, given in (("clean", clean), ("corrupted", corrupted))
-        ]
+        pairs = Pairs.of(model, clean, corrupted)
+        ids = [[one.input_ids for one in prompts] for prompts in (pairs.clean, pairs.corrupted)]
         lengths = [[len(one) for one in prompts] for prompts in ids]
-        if len(lengths[0]) != len(lengths[1]):
-            raise InterpError(f"expected as many corrupted prompts as clean ones, got {len(ids[1])} and {len(ids[0])}.")
         for example, (one, other) in enumerate(zip(*lengths, strict=True)):
             if one != other:
                 raise InterpError(

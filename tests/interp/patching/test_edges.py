@@ -169,7 +169,7 @@ def test_what_is_no_graph_of_edges_is_refused() -> None:
 def test_bad_pairs_and_arguments_are_refused() -> None:
     model = wrapped("gpt2")
     for change, message in (
-        ({"corrupted": CORRUPTED[:1]}, "as many corrupted prompts as clean ones, got 1 and 2"),
+        ({"corrupted": CORRUPTED[:1]}, "expected pairs, got 2 clean and 1 corrupted prompts"),
         ({"corrupted": [CORRUPTED[0], [1, 2]]}, "pair 1: the clean prompt has 5 tokens, the corrupted one 2"),
         ({"direction": "noise"}, "direction: unknown 'noise'"),
         ({"metric": [seven, "kl"]}, "metric: expected one"),
