@@ -22,7 +22,9 @@ from torch import Tensor
 
 from interp.errors import InterpError, nearest
 from interp.model.resolve import head_out_place
+from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.passes import in_turn
+from interp.patching.cells import values_at
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.edges import PromptPairs
 from interp.patching.effects import Answers, Metric
@@ -240,7 +242,7 @@ def _run(
     pairs: PromptPairs, masks: Sequence[NDArray[np.bool_]], batch_size: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(circuit, example) of the metric; and (2, example) of clean and corrupted prompts as they are."""
-    pairs.check_side_by_side()
+    _check_exact(pairs)
     values = np.empty((len(masks), len(pairs)), dtype=np.float32)
     ends = np.empty((2, len(pairs)), dtype=np.float32)
     with torch.no_grad():
@@ -253,26 +255,68 @@ def _run(
             size = pairs.how_many_circuits(clean)
             for start in range(0, len(masks), size):
                 some = masks[start : start + size]
-                final = _CircuitRuns(pairs, given, outputs[1], some).final()  # (circuit, row, hidden)
+                final = _CircuitRuns(
+                    pairs.model, pairs.graph, given, outputs[1], some
+                ).final()  # (circuit, row, hidden)
                 found = pairs.measure(final.flatten(0, 1), rows * len(some), of_clean.repeat(len(some), 1))
                 values[start : start + size, rows] = found.unflatten(0, (len(some), -1)).float().cpu()
     return values, ends
+
+
+def _check_exact(pairs: PromptPairs) -> None:
+    """Refuse a model of which a circuit of all edges is not the model, or one without the embedding's not the corrupted
+    run: there every node reads corrupted embeddings, and writes what follows from them.
+
+    Raises:
+        InterpError: it is not; tried once on a small case.
+    """
+    model, graph = pairs.model, pairs.graph
+
+    def trial(length: int) -> list[Pair]:
+        clean = sample_ids(model, length=length)
+        corrupted = clean.flip(0)
+
+        @torch.no_grad()
+        def as_circuits() -> Tensor:
+            outputs = NodeOutputs.of(model, corrupted)
+            masks = [graph.exists, graph.exists.copy()]
+            masks[1][0] = False
+            return _CircuitRuns(model, graph, CleanRun.of(model, clean, 0), outputs, masks).final()
+
+        @torch.no_grad()
+        def as_they_are() -> Tensor:
+            return torch.stack([values_at(model, ids.tolist(), [])[1] for ids in (clean, corrupted)])
+
+        return [(as_circuits, as_they_are)]
+
+    longest = max(map(len, pairs.clean))
+    if not verdict(model, "circuits", trial, "circuits are refused: running nodes one by one", longest=longest):
+        raise InterpError(
+            f"circuits of {type(model._module).__name__}: its nodes cannot be run one by one (hooks or edits of yours, "
+            "layers that hand things to each other or hold a row for each of the batch, a gate that reads the residual "
+            "stream too). Patch sites instead."
+        )
 
 
 class _CircuitRuns:
     """Circuits on some pairs, side by side, layer by layer.
 
     Arguments:
-        pairs: the prompts.
-        given: the clean ones, how their layers are called.
+        model, graph: the model, and its nodes and edges.
+        given: the clean prompts, how their layers are called.
         corrupted: what nodes write in the corrupted ones.
         masks: each (sender, receiver), a circuit.
     """
 
     def __init__(
-        self, pairs: PromptPairs, given: CleanRun, corrupted: NodeOutputs, masks: Sequence[NDArray[np.bool_]]
+        self,
+        model: StandardizedTransformer,
+        graph: ComputationGraph,
+        given: CleanRun,
+        corrupted: NodeOutputs,
+        masks: Sequence[NDArray[np.bool_]],
     ) -> None:
-        self.model, self.graph, self.given, self.corrupted = pairs.model, pairs.graph, given, corrupted
+        self.model, self.graph, self.given, self.corrupted = model, graph, given, corrupted
         embed = given.calls[0].input
         self.stream = embed.expand(len(masks), *embed.shape)  # what nodes wrote in each run, all together
         self.outside = torch.from_numpy(~np.stack(masks) & self.graph.exists)  # (circuit, sender, receiver)

@@ -26,16 +26,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interp.activations.prompt_batches import encoded_prompts
 from interp.batching import batches_alike, how_many
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready
 from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.passes import in_turn
+from interp.patching.activation_patching import Pairs
 from interp.patching.cells import values_at
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.effects import Answers, Metric, Metrics
-from interp.patching.fits import walk_fits
 from interp.patching.node_outputs import LayerGradients, NodeOutputs, OutputDifferences, run_layer
 from interp.patching.patched_runs import CleanRun
 from interp.results import Coordinate, Direction, EdgeScores
@@ -70,13 +69,9 @@ class PromptPairs:
         """The same, checked; arguments as of `edge_attribution_patching`."""
         check_ready(model)
         graph = ComputationGraph.of(model)
-        ids = [
-            [one.input_ids for one in encoded_prompts(model, given, name=name)]
-            for name, given in (("clean", clean), ("corrupted", corrupted))
-        ]
+        pairs = Pairs.of(model, clean, corrupted)
+        ids = [[one.input_ids for one in prompts] for prompts in (pairs.clean, pairs.corrupted)]
         lengths = [[len(one) for one in prompts] for prompts in ids]
-        if len(lengths[0]) != len(lengths[1]):
-            raise InterpError(f"expected as many corrupted prompts as clean ones, got {len(ids[1])} and {len(ids[0])}.")
         for example, (one, other) in enumerate(zip(*lengths, strict=True)):
             if one != other:
                 raise InterpError(
@@ -90,7 +85,10 @@ class PromptPairs:
         if not verdict(
             model, "layers alone", lambda length: _trial(model, length), consequence, longest=max(lengths[0])
         ):
-            raise InterpError(_no_layers(model))
+            raise InterpError(
+                f"edges of {type(model._module).__name__}: its layers cannot be run one by one (hooks or edits of "
+                "yours, or layers that hand things to each other), which edges need. Patch sites instead."
+            )
         return cls(model, graph, ids[0], ids[1], metrics)
 
     def __len__(self) -> int:
@@ -133,15 +131,6 @@ class PromptPairs:
     def _longest(self) -> int:
         return max(map(len, self.clean))
 
-    def check_side_by_side(self) -> None:
-        """Refuse a model whose layers do not take several runs of a prompt at once.
-
-        Raises:
-            InterpError: they do not.
-        """
-        if not walk_fits(self.model, self._longest):
-            raise InterpError(_no_layers(self.model))
-
     def measure(self, final: Tensor, rows: list[int], clean: Tensor) -> Tensor:
         """(row,), the metric of last residual streams, under the caller's grad mode.
 
@@ -163,14 +152,6 @@ def _trial(model: StandardizedTransformer, length: int) -> list[Pair]:
         return values_at(model, ids.tolist(), [])[1]
 
     return [(lambda: _streams(CleanRun.of(model, ids, 0))[1], as_a_whole)]
-
-
-def _no_layers(model: StandardizedTransformer) -> str:
-    return (
-        f"edges of {type(model._module).__name__}: its layers cannot be run one by one (hooks or edits of yours, or "
-        "layers that hand things to each other or hold a row for each of the batch), which this needs. Patch sites "
-        "instead."
-    )
 
 
 @in_turn

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interp.errors import InterpError, nearest
+from interp.results.drawing import plots
 from interp.results.lens_result import Floats, Integers
 from interp.results.named_arrays import Coordinates, NamedArrays
 from interp.results.patching_result import Direction
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 __all__ = ["EdgeScores", "FaithfulnessCurve", "area_under_roc"]
 
@@ -85,6 +87,23 @@ class EdgeScores(NamedArrays):
         frame["n"] = n
         order = np.argsort(-frame["mean"].abs().to_numpy(), kind="stable")
         return frame.iloc[order].reset_index(drop=True)
+
+    def plot(self, strongest: int = 20, *, title: str | None = None) -> Figure:
+        """Draw a heat map of senders and receivers, those that the strongest edges are between.
+
+        Arguments:
+            strongest: how many edges choose them; all edges between them are shown.
+            title: above the figure.
+
+        Returns:
+            A figure of matplotlib's (`interp.plots.Figure`): a notebook shows it with values on hover, `.savefig(path)`
+            writes it.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            InterpError: no edge is asked for.
+        """
+        return plots().edges_figure(self, strongest, title=title)
 
     def auroc(self, edges: Collection[str]) -> float:
         """Area under the ROC curve of finding known edges by the absolute mean score.
@@ -197,3 +216,14 @@ class FaithfulnessCurve(NamedArrays):
                 "faithfulness": self.faithfulness,
             }
         )
+
+    def plot(self, *, title: str | None = None) -> Figure:
+        """Draw faithfulness by the share of edges, with CPR and CMD above; see `EdgeScores.plot`.
+
+        Arguments:
+            title: above the figure.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return plots().faithfulness_figure(self, title=title)

@@ -161,14 +161,15 @@ def test_what_is_no_graph_of_edges_is_refused() -> None:
         bloom, CLEAN, CORRUPTED, "resid_pre", None, layers=[0], metric=seven, direction="noising"
     )
     np.testing.assert_allclose(np.nansum(scores.score[:, 0], axis=1), first.effect[:, 0, 0], rtol=1e-3, atol=1e-5)
-    with pytest.raises(InterpError, match="cannot be run one by one"):
-        run_circuits(bloom, CLEAN, CORRUPTED, [[]], metric=seven)
+    for family in ("bloom", "afmoe"):  # in Afmoe, a gate reads the residual stream beside queries, keys and values
+        with pytest.raises(InterpError, match="nodes cannot be run one by one"):
+            run_circuits(wrapped(family), CLEAN, CORRUPTED, [[]], metric=seven)
 
 
 def test_bad_pairs_and_arguments_are_refused() -> None:
     model = wrapped("gpt2")
     for change, message in (
-        ({"corrupted": CORRUPTED[:1]}, "as many corrupted prompts as clean ones, got 1 and 2"),
+        ({"corrupted": CORRUPTED[:1]}, "expected pairs, got 2 clean and 1 corrupted prompts"),
         ({"corrupted": [CORRUPTED[0], [1, 2]]}, "pair 1: the clean prompt has 5 tokens, the corrupted one 2"),
         ({"direction": "noise"}, "direction: unknown 'noise'"),
         ({"metric": [seven, "kl"]}, "metric: expected one"),
