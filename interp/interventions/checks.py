@@ -86,10 +86,10 @@ class _Planner:
         self.ids = [[*prefix, *one.input_ids] for prefix, one in zip(self.prefixes, encoded, strict=True)]
         self.lengths = [len(ids) for ids in self.ids]
         self.whole = self._sites()
-        self.positions = self._behind(self._resolved(intervention.positions, encoded, "positions"))
+        self.positions = self._own(intervention.positions, "positions")
         self.keys: Tokens | None = None
         if intervention.from_positions is not None:
-            self.keys = self._behind(self._resolved(intervention.from_positions, encoded, "from_positions"))
+            self.keys = self._own(intervention.from_positions, "from_positions")
             self._check_something_is_left(self.positions, self.keys)
         self.run = self._other_run(self.positions)
 
@@ -142,11 +142,17 @@ class _Planner:
         lengths = [len(one.input_ids) for one in encoded]
         return resolve_where(where, lengths, [one.spans for one in encoded], f"{self.name}: {field}")
 
-    def _behind(self, positions: Tokens) -> Tokens:
+    def _own(self, where: Any, field: str) -> Tokens:
         """Tokens of the examples, counted with those of their prefixes."""
-        return [
-            [len(prefix) + token for token in tokens] for prefix, tokens in zip(self.prefixes, positions, strict=True)
-        ]
+        try:
+            found = self._resolved(where, self.encoded, field)
+        except InterpError as error:
+            raise InterpError(
+                f"{error} Positions count what follows the prefix, which is as it was computed."
+                if any(self.prefixes)
+                else str(error)
+            ) from None
+        return [[len(before) + token for token in tokens] for before, tokens in zip(self.prefixes, found, strict=True)]
 
     def _check_something_is_left(self, queries: Tokens, keys: Tokens) -> None:
         """Refuse a softmax over nothing, as far as tokens before a query tell; layers with windows see fewer."""
