@@ -352,7 +352,7 @@ def test_a_star_names_the_layers_that_have_the_site(wrapped: Standardized) -> No
     model = wrapped("jamba")
     _, cache = model.run_with_cache(IDS, sites="z.* resid_post.1")
     found = model.run(IDS, read="z.* resid_post.1", positions="all")
-    assert list(found.activations.sites.values()) == list(cache) and len(cache) < 1 + model.num_layers
+    assert list(found.activations) == list(cache) and len(cache) < 1 + model.num_layers
     for site in cache:
         torch.testing.assert_close(found[site], cache[site], rtol=1e-4, atol=2e-5, equal_nan=True)
     assert not model.run(IDS[:1], read=iter(())).activations.sites
