@@ -27,7 +27,7 @@ Wang et al. 2023 (arXiv 2211.00593; they let MLPs go on: `frozen=["attn_out"]`),
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,10 @@ def path_patching(
             an output that cannot be held.
     """
     check_ready(model)
-    (kind,) = kinds_of(senders)
+    kinds = kinds_of(senders)
+    if len(kinds) > 1:
+        raise InterpError(f"senders: expected one kind of site, got {kinds}. Patch each in a call of its own.")
+    kind = kinds[0]
     base, source = Pairs.of(model, clean, corrupted).directed(direction)
     places = Places.of(positions, base, source, whole=kind in MAP_KINDS)
     there = layers_of(model, kind, layers)
@@ -200,10 +203,10 @@ class PathPlan(GridPlan):
         kinds = ", ".join(dict.fromkeys(site.kind for site in self.receivers))
         name = f"paths from {self.kind} to {kinds}"
 
-        def make(ids: Sequence[Sequence[int]], *given: Any) -> PathPlan:
+        def make(ids: Any, sources: Any, base: Any, source: Any, cells: Any) -> PathPlan:
             at = [tuple(range(len(one))) for one in ids]
-            return PathPlan(
-                self.lm, self.kind, ids, *given, receivers=self.receivers, frozen=self.frozen, received_at=at
+            return replace(
+                self, base_ids=ids, source_ids=sources, base=base, source=source, cells=cells, received_at=at
             )
 
         return fits(self.lm, name, partial(grid_trial, make), longest=self.longest, choice=LAST_TOKEN)
