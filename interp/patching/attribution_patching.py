@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from interp.model import StandardizedTransformer
 
-__all__ = ["Way", "against_exact", "attribution_patching"]
+__all__ = ["Way", "against_exact", "attribution_patching", "check_slope"]
 
 Way = Literal["inputs", "sites"]
 
@@ -92,7 +92,8 @@ def attribution_patching(
         As `activation_patching`: `patched` is the metric of the unpatched run plus the estimated effect.
 
     Raises:
-        InterpError: as `activation_patching`; a number of steps below 1, pairs of different lengths with `inputs`.
+        InterpError: as `activation_patching`; a number of steps below 1, pairs of different lengths with `inputs`,
+            `kl` at the clean run alone.
 
     Nanda (2023), "Attribution patching: activation patching at industrial scale"; Syed, Rager & Conmy (2023), arXiv
     2310.10348; Sundararajan, Taly & Yan (2017), arXiv 1703.01365; Hanna, Pezzelle & Belinkov (2024), arXiv 2403.17806.
@@ -109,6 +110,7 @@ def attribution_patching(
     every = sorted({layer for there in by_kind.values() for layer in there})
     chosen = heads_among(model, heads, by_kind)
     metrics = Metrics.of(model, metric, answers, len(base))
+    check_slope(metrics, direction, steps)
     estimate = _Estimate(model, metrics, direction, steps, way)
     effect = np.full(
         (len(base), len(kinds), len(every), len(places.labels), len(chosen), len(metrics.names)), np.nan,
@@ -153,6 +155,19 @@ def attribution_patching(
         direction=direction,
         group_names=metrics.names,
     )
+
+
+def check_slope(metrics: Metrics, direction: Direction, steps: int | None) -> None:
+    """Refuse a metric that has its minimum, and so no slope, where the one gradient is taken.
+
+    Raises:
+        InterpError: it is `kl` at the clean run.
+    """
+    if metrics.compares and direction == "noising" and steps is None:
+        raise InterpError(
+            "metric 'kl' compares with the clean run, at which its gradient is zero. Take steps=5 (points on the way), "
+            "direction='denoising', or another metric."
+        )
 
 
 @dataclass(frozen=True)
