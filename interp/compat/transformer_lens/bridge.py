@@ -82,6 +82,15 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
             self.hook_dict |= dict.fromkeys(point.names, hook_point)
         self.mod_dict = {**modules_by_name(self.standardized, self.points.all), **self.hook_dict}
 
+    def setup(self) -> None:
+        """Take the hook points once more, of a model whose modules were replaced (adapters); hooks that are there stay.
+
+        Raises:
+            InterpError: the names do not fit the model any more.
+        """
+        self.standardized.follow()
+        self._find_points()
+
     @classmethod
     def boot_transformers(
         cls,
