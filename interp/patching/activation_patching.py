@@ -29,14 +29,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from interp.activations.prompt_batches import encoded_prompts
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready
 from interp.model.resolve import why_missing
 from interp.passes import in_turn
+from interp.patching.cells import Cell, Positions, heads_of
 from interp.patching.effects import Answers, Metric, Metrics
-from interp.patching.grid import Cell, GridPlan, Positions, heads_of
+from interp.patching.grid import GridPlan
 from interp.patching.run import run
 from interp.positions import check_positions
 from interp.prompts import Encoded
@@ -47,7 +49,18 @@ from interp.sites.parsing import check_lens_layers
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Pairs", "Places", "PositionSets", "activation_patching"]
+__all__ = [
+    "Pairs",
+    "Places",
+    "PositionSets",
+    "activation_patching",
+    "cells_of",
+    "heads_among",
+    "kinds_of",
+    "layers_of",
+    "measure",
+    "tokens_of",
+]
 
 Spellings = str | int | Sequence[str | int]
 PositionSets = Spellings | Mapping[str, Spellings] | None
@@ -92,54 +105,31 @@ def activation_patching(
         batch_size: pairs in a batch at most; memory does not depend on how many there are, but for the result.
 
     Returns:
-        The metric of every patched run over (example, [site,] layer, [position,] [head]): axes without brackets always;
-        `site` where several were asked for, the others where they were given.
+        The metric of every patched run over `(example, [site,] layer, [position,] [head])`: axes without brackets
+        always; `site` where several were asked for, the others where they were given.
 
     Raises:
         InterpError: prompts that do not pair, positions of which two prompts have unequally many, a site, layer, head
             or token that is not there, an unknown metric or direction.
     """
     check_ready(model)
-    if direction not in get_args(Direction):
-        raise InterpError(f"direction: unknown {direction!r}.{nearest(str(direction), get_args(Direction))}")
-    pairs = Pairs.of(model, clean, corrupted)
-    kinds = _kinds(sites)
-    base, source = (pairs.corrupted, pairs.clean) if direction == "denoising" else (pairs.clean, pairs.corrupted)
+    base, source = Pairs.of(model, clean, corrupted).directed(direction)
+    kinds = kinds_of(sites)
     places = Places.of(positions, base, source, whole=any(kind in MAP_KINDS for kind in kinds))
-    by_kind = {kind: _layers(model, kind, layers) for kind in kinds}
+    by_kind = {kind: layers_of(model, kind, layers) for kind in kinds}
     every = sorted({layer for there in by_kind.values() for layer in there})
-    chosen = _heads(model, heads, by_kind)
+    chosen = heads_among(model, heads, by_kind)
     metrics = Metrics.of(model, metric, answers, len(base))
     shape = (len(base), len(kinds), len(every), len(places.labels), len(chosen), len(metrics.names))
     patched = np.full(shape, np.nan, dtype=np.float32)
-    unpatched, given = np.full((2, len(base), len(metrics.names)), np.nan, dtype=np.float32)
+    of_runs: dict[str, NDArray[np.float32]] = {}
     for index, (kind, there) in enumerate(by_kind.items()):
-        cells = [
-            Cell(layer, place, head)
-            for layer in there
-            for place in range(len(places.labels))
-            for head in chosen
-            if head is None or head < heads_of(model, kind, layer)
-        ]
-        plan = GridPlan(
-            model, kind, [one.input_ids for one in base], [one.input_ids for one in source], places.base, places.source,
-            cells,
-        )  # fmt: skip
-        for _, found in run(plan, batch_size):
-            rows = torch.tensor(found.rows, device="cpu")
-            clean_ends = found.source if direction == "denoising" else found.base
-            hidden = found.hidden  # (cell, row, hidden)
-            values = metrics.of_hidden(
-                hidden.flatten(0, 1), rows.repeat(len(hidden)),
-                clean_ends.repeat(len(hidden), 1) if metrics.compares else None,
-            ).unflatten(0, hidden.shape[:2]).numpy()  # (cell, row, metric)  # fmt: skip
-            for number, of_cell in zip(found.cells, values, strict=True):
-                cell = cells[number]
-                where = (found.rows, index, every.index(cell.layer), cell.place, chosen.index(cell.head))
-                patched[where] = of_cell
-            if np.isnan(unpatched[found.rows]).all():
-                unpatched[found.rows] = metrics.of_hidden(found.base, rows, clean_ends).numpy()
-                given[found.rows] = metrics.of_hidden(found.source, rows, clean_ends).numpy()
+        cells = cells_of(model, kind, there, len(places.labels), chosen)
+        into, of = ([one.input_ids for one in prompts] for prompts in (base, source))
+        plan = GridPlan(model, kind, into, of, places.base, places.source, cells)
+        values, of_runs = measure(plan, metrics, direction, batch_size)
+        for cell, of_cell in zip(cells, values, strict=True):
+            patched[:, index, every.index(cell.layer), cell.place, chosen.index(cell.head)] = of_cell
     axes: dict[str, Sequence[Coordinate]] = {
         "example": range(len(base)), "site": kinds, "layer": every, "position": places.labels,
         "head": [head for head in chosen if head is not None],
@@ -147,19 +137,60 @@ def activation_patching(
     asked = {"site": not isinstance(sites, str), "position": positions is not None, "head": heads is not None}
     dropped = [axis for axis, is_asked in asked.items() if not is_asked]
     patched = patched.squeeze(tuple(list(axes).index(axis) for axis in dropped))
-    clean_values, corrupted_values = (given, unpatched) if direction == "denoising" else (unpatched, given)
     return PatchingResult(
         {axis: values for axis, values in axes.items() if axis not in dropped},
         patched=patched,
-        clean=clean_values,
-        corrupted=corrupted_values,
+        **of_runs,
         token_ids=places.token_ids(base),
         direction=direction,
         group_names=metrics.names,
     )
 
 
-def _kinds(sites: str | Sequence[str]) -> list[str]:
+def cells_of(
+    model: StandardizedTransformer, kind: str, layers: Sequence[int], places: int, heads: Sequence[int | None]
+) -> list[Cell]:
+    """The cells of a grid that there are: in some families layers have different numbers of heads."""
+    return [
+        Cell(layer, place, head)
+        for layer in layers
+        for place in range(places)
+        for head in heads
+        if head is None or head < heads_of(model, kind, layer)
+    ]
+
+
+def measure(
+    plan: GridPlan, metrics: Metrics, direction: Direction, batch_size: int
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    """Run a plan, and measure what its runs end with.
+
+    Returns:
+        (cell, example, metric), NaN where an example has no such cell; and `clean` and `corrupted`, (example, metric).
+    """
+    examples = len(plan.base_ids)
+    patched = np.full((len(plan.cells), examples, len(metrics.names)), np.nan, dtype=np.float32)
+    base, source = np.full((2, examples, len(metrics.names)), np.nan, dtype=np.float32)
+    for _, found in run(plan, batch_size):
+        rows = torch.tensor(found.rows, device="cpu")
+        of_clean = found.source if direction == "denoising" else found.base
+        if np.isnan(base[found.rows]).all():
+            base[found.rows] = metrics.of_hidden(found.base, rows, of_clean).numpy()
+            source[found.rows] = metrics.of_hidden(found.source, rows, of_clean).numpy()
+        where = np.ix_(found.cells, found.rows)
+        if not found.changed:
+            patched[where] = base[found.rows]
+        else:
+            copies = len(found.cells)
+            compared = of_clean.repeat(copies, 1) if metrics.compares else None
+            values = metrics.of_hidden(found.hidden.flatten(0, 1), rows.repeat(copies), compared)
+            patched[where] = values.unflatten(0, (copies, -1)).numpy()
+    clean, corrupted = (source, base) if direction == "denoising" else (base, source)
+    return patched, {"clean": clean, "corrupted": corrupted}
+
+
+def kinds_of(sites: str | Sequence[str]) -> list[str]:
+    """The kinds of site that a grid has, checked."""
     kinds = [sites] if isinstance(sites, str) else [str(site) for site in sites]
     for kind in kinds:
         if kind not in LAYER_KINDS:
@@ -172,7 +203,8 @@ def _kinds(sites: str | Sequence[str]) -> list[str]:
     return kinds
 
 
-def _layers(model: StandardizedTransformer, kind: str, layers: Sequence[int] | None) -> list[int]:
+def layers_of(model: StandardizedTransformer, kind: str, layers: Sequence[int] | None) -> list[int]:
+    """The layers that a grid has of a kind of site, checked."""
     if layers is None:
         found = [layer for layer in range(model.num_layers) if why_missing(model, Site(kind, layer)) is None]
         if found:
@@ -185,9 +217,10 @@ def _layers(model: StandardizedTransformer, kind: str, layers: Sequence[int] | N
     return list(wanted)
 
 
-def _heads(
+def heads_among(
     model: StandardizedTransformer, heads: Sequence[int] | str | None, by_kind: Mapping[str, Sequence[int]]
 ) -> list[int | None]:
+    """The heads that a grid has, checked; None: all at once."""
     if heads is None:
         return [None]
     without = [kind for kind in by_kind if kind not in HEAD_KINDS]
@@ -234,6 +267,16 @@ class Pairs:
             raise InterpError(f"expected pairs, got {len(first)} clean and {len(second)} corrupted prompts.")
         return cls(first, second)
 
+    def directed(self, direction: Direction) -> tuple[list[Encoded], list[Encoded]]:
+        """The prompts that are written into, and those that the values are of.
+
+        Raises:
+            InterpError: an unknown direction.
+        """
+        if direction not in get_args(Direction):
+            raise InterpError(f"direction: unknown {direction!r}.{nearest(str(direction), get_args(Direction))}")
+        return (self.corrupted, self.clean) if direction == "denoising" else (self.clean, self.corrupted)
+
 
 @dataclass(frozen=True)
 class Places:
@@ -272,7 +315,7 @@ class Places:
         named = {"all": "all"} if positions is None else positions
         if isinstance(named, Mapping):
             sets = [
-                ([_tokens(given, one, name) for one in base], [_tokens(given, one, name) for one in source])
+                ([tokens_of(given, one, name) for one in base], [tokens_of(given, one, name) for one in source])
                 for name, given in named.items()
             ]
             for name, (written, given_by) in zip(named, sets, strict=True):
@@ -289,7 +332,7 @@ class Places:
         parsed = check_positions([str(each) for each in ([named] if isinstance(named, str | int) else named)])
         for position in parsed:
             written, given_by = (
-                [_tokens(position.text, one, position.text) for one in prompts] for prompts in (base, source)
+                [tokens_of(position.text, one, position.text) for one in prompts] for prompts in (base, source)
             )
             _check_alike(position.text, written, given_by)
             width = max(map(len, written))
@@ -311,7 +354,7 @@ class Places:
         return np.array(rows, dtype=np.int32)
 
 
-def _tokens(given: Spellings, prompt: Encoded, name: object) -> tuple[int, ...]:
+def tokens_of(given: Spellings, prompt: Encoded, name: object) -> tuple[int, ...]:
     """The tokens of one prompt that some spellings name, ascending."""
     parsed = check_positions([str(each) for each in ([given] if isinstance(given, str | int) else given)])
     try:

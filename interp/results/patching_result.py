@@ -28,6 +28,7 @@ __all__ = ["Direction", "Effect", "PatchingResult"]
 
 Direction = Literal["denoising", "noising"]
 Effect = Literal["recovery", "effect", "patched"]
+_ROUNDING = 1e-5  # of the largest value of a metric: a smaller effect is what two orders of summing differ by
 _AT_ONCE = 1 << 22  # numbers that resampling holds at once
 _FLIPS = 1 << 17  # ways to flip signs: all of up to 17 examples. Fewer could tell no cell of a large grid from chance.
 
@@ -129,8 +130,9 @@ class PatchingResult(NamedArrays):
 
         The interval is a percentile bootstrap over examples. The test flips signs of (patched - unpatched) by example,
         in all ways for up to 17 examples and in 131,071 drawn ones for more; with n examples no p-value is below
-        2 / 2^n. It is corrected for the number of cells (Benjamini & Hochberg 1995): of the cells with `p_corrected` <
-        0.05, less than 5 % are expected to have no effect.
+        2 / 2^n. Effects below 1e-5 of the metric's largest value are roundings and count as none. The p-values are
+        corrected for the number of cells (Benjamini & Hochberg 1995): of the cells with `p_corrected` < 0.05, less than
+        5 % are expected to have no effect.
 
         Arguments:
             quantity: what the mean is of: `recovery`, `effect` or `patched`.
@@ -157,20 +159,24 @@ class PatchingResult(NamedArrays):
         values = values.reshape(examples, -1, groups)  # (example, cell, metric)
         frames = []
         for index, metric in enumerate(self.group_names):
-            unchanged = self._unchanged(quantity)[:, index, None]
+            changes = self._changes(quantity, index).reshape(examples, -1)
             frame = self._cells()
             frame["metric"] = metric
-            for name, column in _tested(values[..., index], unchanged, confidence, resamples, seed).items():
+            for name, column in _tested(values[..., index], changes, confidence, resamples, seed).items():
                 frame[name] = column
             frames.append(frame)
         return pd.concat(frames, ignore_index=True) if frames else self._cells().iloc[:0]
 
-    def _unchanged(self, quantity: Effect) -> NDArray[np.float64]:
-        """(example, group), what a quantity is where the patch does nothing."""
-        if quantity == "patched":
-            return self.unpatched.astype(np.float64)
-        fixed = 1.0 if quantity == "recovery" and self.direction == "noising" else 0.0
-        return np.full(self.clean.shape, fixed)
+    def _changes(self, quantity: Effect, group: int) -> NDArray[np.float64]:
+        """(...), what the patch changes in a quantity of one metric, without roundings."""
+        effect = self.effect[..., group]
+        largest = np.nanmax(np.abs(self.patched[..., group]), initial=0.0)
+        if quantity == "recovery":
+            fixed = 0.0 if self.direction == "denoising" else 1.0
+            changes = self.recovery[..., group] - fixed
+        else:
+            changes = effect
+        return np.where(np.abs(effect) <= _ROUNDING * largest, np.where(np.isnan(changes), np.nan, 0.0), changes)
 
     def _cells(self) -> pd.DataFrame:
         import pandas as pd
@@ -235,13 +241,13 @@ class PatchingResult(NamedArrays):
 
 
 def _tested(
-    values: NDArray[np.float64], unchanged: NDArray[np.float64], confidence: float, resamples: int, seed: int
+    values: NDArray[np.float64], changes: NDArray[np.float64], confidence: float, resamples: int, seed: int
 ) -> dict[str, NDArray]:
     """Statistics over examples of each cell.
 
     Arguments:
         values: (example, cell), NaN where an example has no such cell.
-        unchanged: (example, 1), what they are where the patch does nothing.
+        changes: (example, cell), what of them the patch does.
 
     Returns:
         Name of a column -> (cell,).
@@ -264,7 +270,7 @@ def _tested(
             confidence_level=confidence, method="percentile", rng=np.random.default_rng(seed),
         ).confidence_interval  # fmt: skip
         found["low"][cells], found["high"][cells] = interval.low, interval.high
-        found["p_value"][cells] = _sign_flip(own - unchanged[rows], seed)
+        found["p_value"][cells] = _sign_flip(changes[np.ix_(rows, cells)], seed)
     tested = np.isfinite(found["p_value"])
     if tested.any():
         found["p_corrected"][tested] = stats.false_discovery_control(found["p_value"][tested], method="bh")
