@@ -39,7 +39,7 @@ class WeightMethods:
     standardized: Any
     cfg: Any
     hook_dict: Any
-    _points_of: Any
+    points: Any
 
     @property
     def W_E(self) -> Tensor:
@@ -50,10 +50,10 @@ class WeightMethods:
     @property
     def W_pos(self) -> Tensor:
         """The embedding of positions, (n_ctx, d_model)."""
-        point = self._points_of.by_name.get("hook_pos_embed")
+        point = self.points.by_name.get("hook_pos_embed")
         table = None if point is None else point.place.envoy._module
         if not isinstance(table, nn.Embedding):
-            raise self._points_of.refuse("hook_pos_embed")
+            raise self.points.refuse("hook_pos_embed")
         return table.weight[int(getattr(table, "offset", 0)) :]
 
     @property
@@ -87,7 +87,7 @@ class WeightMethods:
         if kind in _OF_HEADS:
             return self._of_heads(layer, name, _OF_HEADS[kind])
         if kind in _OF_NEURONS:
-            parts = self._points_of.parts[layer]
+            parts = self.points.parts[layer]
             projection = parts.mlp.get(_OF_NEURONS[kind])
             if projection is None:
                 raise InterpError(f"layer {layer} has no {name}: {parts.no_mlp or 'its MLP has no gate.'}")
@@ -96,7 +96,7 @@ class WeightMethods:
         return self._outwards(layer, name)
 
     def _of_heads(self, layer: int, name: str, kind: str) -> Tensor:
-        parts = self._points_of.parts[layer]
+        parts = self.points.parts[layer]
         projection = parts.heads.get(kind)
         if projection is None:
             raise InterpError(f"layer {layer} has no {name}: {parts.no_heads}")

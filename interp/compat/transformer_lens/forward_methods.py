@@ -28,7 +28,7 @@ class ForwardMethods:
 
     standardized: StandardizedTransformer
     cfg: Any
-    _points_of: Points
+    points: Points
     _hook_points: dict[str, HookPoint]
     _last_tokens: Tensor | None = None  # of the last pass, where the tokens are all that it was given
 
@@ -191,7 +191,7 @@ class ForwardMethods:
     def _visits(self, window: tuple[int, int], *, every_step: bool = False) -> list[Visit]:
         """A visit at each point that has a hook."""
         visits = []
-        for point in self._points_of.all:
+        for point in self.points.all:
             hook_point = self._hook_points[point.name]
             if hook_point.has_hooks() and self._is_open(point) and is_inside(point, window, self.cfg.n_layers):
                 name = hook_point.name or point.name

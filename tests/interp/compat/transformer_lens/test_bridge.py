@@ -269,6 +269,45 @@ def test_texts_losses_and_batches(bridge: TransformerBridge) -> None:
 
 
 @torch.no_grad()
+def test_generation(bridge: TransformerBridge) -> None:
+    plain = bridge.generate("a b no", max_new_tokens=6, do_sample=False, stop_at_eos=False)
+    assert isinstance(plain, str) and plain.startswith("a b no")
+    ids = bridge.generate(IDS, max_new_tokens=6, do_sample=False, stop_at_eos=False, repetition_penalty=1.0)
+    stopped = bridge.generate(IDS, max_new_tokens=6, do_sample=False, eos_token_id=int(ids[0, 6]))
+    end = int((stopped[0, 5:] == ids[0, 6]).nonzero()[0]) + 6
+    assert torch.equal(stopped, ids[:, :end])
+    text, cache = bridge.generate(
+        "a b no", max_new_tokens=2, do_sample=False, return_cache=True, names_filter="hook_embed"
+    )
+    assert cache["embed"].shape[1] == 6 and isinstance(text, str)
+    with pytest.raises(InterpError, match="expected one prompt"):
+        bridge.generate(BOTH, return_cache=True)
+    torch.manual_seed(0)
+    drawn = [
+        bridge.generate(BOTH, max_new_tokens=5, top_k=3, stop_at_eos=False, freq_penalty=penalty)
+        for penalty in (0.0, 1e4)
+    ]
+    assert all(one.shape == (2, 10) for one in drawn)
+    assert all(len(set(row)) == len(row) for row in drawn[1][:, 5:].tolist())  # what stands there is not said again
+    both = bridge.generate(["a b no", "c"], max_new_tokens=3, do_sample=False, stop_at_eos=False)
+    alone = bridge.generate("c", max_new_tokens=3, do_sample=False, stop_at_eos=False)
+    assert both[1] == alone
+
+
+@torch.no_grad()
+def test_a_row_in_a_batch_is_what_it_is_alone(bridge: TransformerBridge) -> None:
+    alone = bridge.run_with_cache(IDS[:, :3])[1]
+    for padded, mask, own in (
+        ([[1, 7, 12, 0, 0], OTHER_IDS[0].tolist()], [[1, 1, 1, 0, 0], [1] * 5], slice(0, 3)),
+        ([[0, 0, 1, 7, 12], OTHER_IDS[0].tolist()], [[0, 0, 1, 1, 1], [1] * 5], slice(2, 5)),
+    ):
+        _, cache = bridge.run_with_cache(torch.tensor(padded), attention_mask=torch.tensor(mask))
+        for name in ("resid_post", "z", "mlp_out"):
+            assert same(cache[name, 1][:1, own], alone[name, 1])
+        assert same(cache["pattern", 1][:1, :, own, own], alone["pattern", 1])
+
+
+@torch.no_grad()
 def test_the_cache_is_a_copy_by_every_name(bridge: TransformerBridge) -> None:
     _, cache = bridge.run_with_cache(IDS)
     assert torch.equal(cache["blocks.0.attn.q.hook_out"], cache["q", 0]) and torch.equal(cache["q0"], cache["q", 0])
