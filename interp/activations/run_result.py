@@ -34,6 +34,9 @@ class SiteTensors(Mapping[str, Tensor]):
             )
         return self._values[name]
 
+    def __contains__(self, site: object) -> bool:
+        return str(parse_site(site, *self._sizes)) in self._values  # type: ignore[arg-type]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 

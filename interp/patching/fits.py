@@ -45,6 +45,7 @@ def fits(
     trial: Trial,
     *,
     longest: int,
+    choice: str | None = None,
 ) -> bool:
     """Whether another fast way that walks gives what the slow one gives; where not, one line of the log says so.
 
@@ -55,13 +56,14 @@ def fits(
         name: what is done, as the log calls it.
         trial: a case of so many tokens, done both ways.
         longest: tokens of the longest prompt.
+        choice: a faster form that it may take; see `interp.model.verdicts.verdict`.
     """
     if not walk_fits(model, longest):
         if not is_changed(model) and not walk_fits(model, SMALL):
             verdicts_of(model)[name] = False
         return False
     consequence = f"for {name}, prompts are run as a whole (slow): the fast way"
-    return verdict(model, name, trial, consequence, longest=longest)
+    return verdict(model, name, trial, consequence, longest=longest, choice=choice)
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ class CleanRun:
         return self.calls[layer].output if layer >= 0 else self.calls[0].input
 
     @torch.no_grad()
-    def through(self, layer: int, hidden: Tensor, blocked: Tensor | None = None) -> Tensor:
+    def through(self, layer: int, hidden: Tensor, blocked: Tensor | None = None, *, shares: bool = True) -> Tensor:
         """Let rows go through one layer.
 
         Arguments:
@@ -191,6 +191,7 @@ class CleanRun:
                 row i goes on from prompt i modulo the number of prompts.
             blocked: (1 or row, 1 or head, position, key), True where a position's attention must not look; keys are
                 counted from the beginning of the prompt. None: it looks as the model does.
+            shares: whether rows may read one prefix, where the family allows it; else each has a copy.
 
         Returns:
             The same after the layer.
@@ -203,7 +204,7 @@ class CleanRun:
             keywords = keywords | {"attention_mask": self._without(keywords["attention_mask"], blocked, hidden.dtype)}
         model, part = self.model, self.model.layer(layer)._module
         products = faster_products(hidden.shape[0] * hidden.shape[1], model.hidden_size, model.dtype, model.device)
-        with walking(model, part), products:
+        with walking(model, part) if shares else nullcontext(), products:
             output: Any = part(hidden, **keywords)
         return output if isinstance(output, Tensor) else output[0]
 

@@ -44,6 +44,9 @@ class NamedArrays:
     """Field of an array -> its axes and its dtype. `...` stands for the leading axes, `prompt` for those of them that
     tell prompts and their positions apart."""
 
+    FACTS: ClassVar[tuple[str, ...]] = ()
+    """Fields that say something of the whole in a word or a number: alike in results that are put together."""
+
     coordinates: Mapping[str, tuple[Coordinate, ...]]
     group_names: tuple[str, ...]
 
@@ -128,6 +131,10 @@ class NamedArrays:
         values = {name: getattr(self, name) for name in self.ARRAYS}
         return {name: value for name, value in values.items() if value is not None}
 
+    def facts(self) -> dict[str, Any]:
+        """The fields that say something of the whole, by name."""
+        return {name: getattr(self, name) for name in self.FACTS}
+
     def select(self, **wanted: Coordinate | Sequence[Coordinate]) -> Self:
         """A part of the result: `select(layer=[4, 5], group="en", position="last")`.
 
@@ -160,7 +167,7 @@ class NamedArrays:
                 del coordinates[axis]
             else:
                 coordinates[axis] = tuple(several)
-        return self._made(coordinates, names, arrays)
+        return self._made(coordinates, names, {**arrays, **self.facts()})
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self], order: Sequence[int] | None = None) -> Self:
@@ -188,11 +195,13 @@ class NamedArrays:
         numbered = all(part.coordinates["example"] == tuple(range(len(part.coordinates["example"]))) for part in parts)
         whole = {name: np.concatenate([part.arrays()[name] for part in parts])[rows] for name in parts[0].arrays()}
         named = range(len(examples)) if numbered else [examples[row] for row in rows]
-        return cls._made({**parts[0].coordinates, "example": named}, parts[0].group_names, whole)
+        return cls._made(
+            {**parts[0].coordinates, "example": named}, parts[0].group_names, {**whole, **parts[0].facts()}
+        )
 
     @classmethod
-    def _made(cls, coordinates: Coordinates, group_names: Sequence[str], arrays: Mapping[str, NDArray]) -> Self:
-        values: dict[str, Any] = {"coordinates": coordinates, "group_names": tuple(group_names), **arrays}
+    def _made(cls, coordinates: Coordinates, group_names: Sequence[str], others: Mapping[str, Any]) -> Self:
+        values: dict[str, Any] = {"coordinates": coordinates, "group_names": tuple(group_names), **others}
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -201,7 +210,7 @@ class NamedArrays:
         Arguments:
             path: of the file; its folder has to exist.
         """
-        described = {"coordinates": list(self.coordinates.items()), "group_names": self.group_names}
+        described = {"coordinates": list(self.coordinates.items()), "group_names": self.group_names, **self.facts()}
         write_arrays(path, type(self).__name__, self.arrays(), described)
 
     @classmethod
@@ -212,7 +221,8 @@ class NamedArrays:
             InterpError: no such file, or one that holds something else.
         """
         arrays, described = read_arrays(path, cls.__name__)
-        return cls._made(dict(described["coordinates"]), described["group_names"], arrays)
+        facts = {name: described[name] for name in cls.FACTS}
+        return cls._made(dict(described["coordinates"]), described["group_names"], {**arrays, **facts})
 
 
 _Result = TypeVar("_Result", bound=NamedArrays)
@@ -225,7 +235,7 @@ def _rebuilt(kind: type[_Result], values: dict[str, Any]) -> _Result:
 def _kind(result: NamedArrays) -> tuple[Any, ...]:
     rest = tuple((axis, values) for axis, values in result.coordinates.items() if axis != "example")
     sizes = tuple((name, array.shape[1:]) for name, array in result.arrays().items())
-    return type(result), rest, result.group_names, sizes
+    return type(result), rest, result.group_names, sizes, tuple(result.facts().items())
 
 
 def _checked_coordinates(coordinates: Coordinates) -> Mapping[str, tuple[Coordinate, ...]]:

@@ -169,6 +169,8 @@ def test_a_text_ends_behind_its_stop(standardized: Standardized) -> None:
         (dict(max_new_tokens=2, padding_side="right"), "so it pads on the left"),
         (dict(max_new_tokens=2, temperature=-1), "temperature: expected 0"),
         (dict(max_new_tokens=1000), "positions"),
+        (dict(temperature=1.0), "are of new tokens. Give max_new_tokens"),
+        (dict(stop_ids=[2]), "are of new tokens. Give max_new_tokens"),
     ],
 )
 def test_refuses(standardized: Standardized, given: dict[str, Any], message: str) -> None:

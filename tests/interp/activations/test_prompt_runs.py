@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from interp.activations import steering_vectors
+from interp.errors import InterpError
 from interp.interventions import Intervention, SteeringVectors
 from interp.interventions.perform import drawn, noise
 from interp.interventions.shapes import embedding_std
@@ -221,6 +222,11 @@ def test_a_subspace_is_exchanged(standardized: Standardized) -> None:
     run = model.run(IDS, swap, read="resid_post.1")["resid_post.1"][:, 0]
     own, other = (model.run(ids, read="resid_post.1")["resid_post.1"][:, 0] for ids in (IDS, OTHER))
     close(run @ basis.T, other @ basis.T)
+    numbers = Intervention("resid_post.1", "last", "rotate_set", other, basis=basis)
+    with pytest.raises(InterpError, match="does not fit"):
+        model.run(IDS, numbers)
+    numbers = Intervention("resid_post.1", "last", "rotate_set", other[:, None], basis=basis)
+    close(model.run(IDS, numbers, read="resid_post.1")["resid_post.1"][:, 0], run)
     rest = torch.eye(32) - basis.T @ basis
     close(run @ rest, own @ rest)
     out = model.run(IDS, Intervention("resid_post.1", "last", "project_out", basis), read="resid_post.1")
@@ -249,6 +255,15 @@ def test_knockout_is_what_a_mask_does(standardized: Standardized, family: str) -
         assert bool((pattern[example, 0, 0, 1:3] == 0).all())
         close(pattern[example, 0, 0, 3:length], plain[example, 0, 0, 3:length])  # not renormalised
         close(pattern[example, 1:, 0, :length], plain[example, 1:, 0, :length])
+
+
+def test_masked_scores_stay_masked(standardized: Standardized) -> None:
+    pattern = standardized("llama").run(
+        IDS, Intervention("scores.1", "all", "zero"), read="pattern.1.h0", positions="all", padding_side="left"
+    )["pattern.1.h0"]  # fmt: skip
+    for example, ids in enumerate(IDS):
+        uniform = torch.ones(len(ids), len(ids)).tril()
+        close(pattern[example, : len(ids), : len(ids)], uniform / uniform.sum(-1, keepdim=True))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "olmo2"])
@@ -318,6 +333,19 @@ def test_gradients_are_those_of_torch(standardized: Standardized, family: str) -
         close(run.metric[example], expected[0].detach())
     assert run.gradients["pattern.2.h1"].shape == (3, 2, 6)
     assert not run["resid_post.1"].requires_grad
+
+
+@pytest.mark.parametrize("family", ["gpt2", "olmo2"])
+def test_gradients_keep_the_identities(wrapped: Standardized, family: str) -> None:
+    """What is added to the residual stream has the gradient of the sum, also where it is written in place."""
+    sites = "embed resid_pre.0 head_out.1 attn_out.1 resid_mid.1 mlp_out.1 resid_post.1 resid_pre.2"
+    run = wrapped(family).run(IDS, read=sites, positions="1 last", gradients_of=lambda logits, _: logits[:, 1, 3])
+    assert run.gradients is not None
+    given = run.gradients
+    pairs = [("embed", "resid_pre.0"), ("attn_out.1", "resid_mid.1"), ("mlp_out.1", "resid_post.1")]
+    for one, other in [*pairs, ("resid_post.1", "resid_pre.2")]:
+        close(given[one], given[other])
+    close(given["head_out.1"], given["attn_out.1"][:, :, None].expand(-1, -1, 4, -1))
 
 
 def test_gradients_pass_a_norm_of_nothing(wrapped: Standardized) -> None:

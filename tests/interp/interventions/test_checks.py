@@ -119,6 +119,12 @@ def test_refuses_other_arguments(idle: StandardizedTransformer) -> None:
             idle.run(IDS, **given)
 
 
+def test_refuses_a_model_without_weights(model_folder: Callable[[str], Path]) -> None:
+    model = StandardizedTransformer(model_folder("llama"), remote=True)
+    with pytest.raises(InterpError, match="loaded without weights"):
+        model.run(IDS)
+
+
 def test_names_what_a_file_has(idle: StandardizedTransformer, tmp_path: Path) -> None:
     file = tmp_path / "vectors.safetensors"
     write_tensors(file, {"truth": torch.ones(32), "resid_post.2": torch.ones(32)})
@@ -156,5 +162,6 @@ def test_what_was_not_read_is_named(standardized: Standardized) -> None:
     run = standardized("llama").run(IDS, read="resid_post.1", logits=False)
     assert run.logits is None and "resid_post.1" in repr(run)
     assert run["blocks.1.hook_resid_post"].shape == (2, 1, 32)
+    assert "resid_post.-3" in run.activations and "resid_post.2" not in run.activations
     with pytest.raises(InterpError, match=r"resid_post.2 was not read. Did you mean 'resid_post.1'"):
         run["resid_post.2"]
