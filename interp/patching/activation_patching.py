@@ -53,6 +53,7 @@ __all__ = [
     "Pairs",
     "Places",
     "PositionSets",
+    "Spellings",
     "activation_patching",
     "asked_axes",
     "cells_of",
