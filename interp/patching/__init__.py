@@ -31,7 +31,7 @@ from interp.patching.computation_graph import ComputationGraph
 from interp.patching.edges import edge_attribution_patching
 from interp.patching.effects import METRICS, Answers, Metric, Metrics
 from interp.patching.fits import generation_fits, walk_fits
-from interp.patching.generate import Choose, Sampling, generate_plainly, generate_walked
+from interp.patching.generate import Choose, generate_plainly, generate_walked
 from interp.patching.patched_runs import CleanRun, run_patched, walk
 from interp.patching.path_patching import path_patching
 from interp.patching.plan import LayersPlan, Patch, PatchedPrompts, PatchPlan, check_number, check_patch
@@ -52,7 +52,6 @@ __all__ = [
     "Patch",
     "PatchPlan",
     "PatchedPrompts",
-    "Sampling",
     "Selection",
     "Way",
     "activation_patching",

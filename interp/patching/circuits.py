@@ -28,7 +28,7 @@ from interp.patching.cells import values_at
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.edges import PromptPairs
 from interp.patching.effects import Answers, Metric
-from interp.patching.layer_parts import NodeOutputs, check_heads, run_layer
+from interp.patching.node_outputs import NodeOutputs, check_heads, run_layer
 from interp.patching.patched_runs import CleanRun
 from interp.results import Coordinate, EdgeScores, FaithfulnessCurve
 

@@ -36,7 +36,7 @@ from interp.patching.attribution_patching import check_slope
 from interp.patching.cells import values_at
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.effects import Answers, Metric, Metrics
-from interp.patching.layer_parts import LayerGradients, NodeOutputs, OutputDifferences, run_layer
+from interp.patching.node_outputs import LayerGradients, NodeOutputs, OutputDifferences, run_layer
 from interp.patching.patched_runs import CleanRun
 from interp.results import Coordinate, Direction, EdgeScores
 
