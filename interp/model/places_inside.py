@@ -139,10 +139,8 @@ class NormPlace:
 
     def write(self, value: Tensor) -> None:
         centre, scale, before = self._now()
-        if self.part == "scale":
-            after = centre / fitted(value, scale, self.name)
-        else:
-            after = fitted(value, before, self.name)
+        new = fitted(value, scale if self.part == "scale" else before, self.name)
+        after = centre / new if self.part == "scale" else new
         self.memory.values[self._visit()] = after
         output = ModulePlace(self.envoy, "output", self.name)
         live = output.read()
