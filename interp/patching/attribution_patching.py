@@ -34,8 +34,17 @@ from interp.model.fed import whole_inputs
 from interp.model.resolve import place_of
 from interp.model.visits import Visit, run_visiting
 from interp.passes import in_turn
-from interp.patching.activation_patching import Pairs, Places, PositionSets, heads_among, kinds_of, layers_of
-from interp.patching.cells import by_position, heads_of, values_at
+from interp.patching.activation_patching import (
+    Pairs,
+    Places,
+    PositionSets,
+    asked_axes,
+    cells_of,
+    heads_among,
+    kinds_of,
+    layers_of,
+)
+from interp.patching.cells import by_position, values_at
 from interp.patching.effects import Answers, Metric, Metrics
 from interp.results import Coordinate, Direction, PatchingResult
 from interp.sites import HEAD_KINDS, MAP_KINDS, Site
@@ -45,7 +54,7 @@ if TYPE_CHECKING:
 
     from interp.model import StandardizedTransformer
 
-__all__ = ["Way", "against_exact", "attribution_patching"]
+__all__ = ["Way", "against_exact", "attribution_patching", "check_slope"]
 
 Way = Literal["inputs", "sites"]
 
@@ -83,7 +92,8 @@ def attribution_patching(
         As `activation_patching`: `patched` is the metric of the unpatched run plus the estimated effect.
 
     Raises:
-        InterpError: as `activation_patching`; a number of steps below 1, pairs of different lengths with `inputs`.
+        InterpError: as `activation_patching`; a number of steps below 1, pairs of different lengths with `inputs`,
+            `kl` at the clean run alone.
 
     Nanda (2023), "Attribution patching: activation patching at industrial scale"; Syed, Rager & Conmy (2023), arXiv
     2310.10348; Sundararajan, Taly & Yan (2017), arXiv 1703.01365; Hanna, Pezzelle & Belinkov (2024), arXiv 2403.17806.
@@ -100,6 +110,7 @@ def attribution_patching(
     every = sorted({layer for there in by_kind.values() for layer in there})
     chosen = heads_among(model, heads, by_kind)
     metrics = Metrics.of(model, metric, answers, len(base))
+    check_slope(metrics, direction, steps)
     estimate = _Estimate(model, metrics, direction, steps, way)
     effect = np.full(
         (len(base), len(kinds), len(every), len(places.labels), len(chosen), len(metrics.names)), np.nan,
@@ -118,32 +129,25 @@ def attribution_patching(
         )
         there = [Site(kind, layer) for kind, own in by_kind.items() for layer in own]
         found, ends[0, rows], ends[1, rows] = estimate.of(batch, there)
-        for site, products in found.items():  # (metric, row, position[, head])
-            assert site.layer is not None  # all of these kinds have one
-            at = (kinds.index(site.kind), every.index(site.layer))
-            for place, columns in enumerate(batch.base):
+        for index, (kind, own) in enumerate(by_kind.items()):
+            for cell in cells_of(model, kind, own, len(places.labels), chosen):
+                columns = batch.base[cell.place]
                 if columns is None:
                     continue
-                summed = products[:, :, list(columns)].sum(2)  # (metric, row[, head])
-                for index, head in enumerate(chosen):
-                    if head is not None and head >= heads_of(model, site.kind, site.layer):
-                        continue
-                    own = (
-                        summed if site.kind not in HEAD_KINDS else summed.sum(2) if head is None else summed[..., head]
-                    )
-                    effect[rows, at[0], at[1], place, index] = own.T.numpy()
+                products = found[Site(kind, cell.layer)][:, :, list(columns)].sum(2)  # (metric, row[, head])
+                if kind in HEAD_KINDS:
+                    products = products.sum(2) if cell.head is None else products[..., cell.head]
+                where = (index, every.index(cell.layer), cell.place, chosen.index(cell.head))
+                effect[(rows, *where)] = products.T.numpy()
     axes: dict[str, Sequence[Coordinate]] = {
         "example": range(len(base)), "site": kinds, "layer": every, "position": places.labels,
         "head": [head for head in chosen if head is not None],
     }  # fmt: skip
     asked = {"site": not isinstance(sites, str), "position": positions is not None, "head": heads is not None}
-    dropped = [axis for axis, is_asked in asked.items() if not is_asked]
-    patched = (ends[0].reshape(len(base), 1, 1, 1, 1, -1) + effect).squeeze(
-        tuple(list(axes).index(axis) for axis in dropped)
-    )
+    coordinates, patched = asked_axes(axes, ends[0].reshape(len(base), 1, 1, 1, 1, -1) + effect, asked)
     of_clean, of_corrupted = (ends[1], ends[0]) if direction == "denoising" else (ends[0], ends[1])
     return PatchingResult(
-        {axis: values for axis, values in axes.items() if axis not in dropped},
+        coordinates,
         patched=patched,
         clean=of_clean,
         corrupted=of_corrupted,
@@ -151,6 +155,19 @@ def attribution_patching(
         direction=direction,
         group_names=metrics.names,
     )
+
+
+def check_slope(metrics: Metrics, direction: Direction, steps: int | None) -> None:
+    """Refuse a metric that has its minimum, and so no slope, where the one gradient is taken.
+
+    Raises:
+        InterpError: it is `kl` at the clean run.
+    """
+    if metrics.compares and direction == "noising" and steps is None:
+        raise InterpError(
+            "metric 'kl' compares with the clean run, at which its gradient is zero. Take steps=5 (points on the way), "
+            "direction='denoising', or another metric."
+        )
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from interp.forward import check_ready
 from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.passes import in_turn
 from interp.patching.activation_patching import Pairs
+from interp.patching.attribution_patching import check_slope
 from interp.patching.cells import values_at
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.effects import Answers, Metric, Metrics
@@ -194,6 +195,7 @@ def edge_attribution_patching(
     if steps is not None and steps < 1:
         raise InterpError(f"steps: expected at least 1, or None for the gradient at the patched run, got {steps}.")
     pairs = PromptPairs.of(model, clean, corrupted, metric, answers)
+    check_slope(pairs.metrics, direction, steps)
     graph = pairs.graph
     score = np.full((len(pairs), len(graph.senders), len(graph.receivers)), np.nan, dtype=np.float32)
     values = np.empty((2, len(pairs)), dtype=np.float32)

@@ -112,7 +112,7 @@ class NodeOutputs:
         for layer, z in enumerate(kept["z"]):
             check_heads(model, "z", layer, z.shape[2], model.num_heads)
         off = float((total[0] - final[0]).norm() / final[0].norm())
-        if off > max(1e-3, 64 * torch.finfo(model.dtype).eps):
+        if off > max(1e-3, 8 * torch.finfo(model.dtype).eps):
             raise InterpError(
                 f"edges of {type(model._module).__name__}: embedding, heads and MLPs do not add up to the residual "
                 f"stream (off by {off:.2g}): something else writes into it. Patch sites instead."
@@ -226,7 +226,7 @@ def _check_ways(model: StandardizedTransformer, layer: int, found: LayerGradient
     """Refuse a layer that reads the residual stream in other ways too: what went back by these must be all of it."""
     by_ways = found.inputs.sum(1) + after
     off = float((by_ways - found.before).norm() / found.before.norm().clamp_min(torch.finfo(torch.float32).tiny))
-    if off > max(1e-3, 64 * torch.finfo(model.dtype).eps):
+    if off > max(1e-3, 8 * torch.finfo(model.dtype).eps):
         raise InterpError(
             f"edges of {type(model._module).__name__}: layer {layer} reads the residual stream in other ways than by "
             f"queries, keys, values and mlp_in (by {off:.2g} of the gradient), such as a gate or a second MLP. Patch "

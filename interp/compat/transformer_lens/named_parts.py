@@ -71,7 +71,7 @@ class Part:
         if any(other.startswith(f"{own}.") for other in bridge.hook_dict):
             return Part(bridge, own)
         if name.startswith("hook_"):
-            raise bridge._points_of.refuse(own)
+            raise bridge.points.refuse(own)
         if name[:2] in ("W_", "b_"):
             return bridge.weight_of(name, self._name)
         module = bridge.mod_dict.get(self._name)

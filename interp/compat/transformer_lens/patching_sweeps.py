@@ -131,7 +131,7 @@ def _is_same_write(model: TransformerBridge, kind: str, name: str, layers: Seque
         return False
     if name not in ("q", "k"):
         return True
-    parts = [model._points_of.parts[layer] for layer in layers]
+    parts = [model.points.parts[layer] for layer in layers]
     return all(f"{name}_norm" not in part.norms or f"{name}_norm" in part.by_head for part in parts)
 
 

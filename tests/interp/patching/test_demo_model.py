@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from interp import StandardizedTransformer
 from interp.lenses import logit_lens, patchscope_lens
 from interp.patching import activation_patching, attribution_patching
 from interp.prompts import Prompt, answer_tokens, translation_prompt
+from pipeline import demo
 from pipeline.demo.lexicon import Concept, load_lexicon
 
 CONCEPT_COMES = 4  # the first layer whose last token holds the concept
@@ -24,7 +26,7 @@ CONCEPT_COMES = 4  # the first layer whose last token holds the concept
 
 @cache
 def model() -> StandardizedTransformer:
-    return StandardizedTransformer("pipeline/demo/model")
+    return StandardizedTransformer(Path(demo.__file__).parent / "model")
 
 
 def prompt(source: str, target: str, shots: list[Concept], asked: Concept) -> Prompt:

@@ -173,6 +173,7 @@ def test_bad_pairs_and_arguments_are_refused() -> None:
         ({"corrupted": [CORRUPTED[0], [1, 2]]}, "pair 1: the clean prompt has 5 tokens, the corrupted one 2"),
         ({"direction": "noise"}, "direction: unknown 'noise'"),
         ({"metric": [seven, "kl"]}, "metric: expected one"),
+        ({"metric": "kl"}, "at which its gradient is zero"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
     ):
         given = {"clean": CLEAN, "corrupted": CORRUPTED, "metric": seven, **change}
