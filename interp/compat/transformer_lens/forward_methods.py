@@ -20,7 +20,7 @@ from interp.model.visits import Visit, run_visiting
 
 __all__ = ["ForwardMethods", "is_inside"]
 
-_RETURN_TYPES = ("logits", "loss", "both", None)
+_RETURN_TYPES = ("logits", "loss", "both", "logits_and_cache", None)
 
 
 class ForwardMethods:
@@ -49,6 +49,7 @@ class ForwardMethods:
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: TransformerLensKeyValueCache | None = None,
+        past_key_values: Any = None,
     ) -> Any:
         """Run the model; its hooks act.
 
@@ -56,7 +57,8 @@ class ForwardMethods:
             input: a text, texts, token ids (position,) or (batch, position); with `start_at_layer` the residual stream
                 (batch, position, d_model) that enters that layer.
             return_type: "logits" (batch, position, d_vocab), "loss" (the mean over tokens of the next token's negative
-                log-probability), "both", or None: nothing.
+                log-probability), "both", None: nothing; or "logits_and_cache": also transformers' cache, to go on
+                from by `past_key_values`.
             loss_per_token: the loss as (batch, position - 1).
             prepend_bos, padding_side: of texts, as in `to_tokens`. Shorter texts are masked.
             attention_mask: (batch, position), 0 at padding, of the tokens that are given; None: all are seen.
@@ -66,6 +68,7 @@ class ForwardMethods:
                 run on to the logits. Counted from the end where negative.
             past_kv_cache: keys and values of a prefix, which the input goes on from. They are appended to, unless the
                 cache is frozen. A frozen one of one row serves any batch.
+            past_key_values: transformers' cache of a prefix, which is appended to. A mask is then of all positions.
 
         Raises:
             InterpError: no such return type or layer, ids or positions that the model does not have, a loss without
@@ -84,8 +87,14 @@ class ForwardMethods:
             assert fed is not None
             own = torch.ones(fed.shape[:2], dtype=torch.int) if mask is None else mask  # of what is fed alone
             mask = self._go_on(past_kv_cache, own, inputs, window)
+        if past_key_values is not None:
+            if past_kv_cache is not None:
+                raise InterpError("past_kv_cache and past_key_values: expected one of them.")
+            inputs["past_key_values"], inputs["use_cache"] = past_key_values, True
+        if return_type == "logits_and_cache":
+            inputs["use_cache"] = True
         self._place_tokens(inputs, mask, position_ids)
-        plain = past_kv_cache is None and mask is None and position_ids is None
+        plain = position_ids is None and mask is None and past_kv_cache is None and past_key_values is None
         self._last_tokens = tokens if plain else None
         output = self._pass(inputs, window, residual)
         if window[1] < self.cfg.n_layers:
@@ -95,11 +104,14 @@ class ForwardMethods:
         logits = output.logits
         if return_type in (None, "logits"):
             return None if return_type is None else logits
+        if return_type == "logits_and_cache":
+            return logits, output.past_key_values
         if tokens is None:
             raise InterpError(
                 f"return_type={return_type!r}: a residual stream has no tokens to predict. Ask for logits."
             )
-        loss = lm_cross_entropy_loss(logits, tokens, attention_mask, loss_per_token)
+        seen = None if attention_mask is None else attention_mask[:, -tokens.shape[1] :].to(tokens.device)
+        loss = lm_cross_entropy_loss(logits, tokens, seen, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
 
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
