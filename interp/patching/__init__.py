@@ -21,6 +21,7 @@ from interp.patching.effects import METRICS, Answers, Metric, Metrics
 from interp.patching.fits import generation_fits, walk_fits
 from interp.patching.generate import Choose, Sampling, generate_plainly, generate_walked
 from interp.patching.patched_runs import CleanRun, run_patched, walk
+from interp.patching.path_patching import path_patching
 from interp.patching.plan import LayersPlan, Patch, PatchedPrompts, PatchPlan, check_number, check_patch
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "generate_walked",
     "generation_fits",
     "heads_in",
+    "path_patching",
     "receiving_fits",
     "run_blocked",
     "run_patched",

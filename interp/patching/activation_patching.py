@@ -53,6 +53,7 @@ __all__ = [
     "Pairs",
     "Places",
     "PositionSets",
+    "Spellings",
     "activation_patching",
     "cells_of",
     "heads_among",

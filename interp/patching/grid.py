@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from interp.sites import HEAD_KINDS, MAP_KINDS, Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Cell", "GridEnds", "GridPlan", "by_position", "heads_of", "values_at"]
+__all__ = ["Cell", "GridEnds", "GridPlan", "by_position", "grid_trial", "heads_of", "values_at"]
 
 # Neighbouring positions start together where few tokens walk, at most a share of these in vain.
 _FEW_TOKENS, _IN_VAIN = 2048, 8
@@ -99,9 +100,8 @@ class GridPlan(Plan[GridEnds]):
     def fits(self) -> bool:
         """Whether the walk gives what whole forward passes give, with this kind of site written."""
         name = f"patches of {self.kind}"
-        return fits(
-            self.lm, name, lambda length: _trial(self.lm, self.kind, length), longest=self.longest, choice=LAST_TOKEN
-        )
+        make = partial(GridPlan, self.lm, self.kind)
+        return fits(self.lm, name, partial(grid_trial, make), longest=self.longest, choice=LAST_TOKEN)
 
     def fast(self, rows: list[int]) -> Iterator[GridEnds]:
         written, source = self._written(rows)
@@ -117,16 +117,16 @@ class GridPlan(Plan[GridEnds]):
             yield GridEnds(rows, unchanged, same, ends, source, changed=False)
         for start, cells in self._walks(changed, written.base, len(rows), ids.shape[1]):
             clean = run.at(start)
-            hidden = self.walked(clean, [self.cells[cell] for cell in cells], written)
+            hidden = self.walked(clean, [self.cells[cell] for cell in cells], written, rows)
             yield GridEnds(rows, cells, hidden.unflatten(0, (len(cells), len(rows))), ends, source)
 
-    def walked(self, clean: CleanRun, cells: Sequence[Cell], written: Written) -> Tensor:
-        """(cell and prompt, hidden), what cells end with by the walk; they ascend by layer."""
+    def walked(self, clean: CleanRun, cells: Sequence[Cell], written: Written, rows: Sequence[int]) -> Tensor:
+        """(cell and prompt, hidden), what cells of some prompts end with by the walk; they ascend by layer."""
         return walk_cells(clean, cells, written)
 
-    def whole(self, input_ids: Sequence[Sequence[int]], cells: Sequence[Cell], written: Written) -> Tensor:
+    def whole(self, rows: Sequence[int], cells: Sequence[Cell], written: Written) -> Tensor:
         """(cell, prompt, hidden), the same of cells of one layer by forward passes of whole prompts."""
-        return run_cells(self.lm, input_ids, cells, written)
+        return run_cells(self.lm, [self.base_ids[row] for row in rows], cells, written)
 
     def changes(self, cell: Cell) -> bool:
         """Whether a cell can change anything, whatever is written."""
@@ -145,7 +145,7 @@ class GridPlan(Plan[GridEnds]):
                 there = [cell for cell in self._there(own) if self.cells[cell].layer == layer]
                 for start in range(0, len(there), size):
                     some = there[start : start + size]
-                    hidden = self.whole(prompts, [self.cells[cell] for cell in some], written)
+                    hidden = self.whole(own, [self.cells[cell] for cell in some], written)
                     yield GridEnds(own, some, hidden, ends, source)
 
     def nothing(self) -> GridEnds:
@@ -207,8 +207,14 @@ class GridPlan(Plan[GridEnds]):
                 yield start, walking[at : at + size]
 
 
-def _trial(model: StandardizedTransformer, kind: str, length: int) -> list[Pair]:
-    """Two pairs of prompts of a length, cells at three layers, several places and two heads, each way."""
+def grid_trial(make: Callable[..., GridPlan], length: int) -> list[Pair]:
+    """Two pairs of prompts of a length, cells at three layers, several places and two heads, each way.
+
+    Arguments:
+        make: given prompts, sources, places of both, and cells: the plan.
+        length: tokens of the prompts.
+    """
+    model, kind = make([], [], [], [], []).lm, make([], [], [], [], []).kind
     ids = sample_ids(model, length=length).tolist()
     layers = [layer for layer in range(model.num_layers) if model.has(Site(kind, layer))]
     middle = length // 2
@@ -222,7 +228,7 @@ def _trial(model: StandardizedTransformer, kind: str, length: int) -> list[Pair]
         for place in range(len(places))
         for head in heads
     ]
-    plan = GridPlan(model, kind, ids, ids[::-1], [places] * 2, [places] * 2, cells)
+    plan = make(ids, ids[::-1], [places] * 2, [places] * 2, cells)
 
     def ends(way: Callable[[list[int]], Iterator[GridEnds]]) -> Tensor:
         found = torch.empty(len(cells), len(ids), model.hidden_size, device=model.device, dtype=model.dtype)
