@@ -129,9 +129,7 @@ class ActivationCache(Mapping[Spelling, Tensor]):
         whole = replace(place, head=None)
         if whole not in self.tensors:
             held = [name for name in self if name.split(".")[0] == place.kind] or {s.kind: 0 for s in self.tensors}
-            raise InterpError(
-                f"the cache has no {str(place)!r}: name it in `sites` of the run. Here: {', '.join(held)}."
-            )
+            raise InterpError(f"the cache has no {str(place)!r}. Name it in `sites`. Here: {', '.join(held)}.")
         assert place.head is not None
         return self.tensors[whole].select(_HEAD_AXIS[place.kind], place.head)
 

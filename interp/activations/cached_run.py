@@ -16,15 +16,14 @@ from torch import Tensor
 
 from interp.activations.activation_cache import ActivationCache, CachedModel
 from interp.activations.edited_pass import EditedPass, Read
-from interp.activations.forward_passes import ForwardPasses, Pass
-from interp.activations.prompt_batches import PaddingSide, encoded_prompts, resolved
-from interp.activations.prompt_runs import read_sources
+from interp.activations.forward_passes import ForwardPasses
+from interp.activations.prompt_batches import PaddingSide, Pass, resolved
+from interp.activations.prompt_runs import planned_edits
 from interp.activations.site_copies import Kept, SiteReader
 from interp.errors import InterpError
 from interp.forward.prefix import FrozenPrefix
 from interp.interventions import Intervention
-from interp.interventions.checks import plan_edits
-from interp.interventions.edits import Edit, Window
+from interp.interventions.edits import Edit
 from interp.model.resolve import place_of, why_missing
 from interp.model.visits import Visit
 from interp.positions import check_positions
@@ -132,7 +131,7 @@ class CacheRequest:
             passes.check_runs(site)
         table, labels = _positions(passes, positions)
         keys = passes.before + max(passes.lengths)
-        edits = _planned(passes, interventions)
+        edits = planned_edits(passes, interventions)
         return cls(passes, chosen, of_gradients, table, labels, keys, _device(device), _checked(dtype), edits)
 
     def run(self, gradients_of: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ActivationCache]:
@@ -175,18 +174,15 @@ class CacheRequest:
             return output.detach(), self._cache(kept, grads)
 
     def _changes(self, one: Pass) -> list[Visit]:
-        """The visits of interventions; a prefix stands where padding would, before each prompt's first token."""
+        """The visits of interventions."""
         if not self.edits:
             return []
-        batch, lengths = one.batch, self.passes.lengths
-        before = (batch.before + one.before).tolist()
-        window = Window(batch.rows, before, lengths, 0, one.before, one.before + batch.width)
-        nothing = Read((), torch.zeros(len(batch.rows), 0, dtype=torch.long), batch.lengths, batch.before)
-        return EditedPass(self.passes.model, window, self.edits, nothing).visits()
+        read = Read.nothing(len(one.batch.rows))
+        return EditedPass(self.passes.model, self.passes.window(one), self.edits, read).visits()
 
     def _cache(self, kept: Kept, grads: Kept) -> ActivationCache:
         passes = self.passes
-        ids = None if any(one.residual is not None for one in passes.passes) else _input_ids(passes)
+        ids = None if any(one.residual is not None for one in passes.passes) else passes.input_ids
         return ActivationCache(
             tensors={site: kept.tensors[site] for site in self.sites},
             positions=self.table.tolist(),
@@ -229,20 +225,6 @@ def run_with_cache(
 
 
 ALL_AT_ONCE = 1 << 40
-
-
-def _planned(passes: ForwardPasses, interventions: Intervention | Iterable[Intervention]) -> list[Edit]:
-    """Interventions as edits of these prompts, with what other runs have to give them."""
-    model = passes.model
-    if isinstance(interventions, tuple) and not interventions:
-        return []
-    edits = plan_edits(model, interventions, passes.encoded, lambda given: encoded_prompts(model, given, name="value"))
-    for edit in edits:
-        passes.check_runs(edit.site)
-        if passes.before:  # to a window that begins later, what stands before it is a step of a generation
-            edit.intervention = replace(edit.intervention, steps="every")
-    read_sources(model, edits, None, "left")
-    return edits
 
 
 def _runs(passes: ForwardPasses, site: Site) -> bool:
@@ -294,17 +276,6 @@ def _positions(passes: ForwardPasses, positions: Positions | None) -> tuple[Tens
 
 def _per_example(positions: Sequence[Any]) -> bool:
     return bool(positions) and all(isinstance(row, Sequence) and not isinstance(row, str) for row in positions)
-
-
-def _input_ids(passes: ForwardPasses) -> list[list[int]]:
-    ids = [list(one.input_ids) for one in passes.encoded]
-    for one in passes.passes:
-        if one.prefix is not None:
-            assert one.prefix.input_ids is not None
-            before = one.prefix.input_ids.tolist()
-            for index, row in enumerate(one.batch.rows):
-                ids[row] = before[index % len(before)] + ids[row]
-    return ids
 
 
 def _scalar(value: Any, output: Tensor) -> Tensor:

@@ -339,6 +339,9 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
                 return points[name]
             if any(other.startswith(f"{name}.") for other in points):
                 return Part(self, name)
+            own = getattr(type(self), name, None)
+            if isinstance(own, property) and own.fget is not None:  # a weight that is not there: say why
+                return own.fget(self)
             raise
 
 

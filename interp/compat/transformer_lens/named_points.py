@@ -33,7 +33,11 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Point", "Points"]
+__all__ = ["NoSuchName", "Point", "Points"]
+
+
+class NoSuchName(InterpError, AttributeError):
+    """A name that this model does not have; `hasattr` is False for it."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Points:
             points.by_name |= dict.fromkeys(point.names, point)
         return points
 
-    def refuse(self, name: str) -> InterpError:
+    def refuse(self, name: str) -> NoSuchName:
         """What is said of a name that is no point: why the model lacks it, or the nearest names.
 
         Arguments:
@@ -96,8 +100,8 @@ class Points:
         """
         reason = self.missing.get(name)
         if reason is not None:
-            return InterpError(f"this model has no hook point {name!r}: {reason}")
-        return InterpError(f"there is no hook point {name!r}. {near_names(name, self.by_name)}")
+            return NoSuchName(f"this model has no hook point {name!r}: {reason}")
+        return NoSuchName(f"there is no hook point {name!r}. {near_names(name, self.by_name)}")
 
 
 def _why_no_sum(model: StandardizedTransformer, parts: ModelParts) -> str | None:

@@ -135,7 +135,7 @@ def test_spellings_heads_and_what_is_missing() -> None:
     assert cache.get("resid_post.0") is None
     with pytest.raises(InterpError, match=r"no 'resid_post\.2'.*resid_post\.1"):
         cache["resid_post.2"]
-    with pytest.raises(InterpError, match=r"no 'pattern\.3': name it in `sites` of the run. Here: embed, resid_pre"):
+    with pytest.raises(InterpError, match=r"no 'pattern\.3'. Name it in `sites`. Here: embed, resid_pre"):
         model.run_with_cache(IDS)[1]["pattern.3"]
     with pytest.raises(InterpError, match="Did you mean 'resid_post'"):
         "resid_pots.1" in cache  # noqa: B015 - it raises

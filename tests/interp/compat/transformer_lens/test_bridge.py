@@ -355,6 +355,10 @@ def test_parts_and_weights_by_name(bridge: TransformerBridge) -> None:
         bridge.weight_of("W_q", "blocks.0.attn")
     with pytest.raises(AttributeError):
         bridge.no_such_thing  # noqa: B018
+    assert hasattr(bridge, "W_gate") == bridge.cfg.gated_mlp == hasattr(block.mlp, "hook_pre_linear")
+    assert hasattr(bridge, "W_pos") == hasattr(bridge, "pos_embed") and not hasattr(block, "hook_resid_middle")
+    with pytest.raises(InterpError, match=r"no gate|nothing is added"):
+        bridge.W_pos if bridge.cfg.gated_mlp else bridge.W_gate  # noqa: B018
 
 
 def lifted(block: Any) -> Tensor:
