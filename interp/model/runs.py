@@ -323,8 +323,8 @@ class Runs:
             prefix = model.freeze_prefix("A long prompt that all share.")
             logits, cache = model.run_with_cache([" One end", " Another"], prefix=prefix)
 
-        What follows gives what whole prompts give. Hooks and interventions act on what follows; the prefix is what the
-        model computes without them.
+        What follows gives what whole prompts give, in `run`, `run_with_cache` and `run_with_hooks`. Hooks and
+        interventions act on what follows; the prefix is what the model computes without them.
 
         Arguments:
             prompts: one prefix, or several of one length; continuation i goes on from row i modulo these.
