@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.activations.chosen_sites import sites_of
 from interp.activations.edited_pass import EditedPass, GradientsOf, Read
 from interp.activations.forward_passes import ForwardPasses
 from interp.activations.generating import NewTokens, generate
@@ -23,12 +24,11 @@ from interp.interventions.checks import plan_edits
 from interp.interventions.edits import Edit, Source
 from interp.interventions.perform import drawn
 from interp.interventions.shapes import of_whole_layout
-from interp.model.resolve import place_of
 from interp.passes import in_turn
 from interp.positions import check_positions
 from interp.prompts import Encoded
 from interp.readout import Sampling, stop_tokens
-from interp.sites import ATTENTION_KINDS, HEAD_KINDS, MAP_KINDS, Site, Spelling, parse_sites
+from interp.sites import ATTENTION_KINDS, HEAD_KINDS, MAP_KINDS, Site, Spelling
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -72,7 +72,8 @@ def run(
     passes = ForwardPasses.of(
         model, prompts, prefix=prefix, batch_size=batch_size, padding_side=padding_side, more=more
     )  # fmt: skip
-    sites = _sites(model, read)
+    named = read if isinstance(read, str | Site | tuple) else list(read)
+    sites = sites_of(model, named) if named else []
     asked = [positions] if isinstance(positions, str | int) else list(positions)
     slots, labels = resolved(check_positions([word for text in asked for word in str(text).split()]), passes.encoded)
     sampling, stops = Sampling(temperature, top_k, top_p, seed), stop_tokens(model) if stop_ids is None else stop_ids
@@ -108,17 +109,6 @@ def _check_generation(
         )
     if padding_side != "left":
         raise InterpError("padding_side: a generation goes on behind each prompt's last token, so it pads on the left.")
-
-
-def _sites(model: StandardizedTransformer, read: Spelling | Iterable[Spelling]) -> list[Site]:
-    if not isinstance(read, str | Site | tuple):
-        read = list(read)
-    if not read:
-        return []
-    sites = parse_sites(read, model.num_layers, model.num_heads, model.num_kv_heads)
-    for site in sites:
-        place_of(model, site)
-    return model.in_order(sites)
 
 
 def _reading(one: Pass, sites: Sequence[Site], slots: Sequence[Sequence[int]]) -> Read:

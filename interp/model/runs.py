@@ -57,7 +57,7 @@ class Runs:
             prompts: one text or `Prompt`, or several, or lists of token ids, or an encoding, padded on either side.
                 Behind a `prefix`: what follows it, texts without the tokenizer's start token.
             interventions: one or several (`interp.interventions.Intervention`).
-            read: sites to read, in any spelling, e.g. `resid_post.* z.3.h0`.
+            read: sites to read, as of `run_with_cache`, e.g. `resid_post.* z.3.h0`; none unless they are named.
             positions: where sites and logits are read, one spelling of `interp.positions` or several. In each prompt
                 they count its own tokens, behind a prefix those that follow it, as those of interventions do.
             gradients_of: from logits (prompt, position, vocabulary) at `positions` and the numbers of their prompts to

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from interp import StandardizedTransformer
-from interp.activations.cached_run import COSTLY
+from interp.activations.chosen_sites import COSTLY
 from interp.activations.site_copies import SiteReader
 from interp.errors import InterpError
 from interp.prompts import Prompt
