@@ -88,7 +88,7 @@ class CacheRequest:
         table, labels = _positions(passes, positions)
         keys = passes.before + max(passes.lengths)
         edits = planned_edits(passes, interventions)
-        return cls(passes, chosen, of_gradients, table, labels, keys, device, _checked(dtype), edits)
+        return cls(passes, chosen, of_gradients, table, labels, keys, _device(device), _checked(dtype), edits)
 
     def run(self, gradients_of: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ActivationCache]:
         """Run the prompts.
@@ -189,6 +189,13 @@ def _runs(passes: ForwardPasses, site: Site) -> bool:
     except InterpError:
         return False
     return True
+
+
+def _device(device: torch.device | str | None) -> torch.device | None:
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InterpError(f"device: expected one of torch, e.g. 'cpu' or 'cuda:0', got {device!r}.") from None
 
 
 def _checked(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -19,7 +19,7 @@ from interp.compat.transformer_lens.generation_methods import GenerationMethods
 from interp.compat.transformer_lens.hook_methods import Hook, Side
 from interp.compat.transformer_lens.hook_points import HookPoint, NamesFilter
 from interp.compat.transformer_lens.named_cache import ActivationCache
-from interp.compat.transformer_lens.named_parts import Part, modules_by_name
+from interp.compat.transformer_lens.named_parts import Part, envoys_by_name
 from interp.compat.transformer_lens.named_points import Points
 from interp.compat.transformer_lens.slices import Slice, SliceInput
 from interp.compat.transformer_lens.token_methods import TokenMethods
@@ -74,13 +74,14 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
 
     def _find_points(self) -> None:
         """Take the points of the model as it is now."""
-        self.points = Points.of(self.standardized)
+        self.points, self._found_order = Points.of(self.standardized), None
         self.hook_dict = {}
         for point in self.points.all:
             hook_point = self._hook_points.setdefault(point.name, HookPoint())
             hook_point.name, hook_point.pos_dim = point.name, point.position_axis
             self.hook_dict |= dict.fromkeys(point.names, hook_point)
-        self.mod_dict = {**modules_by_name(self.standardized, self.points.all), **self.hook_dict}
+        self.envoys = envoys_by_name(self.standardized, self.points.all)
+        self.mod_dict = {**{name: envoy._module for name, envoy in self.envoys.items()}, **self.hook_dict}
 
     def setup(self) -> None:
         """Take the hook points once more, of a model whose modules were replaced (adapters); hooks that are there stay.

@@ -166,6 +166,6 @@ def _last_token_only(
 def _gives(measured: Callable[[Tensor], Tensor], logits: Tensor, expected: Tensor) -> bool:
     try:
         found = measured(logits)
-    except (IndexError, ValueError, RuntimeError):  # ValueError: another shape, or InterpError of it
+    except Exception:  # whatever a metric says of logits that are not all there
         return False
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-5, atol=1e-6)

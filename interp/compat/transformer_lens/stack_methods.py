@@ -124,7 +124,9 @@ class StackMethods:
         pos_slice: Slice | SliceInput = None,
         apply_ln: bool = False,
     ) -> Stack:
-        """What each head before a layer has added: (layer x head, batch, position, d_model).
+        """What each head before a layer gives to the residual stream: (layer x head, batch, position, d_model).
+
+        As in TransformerLens, before the norm that some families have behind attention (Gemma 2, OLMo 2).
 
         Arguments:
             layer, pos_slice, apply_ln, return_labels: as in `accumulated_resid`.
@@ -241,6 +243,9 @@ class StackMethods:
         project_output_onto: Tensor | None = None,
     ) -> Stack:
         """Heads, then neurons (or MLPs), embeddings and biases: what sums to the residual stream that enters a layer.
+
+        Not so where a norm stands behind attention or the MLP (Gemma 2, OLMo 2): heads and neurons are taken before it.
+        `ActivationCache.decomposed_residual` of interp takes them through it.
 
         Arguments:
             layer, mlp_input, apply_ln, pos_slice, return_labels: as in `decompose_resid`.

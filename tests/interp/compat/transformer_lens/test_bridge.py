@@ -361,6 +361,22 @@ def test_parts_and_weights_by_name(bridge: TransformerBridge) -> None:
         bridge.W_pos if bridge.cfg.gated_mlp else bridge.W_gate  # noqa: B018
 
 
+@torch.no_grad()
+def test_parts_called_in_a_hook_are_no_part_of_the_pass(bridge: TransformerBridge) -> None:
+    """A logit lens inside a hook, as scripts have it."""
+    plain, cache = bridge.run_with_cache(IDS)
+    read: list[Tensor] = []
+
+    def lens(resid: Tensor, hook: Any) -> None:
+        read.append(bridge.unembed(bridge.ln_final(resid)))
+
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(2)]
+    with bridge.hooks([(name, lens) for name in names] + [("ln_final.hook_scale", lambda value, hook: value * 1)]):
+        logits, found = bridge.run_with_cache(IDS)
+    assert same(logits, plain) and same(read[1], plain) and same(found["ln_final.hook_out"], cache["ln_final.hook_out"])
+    assert same(read[0], bridge.unembed(bridge.ln_final(cache["resid_post", 0])))
+
+
 def lifted(block: Any) -> Tensor:
     bias: Tensor = getattr(block.ln1.original_component, "bias", torch.zeros(1))
     return bias

@@ -117,6 +117,19 @@ def test_maps_and_direct_paths(family: str) -> None:
 
 
 @torch.no_grad()
+def test_a_metric_may_refuse_logits_that_are_not_all_there() -> None:
+    bridge = bridge_of("gpt2")
+    _, clean = bridge.run_with_cache(IDS)
+
+    def asserting(logits: Tensor) -> Tensor:
+        assert not logits.isnan().any() and logits.shape[1] == IDS.shape[1]
+        return difference(logits)
+
+    expected = patching.get_act_patch_resid_pre(bridge, OTHER_IDS, clean, difference)
+    assert same(patching.get_act_patch_resid_pre(bridge, OTHER_IDS, clean, asserting), expected)
+
+
+@torch.no_grad()
 def test_what_is_left_to_runs_of_their_own() -> None:
     bridge = bridge_of("gpt2")
     _, clean = bridge.run_with_cache(IDS)
