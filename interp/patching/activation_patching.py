@@ -55,6 +55,7 @@ __all__ = [
     "PositionSets",
     "Spellings",
     "activation_patching",
+    "asked_axes",
     "cells_of",
     "heads_among",
     "kinds_of",
@@ -136,16 +137,30 @@ def activation_patching(
         "head": [head for head in chosen if head is not None],
     }  # fmt: skip
     asked = {"site": not isinstance(sites, str), "position": positions is not None, "head": heads is not None}
-    dropped = [axis for axis, is_asked in asked.items() if not is_asked]
-    patched = patched.squeeze(tuple(list(axes).index(axis) for axis in dropped))
+    coordinates, patched = asked_axes(axes, patched, asked)
     return PatchingResult(
-        {axis: values for axis, values in axes.items() if axis not in dropped},
+        coordinates,
         patched=patched,
         **of_runs,
         token_ids=places.token_ids(base),
         direction=direction,
         group_names=metrics.names,
     )
+
+
+def asked_axes(
+    axes: Mapping[str, Sequence[Coordinate]], values: NDArray[np.float32], asked: Mapping[str, bool]
+) -> tuple[dict[str, Sequence[Coordinate]], NDArray[np.float32]]:
+    """A grid over all its axes, without those that nobody asked for.
+
+    Arguments:
+        axes: what stands along each axis.
+        values: (axis, ..., metric).
+        asked: axis -> whether it was asked for; others stay.
+    """
+    dropped = [axis for axis, is_asked in asked.items() if not is_asked]
+    kept = {axis: along for axis, along in axes.items() if axis not in dropped}
+    return kept, values.squeeze(tuple(list(axes).index(axis) for axis in dropped))
 
 
 def cells_of(

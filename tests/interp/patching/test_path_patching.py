@@ -12,6 +12,7 @@ import torch
 
 from interp import StandardizedTransformer
 from interp.errors import InterpError
+from interp.model.verdicts import verdicts_of
 from interp.patching import activation_patching, path_patching
 from interp.sites import ATTENTION_KINDS
 from tests.interp.patching.test_activation_patching import ANSWERS, difference, prompts, wrapped
@@ -74,6 +75,7 @@ def twin(
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bloom"])
 def test_paths_are_what_traces_by_hand_give(family: str, caplog: pytest.LogCaptureFixture) -> None:
     model = wrapped(family)
+    verdicts_of(model).clear()  # other tests may have had it tried before
     clean, corrupted = prompts(7)
     last = model.num_layers - 1
     paths = [("z", "q", 1, "attn_out"), ("mlp_post", "mlp_in", None, "mlp_out"), ("attn_out", "v", 0, "attn_out")]
