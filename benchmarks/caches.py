@@ -1,12 +1,13 @@
-"""What a cache of all residual sites costs beside a forward pass: `python -m benchmarks.caches [--other PYTHON]`.
+"""What a cache of all residual sites costs beside a plain forward pass: `python -m benchmarks.caches [--other PYTHON]`.
 
-The model is that of the benchmark of lenses, 16 layers and 83 M parameters; prompts are random, of one length. Each
-tool runs in a process of its own, in turns with a plain forward pass of transformers; the ratio is the median over the
-rounds, in processor time of one thread. Memory is the growth of the largest resident set beyond that of plain passes,
-beside the size of the tensors that the cache holds (what two names share counts once).
+Two models: the embedded one, 8 layers and 2 M parameters, where what a tool does besides counts most, and that of the
+benchmark of lenses, 16 layers and 83 M. Prompts are random, of one length. Each tool runs in a process of its own, in
+turns with a plain forward pass of transformers without gradients; ratios are medians over the rounds, in processor time
+of one thread. Memory is how much more the resident set grows than in a plain pass, beside the size of the tensors that
+the cache holds (what two names share counts once).
 
-`--other` is the interpreter of an environment with TransformerLens, which has a column then; its bridge is given the
-same folder.
+`--other` is the interpreter of an environment with TransformerLens, which has two rows then: without gradients, and as
+it is called by default, with them. Its bridge is given the same folder and a filter for the same sites.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +29,8 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS, TOKENS, ROUNDS = 16, 24, 15
-TOOLS = ("interpipe", "transformer_lens")
+TOOLS = ("interpipe", "transformer_lens", "transformer_lens_gradients")
+DEMO = ROOT / "pipeline/demo/model"
 SITES = "resid_pre.* resid_mid.* resid_post.*"
 Cached = dict[str, Tensor]
 
@@ -61,8 +62,8 @@ def interpipe(folder: str) -> Callable[[Tensor], tuple[Tensor, Cached]]:
     return run
 
 
-def transformer_lens(folder: str) -> Callable[[Tensor], tuple[Tensor, Cached]]:
-    """`run_with_cache` of TransformerLens's bridge."""
+def transformer_lens(folder: str, *, gradients: bool) -> Callable[[Tensor], tuple[Tensor, Cached]]:
+    """`run_with_cache` of TransformerLens's bridge, with or without gradients."""
     from transformer_lens.model_bridge import TransformerBridge  # type: ignore[import-not-found]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,7 +76,7 @@ def transformer_lens(folder: str) -> Callable[[Tensor], tuple[Tensor, Cached]]:
     ]
 
     def run(ids: Tensor) -> tuple[Tensor, Cached]:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             logits, cache = bridge.run_with_cache(ids, names_filter=names)
         return logits, {name.replace("blocks", "").replace("hook_", ""): cache[name] for name in names}
 
@@ -85,16 +86,17 @@ def transformer_lens(folder: str) -> Callable[[Tensor], tuple[Tensor, Cached]]:
 def worker(tool: str, folder: str, prompts: int, tokens: int, rounds: int) -> dict[str, float]:
     """Measure one tool in this process."""
     torch.set_num_threads(1)
-    ids = torch.randint(3, 30000, (prompts, tokens), generator=torch.Generator().manual_seed(0))
-    run = {"interpipe": interpipe, "transformer_lens": transformer_lens}[tool](folder)
+    gradients = tool.endswith("gradients")
+    run = interpipe(folder) if tool == "interpipe" else transformer_lens(folder, gradients=gradients)
     plain = plain_of(folder, None)
-    for _ in range(2):
-        logits = plain(ids)
-    base = _peak()
-    found, cache = run(ids)
-    grown = _peak() - base
+    vocabulary = plain(torch.tensor([[3]])).shape[-1]
+    ids = torch.randint(3, vocabulary, (prompts, tokens), generator=torch.Generator().manual_seed(0))
+    for way in (plain, run):  # weights are read from the disk
+        way(ids)
+    logits, base = _peak(lambda: plain(ids))
+    (found, cache), peak = _peak(lambda: run(ids))
     storages = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in cache.values()}
-    torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.detach(), logits, rtol=1e-3, atol=1e-3)
     last = [value for name, value in cache.items() if "resid_post" in name][-1]
     checksum = float(last.double().abs().sum())
     del found, cache, last
@@ -110,51 +112,54 @@ def worker(tool: str, folder: str, prompts: int, tokens: int, rounds: int) -> di
         "plain_ms": 1000 * statistics.median(times["plain"]),
         "tool_ms": 1000 * statistics.median(times["tool"]),
         "ratio": statistics.median(ratios),
-        "grown_mib": grown,
+        "grown_mib": peak - base,
         "cached_mib": sum(storages.values()) / 2**20,
         "checksum": checksum,
     }
 
 
-def _peak() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+def _peak(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What a work gives, and by how many MiB the resident set grows at most while it is done (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status("VmRSS")
+    found = work()
+    return found, (_status("VmHWM") - before) / 1024
 
 
-def measure(pythons: dict[str, str], prompts: int, tokens: int, rounds: int) -> dict[str, dict[str, float]]:
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def measure(pythons: dict[str, str], folder: Path, prompts: int, tokens: int, rounds: int) -> dict[str, Any]:
     """Tool -> figures, each in a process of its own over the same model."""
-    from benchmarks.lenses.model import SMALL, save
-
     found: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made, "model")
-        save(folder, SMALL)
-        for tool, python in pythons.items():
-            sizes = ["--prompts", str(prompts), "--tokens", str(tokens), "--rounds", str(rounds)]
-            command = [python, "-m", "benchmarks.caches", "--worker", tool, "--folder", str(folder), *sizes]
-            environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-            said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
-            found[tool] = json.loads(said.stdout.splitlines()[-1])
+    for tool, python in pythons.items():
+        sizes = ["--prompts", str(prompts), "--tokens", str(tokens), "--rounds", str(rounds)]
+        command = [python, "-m", "benchmarks.caches", "--worker", tool, "--folder", str(folder), *sizes]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+        found[tool] = json.loads(said.stdout.splitlines()[-1])
     sums = [one["checksum"] for one in found.values()]
     if max(sums) - min(sums) > 1e-4 * max(sums):
         raise SystemExit(f"the tools do not agree on the last residual stream: {sums}")
     return found
 
 
-def table(found: dict[str, dict[str, float]], prompts: int, tokens: int) -> str:
+def table(found: dict[str, dict[str, float]], model: str, prompts: int, tokens: int) -> str:
     """The figures as text."""
+    columns = ("plain ms", "tool ms", "ratio", "grown MiB", "cached MiB")
     lines = [
-        f"{prompts} prompts of {tokens} tokens, resid_pre, resid_mid and resid_post of every layer",
-        f"{'tool':<18}{'plain ms':>10}{'tool ms':>10}{'ratio':>8}{'grown MiB':>11}{'cached MiB':>12}{'grown / cached':>16}",
+        f"{model}: {prompts} prompts of {tokens} tokens; resid_pre, resid_mid and resid_post of every layer",
+        f"{'tool':<28}" + "".join(f"{column:>12}" for column in columns),
     ]
     for tool, one in found.items():
-        lines.append(
-            f"{tool:<18}{one['plain_ms']:>10.0f}{one['tool_ms']:>10.0f}{one['ratio']:>8.2f}{one['grown_mib']:>11.1f}"
-            f"{one['cached_mib']:>12.1f}{one['grown_mib'] / one['cached_mib']:>16.2f}"
-        )
-    if len(found) > 1:
-        share = found["interpipe"]["tool_ms"] / found["transformer_lens"]["tool_ms"]
-        lines.append(f"interpipe takes {share:.2f} of TransformerLens's time")
+        figures = (one["plain_ms"], one["tool_ms"], one["ratio"], one["grown_mib"], one["cached_mib"])
+        lines.append(f"{tool:<28}" + "".join(f"{figure:>12.2f}" for figure in figures))
+    for tool in list(found)[1:]:
+        share = found["interpipe"]["ratio"] / found[tool]["ratio"]
+        besides = (found["interpipe"]["ratio"] - 1) / (found[tool]["ratio"] - 1)
+        lines.append(f"interpipe takes {share:.2f} of the time of {tool}, {besides:.2f} of what that adds to a pass")
     return "\n".join(lines)
 
 
@@ -172,9 +177,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if asked.worker:
         print(json.dumps(worker(asked.worker, asked.folder, asked.prompts, asked.tokens, asked.rounds)))
         return
-    pythons = {"interpipe": sys.executable} | ({"transformer_lens": asked.other} if asked.other else {})
-    found = measure(pythons, asked.prompts, asked.tokens, asked.rounds)
-    print(table(found, asked.prompts, asked.tokens))
+    pythons = {tool: asked.other if tool != "interpipe" else sys.executable for tool in TOOLS}
+    pythons = {tool: python for tool, python in pythons.items() if python}
+    found = {}
+    with tempfile.TemporaryDirectory() as made:
+        from benchmarks.lenses.model import SMALL, save
+
+        save(Path(made, "model"), SMALL)
+        for name, folder in (("embedded model", DEMO), ("83 M parameters", Path(made, "model"))):
+            found[name] = measure(pythons, folder, asked.prompts, asked.tokens, asked.rounds)
+            print(table(found[name], name, asked.prompts, asked.tokens), flush=True)
     if asked.json is not None:
         asked.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 

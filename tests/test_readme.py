@@ -15,14 +15,16 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNS = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
 
 
-def test_the_notebook_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+def test_the_notebook_examples_run() -> None:
+    code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    ran = subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    lines = ran.stdout.splitlines()
-    assert len(lines) == 8
+    lines, changed = ran.stdout.splitlines()[:8], ran.stdout.splitlines()[8:]
     assert "['pecora'," in lines[-1], "the last layer says the answer"
     assert "['pecora'," not in lines[0], "the first one does not"
+    assert changed[:2] == ["2 ['pecora']", "6 ['libro']"]
+    recovery = [float(number) for number in re.findall(r"-?\d\.\d*", "".join(changed[2:]))]
+    assert recovery[:8:2] == [1.0] * 4 and recovery[-1] == 1.0, "from the word to the last token"
 
 
 def test_the_number_of_models_is_that_of_the_table() -> None:

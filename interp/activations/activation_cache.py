@@ -21,7 +21,7 @@ from interp.activations.residual_stack import (
     decomposed_residual,
     logit_attribution,
 )
-from interp.errors import InterpError, nearest
+from interp.errors import InterpError
 from interp.sites import LAYER_KINDS, SHAPES, Site, Spelling, parse_site, parse_sites
 from interp.tensor_files import write_tensors
 
@@ -121,14 +121,15 @@ class ActivationCache(Mapping[Spelling, Tensor]):
         """The tensor of a site; of one head, a view of that of all heads.
 
         Raises:
-            InterpError: it is not here; with the nearest sites that are.
+            InterpError: it is not here, or no site at all; with the nearest ones.
         """
         place = self.site(site)
         if place in self.tensors:
             return self.tensors[place]
         whole = replace(place, head=None)
         if whole not in self.tensors:
-            raise InterpError(f"the cache has no {str(place)!r}.{nearest(str(place), map(str, self.tensors))}")
+            held = [name for name in self if name.split(".")[0] == place.kind] or {s.kind: 0 for s in self.tensors}
+            raise InterpError(f"the cache has no {str(place)!r}. Name it in `sites`. Here: {', '.join(held)}.")
         assert place.head is not None
         return self.tensors[whole].select(_HEAD_AXIS[place.kind], place.head)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from interp.activations.activation_cache import ActivationCache, CachedModel, axes_of
-from interp.activations.cached_run import CacheRequest, Positions, Sites
+from interp.activations.cached_run import CacheRequest, Positions
+from interp.activations.chosen_sites import Sites
 from interp.activations.forward_passes import ForwardPasses
 from interp.errors import InterpError
 from interp.sites import MAP_KINDS, Site

@@ -15,72 +15,27 @@ import torch
 from torch import Tensor
 
 from interp.activations.activation_cache import ActivationCache, CachedModel
+from interp.activations.chosen_sites import Sites, sites_of
 from interp.activations.edited_pass import EditedPass, Read
-from interp.activations.forward_passes import ForwardPasses, Pass
-from interp.activations.prompt_batches import PaddingSide, encoded_prompts, resolved
-from interp.activations.prompt_runs import read_sources
+from interp.activations.forward_passes import ForwardPasses
+from interp.activations.prompt_batches import PaddingSide, Pass, resolved
+from interp.activations.prompt_runs import planned_edits
 from interp.activations.site_copies import Kept, SiteReader
 from interp.errors import InterpError
 from interp.forward.prefix import FrozenPrefix
 from interp.interventions import Intervention
-from interp.interventions.checks import plan_edits
-from interp.interventions.edits import Edit, Window
-from interp.model.resolve import place_of, why_missing
+from interp.interventions.edits import Edit
+from interp.model.resolve import place_of
 from interp.model.visits import Visit
 from interp.positions import check_positions
-from interp.sites import ATTENTION_KINDS, KINDS, LAYER_KINDS, Site, Spelling, parse_sites
+from interp.sites import ATTENTION_KINDS, Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["CacheRequest", "all_sites", "run_with_cache", "sites_of"]
+__all__ = ["CacheRequest", "run_with_cache"]
 
-Sites = Spelling | Sequence[Spelling]
 Positions = str | int | Sequence[str | int] | Sequence[Sequence[int]]
-
-COSTLY = ("q", "k", "v", "scores", "pattern", "head_out", "logits")
-"""Kinds that are cached by name or by `all` alone: maps make a layer compute its attention step by step, heads are a
-product more, logits are the output itself."""
-
-
-def all_sites(model: StandardizedTransformer, kinds: Sequence[str] = KINDS) -> list[Site]:
-    """The sites of some kinds that a model has, all heads of a layer as one, in the order of the forward pass."""
-    every = [
-        Site(kind, layer) if kind in LAYER_KINDS else Site(kind)
-        for kind in kinds
-        for layer in (range(model.num_layers) if kind in LAYER_KINDS else (None,))
-    ]
-    return model.in_order([site for site in every if why_missing(model, site) is None])
-
-
-def sites_of(model: StandardizedTransformer, sites: Sites | None) -> list[Site]:
-    """The sites of a model that a spelling names, in the order of the forward pass.
-
-    Arguments:
-        model: the model.
-        sites: in any spelling, one or several; `*` names those layers that have the site. `all`: every site. None:
-            all but `q`, `k`, `v`, `scores`, `pattern`, `head_out` and `logits`.
-
-    Raises:
-        InterpError: a name that is none, with the nearest ones, or a site that the model does not have.
-    """
-    if sites is None:
-        return all_sites(model, [kind for kind in KINDS if kind not in COSTLY])
-    if sites == "all":
-        return all_sites(model)
-    shorthand = isinstance(sites, tuple) and any(isinstance(item, int) for item in sites)
-    several: list[Any] = [sites] if isinstance(sites, str | Site) or shorthand else list(sites)
-    words = [word for given in several for word in (given.split() if isinstance(given, str) else [given])]
-    found: set[Site] = set()
-    for word in words:
-        named = parse_sites(word, model.num_layers, model.num_heads, model.num_kv_heads)
-        there = [site for site in named if why_missing(model, site) is None]
-        if not there or (len(there) < len(named) and not (isinstance(word, str) and "*" in word)):
-            place_of(model, next(site for site in named if site not in there))  # raises, and says why
-        found.update(there)
-    if not found:
-        raise InterpError("sites: expected at least one, e.g. resid_post.*, got none.")
-    return model.in_order(list(found))
 
 
 @dataclass(frozen=True)
@@ -132,8 +87,8 @@ class CacheRequest:
             passes.check_runs(site)
         table, labels = _positions(passes, positions)
         keys = passes.before + max(passes.lengths)
-        edits = _planned(passes, interventions)
-        return cls(passes, chosen, of_gradients, table, labels, keys, device, _checked(dtype), edits)
+        edits = planned_edits(passes, interventions)
+        return cls(passes, chosen, of_gradients, table, labels, keys, _device(device), _checked(dtype), edits)
 
     def run(self, gradients_of: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, ActivationCache]:
         """Run the prompts.
@@ -175,18 +130,15 @@ class CacheRequest:
             return output.detach(), self._cache(kept, grads)
 
     def _changes(self, one: Pass) -> list[Visit]:
-        """The visits of interventions; a prefix stands where padding would, before each prompt's first token."""
+        """The visits of interventions."""
         if not self.edits:
             return []
-        batch, lengths = one.batch, self.passes.lengths
-        before = (batch.before + one.before).tolist()
-        window = Window(batch.rows, before, lengths, 0, one.before, one.before + batch.width)
-        nothing = Read((), torch.zeros(len(batch.rows), 0, dtype=torch.long), batch.lengths, batch.before)
-        return EditedPass(self.passes.model, window, self.edits, nothing).visits()
+        read = Read.nothing(len(one.batch.rows))
+        return EditedPass(self.passes.model, self.passes.window(one), self.edits, read).visits()
 
     def _cache(self, kept: Kept, grads: Kept) -> ActivationCache:
         passes = self.passes
-        ids = None if any(one.residual is not None for one in passes.passes) else _input_ids(passes)
+        ids = None if any(one.residual is not None for one in passes.passes) else passes.input_ids
         return ActivationCache(
             tensors={site: kept.tensors[site] for site in self.sites},
             positions=self.table.tolist(),
@@ -231,26 +183,19 @@ def run_with_cache(
 ALL_AT_ONCE = 1 << 40
 
 
-def _planned(passes: ForwardPasses, interventions: Intervention | Iterable[Intervention]) -> list[Edit]:
-    """Interventions as edits of these prompts, with what other runs have to give them."""
-    model = passes.model
-    if isinstance(interventions, tuple) and not interventions:
-        return []
-    edits = plan_edits(model, interventions, passes.encoded, lambda given: encoded_prompts(model, given, name="value"))
-    for edit in edits:
-        passes.check_runs(edit.site)
-        if passes.before:  # to a window that begins later, what stands before it is a step of a generation
-            edit.intervention = replace(edit.intervention, steps="every")
-    read_sources(model, edits, None, "left")
-    return edits
-
-
 def _runs(passes: ForwardPasses, site: Site) -> bool:
     try:
         passes.check_runs(site)
     except InterpError:
         return False
     return True
+
+
+def _device(device: torch.device | str | None) -> torch.device | None:
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InterpError(f"device: expected one of torch, e.g. 'cpu' or 'cuda:0', got {device!r}.") from None
 
 
 def _checked(dtype: torch.dtype | None) -> torch.dtype | None:
@@ -287,17 +232,6 @@ def _positions(passes: ForwardPasses, positions: Positions | None) -> tuple[Tens
 
 def _per_example(positions: Sequence[Any]) -> bool:
     return bool(positions) and all(isinstance(row, Sequence) and not isinstance(row, str) for row in positions)
-
-
-def _input_ids(passes: ForwardPasses) -> list[list[int]]:
-    ids = [list(one.input_ids) for one in passes.encoded]
-    for one in passes.passes:
-        if one.prefix is not None:
-            assert one.prefix.input_ids is not None
-            before = one.prefix.input_ids.tolist()
-            for index, row in enumerate(one.batch.rows):
-                ids[row] = before[index % len(before)] + ids[row]
-    return ids
 
 
 def _scalar(value: Any, output: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from interp.model.padding import pads
 from interp.model.verdicts import is_changed
 from interp.passes import turn
 from interp.prompts.given import token_ids
-from interp.sites import ATTENTION_KINDS, Site
+from interp.sites import ATTENTION_KINDS, Site, Spelling, parse_sites
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -50,7 +50,7 @@ Prompts = Sequence[Sequence[int]]
 def collect(
     model: StandardizedTransformer,
     input_ids: Prompts,
-    sites: Sequence[Site],
+    sites: Spelling | Sequence[Spelling],
     positions: Sequence[Sequence[int]],
     *,
     batch_tokens: int | None = None,
@@ -69,7 +69,7 @@ def collect(
         model: the model.
         input_ids: token ids of each prompt exactly as they are fed, unpadded; or what a tokenizer returned, whose
             padding is left away.
-        sites: what is read, each once; those of one kind all with all their heads, or all of one head.
+        sites: what is read, in any spelling, each once; those of one kind all with all their heads, or all of one head.
         positions: for each prompt, indices into its own tokens, from 0; -1 stands for none. Prompts may have different
             numbers of them.
         batch_tokens: tokens in a forward pass at most, padding included; a longer prompt goes alone. None: what suits
@@ -94,7 +94,7 @@ def collect(
             outside its prompt, layers of one kind that differ in width or in the number of heads, or a hook of the
             user's that was put on the model meanwhile.
     """
-    input_ids = token_ids(input_ids)
+    input_ids, sites = token_ids(input_ids), _listed(model, sites)
     if not input_ids or not sites:
         raise InterpError(f"expected prompts and sites, got {len(input_ids)} prompts and {len(sites)} sites.")
     given = dict(batch_tokens=batch_tokens, share_prefixes=share_prefixes, progress=progress, remote=remote)
@@ -102,11 +102,19 @@ def collect(
     return values
 
 
+def _listed(model: StandardizedTransformer, sites: Spelling | Sequence[Spelling]) -> list[Site]:
+    several = [sites] if isinstance(sites, str | Site) else list(sites)
+    given = [site for site in several if isinstance(site, Site)]
+    if len(given) == len(several):
+        return given
+    return parse_sites(sites, model.num_layers, model.num_heads, model.num_kv_heads)
+
+
 @torch.no_grad()
 def collect_blocks(
     model: StandardizedTransformer,
     blocks: Iterable[tuple[Prompts, Sequence[Sequence[int]]]],
-    sites: Sequence[Site],
+    sites: Spelling | Sequence[Spelling],
     *,
     batch_tokens: int | None = None,
     share_prefixes: bool = True,
@@ -130,18 +138,19 @@ def collect_blocks(
         InterpError: as `collect`.
     """
     check_ready(model)
-    rows_of_kind = checked_sites(sites)
+    chosen = _listed(model, sites)
+    rows_of_kind = checked_sites(chosen)
     if remote:
         budget = Budget(ACCELERATOR_TOKENS) if batch_tokens is None else Budget.of(batch_tokens, torch.device("cpu"))
         for input_ids, positions in blocks:
             block = _checked(model, input_ids, positions, rows_of_kind)
-            yield collect_elsewhere(model, block, model.in_order(sites), budget, remote)
+            yield collect_elsewhere(model, block, model.in_order(chosen), budget, remote)
             if progress is not None:
                 progress(len(block.input_ids))
         return
     collector = _Collector(
         model,
-        model.in_order(sites),  # a trace is read in the order of the forward pass
+        model.in_order(chosen),  # a trace is read in the order of the forward pass
         Copies(model.device),
         Budget.of(batch_tokens, model.device),
         share_prefixes,

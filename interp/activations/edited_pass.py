@@ -32,14 +32,22 @@ class Read:
     Arguments:
         sites: what is read; one head of a site, or all.
         columns: (row, position), columns of what is fed; -1: there is none.
-        lengths: (row,), tokens of each row, which are the keys that it has.
+        lengths: (row,), tokens of each row, which are the keys that it has, those of a prefix included.
         before: (row,), columns of padding before them.
+        prefix: tokens of a prefix, whose keys and values stand before those of what is fed.
     """
 
     sites: Sequence[Site]
     columns: Tensor
     lengths: Tensor
     before: Tensor
+    prefix: int = 0
+
+    @classmethod
+    def nothing(cls, rows: int) -> Read:
+        """Of so many rows nothing is read."""
+        none = torch.zeros(rows, dtype=torch.long, device="cpu")
+        return cls((), none[:, None], none, none)
 
     def gather(self, value: Tensor, kind: str) -> Tensor:
         """(row, position, [head,] number) of what is at a site; at `scores` and `pattern`, of a row's own keys."""
@@ -47,7 +55,7 @@ class Read:
         missing = columns < 0
         rows = torch.arange(len(columns), device=value.device)[:, None]
         whole = of_whole_layout(kind, value, has_heads=kind in HEAD_KINDS)  # (row, column, [head,] number)
-        found = whole[rows, columns.clamp(min=0)]
+        found = whole[rows, columns.clamp(min=0) + (self.prefix if kind in ("k", "v") else 0)]
         if kind in MAP_KINDS:
             keys = torch.arange(int(self.lengths.max()), device=value.device)
             own = (self.before.to(value.device)[:, None] + keys).clamp(max=found.shape[-1] - 1)  # (row, key)
@@ -96,7 +104,7 @@ class EditedPass:
             What the model returned; None where the pass ended with the last site.
         """
         visits = self.visits(gradients_of is not None)
-        needs_all = self.logits or self.last_logits or gradients_of is not None or bool(inputs.get("use_cache"))
+        needs_all = self.logits or self.last_logits or gradients_of is not None
         if not visits and not needs_all:
             return None
         if gradients_of is None:

@@ -10,49 +10,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.activations.prompt_batches import PaddingSide, PromptBatch, encoded_prompts, prompt_batches
-from interp.batching import batches_by_length, right_padded
+from interp.activations.behind_prefix import following, passes_behind
+from interp.activations.prompt_batches import PaddingSide, Pass, PromptBatch, encoded_prompts, prompt_batches
 from interp.errors import InterpError
-from interp.forward.batch import Feed, check_prefix
+from interp.forward.batch import Feed
 from interp.forward.layers import check_ready
-from interp.forward.packing import sent
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths
-from interp.model.fed import check_fed
+from interp.interventions.edits import Window
 from interp.model.hooks import hooks_aside
 from interp.model.resolve import place_of
-from interp.model.verdicts import holds, is_changed, sample_ids
+from interp.model.verdicts import holds, sample_ids
 from interp.model.visits import Visit, run_visiting
 from interp.passes import turn
-from interp.prompts import Encoded, Prompt, encode
-from interp.prompts.given import is_ids, listed
+from interp.prompts import Encoded
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["ForwardPasses", "Pass", "freeze_prefix"]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass.
-
-    Arguments:
-        batch: the prompts, padded; behind a prefix the tokens that follow it.
-        prefix: what they go on from.
-        residual: (row, column, hidden), the residual stream that enters the first layer that runs; None: the
-            embedding's.
-    """
-
-    batch: PromptBatch
-    prefix: FrozenPrefix | None = None
-    residual: Tensor | None = None
-
-    @property
-    def before(self) -> int:
-        """Tokens before the batch."""
-        return 0 if self.prefix is None else self.prefix.length
+__all__ = ["ForwardPasses"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +61,7 @@ class ForwardPasses:
         start_at_layer: int | None = None,
         batch_size: int | None = None,
         padding_side: PaddingSide = "left",
+        more: int | None = None,
     ) -> ForwardPasses:
         """Check everything, and plan the passes.
 
@@ -95,7 +73,9 @@ class ForwardPasses:
             stop_at_layer: the layer at which the pass ends, before it runs; from the end where negative.
             start_at_layer: the layer that `prompts` enter.
             batch_size: prompts in a pass at most; None: as many as suit the device.
-            padding_side: where shorter prompts are padded.
+            padding_side: where shorter prompts are padded; behind a prefix they are on the right.
+            more: tokens that are fed behind each prompt in passes of their own: then what follows a prefix is not
+                padded at all. None: there is one pass.
 
         Raises:
             InterpError: prompts, layers or a prefix that the model cannot run.
@@ -111,16 +91,25 @@ class ForwardPasses:
                 raise InterpError("start_at_layer: a prefix goes through all layers. Leave one of the two out.")
             encoded, residual = _residual_stream(model, prompts)
             _check_starts(model, start)
-            ids = [one.input_ids for one in encoded]
-            batches = _batches(model, ids, batch_size, padding_side)
+            batches = _batches(model, encoded, batch_size, padding_side)
             return cls(model, encoded, [Pass(one, residual=_in_columns(residual, one)) for one in batches], start, stop)
         if prefix is not None:
-            encoded = _following(model, prompts, prefix)
-            return cls(model, encoded, _behind(model, encoded, prefix, batch_size), start, stop)
-        encoded = encoded_prompts(model, prompts)
-        ids = [one.input_ids for one in encoded]
-        batches = _batches(model, ids, batch_size, padding_side)
-        return cls(model, encoded, [Pass(batch) for batch in batches], start, stop)
+            encoded = following(model, prompts, prefix, more or 0)
+            return cls(model, encoded, passes_behind(model, encoded, prefix, batch_size, more), start, stop)
+        encoded = encoded_prompts(model, prompts, more=more or 0)
+        return replace(cls.whole(model, encoded, batch_size, padding_side, more or 0), stop=stop)
+
+    @classmethod
+    def whole(
+        cls,
+        model: StandardizedTransformer,
+        encoded: list[Encoded],
+        batch_size: int | None,
+        padding_side: PaddingSide,
+        more: int = 0,
+    ) -> ForwardPasses:
+        """Plan the passes of whole prompts; arguments as of `of`."""
+        return cls(model, encoded, [Pass(one) for one in _batches(model, encoded, batch_size, padding_side, more)])
 
     @property
     def lengths(self) -> list[int]:
@@ -131,6 +120,29 @@ class ForwardPasses:
     def before(self) -> int:
         """Tokens before each prompt."""
         return self.passes[0].before
+
+    @property
+    def prefixes(self) -> list[list[int]]:
+        """Token ids before each prompt."""
+        ids: list[list[int]] = [[] for _ in self.encoded]
+        for one in self.passes:
+            if one.prefix is not None:
+                assert one.prefix.input_ids is not None
+                before = one.prefix.input_ids.tolist()
+                for index, row in enumerate(one.batch.rows):
+                    ids[row] = before[index % len(before)]
+        return ids
+
+    @property
+    def input_ids(self) -> list[list[int]]:
+        """Token ids of each prompt, those of its prefix included."""
+        return [[*before, *one.input_ids] for before, one in zip(self.prefixes, self.encoded, strict=True)]
+
+    def window(self, one: Pass) -> Window:
+        """What a pass is fed, for interventions; tokens of a prompt count those of its prefix."""
+        lengths = [self.before + length for length in self.lengths]
+        batch, before = one.batch, one.before
+        return Window(batch.rows, batch.before.tolist(), lengths, 0, before, before + batch.width, before)
 
     def check_runs(self, site: Site) -> None:
         """Refuse a site that these passes do not come by.
@@ -190,24 +202,28 @@ class ForwardPasses:
         if self.stop is not None:
             place = place_of(model, self._last)  # a copy: others may hold the tensor itself
             visits.append(Visit(f"stop_at_layer={self.stop}", place, lambda live: found.append(live.clone())))
-        inputs = {"use_cache": one.prefix is not None, **one.batch.inputs}
-        with nullcontext() if inside_attention else self._sharing(one):
-            output = run_visiting(model, visits, stop=self.stop is not None, **inputs)
+        with self.sharing(one, inside_attention=inside_attention):
+            output = run_visiting(model, visits, stop=self.stop is not None, **one.inputs)
         return output.logits if self.stop is None else found[0]
 
-    def _sharing(self, one: Pass) -> AbstractContextManager[None]:
+    def sharing(self, one: Pass, *, inside_attention: bool) -> AbstractContextManager[None]:
         """Where nobody looks inside attention, all rows read one prefix; elsewhere each has a copy of its keys."""
-        if one.prefix is None or torch.is_grad_enabled() or self.model._edits:
+        if inside_attention or one.prefix is None or torch.is_grad_enabled() or self.model._edits:
             return nullcontext()
         return Feed(dict(one.batch.inputs), one.prefix).sharing(self.model)
 
 
 def _batches(
-    model: StandardizedTransformer, ids: Sequence[Sequence[int]], batch_size: int | None, side: PaddingSide
+    model: StandardizedTransformer,
+    encoded: Sequence[Encoded],
+    batch_size: int | None,
+    side: PaddingSide,
+    more: int = 0,
 ) -> list[PromptBatch]:
     """Batches of prompts, each in the order in which these were given: one batch of all needs no other order then."""
+    ids = [one.input_ids for one in encoded]
     batches = []
-    for batch in prompt_batches(model, ids, batch_size=batch_size, padding_side=side):
+    for batch in prompt_batches(model, ids, batch_size=batch_size, padding_side=side, more=more):
         order = sorted(range(len(batch.rows)), key=batch.rows.__getitem__)
         inputs = {name: value[order] for name, value in batch.inputs.items()}
         batches.append(PromptBatch(sorted(batch.rows), batch.lengths[order], batch.before[order], inputs))
@@ -240,86 +256,6 @@ def _aligned(value: Tensor, batch: PromptBatch, width: int) -> Tensor:
     taken = value.gather(1, columns.view(*columns.shape, *[1] * (value.dim() - 2)).expand(shape))
     there = there.view(*there.shape, *[1] * (value.dim() - 2)).to(value.device)
     return torch.where(there, taken, torch.nan)
-
-
-# Behind a prefix ------------------------------------------------------------------------------------------------------
-
-
-def freeze_prefix(model: StandardizedTransformer, prompts: Any) -> FrozenPrefix:
-    """Compute the keys and values of a prefix once, for any number of continuations (`prefix=`).
-
-    Hooks and interventions act on what follows, the prefix is what the model computes without them.
-
-    Arguments:
-        model: the model.
-        prompts: one prefix, or several of one length: texts, `Prompt`s, token ids or an encoding.
-
-    Raises:
-        InterpError: prefixes of several lengths, or a model in which whole prompts give something else (state-space
-            and other recurrent layers, rotations by length).
-    """
-    check_ready(model)
-    encoded = encoded_prompts(model, prompts, more=1)
-    ids = [one.input_ids for one in encoded]
-    lengths = sorted({len(row) for row in ids})
-    if len(lengths) > 1:
-        raise InterpError(
-            f"freeze_prefix: expected prefixes of one length, got {lengths} tokens. Freeze each by itself."
-        )
-    more = sample_ids(model, 1, min(4, (model.position_limit or lengths[0] + 4) - lengths[0]))[0].tolist()
-    with turn(model._module):
-        check_prefix(model, [ids[0] + more], lengths[0])
-        return FrozenPrefix.of(model, sent(torch.tensor(ids, device="cpu"), model.device))
-
-
-def _following(model: StandardizedTransformer, prompts: Any, prefix: FrozenPrefix) -> list[Encoded]:
-    """What follows a prefix, without the tokenizer's start token."""
-    if prefix.input_ids is None:
-        raise InterpError("prefix: expected what model.freeze_prefix gives.")
-    if prefix.layers[0].module is not model._module:
-        raise InterpError("prefix: it was computed by another model. Freeze it anew with this one.")
-    several = listed(prompts)
-    if is_ids(several):
-        raise InterpError("prompts: expected texts, Prompts or lists of token ids, e.g. [[17, 33]].")
-    plain = []
-    for prompt in several:
-        if isinstance(prompt, Prompt):
-            plain.append(replace(prompt, add_special_tokens=False).encode(model.tokenizer))
-        elif isinstance(prompt, str):
-            plain.append(encode(model.tokenizer, prompt, add_special_tokens=False))
-        else:
-            plain += encoded_prompts(model, [prompt])
-    if not plain or len(plain) % len(prefix):
-        raise InterpError(
-            f"prefix: it has {len(prefix)} rows, so expected a multiple of {len(prefix)} prompts, got {len(plain)}: "
-            "prompt i goes on from row i modulo the prefix's rows."
-        )
-    check_fed(model, [one.input_ids for one in plain], "prompts", prefix.length)
-    return plain
-
-
-def _behind(
-    model: StandardizedTransformer, encoded: Sequence[Encoded], prefix: FrozenPrefix, batch_size: int | None
-) -> list[Pass]:
-    """Passes of what follows a prefix; padded on the right, where no hook counts tokens from the end."""
-    assert prefix.input_ids is not None
-    own = prefix.input_ids.tolist()
-    ids = [one.input_ids for one in encoded]
-    with turn(model._module):
-        check_prefix(model, [own[row % len(own)] + ids[row] for row in range(len(ids))], prefix.length)
-    lengths = [len(one) for one in ids]
-    groups = [list(range(len(ids)))]
-    if len(set(lengths)) > 1 and is_changed(model):
-        groups = [[row for row, count in enumerate(lengths) if count == length] for length in sorted(set(lengths))]
-    passes = []
-    for group in groups:
-        for batch in batches_by_length([lengths[row] for row in group], batch_size or len(group)):
-            rows = sorted(group[index] for index in batch)
-            chosen = prefix.of_rows(rows)
-            fed = Feed.of(model, right_padded([ids[row] for row in rows]), chosen)
-            counts = torch.tensor([lengths[row] for row in rows], device="cpu")
-            passes.append(Pass(PromptBatch(rows, counts, torch.zeros_like(counts), fed.inputs), chosen))
-    return passes
 
 
 # From a layer on ------------------------------------------------------------------------------------------------------

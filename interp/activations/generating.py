@@ -1,5 +1,7 @@
 """New tokens behind prompts with interventions: over the key/value cache, or by whole passes, which is its slow twin.
 
+Behind a frozen prefix, a whole pass is one of all that follows it, and the cache begins with a copy of the prefix.
+
 A cache has the keys and values of earlier tokens as the model computed them. What edits change before them is in them;
 edits of `k` and `v` themselves, and cut edges, are made again in each step, on the keys of all tokens.
 """
@@ -14,9 +16,10 @@ import torch
 from torch import Tensor
 
 from interp.activations.edited_pass import EditedPass, Read
-from interp.activations.prompt_batches import PromptBatch, prompt_batches
+from interp.activations.prompt_batches import Pass, prompt_batches
+from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths
-from interp.interventions.edits import Edit, Window
+from interp.interventions.edits import Window
 from interp.interventions.perform import draws
 from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.readout import Sampling
@@ -65,7 +68,7 @@ class NewTokens:
 @torch.no_grad()
 def generate(
     first: EditedPass,
-    batch: PromptBatch,
+    one: Pass,
     input_ids: Sequence[Sequence[int]],
     new: NewTokens,
     sampling: Sampling,
@@ -75,17 +78,20 @@ def generate(
 
     Arguments:
         first: the pass over the prompts, not run yet.
-        batch: the prompts.
-        input_ids: token ids of all examples.
+        one: the prompts; behind a prefix, what follows it, of one length.
+        input_ids: token ids of all examples, those of a prefix included.
         new: takes the new tokens.
         sampling: how they are chosen.
         stops: tokens behind which a text ends.
     """
-    model, examples = first.model, batch.rows
-    longest = int(batch.lengths.max()) + new.most
-    cached = new.most > 1 and verdict(model, _NAME, lambda length: _trial(model, length), _CONSEQUENCE, longest=longest)
+    model, examples, is_behind = first.model, one.batch.rows, one.prefix is not None
+    longest = one.before + int(one.batch.lengths.max()) + new.most
+    cached = new.most > 1 and verdict(
+        model, _NAME + " behind a prefix" * is_behind, lambda length: _trial(model, length, is_behind=is_behind),
+        _CONSEQUENCE, longest=longest,
+    )  # fmt: skip
     forget_lengths(model)
-    logits, going_on = (_cached if cached else _whole)(first, batch, input_ids, new)
+    logits, going_on = (_cached if cached else _whole)(first, one, input_ids, new)
     noise = torch.tensor([draws(sampling.seed, input_ids[example], new.most) for example in examples], device="cpu")
     going = list(range(len(examples)))
     tokens = torch.zeros(len(examples), dtype=torch.long, device="cpu")
@@ -101,23 +107,22 @@ def generate(
         logits = going_on(going, tokens)
 
 
-def _cached(
-    first: EditedPass, batch: PromptBatch, input_ids: Sequence[Sequence[int]], new: NewTokens
-) -> tuple[Tensor, Next]:
+def _cached(first: EditedPass, one: Pass, input_ids: Sequence[Sequence[int]], new: NewTokens) -> tuple[Tensor, Next]:
     """Logits behind the prompts, and what goes on over the cache, all rows together, ended ones too."""
-    output = first.run({**batch.inputs, "use_cache": True})
+    batch = one.batch
+    own = {} if one.prefix is None else {"past_key_values": one.prefix.thawed(len(batch.rows))}
+    output = first.run({**batch.inputs, **own, "use_cache": True})
     assert first.last is not None
     cache: Any = getattr(output, "past_key_values", None)
     if cache is None:
         raise NotImplementedError("the model gives no past_key_values")
     inputs = {name: value for name, value in batch.inputs.items() if name != "input_ids"}
-    columns = batch.width
+    columns = first.window.stop
 
     def going_on(going: list[int], tokens: Tensor) -> Tensor:
         nonlocal columns
-        window = Window(
-            batch.rows, first.window.before, first.window.lengths, columns + 1 - batch.width, columns, columns + 1
-        )
+        grown, start = columns + 1 - first.window.stop, first.window.first
+        window = Window(batch.rows, first.window.before, first.window.lengths, grown, columns, columns + 1, start)
         columns += 1
         fed: dict[str, Any] = {"input_ids": tokens[:, None].to(first.model.device)}
         if "attention_mask" in inputs:
@@ -127,7 +132,7 @@ def _cached(
         if "position_ids" in inputs:
             inputs["position_ids"] = inputs["position_ids"][:, -1:] + 1
             fed["position_ids"] = inputs["position_ids"]
-        step = EditedPass(first.model, window, first.edits, _nothing(len(tokens)), last_logits=True)
+        step = EditedPass(first.model, window, first.edits, Read.nothing(len(tokens)), last_logits=True)
         step.run({**fed, "past_key_values": cache, "use_cache": True})
         assert step.last is not None
         return step.last[going]
@@ -135,52 +140,58 @@ def _cached(
     return first.last, going_on
 
 
-def _whole(
-    first: EditedPass, batch: PromptBatch, input_ids: Sequence[Sequence[int]], new: NewTokens
-) -> tuple[Tensor, Next]:
+def _whole(first: EditedPass, one: Pass, input_ids: Sequence[Sequence[int]], new: NewTokens) -> tuple[Tensor, Next]:
     """The same by whole passes over prompts and new tokens."""
-    first.run({**batch.inputs, "use_cache": False})
+    first.run(one.inputs)
     assert first.last is not None
 
     def going_on(going: list[int], tokens: Tensor) -> Tensor:
-        examples = [batch.rows[row] for row in going]
-        texts = [[*input_ids[example], *new.ids[example]] for example in examples]
+        examples = [one.batch.rows[row] for row in going]
+        texts = [[*input_ids[example][one.before :], *new.ids[example]] for example in examples]
         grown = len(new.ids[examples[0]])
         found: list[Tensor | None] = [None] * len(going)
-        for part in prompt_batches(first.model, texts, batch_size=len(texts)):
+        for part in _passes(first.model, texts, None if one.prefix is None else one.prefix.of_rows(going)):
             forget_lengths(first.model)
-            rows = [examples[index] for index in part.rows]
-            window = Window(rows, part.before.tolist(), first.window.lengths, grown, 0, part.width)
-            step = EditedPass(first.model, window, first.edits, _nothing(len(rows)), last_logits=True)
-            step.run({**part.inputs, "use_cache": False})
+            batch, rows = part.batch, [examples[index] for index in part.batch.rows]
+            stop = part.before + batch.width
+            window = Window(rows, batch.before.tolist(), first.window.lengths, grown, part.before, stop, part.before)
+            step = EditedPass(first.model, window, first.edits, Read.nothing(len(rows)), last_logits=True)
+            step.run(part.inputs)
             assert step.last is not None
-            for index, own in zip(part.rows, step.last, strict=True):
+            for index, own in zip(batch.rows, step.last, strict=True):
                 found[index] = own
         return torch.stack([own for own in found if own is not None])
 
     return first.last, going_on
 
 
-def _nothing(rows: int) -> Read:
-    none = torch.zeros(rows, dtype=torch.long, device="cpu")
-    return Read((), none[:, None], none, none)
+def _passes(model: StandardizedTransformer, texts: list[list[int]], prefix: FrozenPrefix | None) -> list[Pass]:
+    """Whole texts, or what follows a prefix, of one length; their rows are the texts by number."""
+    if prefix is not None:
+        return [Pass.behind(model, list(range(len(texts))), texts, prefix)]
+    return [Pass(batch) for batch in prompt_batches(model, texts, batch_size=len(texts))]
 
 
-def _trial(model: StandardizedTransformer, length: int) -> list[Pair] | str:
-    """Two prompts of different lengths, gone on with for three tokens, each way."""
+def _trial(model: StandardizedTransformer, length: int, *, is_behind: bool) -> list[Pair] | str:
+    """Two prompts, of different lengths or behind a prefix, gone on with for three tokens, each way."""
     ids = sample_ids(model, length=length + 3)
     texts: list[list[int]] = [ids[0, :length].tolist(), ids[1, 2:length].tolist()]
     after = ids[:, length:].cpu()
-    edits: list[Edit] = []
+    prefix = None
+    if is_behind:
+        prefix = FrozenPrefix.of(model, ids[:1, : length // 2])
+        texts = [[*texts[0][: length // 2], *row.tolist()] for row in ids[:, length // 2 : length]]
+    behind = [ids[length // 2 if is_behind else 0 :] for ids in texts]
 
     def going(way: Callable[..., tuple[Tensor, Next]]) -> Tensor:
         given = []
-        for batch in prompt_batches(model, texts):
+        for one in _passes(model, behind, prefix):
             forget_lengths(model)
-            new = NewTokens.none(2, 4)
-            window = Window(batch.rows, batch.before.tolist(), [len(ids) for ids in texts], 0, 0, batch.width)
-            first = EditedPass(model, window, edits, _nothing(len(batch.rows)), last_logits=True)
-            logits, going_on = way(first, batch, texts, new)
+            batch, new, stop = one.batch, NewTokens.none(2, 4), one.before + one.batch.width
+            lengths = [len(ids) for ids in texts]
+            window = Window(batch.rows, batch.before.tolist(), lengths, 0, one.before, stop, one.before)
+            first = EditedPass(model, window, (), Read.nothing(len(batch.rows)), last_logits=True)
+            logits, going_on = way(first, one, texts, new)
             given.append(logits)
             for step in range(after.shape[1]):
                 for row in batch.rows:

@@ -16,7 +16,8 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from interp.activations.cached_run import ALL_AT_ONCE, all_sites, sites_of
+from interp.activations.cached_run import ALL_AT_ONCE
+from interp.activations.chosen_sites import all_sites, sites_of
 from interp.activations.forward_passes import ForwardPasses
 from interp.activations.prompt_batches import PaddingSide
 from interp.errors import InterpError

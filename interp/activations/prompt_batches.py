@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from interp.batching import Budget, left_padded
+from interp.batching import Budget, left_padded, right_padded
 from interp.errors import InterpError, nearest
+from interp.forward.batch import Feed
+from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import whole_batches
 from interp.model.fed import check_fed
 from interp.positions import Position
@@ -21,7 +23,7 @@ from interp.prompts.given import is_ids, listed
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["PaddingSide", "PromptBatch", "encoded_prompts", "prompt_batches", "resolved"]
+__all__ = ["PaddingSide", "Pass", "PromptBatch", "checked_size", "encoded_prompts", "prompt_batches", "resolved"]
 
 PaddingSide = Literal["left", "right"]
 
@@ -113,6 +115,48 @@ class PromptBatch:
         return (columns >= self.before[:, None]) & (columns < (self.before + self.lengths)[:, None])
 
 
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass.
+
+    Arguments:
+        batch: the prompts, padded; behind a prefix the tokens that follow it.
+        prefix: what they go on from.
+        residual: (row, column, hidden), the residual stream that enters the first layer that runs; None: the
+            embedding's.
+    """
+
+    batch: PromptBatch
+    prefix: FrozenPrefix | None = None
+    residual: Tensor | None = None
+
+    @property
+    def before(self) -> int:
+        """Tokens before the batch."""
+        return 0 if self.prefix is None else self.prefix.length
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Keywords of the forward pass."""
+        return {"use_cache": self.prefix is not None, **self.batch.inputs}
+
+    @classmethod
+    def behind(
+        cls, model: StandardizedTransformer, rows: list[int], input_ids: Sequence[Sequence[int]], prefix: FrozenPrefix
+    ) -> Pass:
+        """What follows a prefix, padded on the right.
+
+        Arguments:
+            model: the model.
+            rows: which prompts, by number.
+            input_ids: what follows, of each of them.
+            prefix: what they go on from, of one row or one for each of them.
+        """
+        counts = torch.tensor([len(ids) for ids in input_ids], device="cpu")
+        fed = Feed.of(model, right_padded(input_ids), prefix)
+        return cls(PromptBatch(rows, counts, torch.zeros_like(counts), fed.inputs), prefix)
+
+
 def prompt_batches(
     model: StandardizedTransformer,
     input_ids: Sequence[Sequence[int]],
@@ -138,18 +182,28 @@ def prompt_batches(
     Raises:
         InterpError: no prompt in a batch, or another side.
     """
-    if batch_size is not None and batch_size < 1:
-        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
+    lengths = [len(ids) for ids in input_ids]
+    batch_size = checked_size(model, batch_size, max(lengths) + more)
     if padding_side not in get_args(PaddingSide):
         sides = get_args(PaddingSide)
         raise InterpError(
             f"padding_side: expected {' or '.join(sides)}, got {padding_side!r}.{nearest(str(padding_side), sides)}"
         )
-    lengths = [len(ids) for ids in input_ids]
-    if batch_size is None:
-        batch_size = max(1, Budget.of(None, model.device).tokens // (max(lengths) + more))
     batches = whole_batches(model, lengths, batch_size, more)
     return [_padded(model, rows, [input_ids[row] for row in rows], padding_side) for rows in batches]
+
+
+def checked_size(model: StandardizedTransformer, batch_size: int | None, longest: int) -> int:
+    """Prompts in a batch at most; None: as many of so many tokens as suit the device.
+
+    Raises:
+        InterpError: it is not positive.
+    """
+    if batch_size is None:
+        return max(1, Budget.of(None, model.device).tokens // longest)
+    if batch_size < 1:
+        raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
+    return batch_size
 
 
 def _padded(

@@ -9,29 +9,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.activations.chosen_sites import sites_of
 from interp.activations.edited_pass import EditedPass, GradientsOf, Read
+from interp.activations.forward_passes import ForwardPasses
 from interp.activations.generating import NewTokens, generate
-from interp.activations.prompt_batches import PaddingSide, PromptBatch, encoded_prompts, prompt_batches, resolved
+from interp.activations.prompt_batches import PaddingSide, Pass, encoded_prompts, resolved
 from interp.activations.run_result import RunResult, SiteTensors
 from interp.errors import InterpError
 from interp.forward.layers import check_ready
+from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths
 from interp.interventions import Intervention
 from interp.interventions.checks import plan_edits
-from interp.interventions.edits import Edit, Source, Window
+from interp.interventions.edits import Edit, Source
 from interp.interventions.perform import drawn
 from interp.interventions.shapes import of_whole_layout
-from interp.model.resolve import place_of
 from interp.passes import in_turn
 from interp.positions import check_positions
 from interp.prompts import Encoded
 from interp.readout import Sampling, stop_tokens
-from interp.sites import HEAD_KINDS, MAP_KINDS, Site, Spelling, parse_sites
+from interp.sites import ATTENTION_KINDS, HEAD_KINDS, MAP_KINDS, Site, Spelling
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["read_sources", "run"]
+__all__ = ["planned_edits", "run"]
 
 
 @in_turn
@@ -50,6 +52,7 @@ def run(
     top_p: float | None = None,
     seed: int = 0,
     stop_ids: Collection[int] | None = None,
+    prefix: FrozenPrefix | None = None,
     batch_size: int | None = None,
     padding_side: PaddingSide = "left",
     keep_graph: bool = False,
@@ -65,27 +68,32 @@ def run(
         _check_generation(max_new_tokens, gradients_of, padding_side, keep_graph=keep_graph)
     elif temperature or seed or any(given is not None for given in (top_k, top_p, stop_ids)):
         raise InterpError("temperature, top_k, top_p, seed, stop_ids: are of new tokens. Give max_new_tokens.")
-    more = 0 if max_new_tokens is None else max_new_tokens - 1  # the last is not fed any more
-    encoded = encoded_prompts(model, prompts, more=more)
-    sites = _sites(model, read)
+    more = None if max_new_tokens is None else max_new_tokens - 1  # the last is not fed any more
+    passes = ForwardPasses.of(
+        model, prompts, prefix=prefix, batch_size=batch_size, padding_side=padding_side, more=more
+    )  # fmt: skip
+    named = read if isinstance(read, str | Site | tuple) else list(read)
+    sites = sites_of(model, named) if named else []
     asked = [positions] if isinstance(positions, str | int) else list(positions)
-    slots, labels = resolved(check_positions([word for text in asked for word in str(text).split()]), encoded)
+    slots, labels = resolved(check_positions([word for text in asked for word in str(text).split()]), passes.encoded)
     sampling, stops = Sampling(temperature, top_k, top_p, seed), stop_tokens(model) if stop_ids is None else stop_ids
-    edits = plan_edits(model, interventions, encoded, lambda given: encoded_prompts(model, given, name="value"))
-    read_sources(model, edits, batch_size, padding_side)
+    edits = planned_edits(passes, interventions, batch_size, padding_side)
+    inside = any(site.kind in ATTENTION_KINDS for site in (*sites, *(edit.site for edit in edits)))
+    differentiates = gradients_of is not None or (keep_graph and torch.is_grad_enabled())
     gathered = _Gathered(model, keep_graph=keep_graph)
-    new = None if max_new_tokens is None else NewTokens.none(len(encoded), max_new_tokens)
-    ids = [one.input_ids for one in encoded]
-    for batch, window in _windows(model, ids, batch_size, padding_side, more):
+    new = None if max_new_tokens is None else NewTokens.none(len(passes.encoded), max_new_tokens)
+    for one in passes.passes:
+        forget_lengths(model)
         done = EditedPass(
-            model, window, edits, _reading(batch, sites, slots), logits=logits, last_logits=new is not None,
+            model, passes.window(one), edits, _reading(one, sites, slots), logits=logits, last_logits=new is not None,
             keep_graph=keep_graph,
         )  # fmt: skip
-        if new is None:
-            done.run({**batch.inputs, "use_cache": False}, gradients_of)
+        if new is not None:
+            generate(done, one, passes.input_ids, new, sampling, stops)
         else:
-            generate(done, batch, ids, new, sampling, stops)
-        gathered.take(batch.rows, done)
+            with torch.set_grad_enabled(differentiates), passes.sharing(one, inside_attention=inside):
+                done.run(one.inputs, gradients_of)
+        gathered.take(one.batch.rows, done)
     return gathered.result(sites, labels, slots, new, logits=logits)
 
 
@@ -103,40 +111,44 @@ def _check_generation(
         raise InterpError("padding_side: a generation goes on behind each prompt's last token, so it pads on the left.")
 
 
-def _sites(model: StandardizedTransformer, read: Spelling | Iterable[Spelling]) -> list[Site]:
-    if not isinstance(read, str | Site | tuple):
-        read = list(read)
-    if not read:
-        return []
-    sites = parse_sites(read, model.num_layers, model.num_heads, model.num_kv_heads)
-    for site in sites:
-        place_of(model, site)
-    return model.in_order(sites)
-
-
-def _windows(
-    model: StandardizedTransformer,
-    input_ids: Sequence[Sequence[int]],
-    batch_size: int | None,
-    padding_side: PaddingSide,
-    more: int = 0,
-) -> Iterable[tuple[PromptBatch, Window]]:
-    lengths = [len(ids) for ids in input_ids]
-    for batch in prompt_batches(model, input_ids, batch_size=batch_size, padding_side=padding_side, more=more):
-        forget_lengths(model)
-        yield batch, Window(batch.rows, batch.before.tolist(), lengths, 0, 0, batch.width)
-
-
-def _reading(batch: PromptBatch, sites: Sequence[Site], slots: Sequence[Sequence[int]]) -> Read:
+def _reading(one: Pass, sites: Sequence[Site], slots: Sequence[Sequence[int]]) -> Read:
+    batch = one.batch
     own = torch.tensor([slots[row] for row in batch.rows], device="cpu").reshape(len(batch.rows), -1)
-    return Read(sites, batch.columns(own), batch.lengths, batch.before)
+    return Read(sites, batch.columns(own), batch.lengths + one.before, batch.before, one.before)
 
 
 # Other runs -----------------------------------------------------------------------------------------------------------
 
 
+def planned_edits(
+    passes: ForwardPasses,
+    interventions: Intervention | Iterable[Intervention],
+    batch_size: int | None = None,
+    padding_side: PaddingSide = "left",
+) -> list[Edit]:
+    """Interventions as edits of prompts, with what other runs have to give them.
+
+    Arguments:
+        passes: the prompts.
+        interventions: one or several.
+        batch_size, padding_side: of other runs.
+
+    Raises:
+        InterpError: what does not fit, and what would; a site that the passes do not come by.
+    """
+
+    def encode(given: Any) -> list[Encoded]:
+        return encoded_prompts(passes.model, given, name="value")
+
+    edits = plan_edits(passes.model, interventions, passes.encoded, encode, passes.prefixes)
+    for edit in edits:
+        passes.check_runs(edit.site)
+    _read_sources(passes.model, edits, batch_size, padding_side)
+    return edits
+
+
 @torch.no_grad()
-def read_sources(
+def _read_sources(
     model: StandardizedTransformer, edits: Sequence[Edit], batch_size: int | None, padding_side: PaddingSide
 ) -> None:
     """Read what edits take from other runs, and make it their value; each other run is made once."""
@@ -150,10 +162,12 @@ def read_sources(
         slots = [[*tokens, *[-1] * (width - len(tokens))] for tokens in positions]
         sites = model.in_order(list({source.site for _, source in group}))
         gathered = _Gathered(model, keep_graph=False)
-        for batch, window in _windows(model, [one.input_ids for one in encoded], batch_size, padding_side):
-            done = EditedPass(model, window, (), _reading(batch, sites, slots))
-            done.run({**batch.inputs, "use_cache": False})
-            gathered.take(batch.rows, done)
+        passes = ForwardPasses.whole(model, list(encoded), batch_size, padding_side)
+        for one in passes.passes:
+            forget_lengths(model)
+            done = EditedPass(model, passes.window(one), (), _reading(one, sites, slots))
+            done.run(one.inputs)
+            gathered.take(one.batch.rows, done)
         values = gathered.entries(sites)
         for edit, source in group:
             value = values[source.site]

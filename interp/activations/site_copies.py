@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.activations.forward_passes import Pass
+from interp.activations.prompt_batches import Pass
 from interp.errors import InterpError
 from interp.model.places import HeadOutPlace, Place
 from interp.model.resolve import place_of

@@ -14,7 +14,7 @@ from interp.interventions.intervention import Intervention
 from interp.interventions.perform import OPERATIONS, orthonormal
 from interp.interventions.shapes import SiteShape, as_entries, site_shapes
 from interp.interventions.values import AnotherRun, SavedTensor, Value
-from interp.interventions.where import resolve_where
+from interp.interventions.where import is_of_the_end, resolve_where
 from interp.model.resolve import place_of
 from interp.prompts import Encoded
 from interp.sites import MAP_KINDS, Site, parse_sites
@@ -33,17 +33,20 @@ def plan_edits(
     interventions: Intervention | Iterable[Intervention],
     encoded: Sequence[Encoded],
     encode: Encode,
+    prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[Edit]:
     """The changes of a run of given examples, in the order in which they are listed.
 
     Arguments:
         model: the model.
         interventions: one or several.
-        encoded: the examples.
+        encoded: the examples; positions count their tokens.
         encode: encodes the prompts of other runs.
+        prefixes: token ids before each example, which are not in a pass any more; None: there are none.
 
     Returns:
-        An edit for each site of each intervention; those with a `source` have no value yet.
+        An edit for each site of each intervention, at tokens of the whole prompts, prefix and example; those with a
+        `source` have no value yet.
 
     Raises:
         InterpError: a site that the model lacks, a position that an example lacks, a value that does not fit, two
@@ -58,7 +61,7 @@ def plan_edits(
                 "mapping."
             )
         name = f"interventions[{index}]" if len(listed) > 1 else "intervention"
-        planners.append(_Planner(model, one, encoded, encode, f"{name} ({one.operation} at {one.site})"))
+        planners.append(_Planner(model, one, encoded, encode, f"{name} ({one.operation} at {one.site})", prefixes))
     site_shapes(model, [site for planner in planners for site in planner.whole])  # measured together
     edits = [edit for planner in planners for edit in planner.edits()]
     check_contradictions(edits)
@@ -75,16 +78,18 @@ class _Planner:
         encoded: Sequence[Encoded],
         encode: Encode,
         name: str,
+        prefixes: Sequence[Sequence[int]] | None,
     ) -> None:
         self.model, self.intervention, self.encoded, self.name = model, intervention, encoded, name
         self.encode = encode
-        self.ids = [one.input_ids for one in encoded]
+        self.prefixes = [[] for _ in encoded] if prefixes is None else prefixes
+        self.ids = [[*prefix, *one.input_ids] for prefix, one in zip(self.prefixes, encoded, strict=True)]
         self.lengths = [len(ids) for ids in self.ids]
         self.whole = self._sites()
-        self.positions = self._resolved(intervention.positions, encoded, "positions")
+        self.positions = self._own(intervention.positions, "positions")
         self.keys: Tokens | None = None
         if intervention.from_positions is not None:
-            self.keys = self._resolved(intervention.from_positions, encoded, "from_positions")
+            self.keys = self._own(intervention.from_positions, "from_positions")
             self._check_something_is_left(self.positions, self.keys)
         self.run = self._other_run(self.positions)
 
@@ -136,6 +141,18 @@ class _Planner:
     def _resolved(self, where: Any, encoded: Sequence[Encoded], field: str) -> Tokens:
         lengths = [len(one.input_ids) for one in encoded]
         return resolve_where(where, lengths, [one.spans for one in encoded], f"{self.name}: {field}")
+
+    def _own(self, where: Any, field: str) -> Tokens:
+        """Tokens of the examples, counted with those of their prefixes."""
+        try:
+            found = self._resolved(where, self.encoded, field)
+        except InterpError as error:
+            raise InterpError(
+                f"{error} Positions count what follows the prefix, which is as it was computed."
+                if any(self.prefixes)
+                else str(error)
+            ) from None
+        return [[len(before) + token for token in tokens] for before, tokens in zip(self.prefixes, found, strict=True)]
 
     def _check_something_is_left(self, queries: Tokens, keys: Tokens) -> None:
         """Refuse a softmax over nothing, as far as tokens before a query tell; layers with windows see fewer."""
@@ -192,9 +209,9 @@ class _Planner:
         """The prompts that a value is read from, and the tokens of each; None where it is of no run."""
         given, value = self.intervention, self.intervention.value
         if given.operation == "resample" and value is None:  # from the others of this run
-            self._check_others(self.encoded)
-            run = AnotherRun(list(self.ids))
-            return run, list(self.encoded), positions
+            whole = [Encoded(ids, {}) for ids in self.ids]
+            self._check_others(whole)
+            return AnotherRun(list(self.ids)), whole, positions
         if not isinstance(value, AnotherRun):
             return None
         try:
@@ -216,6 +233,11 @@ class _Planner:
             raise InterpError(
                 f"{self.name}: value: its positions are of each example; say where the reference prompts are read, "
                 "e.g. value={'prompt': [...], 'position': 'last'}."
+            )
+        if value.position is None and any(self.prefixes) and not is_of_the_end(where):
+            raise InterpError(
+                f"{self.name}: value: its prompts are whole ones, and its positions count what follows the prefix; say "
+                "where the prompts are read, e.g. value={'prompt': ..., 'position': 'last'}."
             )
         return value, encoded, self._resolved(where, encoded, "value: position")
 

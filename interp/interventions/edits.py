@@ -81,7 +81,7 @@ class Edit:
     def concerns(self, window: Window) -> bool:
         """Whether anything is changed in a pass."""
         return any(self.positions[example] for example in window.examples) and (
-            not window.start
+            window.start == window.first
             or self.at_every_step
             or self.is_of_all_tokens  # a cache has those of the prompt as they were
         )
@@ -230,6 +230,7 @@ class Window:
         lengths: of each example, tokens as it was given.
         grown: how many new tokens stand behind each.
         start, stop: the columns that are fed.
+        first: the column at which a pass over the prompts begins: behind a prefix that is there already.
     """
 
     examples: list[int]
@@ -238,6 +239,7 @@ class Window:
     grown: int
     start: int
     stop: int
+    first: int = 0
     _known: dict[tuple[int, bool, bool, int], Entries] = field(default_factory=dict)
 
     def changed(self, edit: Edit) -> list[tuple[int, list[int]]]:

@@ -7,7 +7,7 @@ projection by what attention then receives: all is found in one small forward pa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["LayerParts", "Projection", "layer_parts"]
+__all__ = ["LayerParts", "ModelParts", "Projection", "model_parts"]
 
 _SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("Wq", "Wk", "Wv"))
 _FUSED = ("qkv_proj", "query_key_value", "c_attn", "Wqkv", "qkv")
@@ -75,15 +75,68 @@ class LayerParts:
     by_head: set[str] = field(default_factory=set)
 
 
-def layer_parts(model: StandardizedTransformer) -> list[LayerParts]:
-    """What stands inside the layers of a model; runs it once, on a few tokens.
+@dataclass(frozen=True)
+class ModelParts:
+    """What stands inside a model.
+
+    Arguments:
+        layers: of each layer.
+        embedding_norm: path of the norm behind the token embedding; None: there is none.
+        position_table: path of the module that gives an embedding for each position; None: there is none.
+        embedding_scale: what token embeddings are multiplied by before positions are added and the layers begin; None:
+            they begin with something else.
+    """
+
+    layers: list[LayerParts]
+    embedding_norm: str | None
+    position_table: str | None
+    embedding_scale: float | None
+
+
+def model_parts(model: StandardizedTransformer) -> ModelParts:
+    """What stands inside a model; runs it once, on a few tokens.
 
     Arguments:
         model: the model.
     """
-    seen = _Seen(model)
+    norm, table = _embedding_norm(model), _position_table(model)
+    seen = _Seen(model, [path for path in (norm or model.architecture.embedding, table) if path is not None])
     seen.run()
-    return [_parts(model, layer, seen) for layer in range(model.num_layers)]
+    layers = [_parts(model, layer, seen) for layer in range(model.num_layers)]
+    scale = _embedding_scale(model, seen, norm or model.architecture.embedding, table)
+    return ModelParts(layers, norm, table, scale)
+
+
+def _embedding_norm(model: StandardizedTransformer) -> str | None:
+    record = model.architecture
+    near = (record.embedding.rpartition(".")[0], record.layers.rpartition(".")[0])
+    for path, part in model._module.named_modules():
+        if path in (record.final_norm, record.embedding) or path.rpartition(".")[0] not in near:
+            continue
+        if is_norm(part) and "emb" in path:
+            return path
+    return None
+
+
+def _position_table(model: StandardizedTransformer) -> str | None:
+    root = model.architecture.layers.rpartition(".")[0]
+    for name, part in model._module.get_submodule(root).named_children():
+        if name in ("wpe", "embed_positions", "positions_embed") and not isinstance(part, nn.ModuleList):
+            return f"{root}.{name}" if root else name
+    return None
+
+
+def _embedding_scale(model: StandardizedTransformer, seen: _Seen, embedding: str, table: str | None) -> float | None:
+    """The number by which embeddings are multiplied: one, or what the config says, if that is what is seen."""
+    entering, tokens = seen.entering, seen.outside.get(embedding)
+    if entering is None or tokens is None or tokens.shape != entering.shape:
+        return None
+    rest = entering if table is None else entering - seen.outside[table]
+    tolerance = max(1e-4, 16 * torch.finfo(model.dtype).eps)
+    for scale in (1.0, model.spec.embedding_scale):
+        if scale is not None and torch.allclose(tokens * scale, rest, rtol=tolerance, atol=tolerance):
+            return scale
+    return None
 
 
 def _parts(model: StandardizedTransformer, layer: int, seen: _Seen) -> LayerParts:
@@ -137,10 +190,14 @@ class _Seen:
 
     Arguments:
         model: the model.
+        outside: paths of modules before the layers whose output is of interest.
     """
 
-    def __init__(self, model: StandardizedTransformer) -> None:
+    def __init__(self, model: StandardizedTransformer, outside: Sequence[str] = ()) -> None:
         self.model = model
+        self.paths = outside
+        self.outside: dict[str, Tensor] = {}
+        self.entering: Tensor | None = None
         self.given: dict[tuple[int, str], Tensor] = {}
         self.gave: dict[tuple[int, str], Tensor] = {}
         self.received: dict[tuple[int, str], Tensor] = {}
@@ -162,6 +219,10 @@ class _Seen:
                 site = Site(kind, layer)
                 if why_missing(model, site) is None:
                     visits.append(Visit(str(site), place_of(model, site), self._keep((layer, kind))))
+        for path in self.paths:
+            part = model._module.get_submodule(path)
+            handles.append(passes.after(part, self._outside(path)))
+        handles.append(passes.before(model.layer(0)._module, self._enter))
         edits, model._edits = model._edits, []
         try:
             with hooks_aside(model._module):
@@ -177,6 +238,16 @@ class _Seen:
         if given is None or gave is None or given.numel() != gave.numel():
             return False
         return given is gave or given.data_ptr() == gave.data_ptr()
+
+    def _outside(self, path: str) -> Callable[..., None]:
+        def keep(_: nn.Module, args: Any, output: Any) -> None:
+            self.outside[path] = output.clone()
+
+        return keep
+
+    def _enter(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        given = args[0] if args else next(iter(kwargs.values()))
+        self.entering = given.clone()
 
     def _before(self, key: tuple[int, str]) -> Callable[..., None]:
         def keep(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -264,10 +335,10 @@ def _gives(seen: _Seen, layer: int, kind: str, projection: Projection) -> bool:
         return False
     if kind == "v":
         most = received.abs().max()  # what is beyond may have been clipped (MPT, DBRX)
-        return torch.allclose(mine.clamp(-most, most), received, rtol=1e-3, atol=1e-4)
+        return torch.allclose(mine.clamp(-most, most), received, rtol=1e-2, atol=1e-4)
     if (layer, "v") in seen.received:
         return True
-    first, other = mine[:, :, 0].flatten(), received[:, :, 0].flatten()
+    first, other = mine[:, :, 0].flatten().float(), received[:, :, 0].flatten().float()
     return bool(nn.functional.cosine_similarity(first, other, dim=0) > 0.999)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from nnsight.intervention.interleaver import Mediator
 from torch import Tensor, nn
 
 from interp.errors import InterpError
@@ -124,7 +123,7 @@ class NormPlace:
         part: `scale` or `normalized`.
         centred, eps: as `norm_kind` found them.
         name: what the user called the place, for messages.
-        memory: what the trace keeps: the norm's input is gone when its output is written.
+        memory: what the trace keeps: of a scale that was written, what it makes of the norm's input.
     """
 
     envoy: Any
@@ -135,34 +134,28 @@ class NormPlace:
     memory: TraceMemory
 
     def read(self) -> Tensor:
-        hidden = ModulePlace(self.envoy, "input", self.name).read()
-        scale, plain = normalized(hidden, self.centred, self.eps)
-        current = self.memory.values.get(self._visit(), plain)
-        self.memory.values[self._own("centre")] = _centre(hidden, self.centred)
-        self.memory.values[self._own("normalized")] = current
+        _, scale, current = self._now()
         return scale if self.part == "scale" else current
 
     def write(self, value: Tensor) -> None:
-        if self._own("centre") not in self.memory.values:
-            self.read()
-        centre = self.memory.values.pop(self._own("centre"))
-        before = self.memory.values.pop(self._own("normalized"))
-        if self.part == "scale":
-            after = centre / fitted(value, centre[..., :1], self.name)
-        else:
-            after = fitted(value, before, self.name)
+        centre, scale, before = self._now()
+        new = fitted(value, scale if self.part == "scale" else before, self.name)
+        after = centre / new if self.part == "scale" else new
         self.memory.values[self._visit()] = after
         output = ModulePlace(self.envoy, "output", self.name)
         live = output.read()
         weight, _ = norm_weights(self.envoy, self.centred, self.eps, live.detach())
         output.write(live + ((after - before) * weight).to(live.dtype))
 
+    def _now(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Input less its mean, scale, and normalized value, while the norm's input is served."""
+        hidden = ModulePlace(self.envoy, "input", self.name).read()
+        scale, plain = normalized(hidden, self.centred, self.eps)
+        return _centre(hidden, self.centred), scale, self.memory.values.get(self._visit(), plain)
+
     def _visit(self) -> tuple[Any, ...]:
         location = f"{self.envoy.path}.input"
         return ("norm", self.envoy.path, self.envoy.interleaver.counts.get(location, 0))
-
-    def _own(self, what: str) -> tuple[Any, ...]:
-        return ("norm", id(Mediator.current(self.name)), self.envoy.path, what)
 
 
 @dataclass(frozen=True)

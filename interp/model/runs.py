@@ -42,6 +42,7 @@ class Runs:
         top_p: float | None = None,
         seed: int = 0,
         stop_ids: Collection[int] | None = None,
+        prefix: FrozenPrefix | None = None,
         batch_size: int | None = None,
         padding_side: Literal["left", "right"] = "left",
         keep_graph: bool = False,
@@ -54,10 +55,11 @@ class Runs:
 
         Arguments:
             prompts: one text or `Prompt`, or several, or lists of token ids, or an encoding, padded on either side.
+                Behind a `prefix`: what follows it, texts without the tokenizer's start token.
             interventions: one or several (`interp.interventions.Intervention`).
-            read: sites to read, in any spelling, e.g. `resid_post.* z.3.h0`.
+            read: sites to read, as of `run_with_cache`, e.g. `resid_post.* z.3.h0`; none unless they are named.
             positions: where sites and logits are read, one spelling of `interp.positions` or several. In each prompt
-                they count its own tokens.
+                they count its own tokens, behind a prefix those that follow it, as those of interventions do.
             gradients_of: from logits (prompt, position, vocabulary) at `positions` and the numbers of their prompts to
                 one number a prompt, (prompt,), on the path of gradients; the gradients of each at the sites in `read`
                 are given. None: no gradients.
@@ -67,8 +69,11 @@ class Runs:
             temperature, top_k, top_p, seed: how new tokens are drawn; temperature 0 takes the most probable. The draws
                 of a prompt depend on its tokens and the seed, not on the prompts beside it.
             stop_ids: tokens behind which a prompt ends; None: the end tokens of the model's generation config.
+            prefix: what `freeze_prefix` gave; the prompts go on from it, and give what whole prompts give. Keys of
+                `scores` and `pattern`, read or written, count from its first token. The prompts of another run, from
+                which a value is taken, are whole ones.
             batch_size: prompts in a forward pass at most; None: what suits the device.
-            padding_side: where shorter prompts of a batch are padded.
+            padding_side: where shorter prompts of a batch are padded; behind a prefix they are on the right.
             keep_graph: give results on the path of gradients of the caller, e.g. to train a value. Otherwise they are
                 detached.
 
@@ -76,7 +81,8 @@ class Runs:
             Logits, what was read, gradients, new tokens (`interp.activations.RunResult`).
 
         Raises:
-            InterpError: a prompt, site, position, value or operation that does not fit, and what would.
+            InterpError: a prompt, site, position, value or operation that does not fit, and what would; a prefix that
+                would give other numbers here.
         """
         function = resolve_name("interp.activations.prompt_runs:run")
         return function(
@@ -93,6 +99,7 @@ class Runs:
             top_p=top_p,
             seed=seed,
             stop_ids=stop_ids,
+            prefix=prefix,
             batch_size=batch_size,
             padding_side=padding_side,
             keep_graph=keep_graph,
@@ -316,8 +323,8 @@ class Runs:
             prefix = model.freeze_prefix("A long prompt that all share.")
             logits, cache = model.run_with_cache([" One end", " Another"], prefix=prefix)
 
-        What follows gives what whole prompts give. Hooks and interventions act on what follows; the prefix is what the
-        model computes without them.
+        What follows gives what whole prompts give, in `run`, `run_with_cache` and `run_with_hooks`. Hooks and
+        interventions act on what follows; the prefix is what the model computes without them.
 
         Arguments:
             prompts: one prefix, or several of one length; continuation i goes on from row i modulo these.
@@ -326,4 +333,4 @@ class Runs:
             InterpError: prefixes of several lengths, or a model that keeps more than keys and values of what came
                 before (state-space and recurrent layers), where a continuation would give other numbers.
         """
-        return resolve_name("interp.activations.forward_passes:freeze_prefix")(self, prompts)
+        return resolve_name("interp.activations.behind_prefix:freeze_prefix")(self, prompts)

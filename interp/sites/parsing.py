@@ -333,6 +333,9 @@ def check_lens_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]
     Raises:
         InterpError: they are not.
     """
+    given: object = layers
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise InterpError(f"layers: expected several numbers, e.g. [0, 3] or range(3, 6), got {given!r}.")
     layers = tuple(int(layer) for layer in layers)
     if not layers or any(b <= a for a, b in pairwise(layers)):
         raise InterpError(f"layers: expected layers in ascending order, each once, got {list(layers)}.")

@@ -137,8 +137,7 @@ SMALL = {
 
 def test_no_file_name_stands_twice() -> None:
     """A search for a file has one answer; kinds lie in folders of their own, named as the config names them."""
-    compat = ROOT / "interp/compat"  # there, the other systems' own names
-    kinds = {ROOT / "pipeline/stages/lens/kinds", compat / "nnterp", compat / "transformer_lens"}
+    kinds = {ROOT / "pipeline/stages/lens/kinds", ROOT / "interp/compat/nnterp"}  # there, nnterp's own names
     for package in ("interp", "pipeline"):
         files = [path for path in (ROOT / package).rglob("*.py") if path.parent not in kinds]
         names = Counter(path.name for path in files if not path.name.startswith("__"))

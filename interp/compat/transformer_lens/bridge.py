@@ -19,7 +19,7 @@ from interp.compat.transformer_lens.generation_methods import GenerationMethods
 from interp.compat.transformer_lens.hook_methods import Hook, Side
 from interp.compat.transformer_lens.hook_points import HookPoint, NamesFilter
 from interp.compat.transformer_lens.named_cache import ActivationCache
-from interp.compat.transformer_lens.named_parts import Part, modules_by_name
+from interp.compat.transformer_lens.named_parts import Part, envoys_by_name
 from interp.compat.transformer_lens.named_points import Points
 from interp.compat.transformer_lens.slices import Slice, SliceInput
 from interp.compat.transformer_lens.token_methods import TokenMethods
@@ -74,13 +74,23 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
 
     def _find_points(self) -> None:
         """Take the points of the model as it is now."""
-        self._points_of = Points.of(self.standardized)
+        self.points, self._found_order = Points.of(self.standardized), None
         self.hook_dict = {}
-        for point in self._points_of.all:
+        for point in self.points.all:
             hook_point = self._hook_points.setdefault(point.name, HookPoint())
             hook_point.name, hook_point.pos_dim = point.name, point.position_axis
             self.hook_dict |= dict.fromkeys(point.names, hook_point)
-        self.mod_dict = {**modules_by_name(self.standardized, self._points_of.all), **self.hook_dict}
+        self.envoys = envoys_by_name(self.standardized, self.points.all)
+        self.mod_dict = {**{name: envoy._module for name, envoy in self.envoys.items()}, **self.hook_dict}
+
+    def setup(self) -> None:
+        """Take the hook points once more, of a model whose modules were replaced (adapters); hooks that are there stay.
+
+        Raises:
+            InterpError: the names do not fit the model any more.
+        """
+        self.standardized.follow()
+        self._find_points()
 
     @classmethod
     def boot_transformers(
@@ -213,7 +223,7 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
             self._window = before
 
     def _fires(self, name: str, point: HookPoint) -> bool:
-        found = self._points_of.by_name[name]
+        found = self.points.by_name[name]
         window = self._window
         return self._is_open(found) and (window is None or is_inside(found, window, self.cfg.n_layers))
 
@@ -231,7 +241,7 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
         Raises:
             InterpError: its point is not switched on, or the pass does not reach it; says what to do.
         """
-        found = self._points_of.by_name[hook_point_name]
+        found = self.points.by_name[hook_point_name]
         if not self._is_open(found):
             raise InterpError(
                 f"{hook_point_name} is off, since it takes much memory. Switch it on: model.set_{found.gate}(True)."
@@ -262,7 +272,7 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
 
     def _check_name(self, name: object) -> None:
         if isinstance(name, str) and name not in self.hook_dict:
-            raise self._points_of.refuse(name)
+            raise self.points.refuse(name)
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
         """Switch `attn.hook_result` on or off: what each head adds, (batch, position, head, d_model)."""
@@ -311,7 +321,7 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
         if no_processing or self._is_processed:
             return
         what = Processing(fold_ln, center_writing_weights, center_unembed, fold_value_biases)
-        self.standardized = processed(self.standardized, self._points_of, what)
+        self.standardized = processed(self.standardized, self.points, what)
         self.original_model = self.standardized._module
         self._find_points()
         if fold_ln and self.cfg.normalization_type in ("LN", "RMS"):
@@ -330,6 +340,9 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
                 return points[name]
             if any(other.startswith(f"{name}.") for other in points):
                 return Part(self, name)
+            own = getattr(type(self), name, None)
+            if isinstance(own, property) and own.fget is not None:  # a weight that is not there: say why
+                return own.fget(self)
             raise
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from interp.errors import InterpError, nearest
+from interp.compat.transformer_lens.named_points import NoSuchName
+from interp.errors import nearest
 from interp.model.layer_parts import Projection
 from interp.model.model_spec.lookups import is_matrix
 from interp.model.resolve import head_out_place, sublayer_of, why_missing
@@ -39,7 +40,7 @@ class WeightMethods:
     standardized: Any
     cfg: Any
     hook_dict: Any
-    _points_of: Any
+    points: Any
 
     @property
     def W_E(self) -> Tensor:
@@ -50,10 +51,10 @@ class WeightMethods:
     @property
     def W_pos(self) -> Tensor:
         """The embedding of positions, (n_ctx, d_model)."""
-        point = self._points_of.by_name.get("hook_pos_embed")
+        point = self.points.by_name.get("hook_pos_embed")
         table = None if point is None else point.place.envoy._module
         if not isinstance(table, nn.Embedding):
-            raise self._points_of.refuse("hook_pos_embed")
+            raise self.points.refuse("hook_pos_embed")
         return table.weight[int(getattr(table, "offset", 0)) :]
 
     @property
@@ -81,25 +82,25 @@ class WeightMethods:
             value: Tensor = getattr(self, name)
             return value
         if pieces[0] != "blocks" or name not in _OF_LAYERS:
-            raise InterpError(f"{part} has no weight {name!r}.{nearest(name, _OF_LAYERS)}")
+            raise NoSuchName(f"{part} has no weight {name!r}.{nearest(name, _OF_LAYERS)}")
         layer = int(pieces[1])
         kind = name[2:]
         if kind in _OF_HEADS:
             return self._of_heads(layer, name, _OF_HEADS[kind])
         if kind in _OF_NEURONS:
-            parts = self._points_of.parts[layer]
+            parts = self.points.parts[layer]
             projection = parts.mlp.get(_OF_NEURONS[kind])
             if projection is None:
-                raise InterpError(f"layer {layer} has no {name}: {parts.no_mlp or 'its MLP has no gate.'}")
+                raise NoSuchName(f"layer {layer} has no {name}: {parts.no_mlp or 'its MLP has no gate.'}")
             weight, bias = self._columns(layer, projection)
             return weight if name[0] == "W" else bias
         return self._outwards(layer, name)
 
     def _of_heads(self, layer: int, name: str, kind: str) -> Tensor:
-        parts = self._points_of.parts[layer]
+        parts = self.points.parts[layer]
         projection = parts.heads.get(kind)
         if projection is None:
-            raise InterpError(f"layer {layer} has no {name}: {parts.no_heads}")
+            raise NoSuchName(f"layer {layer} has no {name}: {parts.no_heads}")
         weight, bias = self._columns(layer, projection)
         if name[0] == "b":
             return bias.unflatten(-1, (projection.heads, -1))
@@ -121,7 +122,7 @@ class WeightMethods:
         site = Site("z" if name[2:] == "O" else "mlp_post", layer)
         reason = why_missing(self.standardized, site)
         if reason is not None:
-            raise InterpError(f"layer {layer} has no {name}: {reason}")
+            raise NoSuchName(f"layer {layer} has no {name}: {reason}")
         sublayer = sublayer_of(self.standardized, "attention" if name[2:] == "O" else "mlp", layer)
         assert sublayer is not None
         module = self.standardized.layer(layer)._module.get_submodule(str(sublayer.projection))
@@ -169,9 +170,9 @@ class WeightMethods:
         """
         total = torch.zeros(self.cfg.d_model, dtype=self.standardized.dtype, device=self.standardized.device)
         for index in range(layer + int(mlp_input)):
-            names = [("b_O", "attn"), ("b_out", "mlp")] if include_mlp_biases and index < layer else [("b_O", "attn")]
-            for name, part in names:
-                if f"blocks.{index}.{part}.hook_out" in self.hook_dict:
+            names = [("b_O", "attn", "o")] + [("b_out", "mlp", "out")] * (include_mlp_biases and index < layer)
+            for name, part, projection in names:
+                if f"blocks.{index}.{part}.{projection}.hook_out" in self.hook_dict:  # experts have no bias in common
                     total = total + self.weight_of(name, f"blocks.{index}.{part}").to(total)
         return total
 
@@ -199,6 +200,6 @@ def _matrix(module: Any, what: str) -> tuple[Tensor, Tensor | None]:
         InterpError: it is more than a matrix of plain numbers.
     """
     if not is_plain(module):
-        raise InterpError(f"{what} is a {type(module).__name__}, and no plain matrix (quantized, adapted or hooked).")
+        raise NoSuchName(f"{what} is a {type(module).__name__}, and no plain matrix (quantized, adapted or hooked).")
     weight = module.weight if isinstance(module, Conv1D) else module.weight.T
     return weight, getattr(module, "bias", None)

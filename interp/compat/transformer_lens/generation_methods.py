@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from interp.errors import InterpError
 from interp.model.visits import generation, run_visiting
@@ -41,6 +41,11 @@ class GenerationMethods:
         padding_side: str | None = None,
         return_type: str | None = "input",
         verbose: bool = True,
+        return_cache: bool = False,
+        names_filter: Any = None,
+        device: torch.device | str | None = None,
+        stop_strings: str | list[str] | None = None,
+        stopping_criteria: Any = None,
         attention_mask: Tensor | None = None,
     ) -> Any:
         """Write on from prompts. Hooks act in every step.
@@ -59,23 +64,35 @@ class GenerationMethods:
             prepend_bos, padding_side: of texts. Whatever the side, they are padded on the left here.
             return_type: "input": texts for texts, ids for ids; "str", "tokens".
             verbose: of TransformerLens; no bar is shown.
+            return_cache: also an `ActivationCache` of the whole text, prompt and what was written, from one more pass;
+                for one row.
+            names_filter, device: of that cache, as in `run_with_cache`.
+            stop_strings, stopping_criteria: what else ends a row, as transformers takes it.
             attention_mask: (batch, position), 0 at padding, of token ids.
 
         Returns:
-            A text, texts, or (batch, position) ids, prompts included.
+            A text, texts, or (batch, position) ids, prompts included; with `return_cache` that and the cache.
 
         Raises:
-            InterpError: no token that ends texts is known, or no such return type.
+            InterpError: no token that ends texts is known, no such return type, or a cache of several rows.
         """
         if return_type not in ("input", "str", "tokens", "tensor"):
             raise InterpError(f"return_type: expected 'input', 'str' or 'tokens', got {return_type!r}.")
         is_text = isinstance(input, str | list)
+        further: dict[str, Any] = {}
+        if stop_strings is not None:
+            further |= {"stop_strings": stop_strings, "tokenizer": self.tokenizer}
+        if stopping_criteria is not None:
+            several = isinstance(stopping_criteria, list | tuple)
+            further["stopping_criteria"] = StoppingCriteriaList(stopping_criteria if several else [stopping_criteria])
         if is_text:
             tokens, mask = self._encode(input, prepend_bos, "left")  # type: ignore[attr-defined]
         else:
             assert isinstance(input, Tensor)
             tokens = (input if input.dim() == 2 else input[None]).to(self.standardized.device)
             mask = torch.ones_like(tokens) if attention_mask is None else attention_mask.to(tokens.device)
+        if return_cache and len(tokens) != 1:
+            raise InterpError(f"return_cache: expected one prompt, got {len(tokens)}. Call run_with_cache on the ids.")
         ends = self._ends(eos_token_id) if stop_at_eos else None
         processors = LogitsProcessorList([_FrequencyPenalty(freq_penalty)] if freq_penalty else [])
         sampling: dict[str, Any] = dict(
@@ -95,11 +112,16 @@ class GenerationMethods:
             eos_token_id=ends,
             pad_token_id=ends[0] if ends else self.tokenizer.pad_token_id or 0,
             **(sampling if do_sample and temperature > 0 else {}),
+            **further,
         )
+        written: Any = ids
         if return_type == "str" or (return_type == "input" and is_text):
             texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids.tolist()]
-            return texts[0] if isinstance(input, str) or len(texts) == 1 else texts
-        return ids
+            written = texts[0] if isinstance(input, str) or len(texts) == 1 else texts
+        if not return_cache:
+            return written
+        cached = self.run_with_cache(ids, names_filter=names_filter, device=device)  # type: ignore[attr-defined]
+        return written, cached[1]
 
     def _ends(self, given: int | Sequence[int] | None) -> list[int]:
         if given is None:

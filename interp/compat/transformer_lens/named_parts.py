@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from interp.compat.transformer_lens.bridge import TransformerBridge
     from interp.model import StandardizedTransformer
 
-__all__ = ["Part", "modules_by_name"]
+__all__ = ["Part", "envoys_by_name"]
 
 
-def modules_by_name(model: StandardizedTransformer, points: Sequence[Point]) -> dict[str, nn.Module]:
-    """The modules of a model that have a name in TransformerLens.
+def envoys_by_name(model: StandardizedTransformer, points: Sequence[Point]) -> dict[str, Any]:
+    """The modules of a model that have a name in TransformerLens, nnsight's envoys of them.
 
     Arguments:
         model: the model.
         points: its points, most of which are the input or output of such a module.
     """
-    found: dict[str, nn.Module] = {f"blocks.{layer}": model.layer(layer)._module for layer in range(model.num_layers)}
+    found: dict[str, Any] = {f"blocks.{layer}": model.layer(layer) for layer in range(model.num_layers)}
     for point in points:
         name, _, side = point.name.rpartition(".")
         if side not in ("hook_in", "hook_out") or not name:
@@ -32,7 +32,7 @@ def modules_by_name(model: StandardizedTransformer, points: Sequence[Point]) -> 
         place: Any = point.place
         while not hasattr(place, "envoy"):
             place = next(getattr(place, inner) for inner in ("projection", "given", "whole") if hasattr(place, inner))
-        found.setdefault(name, place.envoy._module)
+        found.setdefault(name, place.envoy)
     return found
 
 
@@ -60,7 +60,10 @@ class Part:
         return module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.original_component(*args, **kwargs)
+        module, bridge = self.original_component, self._bridge
+        if bridge.standardized.interleaver.interleaving:  # in a hook: it is no part of the forward pass that runs
+            return bridge.envoys[self._name](*args, **kwargs)
+        return module(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -71,7 +74,7 @@ class Part:
         if any(other.startswith(f"{own}.") for other in bridge.hook_dict):
             return Part(bridge, own)
         if name.startswith("hook_"):
-            raise bridge._points_of.refuse(own)
+            raise bridge.points.refuse(own)
         if name[:2] in ("W_", "b_"):
             return bridge.weight_of(name, self._name)
         module = bridge.mod_dict.get(self._name)

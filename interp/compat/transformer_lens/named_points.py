@@ -15,8 +15,7 @@ from torch import nn
 from interp.architectures import Sublayer
 from interp.compat.transformer_lens.hook_points import near_names
 from interp.errors import InterpError
-from interp.model.layer_parts import LayerParts, Projection, layer_parts
-from interp.model.model_spec.attention_spec import is_norm
+from interp.model.layer_parts import LayerParts, ModelParts, Projection, model_parts
 from interp.model.places import AddedPlace, HeadOutPlace, ModulePlace, Place
 from interp.model.places_inside import (
     HeadInputsPlace,
@@ -34,7 +33,11 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Point", "Points"]
+__all__ = ["NoSuchName", "Point", "Points"]
+
+
+class NoSuchName(InterpError, AttributeError):
+    """A name that this model does not have; `hasattr` is False for it."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +73,26 @@ class Points:
         by_name: under each of their names.
         missing: names that the family or a layer lacks -> why.
         parts: what stands inside each layer.
+        why_no_sum: why the last residual stream is not the sum of embeddings, attention and MLPs; None where it is.
     """
 
     all: list[Point] = field(default_factory=list)
     by_name: dict[str, Point] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     parts: list[LayerParts] = field(default_factory=list)
+    why_no_sum: str | None = None
 
     @classmethod
     def of(cls, model: StandardizedTransformer) -> Points:
         """Find the points of a model; runs it once, on a few tokens."""
-        points = cls(parts=layer_parts(model))
-        for point in _points(model, points.parts, points.missing):
+        parts = model_parts(model)
+        points = cls(parts=parts.layers, why_no_sum=_why_no_sum(model, parts))
+        for point in _points(model, parts, points.missing):
             points.all.append(point)
             points.by_name |= dict.fromkeys(point.names, point)
         return points
 
-    def refuse(self, name: str) -> InterpError:
+    def refuse(self, name: str) -> NoSuchName:
         """What is said of a name that is no point: why the model lacks it, or the nearest names.
 
         Arguments:
@@ -94,57 +100,51 @@ class Points:
         """
         reason = self.missing.get(name)
         if reason is not None:
-            return InterpError(f"this model has no hook point {name!r}: {reason}")
-        return InterpError(f"there is no hook point {name!r}. {near_names(name, self.by_name)}")
+            return NoSuchName(f"this model has no hook point {name!r}: {reason}")
+        return NoSuchName(f"there is no hook point {name!r}. {near_names(name, self.by_name)}")
 
 
-def _points(model: StandardizedTransformer, parts: list[LayerParts], missing: dict[str, str]) -> Iterator[Point]:
-    yield from _embeddings(model, missing)
-    for layer, own in enumerate(parts):
+def _why_no_sum(model: StandardizedTransformer, parts: ModelParts) -> str | None:
+    if parts.embedding_scale is None:
+        return "what enters its layers is more than the embeddings of tokens and positions."
+    for layer in range(model.num_layers):
+        for role, sublayer in model.architecture.sublayers(model.layer(layer)._module):
+            if role == "mixer":
+                return f"layer {layer} also adds what its mixer gives."
+            if sublayer.residual_scale or sublayer.residual_norm or sublayer.norm_after:
+                return f"layer {layer} scales or norms the residual stream itself."
+    return None
+
+
+def _points(model: StandardizedTransformer, parts: ModelParts, missing: dict[str, str]) -> Iterator[Point]:
+    yield from _embeddings(model, parts, missing)
+    for layer, own in enumerate(parts.layers):
         yield from _Layer(model, layer, own, missing).points()
     yield from _ends(model, missing)
 
 
-def _embeddings(model: StandardizedTransformer, missing: dict[str, str]) -> Iterator[Point]:
+def _embeddings(model: StandardizedTransformer, parts: ModelParts, missing: dict[str, str]) -> Iterator[Point]:
     embedding = model.get(model.architecture.embedding)
-    norm = _embedding_norm(model)
-    own = ("hook_embed",) if norm is None else ()
     yield Point("embed.hook_in", (), RowsPlace(embedding, "input", model.fed, "embed.hook_in"))
-    yield Point("embed.hook_out", own, ModulePlace(embedding, "output", "embed.hook_out"))
-    if norm is not None:  # what the layers begin with has gone through it
-        for point in _norm_points(model, "embed_ln", model.get(norm), missing):
-            yield replace(point, aliases=("hook_embed",)) if point.name.endswith("hook_out") else point
-    path = _position_table(model)
-    if path is None:
+    found = [Point("embed.hook_out", (), ModulePlace(embedding, "output", "embed.hook_out"))]
+    if parts.embedding_norm is not None:  # what the layers begin with has gone through it
+        found += _norm_points(model, "embed_ln", model.get(parts.embedding_norm), missing)
+    last = found[-1]
+    scaled = parts.embedding_scale not in (None, 1.0)
+    yield from found[:-1]
+    yield last if scaled else replace(last, aliases=("hook_embed",))
+    if scaled:  # what the residual stream begins with
+        assert isinstance(last.place, ModulePlace)
+        yield Point("hook_embed", (), AddedPlace([last.place], parts.embedding_scale, "hook_embed", model.trace_memory))
+    if parts.position_table is None:
         kind = model.spec.positional_embedding
         reason = f"nothing is added to the embeddings for positions (positional embedding: {kind})."
         missing |= dict.fromkeys(("pos_embed.hook_in", "pos_embed.hook_out", "hook_pos_embed"), reason)
         return
-    table = model.get(path)
+    table = model.get(parts.position_table)
     if type(table._module) is nn.Embedding:
         yield Point("pos_embed.hook_in", (), RowsPlace(table, "input", model.fed, "pos_embed.hook_in"))
     yield Point("pos_embed.hook_out", ("hook_pos_embed",), RowsPlace(table, "output", model.fed, "hook_pos_embed"))
-
-
-def _embedding_norm(model: StandardizedTransformer) -> str | None:
-    """The norm behind the token embedding."""
-    record = model.architecture
-    near = (record.embedding.rpartition(".")[0], record.layers.rpartition(".")[0])
-    for path, part in model._module.named_modules():
-        if path in (record.final_norm, record.embedding) or path.rpartition(".")[0] not in near:
-            continue
-        if is_norm(part) and "emb" in path:
-            return path
-    return None
-
-
-def _position_table(model: StandardizedTransformer) -> str | None:
-    """The module that gives an embedding for each position."""
-    root = model.architecture.layers.rpartition(".")[0]
-    for name, part in model._module.get_submodule(root).named_children():
-        if name in ("wpe", "embed_positions", "positions_embed") and not isinstance(part, nn.ModuleList):
-            return f"{root}.{name}" if root else name
-    return None
 
 
 def _ends(model: StandardizedTransformer, missing: dict[str, str]) -> Iterator[Point]:

@@ -131,7 +131,7 @@ def _is_same_write(model: TransformerBridge, kind: str, name: str, layers: Seque
         return False
     if name not in ("q", "k"):
         return True
-    parts = [model._points_of.parts[layer] for layer in layers]
+    parts = [model.points.parts[layer] for layer in layers]
     return all(f"{name}_norm" not in part.norms or f"{name}_norm" in part.by_head for part in parts)
 
 
@@ -166,6 +166,6 @@ def _last_token_only(
 def _gives(measured: Callable[[Tensor], Tensor], logits: Tensor, expected: Tensor) -> bool:
     try:
         found = measured(logits)
-    except (IndexError, ValueError, RuntimeError):  # ValueError: another shape, or InterpError of it
+    except Exception:  # whatever a metric says of logits that are not all there
         return False
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-5, atol=1e-6)

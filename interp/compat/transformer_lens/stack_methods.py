@@ -82,9 +82,14 @@ class StackMethods:
             mlp_input: also that layer's attention.
             mode: "attn" or "mlp" alone, or "all".
             incl_embeds: the embeddings too.
+
+        Raises:
+            InterpError: an unknown mode, or a model whose residual stream is more than that sum.
         """
         if mode not in ("all", "mlp", "attn"):
             raise InterpError(f"mode: expected 'all', 'mlp' or 'attn', got {mode!r}.")
+        if mode == "all" and incl_embeds:
+            self._check_sum()
         layer, positions = self._layer(layer), as_slice(pos_slice)
         names: list[tuple[Any, str]] = []
         if incl_embeds:
@@ -108,7 +113,7 @@ class StackMethods:
             z = self["z", index]
             weight = self.model.weight_of("W_O", f"blocks.{index}.attn").to(z)
             result = torch.einsum("...hd,hdm->...hm", z, weight).detach()
-            scale = self.model._points_of.by_name[name].place.added.scale
+            scale = self.model.points.by_name[name].place.added.scale
             self.cache_dict[name] = result if scale is None else result * scale
 
     def stack_head_results(
@@ -119,7 +124,9 @@ class StackMethods:
         pos_slice: Slice | SliceInput = None,
         apply_ln: bool = False,
     ) -> Stack:
-        """What each head before a layer has added: (layer x head, batch, position, d_model).
+        """What each head before a layer gives to the residual stream: (layer x head, batch, position, d_model).
+
+        As in TransformerLens, before the norm that some families have behind attention (Gemma 2, OLMo 2).
 
         Arguments:
             layer, pos_slice, apply_ln, return_labels: as in `accumulated_resid`.
@@ -153,7 +160,7 @@ class StackMethods:
             neurons = Slice.unwrap(int(neurons.slice))  # type: ignore[arg-type]
         acts = neurons.apply(positions.apply(self["post", layer, "mlp"], dim=-2), dim=-1)
         weight = neurons.apply(self.model.weight_of("W_out", f"blocks.{layer}.mlp").detach(), dim=0).to(acts)
-        scale = getattr(self.model._points_of.by_name[f"blocks.{layer}.hook_mlp_out"].place, "scale", None)
+        scale = getattr(self.model.points.by_name[f"blocks.{layer}.hook_mlp_out"].place, "scale", None)
         if scale is not None:
             acts = acts * scale
         if project_output_onto is None:
@@ -237,11 +244,18 @@ class StackMethods:
     ) -> Stack:
         """Heads, then neurons (or MLPs), embeddings and biases: what sums to the residual stream that enters a layer.
 
+        Not so where a norm stands behind attention or the MLP (Gemma 2, OLMo 2): heads and neurons are taken before it.
+        `ActivationCache.decomposed_residual` of interp takes them through it.
+
         Arguments:
             layer, mlp_input, apply_ln, pos_slice, return_labels: as in `decompose_resid`.
             expand_neurons: each neuron; False: each MLP with its bias.
             project_output_onto: as in `get_neuron_results`; after the norm where there is one.
+
+        Raises:
+            InterpError: a model whose residual stream is more than that sum.
         """
+        self._check_sum()
         layer, positions = self._layer(layer), as_slice(pos_slice)
         onto = None if apply_ln else project_output_onto
         labels: list[str] = []
@@ -311,12 +325,12 @@ class StackMethods:
         if f"{name}.hook_scale" not in self.model.hook_dict:
             if f"{name}.hook_out" not in self.model.hook_dict and at_end:
                 return residual_stack  # no norm
-            raise self.model._points_of.refuse(f"{name}.hook_scale")
+            raise self.model.points.refuse(f"{name}.hook_scale")
         if recompute_ln and at_end:
             with torch.no_grad():
                 width = residual_stack.shape[-1]
                 return self.model.ln_final(residual_stack.reshape(1, -1, width)).reshape(residual_stack.shape)
-        place = self.model._points_of.by_name[f"{name}.hook_scale"].place
+        place = self.model.points.by_name[f"{name}.hook_scale"].place
         scale = positions.apply(self[f"{name}.hook_scale"], dim=-2)
         if self.has_batch_dim:
             scale = rows.apply(scale)
@@ -363,6 +377,12 @@ class StackMethods:
         if by_row and directions.shape[0] == scaled.shape[1]:
             directions = directions[:, None]
         return (scaled * directions.to(scaled)).sum(-1)
+
+    def _check_sum(self) -> None:
+        reason = self.model.points.why_no_sum
+        if reason is not None:
+            name = type(self.model.original_model).__name__
+            raise InterpError(f"the residual stream of {name} is not the sum of these components: {reason}")
 
     @property
     def _count(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from interp import StandardizedTransformer
-from interp.activations.cached_run import COSTLY
+from interp.activations.chosen_sites import COSTLY
 from interp.activations.site_copies import SiteReader
 from interp.errors import InterpError
 from interp.prompts import Prompt
@@ -135,6 +135,8 @@ def test_spellings_heads_and_what_is_missing() -> None:
     assert cache.get("resid_post.0") is None
     with pytest.raises(InterpError, match=r"no 'resid_post\.2'.*resid_post\.1"):
         cache["resid_post.2"]
+    with pytest.raises(InterpError, match=r"no 'pattern\.3'. Name it in `sites`. Here: embed, resid_pre"):
+        model.run_with_cache(IDS)[1]["pattern.3"]
     with pytest.raises(InterpError, match="Did you mean 'resid_post'"):
         "resid_pots.1" in cache  # noqa: B015 - it raises
     for sites, said in (
@@ -317,6 +319,8 @@ def test_device_and_dtype() -> None:
     assert torch.equal(moved["z.1"].nan_to_num(), cache["z.1"].nan_to_num()) and whole["z.1"].dtype == torch.float32
     with pytest.raises(InterpError, match="floating-point"):
         model.run_with_cache(RAGGED, dtype=torch.int32)
+    with pytest.raises(InterpError, match="device: expected one of torch"):
+        model.run_with_cache(RAGGED, device="gpu")
 
 
 def test_a_stack_and_a_table() -> None:

@@ -177,6 +177,14 @@ def test_progress_counts_prompts() -> None:
     assert done[-1] == 7
 
 
+def test_sites_are_given_in_any_spelling() -> None:
+    model = standardized("gpt2")
+    written = collect(model, prompts([4, 3]), "resid_post.0-1 blocks.2.attn.hook_z", [[1], [2]])
+    sites = [Site("resid_post", 0), Site("resid_post", 1), Site("z", 2)]
+    for kind, values in collect(model, prompts([4, 3]), sites, [[1], [2]]).items():
+        assert torch.equal(values, written[kind])
+
+
 @pytest.mark.parametrize(
     ("sites", "positions", "message"),
     [

@@ -348,6 +348,16 @@ def test_gradients_keep_the_identities(wrapped: Standardized, family: str) -> No
     close(given["head_out.1"], given["attn_out.1"][:, :, None].expand(-1, -1, 4, -1))
 
 
+def test_a_star_names_the_layers_that_have_the_site(wrapped: Standardized) -> None:
+    model = wrapped("jamba")
+    _, cache = model.run_with_cache(IDS, sites="z.* resid_post.1")
+    found = model.run(IDS, read="z.* resid_post.1", positions="all")
+    assert list(found.activations) == list(cache) and len(cache) < 1 + model.num_layers
+    for site in cache:
+        torch.testing.assert_close(found[site], cache[site], rtol=1e-4, atol=2e-5, equal_nan=True)
+    assert not model.run(IDS[:1], read=iter(())).activations.sites
+
+
 def test_gradients_pass_a_norm_of_nothing(wrapped: Standardized) -> None:
     """Where attention adds zero, the norm behind it has no gain, and its gradient is 0, not 0 / 0."""
     model = wrapped("olmo2")

@@ -256,6 +256,7 @@ def test_a_model_that_the_user_has_changed_runs_whole_prompts(caplog: pytest.Log
         (dict(sites="z", heads=[4]), "expected some of 0 to 3"),
         (dict(sites="z", heads="each"), "expected 'all', numbers from 0"),
         (dict(layers=[4]), "layer"),
+        (dict(layers=1), r"several numbers, e\.g\. \[0, 3\]"),
         (dict(positions="9"), "positions: position '9' is out of range"),
         (dict(positions={"two": ["1", "1:3"]}), "some tokens are named twice"),
         (dict(direction="forwards"), "direction: unknown 'forwards'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from interp import InterpError
 from interp.compat.transformer_lens import TransformerBridge, TransformerLensKeyValueCache
 from tests.interp.compat.transformer_lens.bridges import IDS, OTHER_IDS, bridge_of, new_bridge
+from tests.interp.compat.transformer_lens.recorded_models import made, words
 from tests.interp.compat.transformer_lens.test_bridge_recorded import same
 
 BOTH = torch.cat([IDS, OTHER_IDS])
@@ -28,7 +30,7 @@ def bridge(request: pytest.FixtureRequest) -> Iterator[TransformerBridge]:
 
 @torch.no_grad()
 def test_a_hook_at_every_point(bridge: TransformerBridge) -> None:
-    """Edits in place are edits by return value; a hook that fails leaves nothing behind."""
+    """What is put back changes nothing; a hook that fails leaves nothing behind."""
     plain = bridge(BOTH)
     with opened(bridge):
         for name in dict.fromkeys(point.name for point in bridge.hook_points()):
@@ -39,10 +41,6 @@ def test_a_hook_at_every_point(bridge: TransformerBridge) -> None:
             with pytest.raises(ZeroDivisionError):
                 bridge.run_with_hooks(BOTH, fwd_hooks=[(name, lambda value, hook: 1 / 0)])
             assert not bridge.list_hooks()
-            if name in ("embed.hook_in", "pos_embed.hook_in"):
-                continue
-            returned = bridge.run_with_hooks(BOTH, fwd_hooks=[(name, returning)])
-            assert torch.equal(bridge.run_with_hooks(BOTH, fwd_hooks=[(name, in_place)]), returned), name
     assert same(bridge(BOTH), plain)
 
 
@@ -63,12 +61,6 @@ class opened:
     def _set(self, value: bool) -> None:
         for name in ("attn_result", "split_qkv_input", "hook_mlp_in", "attn_in"):
             getattr(self.bridge, f"set_use_{name}")(value)
-
-
-def returning(value: Tensor, hook: Any) -> Tensor:
-    value = value.clone()
-    value[:, 1] = value[:, 1] * 1.5 + torch.linspace(0, 1, value.shape[-1])
-    return value
 
 
 def in_place(value: Tensor, hook: Any) -> None:
@@ -202,6 +194,29 @@ def test_a_frozen_prefix_with_padding(bridge: TransformerBridge) -> None:
 
 
 @torch.no_grad()
+def test_a_cache_of_transformers(bridge: TransformerBridge) -> None:
+    whole = bridge(BOTH)
+    logits, past = bridge(BOTH[:, :2], return_type="logits_and_cache")
+    assert same(logits, whole[:, :2])
+    assert same(bridge(BOTH[:, 2:], past_key_values=past), whole[:, 2:]) and past.get_seq_length() == 5
+
+
+@torch.no_grad()
+def test_from_a_folder(tmp_path: Path) -> None:
+    """Falcon is loaded with eager attention, without which it has no pattern; weights are float32 unless one says."""
+    made("falcon").half().save_pretrained(tmp_path)  # type: ignore[operator]
+    words().save_pretrained(tmp_path)
+    bridge = TransformerBridge.boot_transformers(str(tmp_path), device="cpu")
+    assert bridge.cfg.dtype == torch.float32 and "blocks.0.attn.hook_pattern" in bridge.hook_dict
+    assert bridge(IDS).shape == (1, 5, 32)
+    half = TransformerBridge.boot_transformers(tmp_path, device="cpu", dtype=torch.float16)
+    assert half.cfg.dtype == torch.float16 and "blocks.0.attn.hook_q" in half.hook_dict
+    assert TransformerBridge.boot_transformers(half.standardized).standardized is half.standardized
+    named = TransformerBridge.boot_transformers(str(tmp_path), hf_model=made("falcon"))  # whose tokenizer it is
+    assert named.to_tokens("a b").tolist() == [[1, 4, 5]]
+
+
+@torch.no_grad()
 def test_what_is_refused(bridge: TransformerBridge) -> None:
     refused: list[tuple[Any, str]] = [
         ("blocks.0.attn.hook_patern", "hook_pattern"),
@@ -269,6 +284,45 @@ def test_texts_losses_and_batches(bridge: TransformerBridge) -> None:
 
 
 @torch.no_grad()
+def test_generation(bridge: TransformerBridge) -> None:
+    plain = bridge.generate("a b no", max_new_tokens=6, do_sample=False, stop_at_eos=False)
+    assert isinstance(plain, str) and plain.startswith("a b no")
+    ids = bridge.generate(IDS, max_new_tokens=6, do_sample=False, stop_at_eos=False, repetition_penalty=1.0)
+    stopped = bridge.generate(IDS, max_new_tokens=6, do_sample=False, eos_token_id=int(ids[0, 6]))
+    end = int((stopped[0, 5:] == ids[0, 6]).nonzero()[0]) + 6
+    assert torch.equal(stopped, ids[:, :end])
+    text, cache = bridge.generate(
+        "a b no", max_new_tokens=2, do_sample=False, return_cache=True, names_filter="hook_embed"
+    )
+    assert cache["embed"].shape[1] == 6 and isinstance(text, str)
+    with pytest.raises(InterpError, match="expected one prompt"):
+        bridge.generate(BOTH, return_cache=True)
+    torch.manual_seed(0)
+    drawn = [
+        bridge.generate(BOTH, max_new_tokens=5, top_k=3, stop_at_eos=False, freq_penalty=penalty)
+        for penalty in (0.0, 1e4)
+    ]
+    assert all(one.shape == (2, 10) for one in drawn)
+    assert all(len(set(row)) == len(row) for row in drawn[1][:, 5:].tolist())  # what stands there is not said again
+    both = bridge.generate(["a b no", "c"], max_new_tokens=3, do_sample=False, stop_at_eos=False)
+    alone = bridge.generate("c", max_new_tokens=3, do_sample=False, stop_at_eos=False)
+    assert both[1] == alone
+
+
+@torch.no_grad()
+def test_a_row_in_a_batch_is_what_it_is_alone(bridge: TransformerBridge) -> None:
+    alone = bridge.run_with_cache(IDS[:, :3])[1]
+    for padded, mask, own in (
+        ([[1, 7, 12, 0, 0], OTHER_IDS[0].tolist()], [[1, 1, 1, 0, 0], [1] * 5], slice(0, 3)),
+        ([[0, 0, 1, 7, 12], OTHER_IDS[0].tolist()], [[0, 0, 1, 1, 1], [1] * 5], slice(2, 5)),
+    ):
+        _, cache = bridge.run_with_cache(torch.tensor(padded), attention_mask=torch.tensor(mask))
+        for name in ("resid_post", "z", "mlp_out"):
+            assert same(cache[name, 1][:1, own], alone[name, 1])
+        assert same(cache["pattern", 1][:1, :, own, own], alone["pattern", 1])
+
+
+@torch.no_grad()
 def test_the_cache_is_a_copy_by_every_name(bridge: TransformerBridge) -> None:
     _, cache = bridge.run_with_cache(IDS)
     assert torch.equal(cache["blocks.0.attn.q.hook_out"], cache["q", 0]) and torch.equal(cache["q0"], cache["q", 0])
@@ -301,6 +355,26 @@ def test_parts_and_weights_by_name(bridge: TransformerBridge) -> None:
         bridge.weight_of("W_q", "blocks.0.attn")
     with pytest.raises(AttributeError):
         bridge.no_such_thing  # noqa: B018
+    assert hasattr(bridge, "W_gate") == bridge.cfg.gated_mlp == hasattr(block.mlp, "hook_pre_linear")
+    assert hasattr(bridge, "W_pos") == hasattr(bridge, "pos_embed") and not hasattr(block, "hook_resid_middle")
+    with pytest.raises(InterpError, match=r"no gate|nothing is added"):
+        bridge.W_pos if bridge.cfg.gated_mlp else bridge.W_gate  # noqa: B018
+
+
+@torch.no_grad()
+def test_parts_called_in_a_hook_are_no_part_of_the_pass(bridge: TransformerBridge) -> None:
+    """A logit lens inside a hook, as scripts have it."""
+    plain, cache = bridge.run_with_cache(IDS)
+    read: list[Tensor] = []
+
+    def lens(resid: Tensor, hook: Any) -> None:
+        read.append(bridge.unembed(bridge.ln_final(resid)))
+
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(2)]
+    with bridge.hooks([(name, lens) for name in names] + [("ln_final.hook_scale", lambda value, hook: value * 1)]):
+        logits, found = bridge.run_with_cache(IDS)
+    assert same(logits, plain) and same(read[1], plain) and same(found["ln_final.hook_out"], cache["ln_final.hook_out"])
+    assert same(read[0], bridge.unembed(bridge.ln_final(cache["resid_post", 0])))
 
 
 def lifted(block: Any) -> Tensor:

@@ -136,6 +136,24 @@ def test_backward_hooks_see_one_another_and_go_when_removed(model: Any) -> None:
     assert len(seen) == 1 and torch.allclose(seen[0], 2 * 2 * value / value.numel())
 
 
+def test_a_gradient_is_seen_where_the_tensor_is_edited_after_the_point() -> None:
+    class Adding(HookedRootModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hook_out = HookPoint()
+            self.setup()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.hook_out(x * 2)
+            out += 1  # Falcon's layers do it
+            return out.square().sum()
+
+    x = torch.ones(1, 2, 3, requires_grad=True)
+    _, cache = Adding().run_with_cache(x, incl_bwd=True)
+    assert torch.equal(cache["hook_out_grad"], torch.full((1, 2, 3), 6.0))
+    assert x.grad is not None and torch.equal(x.grad, torch.full((1, 2, 3), 12.0))
+
+
 def test_checks_of_ones_own_are_asked_for_every_hook() -> None:
     class Checked(module_class(OURS)):  # type: ignore[misc]
         def check_hooks_to_add(self, hook_point: HookPoint, hook_point_name: str, hook: Any, **more: Any) -> None:

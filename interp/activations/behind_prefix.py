@@ -1,0 +1,107 @@
+"""Prefixes computed once, and the passes of what follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from interp.activations.prompt_batches import Pass, checked_size, encoded_prompts
+from interp.batching import batches_by_length
+from interp.errors import InterpError
+from interp.forward.batch import check_prefix
+from interp.forward.layers import check_ready
+from interp.forward.packing import sent
+from interp.forward.prefix import FrozenPrefix
+from interp.model.fed import check_fed
+from interp.model.verdicts import is_changed, sample_ids
+from interp.passes import turn
+from interp.prompts import Encoded, Prompt, encode
+from interp.prompts.given import is_ids, listed
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["following", "freeze_prefix", "passes_behind"]
+
+
+def freeze_prefix(model: StandardizedTransformer, prompts: Any) -> FrozenPrefix:
+    """Compute the keys and values of a prefix once, for any number of continuations (`prefix=`).
+
+    Hooks and interventions act on what follows, the prefix is what the model computes without them.
+
+    Arguments:
+        model: the model.
+        prompts: one prefix, or several of one length: texts, `Prompt`s, token ids or an encoding.
+
+    Raises:
+        InterpError: prefixes of several lengths, or a model in which whole prompts give something else (state-space
+            and other recurrent layers, rotations by length).
+    """
+    check_ready(model)
+    encoded = encoded_prompts(model, prompts, more=1)
+    ids = [one.input_ids for one in encoded]
+    lengths = sorted({len(row) for row in ids})
+    if len(lengths) > 1:
+        raise InterpError(
+            f"freeze_prefix: expected prefixes of one length, got {lengths} tokens. Freeze each by itself."
+        )
+    more = sample_ids(model, 1, min(4, (model.position_limit or lengths[0] + 4) - lengths[0]))[0].tolist()
+    with turn(model._module):
+        check_prefix(model, [ids[0] + more], lengths[0])
+        return FrozenPrefix.of(model, sent(torch.tensor(ids, device="cpu"), model.device))
+
+
+def following(model: StandardizedTransformer, prompts: Any, prefix: FrozenPrefix, more: int) -> list[Encoded]:
+    """What follows a prefix, without the tokenizer's start token."""
+    if prefix.input_ids is None:
+        raise InterpError("prefix: expected what model.freeze_prefix gives.")
+    if prefix.layers[0].module is not model._module:
+        raise InterpError("prefix: it was computed by another model. Freeze it anew with this one.")
+    several = listed(prompts)
+    if is_ids(several):
+        raise InterpError("prompts: expected texts, Prompts or lists of token ids, e.g. [[17, 33]].")
+    plain = []
+    for prompt in several:
+        if isinstance(prompt, Prompt):
+            plain.append(replace(prompt, add_special_tokens=False).encode(model.tokenizer))
+        elif isinstance(prompt, str):
+            plain.append(encode(model.tokenizer, prompt, add_special_tokens=False))
+        else:
+            plain += encoded_prompts(model, [prompt])
+    if not plain or len(plain) % len(prefix):
+        raise InterpError(
+            f"prefix: it has {len(prefix)} rows, so expected a multiple of {len(prefix)} prompts, got {len(plain)}: "
+            "prompt i goes on from row i modulo the prefix's rows."
+        )
+    check_fed(model, [one.input_ids for one in plain], "prompts", prefix.length + more)
+    return plain
+
+
+def passes_behind(
+    model: StandardizedTransformer,
+    encoded: Sequence[Encoded],
+    prefix: FrozenPrefix,
+    batch_size: int | None,
+    more: int | None,
+) -> list[Pass]:
+    """Passes of what follows a prefix; padded on the right, where nothing counts tokens from the end."""
+    assert prefix.input_ids is not None
+    own = prefix.input_ids.tolist()
+    ids = [one.input_ids for one in encoded]
+    with turn(model._module):
+        fed = [[*own[row % len(own)], *ids[row], *ids[row][-1:] * (more or 0)] for row in range(len(ids))]
+        check_prefix(model, fed, prefix.length)
+    lengths = [len(one) for one in ids]
+    batch_size = checked_size(model, batch_size, max(map(len, fed)))
+    groups = [list(range(len(ids)))]
+    if len(set(lengths)) > 1 and (more is not None or is_changed(model)):
+        groups = [[row for row, count in enumerate(lengths) if count == length] for length in sorted(set(lengths))]
+    passes = []
+    for group in groups:
+        for batch in batches_by_length([lengths[row] for row in group], batch_size):
+            rows = sorted(group[index] for index in batch)
+            passes.append(Pass.behind(model, rows, [ids[row] for row in rows], prefix.of_rows(rows)))
+    return passes
