@@ -110,11 +110,16 @@ class GridPlan(Plan[GridEnds]):
         run = RecordedRun.of(self.lm, ids)
         ends = run.hidden[-1][:, -1]
         there = self._there(rows)
-        changed = [cell for cell in there if written.base[self.cells[cell].place] and self.changes(self.cells[cell])]
+        same = [self.kind == "resid_pre" and written.is_there(cell, run.hidden[cell.layer]) for cell in self.cells]
+        changed = [
+            cell
+            for cell in there
+            if written.base[self.cells[cell].place] and self.changes(self.cells[cell]) and not same[cell]
+        ]
         unchanged = [cell for cell in there if cell not in set(changed)]
         if unchanged:
-            same = ends.expand(len(unchanged), *ends.shape)
-            yield GridEnds(rows, unchanged, same, ends, source, changed=False)
+            as_is = ends.expand(len(unchanged), *ends.shape)
+            yield GridEnds(rows, unchanged, as_is, ends, source, changed=False)
         for start, cells in self._walks(changed, written.base, len(rows), ids.shape[1]):
             clean = run.at(start)
             hidden = self.walked(clean, [self.cells[cell] for cell in cells], written, rows)
