@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["InterpError", "Position", "Site", "StandardizedTransformer", "__version__", "parse_sites"]
+__all__ = ["InterpError", "Intervention", "Position", "Site", "StandardizedTransformer", "__version__", "parse_sites"]
 
 if TYPE_CHECKING:
     from interp.errors import InterpError
+    from interp.interventions import Intervention
     from interp.model import StandardizedTransformer
     from interp.positions import Position
     from interp.sites import Site, parse_sites
 
 _HOMES = {
     "InterpError": "interp.errors",
+    "Intervention": "interp.interventions",
     "Position": "interp.positions",
     "Site": "interp.sites",
     "StandardizedTransformer": "interp.model",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +37,41 @@ class TensorsMade(TorchDispatchMode):
     def largest(self) -> int:
         """Numbers in the largest of them."""
         return max((shape.numel() for shape in self.shapes), default=0)
+
+
+class LiveBytes(TorchDispatchMode):
+    """While it is entered, how much memory the tensors take that operations of torch give and that somebody holds.
+
+    with LiveBytes() as live:
+        work()
+    live.peak  # bytes
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: Counter[int] = Counter()  # tensors of each storage
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {_storage(value) for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor) and (self.held[_storage(value)] or _storage(value) not in given):
+                self._hold(value)
+        return result
+
+    def _hold(self, value: Tensor) -> None:
+        storage, size = _storage(value), value.untyped_storage().nbytes()
+        if not self.held[storage]:
+            self.bytes += size
+            self.peak = max(self.peak, self.bytes)
+        self.held[storage] += 1
+        weakref.finalize(value, self._release, storage, size)
+
+    def _release(self, storage: int, size: int) -> None:
+        self.held[storage] -= 1
+        if not self.held[storage]:
+            self.bytes -= size
 
 
 def _storage(tensor: Tensor) -> int:

@@ -1,8 +1,23 @@
-"""Activations of many prompts: batches under a token budget, shared prefixes, copies off the device as they come."""
+"""Activations of prompts: caches, hooks and decompositions; runs with interventions; collecting many as they come."""
 
+from interp.activations.activation_cache import ActivationCache
+from interp.activations.cache_blocks import CacheBlocks
 from interp.activations.collecting import collect, collect_blocks
+from interp.activations.contrast import steering_vectors
+from interp.activations.model_hooks import Hook, HookPair
+from interp.activations.prompt_runs import run
+from interp.activations.residual_stack import ResidualStack
+from interp.activations.run_result import RunResult
 
 __all__ = [
+    "ActivationCache",
+    "CacheBlocks",
+    "Hook",
+    "HookPair",
+    "ResidualStack",
+    "RunResult",
     "collect",
     "collect_blocks",
+    "run",
+    "steering_vectors",
 ]

@@ -15,16 +15,28 @@ import nnsight
 import torch
 from torch import Tensor
 
+from interp.errors import InterpError
 from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
+from interp.forward.rope import rotary_limit
 from interp.forward.shared_attention import sharing
-from interp.model.verdicts import Pair, regime_of, sample_ids, verdict, verdicts_of
+from interp.model.hooks import users_hook
+from interp.model.verdicts import Pair, holds, is_changed, misfit, regime_of, sample_ids, verdict, verdicts_of
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["READS_ONE_PREFIX", "Feed", "SharedPrefix", "last_states", "packing_fits", "plan_prefixes", "prefixes_fit"]
+__all__ = [
+    "READS_ONE_PREFIX",
+    "Feed",
+    "SharedPrefix",
+    "check_prefix",
+    "last_states",
+    "packing_fits",
+    "plan_prefixes",
+    "prefixes_fit",
+]
 
 
 READS_ONE_PREFIX = "rows read one prefix"  # the verdict on it, found out by `prefixes_fit`
@@ -253,15 +265,64 @@ def prefixes_fit(model: StandardizedTransformer, input_ids: Sequence[Sequence[in
         input_ids: token ids of prompts that begin with the same tokens.
         length: how many tokens these are.
     """
+    return not is_changed(model) and _prefixes_hold(model, input_ids, length)
+
+
+def _prefixes_hold(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], length: int) -> bool:
     lengths = [len(ids) for ids in input_ids]
-    chosen = [input_ids[lengths.index(chosen)] for chosen in (min(lengths), max(lengths))]
+    chosen = _extremes(input_ids)
     consequence = "prompts that begin alike run as a whole: a shared beginning"
     limit = regime_of(model, length)
     name = "prefixes" + f" of more than {limit}" * bool(limit)
-    return verdict(
+    return holds(
         model, name, lambda _: _prefix_trial(model, chosen, length), consequence, longest=max(lengths), at_hand=True,
         choice=READS_ONE_PREFIX,
     )  # fmt: skip
+
+
+def _extremes(input_ids: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The shortest and the longest of prompts."""
+    lengths = [len(ids) for ids in input_ids]
+    return [input_ids[lengths.index(chosen)] for chosen in (min(lengths), max(lengths))]
+
+
+@torch.no_grad()
+def check_prefix(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], length: int) -> None:
+    """Raise unless continuing from the KV cache of a prefix gives what whole prompts give; hooks of ours stand aside.
+
+    Arguments:
+        model: the model.
+        input_ids: token ids of whole prompts.
+        length: tokens of the prefix.
+
+    Raises:
+        InterpError: it does not, and why; or a hook on the modules, which would see other tokens than in whole prompts.
+    """
+    hook = users_hook(model._module)
+    if hook is not None:
+        raise InterpError(
+            f"a frozen prefix would show {hook} the tokens behind it alone. Remove the hook, or put it on the model by "
+            "`model.add_hook`, whose hooks act on what follows a prefix."
+        )
+    limit = rotary_limit(model)
+    if limit is not None and max(map(len, input_ids)) > limit:
+        raise InterpError(
+            f"{type(model._module).__name__} rotates prompts of more than {limit} tokens by their length: the keys of "
+            "a prefix depend on what follows it. Run the prompts whole."
+        )
+    edits, model._edits = model._edits, []
+    try:
+        if _prefixes_hold(model, input_ids, length):
+            return
+        [(fast, slow)] = _prefix_trial(model, _extremes(input_ids), length)
+        reason = misfit(model, fast, slow())
+    finally:
+        model._edits = edits
+    raise InterpError(
+        f"{type(model._module).__name__}: going on from the keys and values of {length} tokens "
+        f"{reason or 'gives other numbers than whole prompts'}. Layers that keep a state of their own (Mamba, linear "
+        "attention, convolutions) cannot be frozen: run the prompts whole."
+    )
 
 
 def _prefix_trial(model: StandardizedTransformer, prompts: Sequence[Sequence[int]], length: int) -> list[Pair]:

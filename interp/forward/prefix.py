@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,15 +51,20 @@ def repeated(states: Tensor, rows: int) -> Tensor:
 
 @dataclass(frozen=True)
 class FrozenPrefix:
-    """Keys and values of the first tokens of some prompts.
+    """Keys and values of the first tokens of some prompts: computed once, read by any number of continuations.
+
+    `model.freeze_prefix(prompts)` makes one, which `run_with_cache` and `run_with_hooks` take as `prefix=`. Row i of a
+    continuation goes on from row i modulo the prefix's rows: one row serves any number.
 
     Arguments:
-        cache: what layers are given as `past_key_values`.
+        cache: what layers are given as `past_key_values`; continuations read it and never write.
         length: how many tokens.
+        input_ids: (row, position), the tokens; None: not kept.
     """
 
     cache: DynamicCache
     length: int
+    input_ids: Tensor | None = None
 
     @classmethod
     @torch.no_grad()
@@ -78,9 +84,43 @@ class FrozenPrefix:
             cache.layers = [FrozenLayer() for _ in range(model.num_layers)]
         for frozen in cache.layers:
             frozen.module = model._module
-        return cls(cache, input_ids.shape[1])
+        return cls(cache, input_ids.shape[1], input_ids)
 
     @property
     def layers(self) -> list[FrozenLayer]:
         """What the cache holds of each layer."""
         return [layer for layer in self.cache.layers if isinstance(layer, FrozenLayer)]
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return 0 if self.input_ids is None else len(self.input_ids)
+
+    def of_rows(self, rows: Sequence[int]) -> FrozenPrefix:
+        """The prefix of some rows of a continuation, in their order; the prefix itself where these are its own."""
+        count = len(self)
+        chosen = [row % count for row in rows]
+        if count == 1 or chosen == list(range(count)):
+            return self
+        assert self.input_ids is not None
+        cache = DynamicCache()
+        for layer in self.layers:
+            taken = FrozenLayer()
+            taken.module = layer.module
+            if layer.is_initialized:
+                taken.lazy_initialization(layer.keys, layer.values)
+                taken.keys, taken.values = layer.keys[chosen], layer.values[chosen]
+            cache.layers.append(taken)
+        return FrozenPrefix(cache, self.length, self.input_ids[chosen])
+
+    def thawed(self, rows: int | None = None) -> DynamicCache:
+        """A copy that a model may write on, for `past_key_values=` of a pass or a generation.
+
+        Arguments:
+            rows: rows that go on from it, a multiple of the prefix's; None: as many as it has.
+        """
+        cache = DynamicCache()
+        for index, layer in enumerate(self.layers):
+            if layer.is_initialized:
+                count = len(layer.keys) if rows is None else rows
+                cache.update(repeated(layer.keys, count).clone(), repeated(layer.values, count).clone(), index)
+        return cache

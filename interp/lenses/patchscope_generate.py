@@ -38,7 +38,6 @@ from interp.patching import (
     Choose,
     Patch,
     PatchPlan,
-    Sampling,
     check_number,
     check_patch,
     generate_plainly,
@@ -47,13 +46,14 @@ from interp.patching import (
 )
 from interp.patching.plan import held_layers
 from interp.patching.run import run
+from interp.readout import Sampling, stop_tokens
 from interp.results import GenerationResult
 from interp.translators.affine_maps import LatentMap
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["patchscope_generate", "stop_tokens"]
+__all__ = ["patchscope_generate"]
 
 # Keys and values that the runs of a batch hold, in bytes: what bounds the memory.
 CACHE_BYTES = 1 << 31
@@ -148,14 +148,6 @@ def _generated(
             for example in chosen:
                 ids[example][index] = next(tokens)
     return ids
-
-
-def stop_tokens(model: StandardizedTransformer) -> tuple[int, ...]:
-    """The tokens that end what a model writes: of its generation config, or else its tokenizer's."""
-    config = getattr(model._module, "generation_config", None)
-    given = getattr(config, "eos_token_id", None)
-    given = model.tokenizer.eos_token_id if given is None else given
-    return () if given is None else (given,) if isinstance(given, int) else tuple(given)
 
 
 @dataclass(frozen=True)

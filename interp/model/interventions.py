@@ -1,4 +1,4 @@
-"""Interventions inside a trace: skip layers, steer the residual stream.
+"""Interventions by hand, inside a trace: skip layers, steer the residual stream. As data: `interp.interventions`.
 
 Steering adds a vector to the residual stream (Turner et al. 2023, "Activation Addition", arXiv 2308.10248).
 """

@@ -29,6 +29,7 @@ __all__ = [
     "TraceMemory",
     "ZPlace",
     "fitted",
+    "norm_gain",
 ]
 
 
@@ -246,12 +247,12 @@ class HeadOutPlace:
     def _on_its_way(self, projected: Tensor, z: Tensor) -> Tensor:
         """A part of what the projection gives, times what the norm behind it and the scale multiply the whole by."""
         if self.norm is not None:
-            gain = _norm_gain(self.norm, self.projection(z))  # (batch, position, hidden)
+            gain = norm_gain(self.norm, self.projection(z))  # (batch, position, hidden)
             projected = projected * (gain if projected.dim() == gain.dim() else gain[:, :, None])
         return projected if self.added.scale is None else projected * self.added.scale
 
 
-def _norm_gain(norm: Any, hidden: Tensor) -> Tensor:
+def norm_gain(norm: Any, hidden: Tensor) -> Tensor:
     """What an RMS norm multiplies each number of `hidden` by: its weight times the reciprocal root mean square.
 
     The weight is what the norm does to a vector of ones, but for a factor; the factor is fitted to what it does to
@@ -260,7 +261,9 @@ def _norm_gain(norm: Any, hidden: Tensor) -> Tensor:
     weight = norm(torch.ones_like(hidden)).double()
     normed, scaled = norm(hidden).double(), weight * hidden.double()
     size = (scaled * scaled).sum(-1, keepdim=True)  # zero where the weight is, or where the heads add nothing
-    factor = torch.where(size > 0, (normed * scaled).sum(-1, keepdim=True) / size, 0.0)
+    there = size > 0
+    # Divided by 1 elsewhere: the gradient of 0 / 0 would be NaN, though what it gives is not taken.
+    factor = torch.where(there, (normed * scaled).sum(-1, keepdim=True) / size.where(there, 1.0), 0.0)
     return (weight * factor).to(hidden.dtype)
 
 

@@ -27,7 +27,7 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["Attentions", "head_out_place", "place_of", "projection_width", "sublayer_of", "why_missing"]
+__all__ = ["Attentions", "head_out_place", "norm_behind", "place_of", "projection_width", "sublayer_of", "why_missing"]
 
 _ROLES = {"attn": "attention", "mixer": "mixer", "mlp": "MLP"}
 _ATTENTION_POINTS = ("q", "k", "v", "scores", "pattern")
@@ -184,7 +184,7 @@ def head_out_place(model: StandardizedTransformer, layer: int, name: str) -> Hea
     assert sublayer is not None
     projection = ModulePlace(envoy.get(str(sublayer.projection)), "input", name)
     z = ZPlace(projection, _num_heads(model, envoy.get(sublayer.module)._module))
-    return HeadOutPlace(z, projection.envoy, _norm_behind(envoy, sublayer), _added(model, envoy, sublayer, name))
+    return HeadOutPlace(z, projection.envoy, norm_behind(envoy, sublayer), _added(model, envoy, sublayer, name))
 
 
 def _added(model: StandardizedTransformer, layer: Any, sublayer: Sublayer, name: str) -> AddedPlace:
@@ -193,7 +193,7 @@ def _added(model: StandardizedTransformer, layer: Any, sublayer: Sublayer, name:
     return AddedPlace([ModulePlace(layer.get(path), "output", name) for path in there], scale, name, model.trace_memory)
 
 
-def _norm_behind(layer: Any, sublayer: Sublayer) -> Any | None:
+def norm_behind(layer: Any, sublayer: Sublayer) -> Any | None:
     """The norm between the output projection and the residual stream, where there is one."""
     inside = (sublayer.module, sublayer.projection)
     return None if sublayer.sources[0] in inside else layer.get(sublayer.sources[0])

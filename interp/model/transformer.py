@@ -38,6 +38,7 @@ from interp.model.model_spec import ModelSpec
 from interp.model.padding import PaddingWatch, guard_padding
 from interp.model.places import TraceMemory
 from interp.model.resolve import Attentions
+from interp.model.runs import Runs
 from interp.model.verdicts import verdicts_of
 from interp.model.verify import failures, never_reached, prove
 from interp.passes import ThreadInterleaver, before, check_not_open, turn
@@ -45,7 +46,7 @@ from interp.passes import ThreadInterleaver, before, check_not_open, turn
 __all__ = ["StandardizedTransformer"]
 
 
-class StandardizedTransformer(NamedValues, TransformersModel):
+class StandardizedTransformer(NamedValues, Runs, TransformersModel):
     """A decoder language model whose inside has the same names in every family.
 
     A subclass of nnsight's `TransformersModel`: `trace`, `generate`, `session`, `edit` and the modules' own names are

@@ -5,6 +5,7 @@ forward pass of whole prompts for each entry of a plan, is in every family what 
 """
 
 from interp.patching.activation_patching import activation_patching
+from interp.patching.attribution_patching import Way, against_exact, attribution_patching
 from interp.patching.changed_attention import (
     Cut,
     CutHeads,
@@ -17,18 +18,32 @@ from interp.patching.changed_attention import (
     walk_blocked,
     walk_receiving,
 )
+from interp.patching.circuits import (
+    PROPORTIONS,
+    Circuit,
+    Selection,
+    choose_edges,
+    exact_edge_effects,
+    faithfulness,
+    run_circuits,
+)
+from interp.patching.computation_graph import ComputationGraph
+from interp.patching.edges import edge_attribution_patching
 from interp.patching.effects import METRICS, Answers, Metric, Metrics
 from interp.patching.fits import generation_fits, walk_fits
-from interp.patching.generate import Choose, Sampling, generate_plainly, generate_walked
+from interp.patching.generate import Choose, generate_plainly, generate_walked
 from interp.patching.patched_runs import CleanRun, run_patched, walk
 from interp.patching.path_patching import path_patching
 from interp.patching.plan import LayersPlan, Patch, PatchedPrompts, PatchPlan, check_number, check_patch
 
 __all__ = [
     "METRICS",
+    "PROPORTIONS",
     "Answers",
     "Choose",
+    "Circuit",
     "CleanRun",
+    "ComputationGraph",
     "Cut",
     "CutHeads",
     "LayersPlan",
@@ -37,12 +52,19 @@ __all__ = [
     "Patch",
     "PatchPlan",
     "PatchedPrompts",
-    "Sampling",
+    "Selection",
+    "Way",
     "activation_patching",
+    "against_exact",
+    "attribution_patching",
     "blocking_fits",
     "check_number",
     "check_patch",
     "check_something_is_left",
+    "choose_edges",
+    "edge_attribution_patching",
+    "exact_edge_effects",
+    "faithfulness",
     "generate_plainly",
     "generate_walked",
     "generation_fits",
@@ -50,6 +72,7 @@ __all__ = [
     "path_patching",
     "receiving_fits",
     "run_blocked",
+    "run_circuits",
     "run_patched",
     "seen_keys",
     "walk",

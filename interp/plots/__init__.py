@@ -9,6 +9,7 @@ except ImportError as error:
     message = "the figures need matplotlib: pip install 'interpipe[display]', or pip install matplotlib."
     raise ImportError(message) from error
 
+from interp.plots.circuit_figure import edges_figure, faithfulness_figure
 from interp.plots.curves import COMPACT, HALF, SMALL, WIDE, Baseline, Curves, Series, share_top
 from interp.plots.figure import Figure, Frame, Group, Panel, figure_of, number, save_figure
 from interp.plots.heat_map import HeatMap
@@ -33,6 +34,8 @@ __all__ = [
     "Panel",
     "Series",
     "attribution_figure",
+    "edges_figure",
+    "faithfulness_figure",
     "figure_of",
     "generation_figure",
     "lens_figure",

@@ -6,11 +6,13 @@ Probabilities are kept as natural logarithms (nats).
 
 from interp.readout.groups import Groups, Reduced, TokenGroups
 from interp.readout.reduce import logits_of, probabilities_of, reduce_hidden, reduce_logits
+from interp.readout.sampling import Sampling, stop_tokens
 from interp.readout.softmax import kl_divergence, log_probabilities
 
 __all__ = [
     "Groups",
     "Reduced",
+    "Sampling",
     "TokenGroups",
     "kl_divergence",
     "log_probabilities",
@@ -18,4 +20,5 @@ __all__ = [
     "probabilities_of",
     "reduce_hidden",
     "reduce_logits",
+    "stop_tokens",
 ]

@@ -1,5 +1,6 @@
 """Results: what lenses return, numpy arrays with named axes. Opens without torch."""
 
+from interp.results.circuit_result import EdgeScores, FaithfulnessCurve, area_under_roc
 from interp.results.generation_result import Answers, GenerationResult
 from interp.results.lens_result import Attribution, FigureKind, Floats, Integers, LensResult, Quantity
 from interp.results.named_arrays import Coordinate, Coordinates, NamedArrays
@@ -11,7 +12,9 @@ __all__ = [
     "Coordinate",
     "Coordinates",
     "Direction",
+    "EdgeScores",
     "Effect",
+    "FaithfulnessCurve",
     "FigureKind",
     "Floats",
     "GenerationResult",
@@ -20,4 +23,5 @@ __all__ = [
     "NamedArrays",
     "PatchingResult",
     "Quantity",
+    "area_under_roc",
 ]

@@ -221,6 +221,31 @@ class Attribution(NamedArrays):
         frame["contribution"] = self.contribution.ravel()
         return frame.dropna(ignore_index=True)
 
+    def top_k(self, k: int = 10, *, largest: Literal["both", "positive", "negative"] = "both") -> pd.DataFrame:
+        """The parts that add the most, for each example, position and group.
+
+        Arguments:
+            k: how many.
+            largest: by magnitude (`both`), the largest (`positive`), or the smallest, most negative (`negative`).
+
+        Returns:
+            As `to_frame`, with the column `place`, 0 for the first.
+
+        Raises:
+            InterpError: no such order, or no part asked for.
+        """
+        orders = {"both": lambda values: -values.abs(), "positive": lambda values: -values, "negative": lambda x: x}
+        if largest not in orders:
+            raise InterpError(f"largest: expected {', '.join(orders)}, got {largest!r}.{nearest(largest, orders)}")
+        if k < 1:
+            raise InterpError(f"k: expected at least 1, got {k}.")
+        frame = self.to_frame()
+        order = frame.assign(_key=orders[largest](frame["contribution"]))
+        by = [axis for axis in frame.columns if axis not in ("site", "contribution")]
+        order = order.sort_values([*by, "_key"], kind="stable").drop(columns="_key")
+        order["place"] = order.groupby(by, sort=False).cumcount()
+        return order[order["place"] < k].reset_index(drop=True)
+
     def plot(
         self, *, groups: Sequence[str] | None = None, example: Coordinate | None = None, title: str | None = None
     ) -> Figure:

@@ -27,6 +27,7 @@ What other systems call these places is read too: `blocks.3.hook_resid_post`, `r
 from interp.sites.kinds import ATTENTION_KINDS, HEAD_KINDS, HIDDEN_KINDS, KINDS, LAYER_KINDS, MAP_KINDS, SHAPES, Site
 from interp.sites.parsing import (
     Spelling,
+    canonical,
     check_layers,
     check_sites,
     layers_by_kind,
@@ -45,6 +46,7 @@ __all__ = [
     "SHAPES",
     "Site",
     "Spelling",
+    "canonical",
     "check_layers",
     "check_sites",
     "layers_by_kind",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Spelling",
+    "canonical",
     "check_layers",
     "check_lens_layers",
     "check_sites",
@@ -98,6 +99,25 @@ def check_sites(
         if written.heads is not None:
             count = _Sizes(0, num_heads, num_kv_heads).heads(written.kind)
             _indices(written.heads, count, written.text, _noun(written.kind))
+
+
+def canonical(text: Spelling | Iterable[Spelling]) -> str:
+    """Any spelling of sites as text in this vocabulary, without a model: `blocks.3.hook_z` is `z.3`.
+
+    `hidden_states[4]` stays, since what it is depends on the model's depth.
+
+    Raises:
+        InterpError: as `parse_sites`, but for layers and heads that a model may lack.
+    """
+    check_sites(text, None)
+    return " ".join(_canonical(written) for written in _read(text))
+
+
+def _canonical(written: _Written) -> str:
+    if written.kind == "hidden_states":
+        return written.text
+    heads = "" if written.heads is None else f".h{written.heads}"
+    return written.kind + ("" if written.layers is None else f".{written.layers}") + heads
 
 
 def layers_by_kind(text: Spelling | Iterable[Spelling], num_layers: int) -> dict[str, set[int]]:

@@ -165,6 +165,7 @@ def test_a_wheel_makes_a_project_and_runs_in_it(tmp_path: Path) -> None:
         return ran.stdout + ran.stderr
 
     assert (packages / "interp/py.typed").is_file() and (packages / "pipeline/py.typed").is_file()
+    assert (packages / "pipeline/demo/circuit_model/model.safetensors").is_file()
     shipped_files = files()
     run("interpipe", "new", "mine", cwd=tmp_path)
     home = tmp_path / "mine"

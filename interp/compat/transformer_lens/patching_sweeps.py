@@ -11,7 +11,8 @@ from torch import Tensor
 
 from interp.compat.transformer_lens.names import get_act_name
 from interp.model.resolve import why_missing
-from interp.patching.grid import Cell, GridPlan
+from interp.patching.cells import Cell
+from interp.patching.grid import GridPlan
 from interp.patching.run import run
 from interp.sites import Site
 
@@ -113,9 +114,9 @@ def walked(
     ends: Tensor | None = None  # (cell, row, hidden)
     for _, found in run(plan, rows):
         if ends is None:
-            ends = found.hidden.new_empty(len(written), rows, found.hidden.shape[-1])
-        for number, hidden in zip(found.cells, found.hidden, strict=True):
-            ends[number, found.rows] = hidden
+            ends = found.base.new_empty(len(written), rows, found.base.shape[-1])
+        for index, number in enumerate(found.cells):  # None: these cells change nothing
+            ends[number, found.rows] = found.base if found.hidden is None else found.hidden[index]
     assert ends is not None  # there is a cell
     return torch.stack([measured(shown(model.standardized.readout(hidden))) for hidden in ends])
 

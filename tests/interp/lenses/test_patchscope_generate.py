@@ -16,10 +16,10 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses import Latents, patchscope_generate
-from interp.lenses.patchscope_generate import stop_tokens
 from interp.model import StandardizedTransformer
 from interp.model.verdicts import verdicts_of
-from interp.patching import Sampling, generation_fits
+from interp.patching import generation_fits
+from interp.readout import Sampling, stop_tokens
 from tests.families import build
 from tests.interp.lenses.patched import FAST, SLOW, PatchedTwin, wrapped
 from tests.made import one_each
