@@ -176,18 +176,20 @@ def test_many_workers_are_served_as_nnsight_serves_them(standardized: Standardiz
     model = standardized("gemma2")
     sites = [f"{kind}.{layer}" for kind in ("resid_pre", "attn_out", "z", "pattern") for layer in range(4)]
     given = dict(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False)
-    seen: dict[str, list[Tensor]] = {}
-    for name, beside in (("by place", []), ("all", [Visitor(visit(model, "embed", lambda _: None), optional=True)])):
-        for worker in beside:
-            worker.waits_alone = False
+
+    def seen() -> list[Tensor]:
         kept: list[Tensor] = []
         visits = [visit(model, site, lambda value: kept.append(value.clone()), every_step=True) for site in sites]
         once = [visit(model, site, lambda value: kept.append(value.sum())) for site in sites]
-        model._edits += beside
-        try:
-            run_visiting(model, [*visits, *once], fn=generation(model), **given)
-        finally:
-            model._edits.clear()
+        run_visiting(model, [*visits, *once], fn=generation(model), **given)
         assert len(kept) == len(sites) * 4
-        seen[name] = kept
-    assert all(torch.equal(one, other) for one, other in zip(seen["by place"], seen["all"], strict=True))
+        return kept
+
+    alone = seen()
+    beside = Visitor(visit(model, "embed", lambda _: None), optional=True)
+    beside.waits_alone = False
+    model._edits.append(beside)
+    try:
+        assert all(torch.equal(one, other) for one, other in zip(alone, seen(), strict=True))
+    finally:
+        model._edits.clear()
