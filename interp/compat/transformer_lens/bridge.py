@@ -74,7 +74,7 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
 
     def _find_points(self) -> None:
         """Take the points of the model as it is now."""
-        self.points = Points.of(self.standardized)
+        self.points, self._found_order = Points.of(self.standardized), None
         self.hook_dict = {}
         for point in self.points.all:
             hook_point = self._hook_points.setdefault(point.name, HookPoint())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
 from interp.compat.transformer_lens.caching_methods import CachingMethods
@@ -15,11 +18,13 @@ from interp.compat.transformer_lens.named_points import Point, Points
 from interp.compat.transformer_lens.utils import lm_cross_entropy_loss
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
-from interp.model.places import ModulePlace
+from interp.model.places import ModulePlace, Place
+from interp.model.verdicts import sample_ids
 from interp.model.visits import Visit, run_visiting
 
 __all__ = ["ForwardMethods", "is_inside"]
 
+_FEW = 8  # caches of so many points are served by a worker each
 _RETURN_TYPES = ("logits", "loss", "both", "logits_and_cache", None)
 
 
@@ -30,6 +35,7 @@ class ForwardMethods:
     cfg: Any
     points: Points
     _hook_points: dict[str, HookPoint]
+    _found_order: dict[str, int] | None = None  # of the points that are there now; empty: there is none
     _last_tokens: Tensor | None = None  # of the last pass, where the tokens are all that it was given
 
     def _encode(
@@ -201,14 +207,46 @@ class ForwardMethods:
         return kept[0]
 
     def _visits(self, window: tuple[int, int], *, every_step: bool = False) -> list[Visit]:
-        """A visit at each point that has a hook."""
-        visits = []
+        """A visit at each point that has a hook; hooks of caches alone are served by one worker, where that can be."""
+        visits, kept = [], []
         for point in self.points.all:
             hook_point = self._hook_points[point.name]
-            if hook_point.has_hooks() and self._is_open(point) and is_inside(point, window, self.cfg.n_layers):
-                name = hook_point.name or point.name
-                visits.append(Visit(name, point.place, partial(_through, hook_point), every_step))
-        return visits
+            reached = self._is_open(point) and is_inside(point, window, self.cfg.n_layers)
+            if not reached or not hook_point.has_hooks():
+                continue
+            if not every_step and point.gate is None and _only_keeps(hook_point):
+                kept.append(point)
+            else:
+                visits.append(Visit(str(hook_point.name), point.place, partial(_through, hook_point), every_step))
+        order = self._order() if len(kept) > _FEW else None
+        if order is None:
+            return visits + [Visit(one.name, one.place, partial(_through, self._hook_points[one.name])) for one in kept]
+        kept.sort(key=lambda point: order[point.name])
+        places = _InOrder([(point.name, point.place, self._hook_points[point.name]) for point in kept])
+        return [*visits, Visit("a cache", places, lambda _: None)]
+
+    @torch.no_grad()
+    def _order(self) -> dict[str, int] | None:
+        """Point -> its place in the order of a pass; None where one worker, which asks late, cannot read them all.
+
+        Found out by a small pass with a worker for each, and one with one for all.
+        """
+        if self._found_order is None:
+            model = self.standardized
+            inputs: dict[str, Any] = {"input_ids": sample_ids(model), "use_cache": False}
+            apart: dict[str, Tensor] = {}
+            together: dict[str, Tensor] = {}
+            points = [point for point in self.points.all if point.gate is None]
+            run_visiting(model, [Visit(one.name, one.place, _keeper(apart, one.name)) for one in points], **inputs)
+            by_name = {point.name: point for point in points}
+            asked = _InOrder([(name, by_name[name].place, _keeper(together, name)) for name in apart])
+            try:
+                run_visiting(model, [Visit("a cache", asked, lambda _: None)], **inputs)
+                fits = all(torch.equal(apart[name], together[name]) for name in apart)
+            except (ValueError, RuntimeError, AttributeError):
+                fits = False  # attention whose parts have to be asked for before anything inside it (MPT)
+            self._found_order = {name: index for index, name in enumerate(apart)} if fits else {}
+        return self._found_order or None
 
     def _is_open(self, point: Point) -> bool:
         return point.gate is None or bool(getattr(self.cfg, point.gate))
@@ -216,12 +254,47 @@ class ForwardMethods:
 
 def _through(hook_point: HookPoint, value: Tensor) -> Tensor | None:
     """Let a live value go through a hook point; None: nothing has changed it."""
-    if not hook_point.bwd_hooks and all(_keeps(handle.user_hook) for handle in hook_point.fwd_hooks):
+    if _only_keeps(hook_point):
         hook_point(value)
         return None
     new: Tensor = hook_point(value.clone())  # a hook may change what it is given in place
     connected = torch.is_grad_enabled() and isinstance(new, Tensor) and new.requires_grad
     return None if not connected and isinstance(new, Tensor) and torch.equal(new, value) else new
+
+
+def _only_keeps(hook_point: HookPoint) -> bool:
+    """Whether all that is hooked to a point are caches."""
+    return not hook_point.bwd_hooks and all(_keeps(handle.user_hook) for handle in hook_point.fwd_hooks)
+
+
+def _keeper(values: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
+    def keep(value: Tensor) -> None:
+        values[name] = value.clone()
+
+    return keep
+
+
+@dataclass(frozen=True)
+class _InOrder:
+    """Places that one worker reads, one after the other, in the order in which a pass comes to them.
+
+    Arguments:
+        places: each with its name before it, and what is called with its value behind it.
+    """
+
+    places: Sequence[tuple[str, Place, Callable[[Tensor], Any]]]
+
+    def read(self) -> Tensor:
+        for name, place, call in self.places:
+            try:
+                value = place.read()
+            except OutOfOrderError:
+                raise InterpError(f"{name}: the forward pass did not reach it, or was past it already.") from None
+            call(value)
+        return value
+
+    def write(self, value: Tensor) -> None:
+        raise InterpError("what is kept is not written.")
 
 
 def _keeps(hook: Any) -> bool:

@@ -60,7 +60,7 @@ class ActivationCache(StackMethods):
     # A mapping -----------------------------------------------------------------------------------------------------
 
     def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
-        """A value by its name, or by TransformerLens's shorthand of it.
+        """A value by its name, another name of its hook point, or TransformerLens's shorthand of one.
 
         Raises:
             InterpError: (also a KeyError) it is not there, with the nearest that are.
@@ -71,9 +71,11 @@ class ActivationCache(StackMethods):
         if len(parts) > 1 and isinstance(parts[1], int) and parts[1] < 0:
             parts[1] += self.model.cfg.n_layers
         name = get_act_name(*parts)
-        if name not in self.cache_dict:
-            raise _NotCached(f"the cache has no {name!r}. {near_names(name, self.cache_dict)}")
-        return self.cache_dict[name]
+        point = self.model.points.by_name.get(name)
+        for own in (name, *(() if point is None else point.names)):
+            if own in self.cache_dict:
+                return self.cache_dict[own]
+        raise _NotCached(f"the cache has no {name!r}. {near_names(name, self.cache_dict)}")
 
     def __contains__(self, key: object) -> bool:
         try:

@@ -185,3 +185,22 @@ def test_generation_over_every_point() -> None:
     with bridge.hooks(zeroed):
         cached = bridge.generate(IDS, max_new_tokens=3, do_sample=False)
         assert torch.equal(bridge.generate(IDS, max_new_tokens=3, do_sample=False, use_past_kv_cache=False), cached)
+
+
+@pytest.mark.parametrize(("family", "one"), [("gemma2", True), ("mpt", False)])
+@torch.no_grad()
+def test_one_worker_keeps_what_many_would(family: str, one: bool) -> None:
+    """MPT's scores have to be asked for before attention begins, so that each point has a worker of its own."""
+    bridge = bridge_of(family)
+    _, found = bridge.run_with_cache(IDS)
+    assert bool(bridge._found_order) == one
+    for name in ("blocks.0.hook_in", "blocks.2.attn.hook_pattern", "blocks.3.mlp.hook_post", "ln_final.hook_scale"):
+        _, alone = bridge.run_with_cache(IDS, names_filter=name)
+        assert same(found[name], alone[name])
+    edited = [("blocks.1.hook_resid_pre", lambda value, hook: value * 2)]
+    with bridge.hooks(edited):
+        _, found = bridge.run_with_cache(IDS)
+        _, alone = bridge.run_with_cache(IDS, names_filter="blocks.1.hook_in")
+    assert same(found["resid_pre", 1], 2 * found["resid_post", 0]) and same(
+        found["resid_pre", 1], alone["resid_pre", 1]
+    )
