@@ -14,7 +14,7 @@ from interp.interventions.intervention import Intervention
 from interp.interventions.perform import OPERATIONS, orthonormal
 from interp.interventions.shapes import SiteShape, as_entries, site_shapes
 from interp.interventions.values import AnotherRun, SavedTensor, Value
-from interp.interventions.where import resolve_where
+from interp.interventions.where import is_of_the_end, resolve_where
 from interp.model.resolve import place_of
 from interp.prompts import Encoded
 from interp.sites import MAP_KINDS, Site, parse_sites
@@ -233,6 +233,11 @@ class _Planner:
             raise InterpError(
                 f"{self.name}: value: its positions are of each example; say where the reference prompts are read, "
                 "e.g. value={'prompt': [...], 'position': 'last'}."
+            )
+        if value.position is None and any(self.prefixes) and not is_of_the_end(where):
+            raise InterpError(
+                f"{self.name}: value: its prompts are whole ones, and its positions count what follows the prefix; say "
+                "where the prompts are read, e.g. value={'prompt': ..., 'position': 'last'}."
             )
         return value, encoded, self._resolved(where, encoded, "value: position")
 

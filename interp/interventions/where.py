@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from interp.errors import InterpError
 from interp.positions import Block, Position
 
-__all__ = ["Where", "as_where", "plain_where", "resolve_where"]
+__all__ = ["Where", "as_where", "is_of_the_end", "plain_where", "resolve_where"]
 
 Where: TypeAlias = str | tuple[str, ...]
 """One or several spellings of `interp.positions` with spaces between (`last`, `first query.last`, `before_query`), the
@@ -66,6 +66,20 @@ def _is_integer(given: Any) -> bool:
 
 def _parse(word: str) -> Position | Block:
     return Block.parse(word) if word.startswith(("before_", "after_")) else Position.parse(word)
+
+
+def is_of_the_end(where: Where) -> bool:
+    """Whether positions count from the end or in a span, and so are the same tokens whatever comes before."""
+    texts = [where] if isinstance(where, str) else where
+    for parsed in (_parse(word) for text in texts for word in text.split()):
+        if isinstance(parsed, Block):
+            if parsed.side == "before":
+                return False
+        elif parsed.span_name is None and not (
+            parsed.start is not None and parsed.start < 0 and (parsed.stop is None or parsed.stop < 0)
+        ):
+            return False
+    return True
 
 
 def plain_where(where: Where) -> str | list[str]:

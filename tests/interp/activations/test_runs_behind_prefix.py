@@ -179,11 +179,13 @@ def test_what_does_not_fit_is_refused() -> None:
     prefix = model.freeze_prefix([PREFIX])
     gpt2 = wrapped("gpt2")
     in_prefix = Intervention("scores.1", "last", "knockout", from_positions=-6)
+    from_other = Intervention("resid_post.1", "first", "set", {"prompt": OTHER})
     refused: list[tuple[StandardizedTransformer, dict[str, Any], str]] = [
         (gpt2, {}, "another model"),
         (model, {"interventions": in_prefix}, "Positions count what follows the prefix"),
         (model, {"positions": "0 5"}, "position '5' is out of range"),
         (model, {"batch_size": 0}, "batch_size: expected at least 1"),
+        (model, {"interventions": from_other}, "say where the prompts are read"),
         (gpt2, {"prefix": gpt2.freeze_prefix([PREFIX]), "max_new_tokens": 250}, "256 positions"),
         (model, {"interventions": Intervention("resid_post.1", "last", "add", VECTOR[:7])}, "does not fit"),
     ]

@@ -24,6 +24,7 @@ from interp.interventions import (
     to_frame,
     to_yaml,
 )
+from interp.interventions.where import is_of_the_end
 from interp.prompts import Prompt
 from interp.sites import Site
 
@@ -156,3 +157,10 @@ def test_refuses_other_keys() -> None:
 
 def test_every_operation_has_a_form_here() -> None:
     assert {one.operation for one in EVERY_FORM} == set(OPERATIONS)
+
+
+def test_positions_that_what_comes_before_does_not_move() -> None:
+    for where in ("last", "-2 last", "-3:", "-3:-1", "word.all word.0", "after_word", ("last", "", "word.first")):
+        assert is_of_the_end(where)
+    for where in ("first", "all", "last 2", ":-1", "-3:2", "random:2", "before_word", ("last", "0")):
+        assert not is_of_the_end(where)
