@@ -68,7 +68,8 @@ def test_what_takes_keywords_passes_none_over() -> None:
     grids: dict[str, Callable[..., Any]] = {
         name: partial(getattr(patching, name), bridge, IDS, cache, lambda logits: logits[0, -1, 3])
         for name in (
-            "get_act_patch_attn_head_all_pos_every", "get_act_patch_attn_head_by_pos_every", "get_act_patch_block_every",
+            "get_act_patch_attn_head_all_pos_every", "get_act_patch_attn_head_by_pos_every",
+            "get_act_patch_block_every",
         )
     }  # fmt: skip
 
