@@ -74,6 +74,19 @@ class Written:
                 base[place], source[place] = tuple(to for to, _ in kept), tuple(of for _, of in kept)
         return replace(self, base=base, source=source)
 
+    def is_there(self, cell: Cell, live: Tensor) -> bool:
+        """Whether what a cell writes is there already, as embeddings of equal tokens are.
+
+        Arguments:
+            cell: of a site without heads.
+            live: (prompt, position, hidden), the site in the prompts that are written into, from the first token on.
+        """
+        columns, own = self.base[cell.place], self.source[cell.place]
+        if not columns or not own:
+            return False
+        value, there = self.values[cell.layer][:, _index(own)], live[:, _index(columns)]
+        return torch.equal(value.to(there.device), there)
+
     def into(self, live: Tensor, layer: int, cells: Sequence[Cell]) -> Tensor:
         """What a site becomes in rows of some cells, cell by cell, in each the prompts in order.
 

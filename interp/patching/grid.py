@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interp.batching import Budget, batches_alike
+from interp.batching import WALKING_TOKENS, Budget, batches_alike
 from interp.forward import first_changed
 from interp.model.verdicts import Pair, sample_ids
 from interp.patching.cells import Cell, Positions, Written, by_position, heads_of, run_cells, values_at
@@ -94,8 +94,12 @@ class GridPlan(Plan[GridEnds]):
 
     @property
     def num_runs(self) -> int:
-        """One: how many cells walk at once is chosen for each batch."""
-        return 1
+        """Values that are kept of each token of a source prompt, in residual streams: what bounds prompts in a batch.
+
+        How many cells walk at once is chosen for each batch.
+        """
+        layers = {cell.layer for cell in self.cells}
+        return max(1, len(layers)) * (self.lm.num_heads if self.kind == "head_out" else 1)
 
     def fits(self) -> bool:
         """Whether the walk gives what whole forward passes give, with this kind of site written."""
@@ -110,11 +114,16 @@ class GridPlan(Plan[GridEnds]):
         run = RecordedRun.of(self.lm, ids)
         ends = run.hidden[-1][:, -1]
         there = self._there(rows)
-        changed = [cell for cell in there if written.base[self.cells[cell].place] and self.changes(self.cells[cell])]
+        same = [self.kind == "resid_pre" and written.is_there(cell, run.hidden[cell.layer]) for cell in self.cells]
+        changed = [
+            cell
+            for cell in there
+            if written.base[self.cells[cell].place] and self.changes(self.cells[cell]) and not same[cell]
+        ]
         unchanged = [cell for cell in there if cell not in set(changed)]
         if unchanged:
-            same = ends.expand(len(unchanged), *ends.shape)
-            yield GridEnds(rows, unchanged, same, ends, source, changed=False)
+            as_is = ends.expand(len(unchanged), *ends.shape)
+            yield GridEnds(rows, unchanged, as_is, ends, source, changed=False)
         for start, cells in self._walks(changed, written.base, len(rows), ids.shape[1]):
             clean = run.at(start)
             hidden = self.walked(clean, [self.cells[cell] for cell in cells], written, rows)
@@ -199,7 +208,7 @@ class GridPlan(Plan[GridEnds]):
                     others += beside
                     continue
             together.append((start, list(beside)))
-        limit = self.budget or Budget.of(None, self.lm.device).tokens * 64
+        limit = self.budget or min(WALKING_TOKENS, Budget.of(None, self.lm.device).tokens * 64)
         for start, walking in together:
             walking.sort(key=lambda index: self.cells[index].layer)
             size = max(1, limit // (rows * (length - start)))

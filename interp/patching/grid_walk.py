@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LAST_TOKEN", "RecordedRun", "through", "visiting", "walk_cells"]
 
-# Tokens of rows that go through a layer at once on a processor: few enough for what it makes to stay in the caches.
-_PIECE = 2048
+# Tokens of rows that go through a layer at once: on a processor few enough for what it makes to stay in the caches; on
+# an accelerator, where something is written in it, few enough for memory.
+_PIECE, _ACCELERATOR_PIECE = 2048, 1 << 14
 LAST_TOKEN = "walking rows end with their last token"  # of `verdicts_of`: whether the last layer runs at it alone
 
 
@@ -139,7 +140,10 @@ def _inside(clean: CleanRun, layer: int, entering: Tensor, cells: Sequence[Cell]
     """Let the rows of some cells through the layer in which their site is."""
     model, site = clean.model, Site(written.kind, layer)
     prompts = len(entering) // len(cells)
-    size = max(1, _PIECE // (prompts * entering.shape[1])) if entering.device.type == "cpu" else len(cells)
+    tokens = _PIECE if entering.device.type == "cpu" else _ACCELERATOR_PIECE
+    if written.kind == "head_out":  # each head's share of the residual stream
+        tokens //= model.num_heads
+    size = max(1, tokens // (prompts * entering.shape[1]))
     found = []
     for start in range(0, len(cells), size):
         some = cells[start : start + size]

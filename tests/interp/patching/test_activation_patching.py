@@ -171,6 +171,20 @@ def test_identities(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
                                atol=1e-5)  # fmt: skip
 
 
+def test_cells_that_change_nothing_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped("llama")
+    clean, _ = prompts(9)
+    corrupted = [[*one[:4], one[4] + 1, *one[5:]] for one in clean]
+    given: dict[str, Any] = dict(answers=ANSWERS[:2])
+    result = activation_patching(model, clean, corrupted, **given)
+    np.testing.assert_array_equal(result.effect[:, :, :4], 0)
+    np.testing.assert_array_equal(result.effect[:, 0, 5:], 0)  # the embedding of the same token
+    np.testing.assert_allclose(result.recovery[:, 0, 4], 1, atol=1e-3)
+    assert (np.abs(result.effect[:, 1:, 4:]) > 0).all()
+    monkeypatch.setattr(GridPlan, "fits", lambda _: False)
+    np.testing.assert_allclose(activation_patching(model, clean, corrupted, **given).patched, result.patched, atol=1e-5)
+
+
 def test_everything_at_layer_0_gives_the_source() -> None:
     model = wrapped("gemma2")
     clean, corrupted = prompts(9)
