@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from interp.activations.behind_prefix import following, passes_behind
-from interp.activations.prompt_batches import PaddingSide, Pass, PromptBatch, encoded_prompts, prompt_batches
+from interp.activations.prompt_batches import (
+    PaddingSide,
+    Pass,
+    PromptBatch,
+    check_side,
+    encoded_prompts,
+    prompt_batches,
+)
 from interp.errors import InterpError
 from interp.forward.batch import Feed
 from interp.forward.layers import check_ready
@@ -94,6 +101,7 @@ class ForwardPasses:
             batches = _batches(model, encoded, batch_size, padding_side)
             return cls(model, encoded, [Pass(one, residual=_in_columns(residual, one)) for one in batches], start, stop)
         if prefix is not None:
+            check_side(padding_side)  # though it makes no difference
             encoded = following(model, prompts, prefix, more or 0)
             return cls(model, encoded, passes_behind(model, encoded, prefix, batch_size, more), start, stop)
         encoded = encoded_prompts(model, prompts, more=more or 0)
@@ -140,9 +148,7 @@ class ForwardPasses:
 
     def window(self, one: Pass) -> Window:
         """What a pass is fed, for interventions; tokens of a prompt count those of its prefix."""
-        lengths = [self.before + length for length in self.lengths]
-        batch, before = one.batch, one.before
-        return Window(batch.rows, batch.before.tolist(), lengths, 0, before, before + batch.width, before)
+        return one.window([one.before + length for length in self.lengths])
 
     def check_runs(self, site: Site) -> None:
         """Refuse a site that these passes do not come by.

@@ -152,13 +152,11 @@ def _whole(first: EditedPass, one: Pass, input_ids: Sequence[Sequence[int]], new
         found: list[Tensor | None] = [None] * len(going)
         for part in _passes(first.model, texts, None if one.prefix is None else one.prefix.of_rows(going)):
             forget_lengths(first.model)
-            batch, rows = part.batch, [examples[index] for index in part.batch.rows]
-            stop = part.before + batch.width
-            window = Window(rows, batch.before.tolist(), first.window.lengths, grown, part.before, stop, part.before)
-            step = EditedPass(first.model, window, first.edits, Read.nothing(len(rows)), last_logits=True)
+            window = part.window(first.window.lengths, [examples[index] for index in part.batch.rows], grown)
+            step = EditedPass(first.model, window, first.edits, Read.nothing(len(part.batch.rows)), last_logits=True)
             step.run(part.inputs)
             assert step.last is not None
-            for index, own in zip(batch.rows, step.last, strict=True):
+            for index, own in zip(part.batch.rows, step.last, strict=True):
                 found[index] = own
         return torch.stack([own for own in found if own is not None])
 
@@ -187,9 +185,8 @@ def _trial(model: StandardizedTransformer, length: int, *, is_behind: bool) -> l
         given = []
         for one in _passes(model, behind, prefix):
             forget_lengths(model)
-            batch, new, stop = one.batch, NewTokens.none(2, 4), one.before + one.batch.width
-            lengths = [len(ids) for ids in texts]
-            window = Window(batch.rows, batch.before.tolist(), lengths, 0, one.before, stop, one.before)
+            batch, new = one.batch, NewTokens.none(2, 4)
+            window = one.window([len(ids) for ids in texts])
             first = EditedPass(model, window, (), Read.nothing(len(batch.rows)), last_logits=True)
             logits, going_on = way(first, one, texts, new)
             given.append(logits)

@@ -15,6 +15,7 @@ from interp.errors import InterpError, nearest
 from interp.forward.batch import Feed
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import whole_batches
+from interp.interventions.edits import Window
 from interp.model.fed import check_fed
 from interp.positions import Position
 from interp.prompts import Encoded, Prompt, encode
@@ -23,7 +24,16 @@ from interp.prompts.given import is_ids, listed
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["PaddingSide", "Pass", "PromptBatch", "checked_size", "encoded_prompts", "prompt_batches", "resolved"]
+__all__ = [
+    "PaddingSide",
+    "Pass",
+    "PromptBatch",
+    "check_side",
+    "checked_size",
+    "encoded_prompts",
+    "prompt_batches",
+    "resolved",
+]
 
 PaddingSide = Literal["left", "right"]
 
@@ -140,6 +150,18 @@ class Pass:
         """Keywords of the forward pass."""
         return {"use_cache": self.prefix is not None, **self.batch.inputs}
 
+    def window(self, lengths: Sequence[int], examples: list[int] | None = None, grown: int = 0) -> Window:
+        """What it is fed, for interventions.
+
+        Arguments:
+            lengths: of every example, its tokens and those of its prefix.
+            examples: of each row; None: the batch's rows are examples.
+            grown: how many new tokens stand behind each.
+        """
+        rows = self.batch.rows if examples is None else examples
+        stop = self.before + self.batch.width
+        return Window(rows, self.batch.before.tolist(), lengths, grown, self.before, stop, self.before)
+
     @classmethod
     def behind(
         cls, model: StandardizedTransformer, rows: list[int], input_ids: Sequence[Sequence[int]], prefix: FrozenPrefix
@@ -184,13 +206,18 @@ def prompt_batches(
     """
     lengths = [len(ids) for ids in input_ids]
     batch_size = checked_size(model, batch_size, max(lengths) + more)
-    if padding_side not in get_args(PaddingSide):
-        sides = get_args(PaddingSide)
+    check_side(padding_side)
+    batches = whole_batches(model, lengths, batch_size, more)
+    return [_padded(model, rows, [input_ids[row] for row in rows], padding_side) for rows in batches]
+
+
+def check_side(padding_side: str) -> None:
+    """Refuse another side than left or right."""
+    sides = get_args(PaddingSide)
+    if padding_side not in sides:
         raise InterpError(
             f"padding_side: expected {' or '.join(sides)}, got {padding_side!r}.{nearest(str(padding_side), sides)}"
         )
-    batches = whole_batches(model, lengths, batch_size, more)
-    return [_padded(model, rows, [input_ids[row] for row in rows], padding_side) for rows in batches]
 
 
 def checked_size(model: StandardizedTransformer, batch_size: int | None, longest: int) -> int:

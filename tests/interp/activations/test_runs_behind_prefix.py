@@ -111,7 +111,7 @@ def test_new_tokens_are_those_of_whole_prompts(family: str, monkeypatch: pytest.
         close(one["resid_post.1"], expected["resid_post.1"])
 
 
-def test_many_rows_of_several_prefixes_in_batches() -> None:
+def test_many_rows_of_several_prefixes_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped("llama")
     other = [1, 2, 3, 4, 5, 6, 7, 8, 9]
     prefix = model.freeze_prefix([PREFIX, other])
@@ -124,8 +124,15 @@ def test_many_rows_of_several_prefixes_in_batches() -> None:
     close(found.logits, expected.logits)
     close(found["pattern.1"], expected["pattern.1"])
     close(found["v.1"], expected["v.1"])
-    found = model.run(rests, changes[0], prefix=prefix, max_new_tokens=3, stop_ids=[], batch_size=1)
-    assert found.new_ids == model.run(whole, changes[1], max_new_tokens=3, stop_ids=[]).new_ids
+    ids = model.run(whole, changes[1], max_new_tokens=4, stop_ids=[]).new_ids
+    assert ids is not None
+    stop = ids[2][1]  # that row ends there, and others of its length go on
+    ids = [row[: row.index(stop) + 1] if stop in row else row for row in ids]
+    assert len({len(row) for row in ids[2:4]}) == 2
+    for _ in ("over the cache", "by whole passes"):
+        found = model.run(rests, changes[0], prefix=prefix, max_new_tokens=4, stop_ids=[stop], batch_size=4)
+        assert found.new_ids == ids
+        monkeypatch.setattr(generating, "verdict", lambda *_, **__: False)
 
 
 def test_hooks_act_on_what_follows_in_every_step() -> None:
@@ -184,6 +191,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (gpt2, {}, "another model"),
         (model, {"interventions": in_prefix}, "Positions count what follows the prefix"),
         (model, {"positions": "0 5"}, "position '5' is out of range"),
+        (model, {"padding_side": "rigth"}, "padding_side: expected left or right"),
         (model, {"batch_size": 0}, "batch_size: expected at least 1"),
         (model, {"interventions": from_other}, "say where the prompts are read"),
         (gpt2, {"prefix": gpt2.freeze_prefix([PREFIX]), "max_new_tokens": 250}, "256 positions"),
