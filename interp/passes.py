@@ -24,7 +24,17 @@ from torch.utils.hooks import RemovableHandle
 
 from interp.errors import InterpError
 
-__all__ = ["SendableLock", "ThreadInterleaver", "after", "before", "check_not_open", "in_turn", "is_open", "turn"]
+__all__ = [
+    "SendableLock",
+    "ThreadInterleaver",
+    "after",
+    "before",
+    "check_gradients",
+    "check_not_open",
+    "in_turn",
+    "is_open",
+    "turn",
+]
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -128,6 +138,19 @@ def check_not_open(model: Any) -> None:
             f"a trace of {type(model._module).__name__} is open, and what is called in it runs the model by itself. "
             "Call it before or after the trace."
         )
+
+
+def check_gradients(what: str) -> None:
+    """Refuse gradients where torch keeps none.
+
+    Arguments:
+        what: what asks for them, for the message.
+
+    Raises:
+        InterpError: it is called in `torch.inference_mode`.
+    """
+    if torch.is_inference_mode_enabled():
+        raise InterpError(f"{what}: torch.inference_mode keeps no gradients. Call it outside, or in torch.no_grad.")
 
 
 # Hooks ----------------------------------------------------------------------------------------------------------------

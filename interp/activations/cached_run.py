@@ -27,6 +27,7 @@ from interp.interventions import Intervention
 from interp.interventions.edits import Edit
 from interp.model.resolve import place_of
 from interp.model.visits import Visit
+from interp.passes import check_gradients
 from interp.positions import check_positions
 from interp.sites import ATTENTION_KINDS, Site
 
@@ -173,6 +174,8 @@ def run_with_cache(
             "gradients and gradients_of: expected both, the sites and the scalar, e.g. gradients='resid_post.*', "
             "gradients_of=lambda logits: logits[0, -1, 17]."
         )
+    if gradients is not None:
+        check_gradients("gradients")
     passes = ForwardPasses.of(
         model, prompts, prefix=prefix, stop_at_layer=stop_at_layer, start_at_layer=start_at_layer,
         batch_size=ALL_AT_ONCE if batch_size is None else batch_size, padding_side=padding_side,

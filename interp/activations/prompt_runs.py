@@ -24,7 +24,7 @@ from interp.interventions.checks import plan_edits
 from interp.interventions.edits import Edit, Source
 from interp.interventions.perform import drawn
 from interp.interventions.shapes import of_whole_layout
-from interp.passes import in_turn
+from interp.passes import check_gradients, in_turn
 from interp.positions import check_positions
 from interp.prompts import Encoded
 from interp.readout import Sampling, stop_tokens
@@ -59,6 +59,8 @@ def run(
 ) -> RunResult:
     """Run prompts with interventions; see `interp.model.StandardizedTransformer.run`, which calls this."""
     check_ready(model)
+    if gradients_of is not None:
+        check_gradients("gradients_of")
     if model.device.type == "meta":
         raise InterpError(
             f"{type(model._module).__name__} was loaded without weights (remote=True), so it cannot be run here. Load "

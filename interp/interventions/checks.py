@@ -226,15 +226,18 @@ class _Planner:
             )
         if given.operation == "resample":
             self._check_others(encoded)
-        where = given.positions if value.position is None else value.position
-        if not isinstance(where, str) and value.position is None and not is_set and len(encoded) == 1:
+        asked = value.position
+        if asked is None and given.operation == "mean" and given.mean_over == "tokens":
+            asked = "all"
+        where = given.positions if asked is None else asked
+        if not isinstance(where, str) and asked is None and not is_set and len(encoded) == 1:
             encoded = encoded * len(self.encoded)  # each example's own positions, in the one prompt
-        if not isinstance(where, str) and value.position is None and is_set:
+        if not isinstance(where, str) and asked is None and is_set:
             raise InterpError(
                 f"{self.name}: value: its positions are of each example; say where the reference prompts are read, "
                 "e.g. value={'prompt': [...], 'position': 'last'}."
             )
-        if value.position is None and any(self.prefixes) and not is_of_the_end(where):
+        if asked is None and any(self.prefixes) and not is_of_the_end(where):
             raise InterpError(
                 f"{self.name}: value: its prompts are whole ones, and its positions count what follows the prefix; say "
                 "where the prompts are read, e.g. value={'prompt': ..., 'position': 'last'}."

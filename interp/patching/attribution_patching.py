@@ -33,7 +33,7 @@ from interp.forward import check_ready, forget_lengths
 from interp.model.fed import whole_inputs
 from interp.model.resolve import place_of
 from interp.model.visits import Visit, run_visiting
-from interp.passes import in_turn
+from interp.passes import check_gradients, in_turn
 from interp.patching.activation_patching import (
     Pairs,
     Places,
@@ -99,6 +99,7 @@ def attribution_patching(
     2310.10348; Sundararajan, Taly & Yan (2017), arXiv 1703.01365; Hanna, Pezzelle & Belinkov (2024), arXiv 2403.17806.
     """
     check_ready(model)
+    check_gradients("attribution_patching")
     if way not in get_args(Way):
         raise InterpError(f"way: unknown {way!r}.{nearest(str(way), get_args(Way))}")
     if steps is not None and steps < 1:

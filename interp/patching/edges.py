@@ -30,7 +30,7 @@ from interp.batching import batches_alike, how_many
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready
 from interp.model.verdicts import Pair, sample_ids, verdict
-from interp.passes import in_turn
+from interp.passes import check_gradients, in_turn
 from interp.patching.activation_patching import Pairs
 from interp.patching.attribution_patching import check_slope
 from interp.patching.cells import values_at
@@ -196,6 +196,7 @@ def edge_attribution_patching(
         raise InterpError(f"steps: expected at least 1, or None for the gradient at the patched run, got {steps}.")
     pairs = PromptPairs.of(model, clean, corrupted, metric, answers)
     check_slope(pairs.metrics, direction, steps)
+    check_gradients("edge_attribution_patching")
     graph = pairs.graph
     score = np.full((len(pairs), len(graph.senders), len(graph.receivers)), np.nan, dtype=np.float32)
     values = np.empty((2, len(pairs)), dtype=np.float32)

@@ -199,6 +199,11 @@ def _called(name: str, function: Callable[..., Tensor], logits: Tensor, examples
             f"metric {name!r}: expected one number a row, shape ({len(logits)},), got {came}. Leave out the mean: "
             "statistics over examples come after."
         )
+    if torch.is_grad_enabled() and logits.requires_grad and not found.requires_grad:
+        raise InterpError(
+            f"metric {name!r}: gradients of it are asked for, and it has none with respect to the logits that it was "
+            "given. Was something detached, or turned into a Python number or an index (argmax)?"
+        )
     return found.float()
 
 

@@ -194,9 +194,12 @@ def test_mean_and_resample_are_of_the_reference(standardized: Standardized) -> N
     run = model.run(IDS, Intervention("z.1", "1 last", "mean", {"prompt": OTHER}), read="z.1", positions="1 last")
     close(run["z.1"], reference.mean(0, keepdim=True).expand(3, -1, -1, -1))
     every = model.run(OTHER, read="z.1", positions="all")["z.1"]
-    overall = Intervention("z.1.h2", "1:3", "mean", {"prompt": OTHER, "position": "all"}, mean_over="tokens")
+    overall = Intervention("z.1.h2", "1:3", "mean", {"prompt": OTHER}, mean_over="tokens")
     run = model.run(IDS, overall, read="z.1.h2", positions="1:3")
     close(run["z.1.h2"], every[:, :, 2].flatten(0, 1).nanmean(0).expand(3, 2, -1))
+    ends = Intervention("z.1", "1:3", "mean", {"prompt": OTHER, "position": "1 last"}, mean_over="tokens")
+    run = model.run(IDS, ends, read="z.1", positions="1")
+    close(run["z.1"][:, 0], reference.mean((0, 1)).expand(3, -1, -1))
     run = model.run(IDS, Intervention("mlp_out.1", "last", "resample", seed=5), read="mlp_out.1")
     plain = model.run(IDS, read="mlp_out.1")["mlp_out.1"]
     for example, ids in enumerate(IDS):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from interp import StandardizedTransformer
 from interp.errors import InterpError
-from interp.patching import activation_patching, attribution_patching
+from interp.patching import activation_patching, attribution_patching, edge_attribution_patching
 from tests.families import build
 from tests.interp.patching.edge_twin import hooked
 from tests.tiny import tiny_tokenizer
@@ -136,7 +136,24 @@ def test_what_is_refused() -> None:
         ({"way": "input"}, "way: unknown 'input'. Did you mean 'inputs'"),
         ({"direction": "denoise"}, "direction: unknown 'denoise'"),
         ({"clean": [[1, 5, *CLEAN[0]], CLEAN[1]], "steps": 2}, "no way from the embeddings of the one"),
+        ({"metric": {"one": square, "other": lambda logits: square(logits).detach()}}, "'other': gradients of it are"),
+        ({"metric": lambda logits: logits.argmax(-1)}, "has none with respect to the logits"),
     ):
         given = {"clean": CLEAN, "corrupted": CORRUPTED, "metric": square, "positions": "last", **change}
         with pytest.raises(InterpError, match=message):
             attribution_patching(model, **given)
+
+
+def test_gradients_in_inference_mode_are_refused() -> None:
+    model = wrapped("llama")
+    given: dict[str, Any] = dict(clean=CLEAN, corrupted=CORRUPTED, metric=square)
+    gradients: dict[str, Any] = dict(gradients="resid_post.1", gradients_of=lambda logits: logits[0, 0, 3])
+    with torch.inference_mode():
+        for call in (
+            lambda: attribution_patching(model, **given),
+            lambda: edge_attribution_patching(model, **given),
+            lambda: model.run(CLEAN, gradients_of=lambda logits, _: logits[:, 0, 3]),
+            lambda: model.run_with_cache(CLEAN, **gradients),
+        ):
+            with pytest.raises(InterpError, match="inference_mode keeps no gradients"):
+                call()
