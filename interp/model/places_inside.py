@@ -205,16 +205,17 @@ class ProjectionInputPlace:
         return self.given.read()
 
     def write(self, value: Tensor) -> None:
-        envoy = self.given.envoy
-        new = envoy(fitted(value, self.read(), self.given.name))[..., self.columns.to(value.device)]
-        ProjectedPlace(ModulePlace(envoy, "output", self.given.name), self.columns).write(new)
+        envoy, given = self.given.envoy, self.read()
+        change = envoy(fitted(value, given, self.given.name)) - envoy(given)
+        output = ProjectedPlace(ModulePlace(envoy, "output", self.given.name), self.columns)
+        output.write(output.read() + change[..., self.columns.to(change.device)])
 
 
 @dataclass(frozen=True)
 class HeadInputsPlace:
     """The residual stream as each head receives it, a copy a head: (batch, position, head, hidden).
 
-    Written, what the projections give is computed anew, each head's from its own copy, through the norm before them.
+    Written, what the projections give changes by what each head's own copy changes, through the norm before them.
 
     Arguments:
         given: what the norm receives, or the projections where there is no norm.
@@ -237,14 +238,22 @@ class HeadInputsPlace:
                 f"{self.given.name}: keys and values are shared by several heads here, each of which would have a copy "
                 "of its own. Write the copies of queries, keys and values apart."
             )
+        given = self.given.read()
         copies = fitted(value, self.read(), self.given.name)
-        copies = copies if self.norm is None else self.norm(copies)
+        if self.norm is not None:
+            given, copies = self.norm(given), self.norm(copies)
+        changes = []
         for projection in self.projections:
-            whole = projection.projection.envoy(copies)  # of every head, from every head's copy
-            columns = projection.columns
-            whole = whole if columns is None else whole[..., columns.to(whole.device)]
-            apart = whole.unflatten(-1, (self.heads, -1))  # batch, position, head's copy, head, width
-            projection.write(apart.diagonal(dim1=2, dim2=3).transpose(-1, -2))
+            map_, columns = projection.projection.envoy, projection.columns
+            before, after = map_(given), map_(copies)  # after: of every head, from every head's copy
+            if columns is not None:
+                columns = columns.to(after.device)
+                before, after = before[..., columns], after[..., columns]
+            apart = after.unflatten(-1, (self.heads, -1))  # batch, position, head's copy, head, width
+            own = apart.diagonal(dim1=2, dim2=3).transpose(-1, -2)
+            changes.append(own - before.unflatten(-1, (self.heads, -1)))
+        for projection, change in zip(self.projections, changes, strict=True):
+            projection.write(projection.read() + change)
 
 
 @dataclass(frozen=True)

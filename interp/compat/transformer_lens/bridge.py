@@ -61,9 +61,8 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
         self.original_model: Any = model._module
         self.standardized = model
         self.tokenizer: Any = model.tokenizer
-        no_heads = (
-            {} if model.num_heads else {"d_head": model.hidden_size, "n_heads": 1}
-        )  # as TransformerLens has Mamba
+        # Mamba has no heads; TransformerLens gives it one.
+        no_heads = {} if model.num_heads else {"d_head": model.hidden_size, "n_heads": 1}
         self.cfg = TransformerBridgeConfig.from_model(model, **no_heads)
         self.context_level, self.is_caching = 0, False
         self._window: tuple[int, int] | None = None

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from interp.compat.transformer_lens import TransformerBridge
 from tests.families import build
+from tests.interp.compat.transformer_lens.bridges import IDS as PROMPT_IDS
+from tests.interp.compat.transformer_lens.recorded_models import made, words
 from tests.interp.compat.transformer_lens.test_bridge_recorded import same
 from tests.tiny import tiny_tokenizer
 
@@ -168,6 +170,28 @@ def test_gradients_through_a_written_norm() -> None:
     assert first is not None and second is not None
     assert same(second, -(first * normalized / scale).sum(-1, keepdim=True), 1e-4)
     bridge.zero_grad()
+
+
+def test_the_gradient_at_every_point() -> None:
+    """What a gradient says of a small edit at its point is what the edit does (float64)."""
+    bridge = TransformerBridge.boot_transformers(made("gpt2").double(), tokenizer=words())
+    bridge.set_use_attn_result(True)
+    bridge.set_use_split_qkv_input(True)
+    names = [name for name, point in bridge.hook_dict.items() if point.name == name and "embed.hook_in" not in name]
+    names = [name for name in names if not name.startswith("blocks.1") and "hook_attn_in" not in name]
+    names.remove("blocks.0.hook_mlp_in")
+    _, cache = bridge.run_with_cache(PROMPT_IDS, names_filter=names, incl_bwd=True, return_type="loss")
+    for name in names:
+        direction = torch.randn(cache[name].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        direction = direction.tril() if "scores" in name else direction
+
+        def moved(step: float, name: str = name, direction: Tensor = direction) -> float:
+            hooks = [(name, lambda value, hook: value + step * direction)]
+            return float(bridge.run_with_hooks(PROMPT_IDS, return_type="loss", fwd_hooks=hooks))
+
+        with torch.no_grad():
+            slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
+        assert slope == pytest.approx(float((cache[f"{name}_grad"] * direction).sum()), rel=1e-4, abs=1e-7), name
 
 
 @torch.no_grad()
