@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from bisect import insort
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -52,6 +53,40 @@ class ThreadInterleaver(threading.local, Interleaver):
     def __init__(self, envoys: Any, fragments: Any = None) -> None:
         Interleaver.__init__(self, fragments=fragments)  # for each thread that uses it
         self.envoys = envoys
+        self._waiting: dict[str, list[tuple[int, Any]]] | None = (
+            None  # location -> workers, in order; None: see reindex
+        )
+        self._served: list[tuple[int, Any]] = []
+
+    # nnsight looks at all workers wherever one is served. Hundreds that each wait for one place are found by the place.
+
+    def reindex(self) -> None:
+        """Index what workers wait for, where none can move another (`waits_alone`)."""
+        alone = all(getattr(mediator, "waits_alone", False) for mediator in self.mediators)
+        self._waiting, self._served = ({} if alone else None), list(enumerate(self.mediators))
+        super().reindex()
+
+    def _reindex_parked(self) -> None:
+        if self._waiting is None:
+            super()._reindex_parked()
+            return
+        for worker in self._served:
+            pending = worker[1].pending
+            if pending is not None:
+                insort(self._waiting.setdefault(pending.provider, []), worker, key=_number)
+        self._served = []
+        self.parked = self._waiting.keys()
+
+    def _ready(self, provider: str) -> list[Any]:
+        if self._waiting is None:
+            return super()._ready(provider)
+        here = self._waiting.pop(provider, [])
+        ready = [worker for worker in here if worker[1].pending.iteration == worker[1].occurrence(provider)]
+        later = [worker for worker in here if worker not in ready]
+        if later:
+            self._waiting[provider] = later
+        self._served += ready
+        return [mediator for _, mediator in ready]
 
     @classmethod
     def new(cls, fragments: Any = None) -> ThreadInterleaver:
@@ -60,6 +95,10 @@ class ThreadInterleaver(threading.local, Interleaver):
 
     def __reduce__(self) -> tuple[Any, ...]:  # of a copied model, in which no trace is open
         return type(self), (self.envoys, self.fragments)
+
+
+def _number(worker: tuple[int, Any]) -> int:
+    return worker[0]
 
 
 class SendableLock:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.activations.prompt_batches import products
 from interp.errors import InterpError
 from interp.interventions.edits import Edit, Window
 from interp.interventions.shapes import of_whole_layout
@@ -108,7 +109,8 @@ class EditedPass:
         if not visits and not needs_all:
             return None
         if gradients_of is None:
-            with torch.set_grad_enabled(self.keep_graph and torch.is_grad_enabled()):
+            needs_graph = self.keep_graph and torch.is_grad_enabled()
+            with torch.set_grad_enabled(needs_graph), products(self.model, inputs["input_ids"].numel()):
                 return run_visiting(self.model, visits, stop=not needs_all, **inputs)
         with torch.enable_grad():
             output = run_visiting(self.model, visits, **inputs)

@@ -17,6 +17,7 @@ from interp.activations.prompt_batches import (
     PromptBatch,
     check_side,
     encoded_prompts,
+    products,
     prompt_batches,
 )
 from interp.errors import InterpError
@@ -208,7 +209,7 @@ class ForwardPasses:
         if self.stop is not None:
             place = place_of(model, self._last)  # a copy: others may hold the tensor itself
             visits.append(Visit(f"stop_at_layer={self.stop}", place, lambda live: found.append(live.clone())))
-        with self.sharing(one, inside_attention=inside_attention):
+        with products(model, one.inputs["input_ids"].numel()), self.sharing(one, inside_attention=inside_attention):
             output = run_visiting(model, visits, stop=self.stop is not None, **one.inputs)
         return output.logits if self.stop is None else found[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -16,6 +17,7 @@ from interp.forward.batch import Feed
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import whole_batches
 from interp.interventions.edits import Window
+from interp.matmul import faster_products
 from interp.model.fed import check_fed
 from interp.positions import Position
 from interp.prompts import Encoded, Prompt, encode
@@ -31,6 +33,7 @@ __all__ = [
     "check_side",
     "checked_size",
     "encoded_prompts",
+    "products",
     "prompt_batches",
     "resolved",
 ]
@@ -246,3 +249,15 @@ def _padded(
     taken = inspect.signature(type(model._module).forward).parameters
     inputs = {name: value for name, value in inputs.items() if name == "input_ids" or name in taken}
     return PromptBatch(rows, lengths, before, inputs)
+
+
+def products(model: StandardizedTransformer, tokens: int) -> AbstractContextManager[Any]:
+    """The matrix products of collecting and lenses, so that their numbers and the cached ones are the same.
+
+    Arguments:
+        model: the model.
+        tokens: of the pass, padding included.
+    """
+    if torch.is_grad_enabled():
+        return nullcontext()
+    return faster_products(tokens, model.hidden_size, model.dtype, model.device)

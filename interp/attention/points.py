@@ -63,8 +63,9 @@ class Points:
 
     def awaited(self, *kinds: str) -> bool:
         """Whether the trace's body, or an edit, waits for one of these points in this call of the module."""
-        locations = {self.location(kind) for kind in kinds}
-        return any(
+        parked = self.interleaver.parked
+        locations = {location for kind in kinds if (location := self.location(kind)) in parked}
+        return bool(locations) and any(
             (pending := mediator.pending) is not None
             and pending.provider in locations
             and pending.iteration == mediator.occurrence(pending.provider)

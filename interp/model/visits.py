@@ -53,6 +53,8 @@ class Visitor(Mediator):
         optional: a pass that does not reach the place is no error.
     """
 
+    waits_alone = True  # what it does moves no other worker
+
     def __init__(self, visit: Visit, done: Callable[[], None] | None = None, *, optional: bool = False) -> None:
         super().__init__(None, {}, {})
         self.visit = visit

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from interp.errors import InterpError
 from interp.model import StandardizedTransformer
 
 __all__ = ["TransformerBridge"]
+
+_log = logging.getLogger(__name__)
 
 # Families whose scores and pattern are only there under eager attention.
 _EAGER = ("falcon",)
@@ -203,11 +207,15 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
                 **model_kwargs,
             )
 
-    def run_with_hooks(self, *model_args: Any, **kwargs: Any) -> Any:
+    def run_with_hooks(self, *model_args: Any, remove_batch_dim: bool = False, **kwargs: Any) -> Any:
         """Run the model with hooks that are there for this run only; arguments as of a `HookedRootModule`'s.
 
         `start_at_layer`, `stop_at_layer`, `past_kv_cache` and whatever else the model is called with are taken too.
+        With `remove_batch_dim` hooks see, and return, the tensors of a batch of one without their batch axis.
         """
+        if remove_batch_dim:
+            for side in ("fwd_hooks", "bwd_hooks"):
+                kwargs[side] = [(where, partial(_of_one_row, hook)) for where, hook in kwargs.get(side, ())]
         with self._within(kwargs):
             return super().run_with_hooks(*model_args, **kwargs)
 
@@ -225,6 +233,18 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
         found = self.points.by_name[name]
         window = self._window
         return self._is_open(found) and (window is None or is_inside(found, window, self.cfg.n_layers))
+
+    def _firing(self, found: list[tuple[HookPoint, str]], where: Hook, what: str) -> list[tuple[HookPoint, str]]:
+        firing = super()._firing(found, where, what)
+        off = {name: gate for _, name in found if (gate := self._gate_that_is_off(name))}
+        if off:
+            switches = ", ".join(f"model.set_{gate}(True)" for gate in sorted(set(off.values())))
+            _log.warning("%s: left out hook points that are off (%s): %s", what, switches, ", ".join(off))
+        return firing
+
+    def _gate_that_is_off(self, name: str) -> str | None:
+        found = self.points.by_name[name]
+        return None if self._is_open(found) else found.gate
 
     def check_hooks_to_add(
         self,
@@ -343,6 +363,14 @@ class TransformerBridge(CachingMethods, TokenMethods, ForwardMethods, Generation
             if isinstance(own, property) and own.fget is not None:  # a weight that is not there: say why
                 return own.fget(self)
             raise
+
+
+def _of_one_row(function: Hook, tensor: Tensor, hook: Any) -> Any:
+    """Call a hook with a tensor without its batch axis, where that has one row."""
+    if not tensor.ndim or tensor.shape[0] != 1:
+        return function(tensor, hook=hook)
+    changed = function(tensor[0], hook=hook)
+    return changed if changed is None or changed.ndim == tensor.ndim else changed[None]
 
 
 def _model_type(source: str | Path, trust_remote_code: bool, revision: str | None) -> str | None:

@@ -84,9 +84,13 @@ class CachingMethods(HookMethods):
         positions = Slice.unwrap(pos_slice)
         forward: list[tuple[str, Hook]] = []
         backward: list[tuple[str, Hook]] = []
-        for point, names in matching(self.hook_dict, names_filter).values():
-            if names_filter is None and not self._fires(names[0], point):
-                continue
+        found = list(matching(self.hook_dict, names_filter).values())
+        if callable(names_filter):
+            firing = self._firing([(point, names[0]) for point, names in found], names_filter, "names_filter")
+            found = [(point, names) for point, names in found if (point, names[0]) in firing]
+        elif names_filter is None:
+            found = [(point, names) for point, names in found if self._fires(names[0], point)]
+        for point, names in found:
             keys = names
             if names_filter is not None and not callable(names_filter) and point.name and point.name not in names:
                 keys = [point.name, *names]  # who asks for one of a point's names finds it under its first name too

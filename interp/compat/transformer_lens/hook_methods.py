@@ -242,6 +242,10 @@ class HookMethods(HookIntrospectionMixin):
         found = [(point, names[0]) for point, names in matching(self.hook_dict, where, what).values()]
         if isinstance(where, str):
             return found
+        return self._firing(found, where, what)
+
+    def _firing(self, found: list[tuple[HookPoint, str]], where: Hook, what: str) -> list[tuple[HookPoint, str]]:
+        """Of the points that a function is true of, those that tensors pass."""
         firing = [(point, name) for point, name in found if self._fires(name, point)]
         if not firing:
             for point, name in found:

@@ -110,13 +110,20 @@ class ActivationCache(StackMethods):
         self.cache_dict = {name: value.to(device) for name, value in self.cache_dict.items()}
         return self
 
-    def remove_batch_dim(self) -> ActivationCache:
+    def toggle_autodiff(self, mode: bool = False) -> None:
+        """Switch gradients on or off, everywhere: `torch.set_grad_enabled(mode)`. `torch.no_grad()` is of one block."""
+        torch.set_grad_enabled(mode)
+
+    def remove_batch_dim(self, batch_size: int | None = None) -> ActivationCache:
         """Drop the batch axis, of a batch of one.
+
+        Arguments:
+            batch_size: how many rows were run; None: the first axis that most values have.
 
         Raises:
             InterpError: the batch has several rows.
         """
-        rows = self._rows()
+        rows = self._rows() if batch_size is None else batch_size
         if self.has_batch_dim and rows != 1:
             raise InterpError(f"remove_batch_dim: the cache is of {rows} rows, expected one.")
         if self.has_batch_dim:

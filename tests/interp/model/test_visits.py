@@ -168,3 +168,28 @@ def test_nothing_is_left_behind_an_error(standardized: Standardized) -> None:
     kept: dict[str, Tensor] = {}
     run_visiting(model, [visit(model, "logits", keeping(kept, "logits"))], input_ids=IDS)
     assert torch.equal(kept["logits"], model._module(input_ids=IDS).logits)
+
+
+@torch.no_grad()
+def test_many_workers_are_served_as_nnsight_serves_them(standardized: Standardized) -> None:
+    """Workers that wait alone are found by their place; beside a block of a trace, nnsight looks at all."""
+    model = standardized("gemma2")
+    sites = [f"{kind}.{layer}" for kind in ("resid_pre", "attn_out", "z", "pattern") for layer in range(4)]
+    given = dict(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False)
+
+    def seen() -> list[Tensor]:
+        kept: list[Tensor] = []
+        visits = [visit(model, site, lambda value: kept.append(value.clone()), every_step=True) for site in sites]
+        once = [visit(model, site, lambda value: kept.append(value.sum())) for site in sites]
+        run_visiting(model, [*visits, *once], fn=generation(model), **given)
+        assert len(kept) == len(sites) * 4
+        return kept
+
+    alone = seen()
+    beside = Visitor(visit(model, "embed", lambda _: None), optional=True)
+    beside.waits_alone = False
+    model._edits.append(beside)
+    try:
+        assert all(torch.equal(one, other) for one, other in zip(alone, seen(), strict=True))
+    finally:
+        model._edits.clear()

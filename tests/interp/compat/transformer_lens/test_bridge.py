@@ -247,6 +247,43 @@ def test_what_is_refused(bridge: TransformerBridge) -> None:
 
 
 @torch.no_grad()
+def test_a_function_leaves_out_what_does_not_fire(bridge: TransformerBridge, caplog: pytest.LogCaptureFixture) -> None:
+    """Points that are off with a word; those that the pass does not reach as what they are."""
+    attention = bridge.run_with_cache(IDS, names_filter=lambda name: "attn" in name)[1]
+    assert "blocks.1.attn.hook_z" in attention.cache_dict and "blocks.1.attn.hook_result" not in attention.cache_dict
+    assert "set_use_attn_result" in caplog.text and "blocks.1.attn.hook_result" in caplog.text
+    assert bridge.run_with_cache(IDS, names_filter=lambda name: True)[1].keys() == bridge.run_with_cache(IDS)[1].keys()
+    caplog.clear()
+    bridge.run_with_hooks(IDS, fwd_hooks=[(lambda name: name.endswith(("hook_z", "hook_result")), in_place)])
+    assert "fwd_hooks: left out" in caplog.text
+    caplog.clear()
+    lower = bridge.run_with_cache(IDS, names_filter=lambda name: "resid" in name, stop_at_layer=1)[1]
+    assert list(lower)[-1] == RESID and not caplog.text
+    with pytest.raises(InterpError, match="set_use_attn_result"):
+        bridge.run_with_cache(IDS, names_filter=lambda name: name.endswith("hook_result"))
+    with pytest.raises(InterpError, match="does not reach it"):
+        bridge.run_with_cache(IDS, names_filter=lambda name: name.endswith("1.hook_resid_post"), stop_at_layer=1)
+
+
+@torch.no_grad()
+def test_hooks_without_the_batch_axis(bridge: TransformerBridge) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def halved(value: Tensor, hook: Any) -> Tensor:
+        shapes.append(tuple(value.shape))
+        return value / 2
+
+    def in_half(value: Tensor, hook: Any) -> None:
+        value /= 2
+
+    whole = bridge.run_with_hooks(IDS, fwd_hooks=[(RESID, halved)])
+    assert same(bridge.run_with_hooks(IDS, fwd_hooks=[(RESID, halved)], remove_batch_dim=True), whole)
+    assert same(bridge.run_with_hooks(IDS, fwd_hooks=[(RESID, in_half)], remove_batch_dim=True), whole)
+    bridge.run_with_hooks(BOTH, fwd_hooks=[(RESID, halved)], remove_batch_dim=True)
+    assert shapes == [(1, 5, 16), (5, 16), (2, 5, 16)]
+
+
+@torch.no_grad()
 def test_names_that_a_family_lacks() -> None:
     neox, mixtral = bridge_of("gpt_neox"), bridge_of("mixtral")
     for bridge, name, reason in [
@@ -336,7 +373,14 @@ def test_the_cache_is_a_copy_by_every_name(bridge: TransformerBridge) -> None:
     rows = bridge.run_with_cache(BOTH)[1]
     assert same(rows.apply_slice_to_batch_dim(0)["z", 1], cache["z", 1][0])
     assert rows.apply_slice_to_batch_dim([1])["z", 1].shape[0] == 1
-    assert not cache.remove_batch_dim().has_batch_dim and cache["z", 1].dim() == 3
+    assert not cache.remove_batch_dim(batch_size=1).has_batch_dim and cache["z", 1].dim() == 3
+    with pytest.raises(InterpError, match="of 2 rows"):
+        rows.remove_batch_dim()
+    there = bridge.run_with_cache(IDS, device="meta", names_filter="hook_embed")[1]
+    assert there["embed"].device.type == "meta"
+    with torch.enable_grad():
+        cache.toggle_autodiff()
+        assert not torch.is_grad_enabled()
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from interp import InterpError
-from interp.compat.transformer_lens import HookedRootModule, HookPoint
+from interp.compat.transformer_lens import HookedRootModule, HookPoint, TransformerBridge
 from tests.interp.compat.transformer_lens.ours import OURS, done
 from tests.interp.compat.transformer_lens.recorded_models import scenario
 from tests.interp.compat.transformer_lens.scenarios import module_class
@@ -192,3 +193,36 @@ def test_a_handle_takes_its_hook_off(model: Any) -> None:
     handle.remove()
     handle.remove()
     assert model(TOKENS) != 0 and not handle.attached and not point.has_hooks()
+
+
+# Every method of TransformerLens's page, with its arguments.
+NAMES_FILTER = "names_filter incl_bwd device remove_batch_dim cache"
+ADDED = "hook dir is_permanent level prepend"
+METHODS = {
+    "add_caching_hooks": NAMES_FILTER,
+    "add_hook": f"name {ADDED}",
+    "add_perma_hook": "name hook dir",
+    "cache_all": "cache incl_bwd device remove_batch_dim",
+    "cache_some": "cache names incl_bwd device remove_batch_dim",
+    "check_and_add_hook": f"hook_point hook_point_name {ADDED}",
+    "check_hooks_to_add": "hook_point hook_point_name hook dir is_permanent prepend",
+    "clear_contexts": "",
+    "get_caching_hooks": f"{NAMES_FILTER} pos_slice",
+    "hook_points": "",
+    "hooks": "fwd_hooks bwd_hooks reset_hooks_end clear_contexts",
+    "list_hooks": "name_filter dir including_permanent",
+    "remove_all_hook_fns": "direction including_permanent level",
+    "reset_hooks": "clear_contexts direction including_permanent level",
+    "run_with_cache": "names_filter device remove_batch_dim incl_bwd reset_hooks_end clear_contexts pos_slice",
+    "run_with_hooks": "fwd_hooks bwd_hooks reset_hooks_end clear_contexts",
+    "setup": "",
+}
+
+
+@pytest.mark.parametrize("kind", [HookedRootModule, TransformerBridge])
+def test_every_method_of_the_page_takes_its_arguments(kind: type) -> None:
+    for name, arguments in METHODS.items():
+        inspect.signature(getattr(kind, name)).bind(None, **dict.fromkeys(arguments.split()))
+        own = inspect.signature(getattr(HookedRootModule, name)).parameters
+        named = [each for each, is_a in own.items() if is_a.kind not in (is_a.VAR_POSITIONAL, is_a.VAR_KEYWORD)]
+        assert named[1 : 1 + len(arguments.split())] == arguments.split(), name
