@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -120,20 +121,38 @@ def walk_cells(clean: CleanRun, cells: Sequence[Cell], written: Written) -> Tens
     """(cell and prompt, hidden), after the last layer at the last token; cells ascend by layer."""
     model, kind = clean.model, written.kind
     prompts = len(clean.hidden(-1))
-    walking = clean.hidden(-1)[:0]
+    pieces: list[Tensor] = []
     for layer in range(cells[0].layer, model.num_layers):
         joining = [cell for cell in cells if cell.layer == layer]
         entering = clean.hidden(layer - 1).repeat(len(joining), 1, 1)  # (cell and prompt, position, hidden)
         if joining and kind == "resid_pre":
-            walking = torch.cat([walking, written.into(entering, layer, joining)])
-        walking = through(clean, layer, walking, prompts)
+            _join(pieces, written.into(entering, layer, joining), prompts)
+        pieces = [through(clean, layer, piece, prompts) for piece in pieces]
         if joining and kind != "resid_pre":
             if kind == "resid_post":
                 joined = written.into(clean.hidden(layer).repeat(len(joining), 1, 1), layer, joining)
             else:
                 joined = _inside(clean, layer, entering, joining, written)
-            walking = torch.cat([walking, joined[:, -walking.shape[1] :]])
-    return walking[:, -1]
+            _join(pieces, joined[:, -pieces[-1].shape[1] :] if pieces else joined, prompts)
+    return torch.cat([piece[:, -1] for piece in pieces])
+
+
+def _join(pieces: list[Tensor], rows: Tensor, prompts: int) -> None:
+    """Put rows behind those that walk: into the last piece, where there is room, then into pieces of their own."""
+    size = _rows_at_once(rows, prompts)
+    room = size - len(pieces[-1]) if pieces else 0
+    if room > 0:
+        pieces[-1] = torch.cat([pieces[-1], rows[:room]])
+        rows = rows[room:]
+    pieces.extend(rows.split(size) if len(rows) else ())
+
+
+def _rows_at_once(rows: Tensor, prompts: int) -> int:
+    """How many rows go through a layer at once: a power of two for each prompt, which oneDNN multiplies unpadded."""
+    if rows.device.type != "cpu":
+        return sys.maxsize
+    copies = max(1, _PIECE // (prompts * rows.shape[1]))
+    return prompts << (copies.bit_length() - 1)
 
 
 def _inside(clean: CleanRun, layer: int, entering: Tensor, cells: Sequence[Cell], written: Written) -> Tensor:
@@ -175,9 +194,7 @@ def through(clean: CleanRun, layer: int, walking: Tensor, prompts: int) -> Tenso
     last = layer == model.num_layers - 1 and bool(verdicts_of(model).get(LAST_TOKEN))
     if not len(walking):
         return walking[:, -1:] if last else walking
-    size = len(walking)
-    if walking.device.type == "cpu":
-        size = max(1, _PIECE // (prompts * walking.shape[1])) * prompts
+    size = _rows_at_once(walking, prompts)
     go = _last_token if last else CleanRun.through
     pieces = [go(clean, layer, piece) for piece in walking.split(size)]
     return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
