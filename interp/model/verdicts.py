@@ -142,7 +142,7 @@ def is_changed(model: StandardizedTransformer) -> bool:
         model: the model.
     """
     if model._edits:  # they are made in traces of the whole model alone; copies share what was found out without them
-        name, reason = "edits", "leave out the model's edits"
+        name, reason = "edits", "leave out the model's hooks or edits"
     else:
         hook = users_hook(model._module)
         if hook is None:

@@ -85,8 +85,8 @@ class Visitor(Mediator):
 
     def __getstate__(self) -> NoReturn:
         raise InterpError(
-            f"a hook on {self.visit.name} is a function of this process, which is not sent to a server. Remove it "
-            "(reset_hooks), or write into the model inside the trace."
+            f"{self.visit.name}: a function of this process and of this model, not sent to a server or copied with the "
+            "model. Remove it first (reset_hooks), or write into the model inside the trace."
         )
 
 

@@ -106,7 +106,7 @@ def test_the_slow_way_is_said_once_and_left_with_the_edits(caplog: pytest.LogCap
     with caplog.at_level(logging.WARNING, logger="interp"):
         first, second = lens(model).log_prob, lens(model).log_prob
     assert [record.message for record in caplog.records] == [
-        "LlamaForCausalLM: prompts are run as a whole (slow): a fast way would leave out the model's edits."
+        "LlamaForCausalLM: prompts are run as a whole (slow): a fast way would leave out the model's hooks or edits."
     ]
     np.testing.assert_array_equal(first, second)
     assert np.abs(first - plain).max() > 1e-2

@@ -128,7 +128,7 @@ def test_a_visitor_that_stays(standardized: Standardized) -> None:
         hooked = model._module.transformer.h[0]
         assert torch.equal(mid, pre)
         assert hooked is model.layer(0)._module
-        with pytest.raises(InterpError, match="not sent to a server"):
+        with pytest.raises(InterpError, match="not sent to a server or copied with the model"):
             zeroing.__getstate__()
     finally:
         model._edits.clear()
