@@ -51,6 +51,8 @@ def contrast(positive: Tensor, negative: Tensor, method: Contrast) -> Tensor:
     positive, negative = positive.float(), negative.float()
     difference = positive.mean(0) - negative.mean(0)
     if method == "mean_difference":
+        if not bool(difference.any()):
+            raise InterpError("method mean_difference: the means of the two sets are the same, which steers nowhere.")
         return difference
     if len(positive) != len(negative):
         raise InterpError(

@@ -42,6 +42,8 @@ def test_refuses() -> None:
         contrast(one, one[:1], "principal_component")
     with pytest.raises(InterpError, match=r"do not differ at all"):
         contrast(one, one, "principal_component")
+    with pytest.raises(InterpError, match=r"means of the two sets are the same"):
+        contrast(one, one[:1], "mean_difference")
     with pytest.raises(InterpError, match=r"got none"):
         SteeringVectors({}, "mean_difference")
 
