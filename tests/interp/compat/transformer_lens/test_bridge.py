@@ -378,6 +378,9 @@ def test_the_cache_is_a_copy_by_every_name(bridge: TransformerBridge) -> None:
         rows.remove_batch_dim()
     there = bridge.run_with_cache(IDS, device="meta", names_filter="hook_embed")[1]
     assert there["embed"].device.type == "meta"
+    assert bridge.run_with_cache(IDS, names_filter=("hook_embed",))[1].to("meta")["embed"].device.type == "meta"
+    with pytest.raises(InterpError, match="refactor_factored_attn_matrices"):
+        bridge.enable_compatibility_mode(refactor_factored_attn_matrices=True)
     with torch.enable_grad():
         cache.toggle_autodiff()
         assert not torch.is_grad_enabled()

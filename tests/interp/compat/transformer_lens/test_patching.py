@@ -111,6 +111,8 @@ def test_maps_and_direct_paths(family: str) -> None:
             given = (bridge, OTHER_IDS, clean, corrupted, difference, 0, 1)
             assert same(patching.get_act_patch_direct_path(*given, component=name[-1]), values)
     assert not bridge.cfg.use_split_qkv_input
+    every = patching.get_act_patch_direct_path_all_sources(bridge, OTHER_IDS, clean, corrupted, difference)
+    assert every.shape == (2, 4, 2, 4) and same(every[0, 1], expected["direct_path q"])
     if family == "llama":
         with pytest.raises(InterpError, match="share keys and values"):
             patching.get_act_patch_direct_path(*given, component="k")
