@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def plan_edits(
         InterpError: a site that the model lacks, a position that an example lacks, a value that does not fit, two
             interventions that contradict each other; says what would fit.
     """
-    listed = [interventions] if isinstance(interventions, Intervention) else list(interventions)
+    listed = [interventions] if isinstance(interventions, Intervention | Mapping) else list(interventions)
     planners = []
     for index, one in enumerate(listed):
         if not isinstance(one, Intervention):

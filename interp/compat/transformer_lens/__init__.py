@@ -8,6 +8,8 @@
 What differs from TransformerLens 4.3, beside the errors that it made, stands in `docs/migrating.md`.
 """
 
+from typing import Any
+
 from interp.compat.transformer_lens import patching, utilities, utils
 from interp.compat.transformer_lens.bridge import TransformerBridge
 from interp.compat.transformer_lens.config import TransformerBridgeConfig
@@ -33,3 +35,13 @@ __all__ = [
     "utilities",
     "utils",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("HookedTransformer") or name in ("HookedEncoder", "HookedEncoderDecoder"):
+        raise ImportError(
+            f"{name}: TransformerLens 4 has no such class any more. For HookedTransformer.from_pretrained(name) "
+            "write TransformerBridge.boot_transformers(name); `enable_compatibility_mode()` folds and centres the "
+            "weights as it did."
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

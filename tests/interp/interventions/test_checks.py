@@ -108,6 +108,7 @@ def test_takes_what_does_not_contradict(standardized: Standardized) -> None:
 def test_refuses_other_arguments(idle: StandardizedTransformer) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         (dict(interventions=[{"site": "z.1"}]), r"interventions\[0\]: expected an Intervention.*from_dict"),
+        (dict(interventions={"site": "z.1"}), r"expected an Intervention, got {'site': 'z.1'}"),
         (dict(read="resid_post.9"), "layer 9 is out of range"),
         (dict(read="resid_mdi.1"), "Did you mean 'resid_mid'"),
         (dict(positions="lats"), "position 'lats'"),

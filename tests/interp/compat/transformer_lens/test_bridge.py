@@ -440,3 +440,10 @@ def test_a_model_of_its_own_stays_as_it_is() -> None:
         assert torch.equal(given(IDS).logits, before)
     assert list(bridge.list_hooks()) == [RESID]
     assert bridge.cfg.normalization_type == "LNPre"
+
+
+def test_what_version_4_removed_is_pointed_from() -> None:
+    with pytest.raises(ImportError, match=r"write TransformerBridge\.boot_transformers\(name\)"):
+        from interp.compat.transformer_lens import HookedTransformer  # noqa: F401
+    with pytest.raises(ImportError, match="cannot import name 'TransformerBrige'"):
+        from interp.compat.transformer_lens import TransformerBrige  # type: ignore[attr-defined]  # noqa: F401
