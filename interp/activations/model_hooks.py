@@ -23,6 +23,7 @@ from interp.activations.prompt_batches import PaddingSide
 from interp.errors import InterpError
 from interp.forward.prefix import FrozenPrefix
 from interp.model.resolve import place_of
+from interp.model.verdicts import warn_once
 from interp.model.visits import Visit, Visitor
 from interp.sites import Site, Spelling
 
@@ -98,7 +99,11 @@ class Hook:
 
     def backward(self, value: Tensor) -> Tensor | None:
         """What a visit does: goes on with a copy that tells its gradient."""
-        if not self.is_on or not torch.is_grad_enabled():
+        if not self.is_on:
+            return None
+        if not torch.is_grad_enabled():
+            name = f"backward hook on {self.site}"
+            warn_once(self._there(), name, "the %s is not called: this pass has no gradients (torch.no_grad).", name)
             return None
         on_its_way = value.clone()
         if not on_its_way.requires_grad:  # the first of them, in a model whose weights are frozen

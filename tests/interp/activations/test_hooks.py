@@ -304,3 +304,16 @@ def test_parts_of_the_model(model: Any) -> None:
     close(model.run_with_hooks(entering, hooks=[("resid_post.2", zeroed)], start_at_layer=1), whole)
     with pytest.raises(InterpError, match="ends before layer 1"):
         model.run_with_hooks(IDS, hooks=[("resid_post.2", halved)], stop_at_layer=1)
+
+
+@torch.no_grad()
+def test_a_backward_hook_that_is_not_called_is_told_of(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    called: list[Any] = []
+    [hook] = model.add_hook("resid_post.2", lambda gradient, site: called.append(site), direction="backward")
+    try:
+        for _ in range(2):
+            model.run_with_cache(IDS, sites="embed")
+    finally:
+        hook.remove()
+    assert not called
+    assert caplog.text.count("the backward hook on resid_post.2 is not called: this pass has no gradients") == 1
