@@ -53,18 +53,22 @@ class ThreadInterleaver(threading.local, Interleaver):
     def __init__(self, envoys: Any, fragments: Any = None) -> None:
         Interleaver.__init__(self, fragments=fragments)  # for each thread that uses it
         self.envoys = envoys
-        self._waiting: dict[str, list[tuple[int, Any]]] | None = (
-            None  # location -> workers, in order; None: see reindex
-        )
+        self._waiting: dict[str, list[tuple[int, Any]]] | None = None  # location -> workers, in order
         self._served: list[tuple[int, Any]] = []
+        self.parked: Any = set()  # the locations
 
     # nnsight looks at all workers wherever one is served. Hundreds that each wait for one place are found by the place.
 
     def reindex(self) -> None:
         """Index what workers wait for, where none can move another (`waits_alone`)."""
         alone = all(getattr(mediator, "waits_alone", False) for mediator in self.mediators)
-        self._waiting, self._served = ({} if alone else None), list(enumerate(self.mediators))
+        self._waiting, self._served = ({}, list(enumerate(self.mediators))) if alone else (None, [])
         super().reindex()
+
+    def cancel(self) -> None:
+        """Let go of the workers, which hold the model."""
+        super().cancel()
+        self._waiting, self._served, self.parked = None, [], set()
 
     def _reindex_parked(self) -> None:
         if self._waiting is None:

@@ -31,7 +31,6 @@ NEEDED = {  # what the extra `pipeline` of pyproject.toml installs -> the name t
     "omegaconf": "omegaconf",
     "psutil": "psutil",
     "pyarrow": "pyarrow",
-    "pyyaml": "yaml",
     "ruamel.yaml": "ruamel.yaml",
     "zarr": "zarr",
 }
