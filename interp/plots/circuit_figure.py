@@ -57,8 +57,9 @@ def edges_figure(scores: EdgeScores, strongest: int = 20, *, title: str | None =
     side = (330.0 - 52.0) / max(len(senders), len(receivers), 6)
     of = f"mean of {examples} examples" if examples > 1 else "one example"
     heading = title or f"The {len(chosen)} strongest edges, {scores.direction}: {of}"
-    frame = heat.frame(bar=True, tile=(max(18.0, side), max(12.0, side)))
-    return figure_of([[(heat, frame)]], scale=0.8, title=visible(heading).replace("␣", " "))
+    above = visible(heading).replace("␣", " ")
+    frame = heat.frame(bar=True, tile=(max(18.0, side), max(12.0, side))).below(above)
+    return figure_of([[(heat, frame)]], scale=0.8, title=above)
 
 
 def faithfulness_figure(curve: FaithfulnessCurve, *, title: str | None = None) -> Figure:
@@ -88,4 +89,5 @@ def faithfulness_figure(curve: FaithfulnessCurve, *, title: str | None = None) -
     frame = replace(
         WIDE, width=WIDE.width - WIDE.right + 20, right=20, height=WIDE.height + 50, bottom=WIDE.bottom + 50
     )
-    return figure_of([[(panel, frame)]], scale=0.8, title=visible(heading).replace("␣", " "))
+    above = visible(heading).replace("␣", " ")
+    return figure_of([[(panel, frame.below(above))]], scale=0.8, title=above)

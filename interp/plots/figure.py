@@ -110,6 +110,11 @@ class Frame:
         """Width and height of the plot."""
         return self.width - self.left - self.right, self.height - self.top - self.bottom
 
+    def below(self, title: str) -> Frame:
+        """The same with a right margin that makes it as wide as a title above it."""
+        more = max(0.0, 14 * LETTER * len(title) - self.width)
+        return replace(self, width=self.width + more, right=self.right + more)
+
     @property
     def unit(self) -> float:
         """Points in what is a point at letters of `FONT`."""

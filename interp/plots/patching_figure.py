@@ -88,14 +88,15 @@ def patching_figure(
     examples = result.coordinates["example"]
     of = f"mean of {len(examples)} examples" if len(examples) > 1 else f"example {examples[0]}"
     shown = f"{_TITLES[quantity]}{f' ({unit})' if unit else ''} of {readable(name)}, {result.direction}: {of}"
-    return figure_of([[(heat, _frame(heat))]], scale=0.8, title=visible(title or shown).replace("␣", " "))
+    above = visible(title or shown).replace("␣", " ")
+    return figure_of([[(heat, _frame(heat, above))]], scale=0.8, title=above)
 
 
-def _frame(heat: HeatMap) -> Frame:
-    """Tiles that are wide enough for names below them, where there are names."""
+def _frame(heat: HeatMap, title: str) -> Frame:
+    """Tiles that are wide enough for names below them, where there are names; all as wide as the title."""
     named = any(isinstance(place, str) for place in heat.columns)
     side = (330.0 - 52.0) / max(len(heat.rows), len(heat.columns), 6)
-    return heat.frame(bar=True, tile=(max(18.0, side), max(12.0, side)) if named else None)
+    return heat.frame(bar=True, tile=(max(18.0, side), max(12.0, side)) if named else None).below(title)
 
 
 def _shape(result: PatchingResult) -> tuple[int, ...]:

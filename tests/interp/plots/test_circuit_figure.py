@@ -24,6 +24,8 @@ def test_the_strongest_edges_as_tiles() -> None:
     ]
     assert "highest 5, mlp_out.0 to mlp_in.1" in figure.alt
     assert len(scores.plot().tips("tile")) == 5
+    [title] = [text for text in figure.texts if "strongest edges" in text.get_text()]
+    assert title.get_window_extent().x1 <= figure.bbox.x1, "a few tiles are narrower than their title"
     with pytest.raises(InterpError, match="strongest: expected at least 1"):
         scores.plot(strongest=0)
 
