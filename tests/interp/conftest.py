@@ -18,6 +18,7 @@ def standardized(model_folder: Callable[[str], Path]) -> Callable[[str], Standar
     def model(family: str) -> StandardizedTransformer:
         if family not in made:
             made[family] = StandardizedTransformer(model_folder(family), dtype="float32", device_map="cpu")
+        made[family]._module.zero_grad()  # what an earlier test's backward pass has left
         return made[family]
 
     return model
