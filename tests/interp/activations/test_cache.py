@@ -248,6 +248,7 @@ def test_gradients_are_those_of_plain_torch(case: str) -> None:
         for hook in hooks:
             hook.remove()
         plain(case).zero_grad()
+    model.zero_grad()  # others share the model
     output, cache = model.run_with_cache(
         IDS, sites="embed", gradients=sites, gradients_of=lambda logits: logits[0, -1, 7] - logits[1, 2, 9]
     )
