@@ -1,4 +1,4 @@
-"""Writes tensors into safetensors files, by one rename. No pickle."""
+"""Safetensors files: written by one rename, read with the text in their header. No pickle."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["write_tensors"]
+from interp.errors import InterpError
+
+__all__ = ["read_tensors", "write_tensors"]
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -33,3 +36,25 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file whole.
+
+    Arguments:
+        path: of the file.
+
+    Returns:
+        Name -> tensor, on the CPU, and the text by key of the file's header.
+
+    Raises:
+        InterpError: no such file, or one that is no safetensors file, or cut short.
+    """
+    if not Path(path).is_file():
+        raise InterpError(f"there is no file {str(path)!r}.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
+            return found, dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise InterpError(f"{str(path)!r} is no whole safetensors file: {error}. Save it again.") from None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from interp.activations.residual_stack import (
@@ -23,7 +22,7 @@ from interp.activations.residual_stack import (
 )
 from interp.errors import InterpError
 from interp.sites import LAYER_KINDS, SHAPES, Site, Spelling, parse_site, parse_sites
-from interp.tensor_files import write_tensors
+from interp.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -361,14 +360,8 @@ class ActivationCache(Mapping[Spelling, Tensor]):
         Raises:
             InterpError: no such file, one that holds something else, or another model.
         """
-        if not Path(path).is_file():
-            raise InterpError(f"there is no file {str(path)!r}.")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                manifest = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
-        except SafetensorError as error:
-            raise InterpError(f"{str(path)!r} is no whole safetensors file: {error}. Save the cache again.") from None
+        found, header = read_tensors(path)
+        manifest = json.loads(header.get(_KEY, "{}"))
         if (manifest.get("kind"), manifest.get("version")) != (_KIND, _VERSION):
             raise InterpError(f"{str(path)!r}: expected a {_KIND} (version {_VERSION}), found {manifest.get('kind')}.")
         found |= {name: found[other] for name, other in manifest["same"].items()}

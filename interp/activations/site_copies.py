@@ -215,7 +215,7 @@ class _InOrder:
         return value
 
     def write(self, value: Tensor) -> None:
-        raise NotImplementedError
+        raise AssertionError("a cache only reads")  # what its visit returns is None
 
 
 def _version(value: Tensor) -> int | None:

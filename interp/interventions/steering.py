@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from interp.errors import InterpError, nearest
 from interp.interventions.intervention import Intervention
 from interp.interventions.values import SavedTensor
 from interp.sites import canonical
-from interp.tensor_files import write_tensors
+from interp.tensor_files import read_tensors, write_tensors
 
 __all__ = ["Contrast", "SteeringVectors", "contrast"]
 
@@ -102,14 +101,8 @@ class SteeringVectors:
         Raises:
             InterpError: no such file, or one that holds something else.
         """
-        if not Path(path).is_file():
-            raise InterpError(f"there is no file {str(path)!r}.")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                described = json.loads((file.metadata() or {}).get(_KEY, "{}"))
-                vectors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dictionary
-        except SafetensorError as error:
-            raise InterpError(f"{str(path)!r} is no whole safetensors file: {error}.") from None
+        vectors, header = read_tensors(path)
+        described = json.loads(header.get(_KEY, "{}"))
         if described.get("kind") != _KIND:
             raise InterpError(f"{str(path)!r}: expected {_KIND}, found {described.get('kind', 'other tensors')}.")
         return cls(vectors, described["method"])

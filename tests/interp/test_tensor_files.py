@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from interp.errors import InterpError
 from interp.model import StandardizedTransformer
-from interp.tensor_files import write_tensors
+from interp.tensor_files import read_tensors, write_tensors
 from interp.translators import AffineMap, TunedLens
 from interp.translators.affine_maps import AffinePairs
 from interp.translators.training import write_checkpoint
@@ -67,3 +68,16 @@ def test_what_was_there_stays_until_the_new_is_whole(tmp_path: Path, monkeypatch
     write_tensors(path, {"a": torch.zeros(2)}, {"told": "before"})
     assert path.read_bytes() == first
     assert [found.name for found in tmp_path.iterdir()] == ["map.safetensors"]
+
+
+def test_what_is_read_back(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(3.0), "b": torch.ones(2, 2, dtype=torch.bfloat16)}
+    write_tensors(tmp_path / "file", tensors, {"key": "text"})
+    found, header = read_tensors(tmp_path / "file")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert header == {"key": "text"}
+    with pytest.raises(InterpError, match="there is no file"):
+        read_tensors(tmp_path / "other")
+    (tmp_path / "cut").write_bytes((tmp_path / "file").read_bytes()[:-4])
+    with pytest.raises(InterpError, match="no whole safetensors file"):
+        read_tensors(tmp_path / "cut")

@@ -36,12 +36,8 @@ class ForwardMethods:
     points: Points
     _hook_points: dict[str, HookPoint]
     _found_order: dict[str, int] | None = None  # of the points that are there now; empty: there is none
+    _encode: Callable[..., tuple[Tensor, Tensor]]  # of `TokenMethods`
     _last_tokens: Tensor | None = None  # of the last pass, where the tokens are all that it was given
-
-    def _encode(
-        self, texts: str | list[str], prepend_bos: bool | None, padding_side: str | None, truncate: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError  # of `TokenMethods`
 
     def forward(
         self,

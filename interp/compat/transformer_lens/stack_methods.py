@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ __all__ = ["StackMethods", "as_slice"]
 Stack = Tensor | tuple[Tensor, list[str]]
 
 
-class StackMethods:
+class StackMethods(ABC):
     """What a cache does with the residual stream. A stack is (component, batch, position, d_model)."""
 
     cache_dict: dict[str, Tensor]
@@ -24,8 +25,8 @@ class StackMethods:
     has_embed: bool
     has_pos_embed: bool
 
-    def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
-        raise NotImplementedError  # of the cache
+    @abstractmethod
+    def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor: ...
 
     def accumulated_resid(
         self,
