@@ -55,7 +55,17 @@ def freeze_prefix(model: StandardizedTransformer, prompts: Any) -> FrozenPrefix:
 
 
 def following(model: StandardizedTransformer, prompts: Any, prefix: FrozenPrefix, more: int) -> list[Encoded]:
-    """What follows a prefix, without the tokenizer's start token."""
+    """What follows a prefix, without the tokenizer's start token.
+
+    Arguments:
+        model: the model.
+        prompts: a multiple of the prefix's rows; prompt i goes on from row i modulo their number.
+        prefix: what `model.freeze_prefix` gave.
+        more: tokens that are written behind each.
+
+    Raises:
+        InterpError: another model's prefix, another number of prompts, or ids or positions that the model lacks.
+    """
     if prefix.input_ids is None:
         raise InterpError("prefix: expected what model.freeze_prefix gives.")
     if prefix.layers[0].module is not model._module:
@@ -87,7 +97,15 @@ def passes_behind(
     batch_size: int | None,
     more: int | None,
 ) -> list[Pass]:
-    """Passes of what follows a prefix; padded on the right, where nothing counts tokens from the end."""
+    """Passes of what follows a prefix; padded on the right, where nothing counts tokens from the end.
+
+    Arguments:
+        model: the model.
+        encoded: what follows, as `following` gives it.
+        prefix: what it follows.
+        batch_size: prompts in a pass at most; None: as many as suit the device.
+        more: tokens that each goes on for, in batches of one length; None: it ends.
+    """
     assert prefix.input_ids is not None
     own = prefix.input_ids.tolist()
     ids = [one.input_ids for one in encoded]

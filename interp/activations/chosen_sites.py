@@ -22,7 +22,12 @@ product more, logits are the output itself."""
 
 
 def all_sites(model: StandardizedTransformer, kinds: Sequence[str] = KINDS) -> list[Site]:
-    """The sites of some kinds that a model has, all heads of a layer as one, in the order of the forward pass."""
+    """The sites of some kinds that a model has, all heads of a layer as one, in the order of the forward pass.
+
+    Arguments:
+        model: the model.
+        kinds: of `interp.sites.KINDS`.
+    """
     every = [
         Site(kind, layer) if kind in LAYER_KINDS else Site(kind)
         for kind in kinds

@@ -224,7 +224,12 @@ def check_side(padding_side: str) -> None:
 
 
 def checked_size(model: StandardizedTransformer, batch_size: int | None, longest: int) -> int:
-    """Prompts in a batch at most; None: as many of so many tokens as suit the device.
+    """Prompts in a batch at most.
+
+    Arguments:
+        model: the model.
+        batch_size: what the user asks for; None: as many as suit the device.
+        longest: tokens of the longest prompt, new ones included.
 
     Raises:
         InterpError: it is not positive.

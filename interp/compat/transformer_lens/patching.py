@@ -265,7 +265,11 @@ get_act_patch_attn_head_pattern_all_pos = partial(
 def get_act_patch_attn_head_all_pos_every(
     model: TransformerBridge, corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Any, **kwargs: Any
 ) -> Any:
-    """Every head's output, query, key, value and pattern: (patch type, layer, head); shared heads are filled with 0."""
+    """Every head's output, query, key, value and pattern: (patch type, layer, head); shared heads are filled with 0.
+
+    Arguments:
+        model, corrupted_tokens, clean_cache, metric, kwargs: as of `generic_activation_patch`.
+    """
     found = [
         patch(model, corrupted_tokens, clean_cache, metric, **kwargs)
         for patch in (
@@ -282,7 +286,11 @@ def get_act_patch_attn_head_all_pos_every(
 def get_act_patch_attn_head_by_pos_every(
     model: TransformerBridge, corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Any, **kwargs: Any
 ) -> Any:
-    """The same at each position: (patch type, layer, position, head)."""
+    """Every head's output, query, key, value and pattern at each position: (patch type, layer, position, head).
+
+    Arguments:
+        model, corrupted_tokens, clean_cache, metric, kwargs: as of `generic_activation_patch`.
+    """
     found = [
         patch(model, corrupted_tokens, clean_cache, metric, **kwargs)
         for patch in (
@@ -299,7 +307,11 @@ def get_act_patch_attn_head_by_pos_every(
 def get_act_patch_block_every(
     model: TransformerBridge, corrupted_tokens: Tensor, clean_cache: ActivationCache, metric: Any, **kwargs: Any
 ) -> Any:
-    """The residual stream before each layer, attention's and the MLP's output: (patch type, layer, position)."""
+    """The residual stream before each layer, attention's and the MLP's output: (patch type, layer, position).
+
+    Arguments:
+        model, corrupted_tokens, clean_cache, metric, kwargs: as of `generic_activation_patch`.
+    """
     found = [
         patch(model, corrupted_tokens, clean_cache, metric, **kwargs)
         for patch in (get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
@@ -399,7 +411,12 @@ def get_act_patch_direct_path_all_sources(
     component: str = "q",
     verbose: bool = True,
 ) -> Tensor:
-    """`get_act_patch_direct_path` from every head: (layer, head, later layer, head)."""
+    """`get_act_patch_direct_path` from every head: (layer, head, later layer, head).
+
+    Arguments:
+        model, corrupted_tokens, clean_cache, corrupted_cache, patching_metric, component, verbose: as of
+            `get_act_patch_direct_path`.
+    """
     count, heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
     found = [
         get_act_patch_direct_path(

@@ -399,4 +399,5 @@ class StackMethods(ABC):
 
 
 def as_slice(given: Slice | SliceInput) -> Slice:
+    """What a user gives as positions, as a `Slice`."""
     return given if isinstance(given, Slice) else Slice(given)
