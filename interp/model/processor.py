@@ -142,9 +142,7 @@ def _images_only(kind: Any) -> Any:
     )
 
 
-def _assembled(
-    kind: type[ProcessorMixin], name: str, tokenizer: PreTrainedTokenizerBase, hub: Mapping[str, Any]
-) -> ProcessorMixin:
+def _assembled(kind: Any, name: str, tokenizer: PreTrainedTokenizerBase, hub: Mapping[str, Any]) -> ProcessorMixin:
     """A processor from its parts, as `ProcessorMixin.from_pretrained` makes it, but with the given tokenizer."""
     settings, _ = kind.get_processor_dict(name, **hub)
     parameters = inspect.signature(kind.__init__).parameters
