@@ -31,7 +31,7 @@ from interp.model.resolve import place_of
 from interp.model.verdicts import holds, sample_ids
 from interp.model.visits import Visit, run_visiting
 from interp.passes import turn
-from interp.prompts import Encoded
+from interp.prompts import Encoded, Media
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -143,6 +143,11 @@ class ForwardPasses:
         return ids
 
     @property
+    def media(self) -> list[Media | None]:
+        """What each prompt is fed beside its token ids."""
+        return [one.media for one in self.encoded]
+
+    @property
     def input_ids(self) -> list[list[int]]:
         """Token ids of each prompt, those of its prefix included."""
         return [[*before, *one.input_ids] for before, one in zip(self.prefixes, self.encoded, strict=True)]
@@ -227,14 +232,8 @@ def _batches(
     side: PaddingSide,
     more: int = 0,
 ) -> list[PromptBatch]:
-    """Batches of prompts, each in the order in which these were given: one batch of all needs no other order then."""
-    ids = [one.input_ids for one in encoded]
-    batches = []
-    for batch in prompt_batches(model, ids, batch_size=batch_size, padding_side=side, more=more):
-        order = sorted(range(len(batch.rows)), key=batch.rows.__getitem__)
-        inputs = {name: value[order] for name, value in batch.inputs.items()}
-        batches.append(PromptBatch(sorted(batch.rows), batch.lengths[order], batch.before[order], inputs))
-    return batches
+    ids, media = [one.input_ids for one in encoded], [one.media for one in encoded]
+    return prompt_batches(model, ids, media=media, batch_size=batch_size, padding_side=side, more=more)
 
 
 def _layer(layer: int, num_layers: int, name: str, *, last: int) -> int:

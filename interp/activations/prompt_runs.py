@@ -91,7 +91,7 @@ def run(
             keep_graph=keep_graph,
         )  # fmt: skip
         if new is not None:
-            generate(done, one, passes.input_ids, new, sampling, stops)
+            generate(done, one, passes.input_ids, new, sampling, stops, passes.media)
         else:
             with torch.set_grad_enabled(differentiates), passes.sharing(one, inside_attention=inside):
                 done.run(one.inputs, gradients_of)

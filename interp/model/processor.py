@@ -6,9 +6,9 @@ alone. Here a processor is put together from its parts, so that without torchvis
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,8 +30,9 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file, is_torchvision_available
 
 from interp.errors import InterpError
+from interp.model.loading import load_tokenizer
 
-__all__ = ["load_processor"]
+__all__ = ["image_feeds", "load_processor", "quiet_pipeline", "sees_images"]
 
 # Where the hub's repositories say which processor is theirs, in the order in which transformers looks.
 _FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -41,10 +42,30 @@ _PACKAGES = ("torchvision", "num2words", "pillow")
 _LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 
 
+def sees_images(module: Any) -> bool:
+    """Whether a model takes images."""
+    return "pixel_values" in image_feeds(module)
+
+
+def image_feeds(module: Any) -> set[str]:
+    """Names of what a model's forward pass takes."""
+    return set(inspect.signature(type(module).forward).parameters)
+
+
+@contextmanager
+def quiet_pipeline() -> Iterator[None]:
+    """Leave out that a model which sees images is none for a pipeline of text: nnsight's, which prompts go past."""
+    logger = logging.getLogger("transformers.pipelines.base")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def load_processor(
     source: str | Path,
     *,
-    tokenizer: PreTrainedTokenizerBase,
     revision: str | None = None,
     trust_remote_code: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -53,7 +74,6 @@ def load_processor(
 
     Arguments:
         source: a local folder or a hub id.
-        tokenizer: the model's; the processor gets a copy, since some families' processors change theirs.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that the hub repository carries.
         options: keyword arguments that say where the files are (`cache_dir`, `token`, ...).
@@ -76,7 +96,8 @@ def load_processor(
                     "or preprocessor_config.json beside the weights; or pass processor=, an object."
                 )
             return found
-        return _assembled(kind, name, copy.deepcopy(tokenizer), hub)
+        tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+        return _assembled(kind, name, tokenizer, hub)
     except InterpError:
         raise
     except _LOAD_ERRORS as error:

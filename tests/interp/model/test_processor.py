@@ -12,7 +12,6 @@ import pytest
 from transformers import AutoProcessor
 
 from interp.errors import InterpError
-from interp.model.loading import load_tokenizer
 from interp.model.processor import load_processor
 from tests.vision import FAMILIES, image
 
@@ -39,8 +38,8 @@ _TOKENS["paligemma"] = _TOKENS["paligemma2"] = "<image>" * 16
 
 
 def _loaded(folder: Path) -> Any:
-    tokenizer = load_tokenizer(folder, revision=None, trust_remote_code=False)
-    return load_processor(folder, tokenizer=tokenizer)
+
+    return load_processor(folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
