@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import ProcessorMixin
 
-__all__ = ["Media", "by_token", "encode_with_images", "media_inputs", "opened", "with_images"]
+__all__ = ["Media", "by_token", "check_no_images", "encode_with_images", "media_inputs", "opened", "with_images"]
 
 # What a processor gives that is not fed beside the ids, or that the batch makes itself.
 _OWN = {"input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask", "text_replacement_offsets"}
@@ -102,6 +102,22 @@ def _given(prompt: Any, images: tuple[Any, ...], index: int) -> Any:
             f"images: prompt {index} is token ids, which cannot be expanded by those of an image. Give its text."
         )
     return Prompt(prompt, images=images)
+
+
+def check_no_images(prompts: Sequence[Encoded | Prompt | Any], name: str, why: str) -> None:
+    """Refuse prompts with images where these would be left out.
+
+    Arguments:
+        prompts: `Prompt`s, encoded or not, and others.
+        name: what the caller calls them, for messages.
+        why: why they cannot have images, and what can be done, without a full stop.
+
+    Raises:
+        InterpError: one has images.
+    """
+    for index, one in enumerate(prompts):
+        if getattr(one, "images", ()) or getattr(one, "media", None) is not None:
+            raise InterpError(f"{name}: prompt {index} has images, and {why}.")
 
 
 def opened(image: Any) -> Any:
