@@ -336,7 +336,7 @@ class ProofTable:
         wide = [term.double().cpu() for term in terms]
         expected, got = torch.stack(wide).sum(0), value.double().cpu()
         magnitude = torch.stack([term.abs() for term in wide]).sum(0)
-        # A head may give minus infinity for rows of padding, or the lowest number: nothing but the same is allowed there.
+        # A head may give minus infinity for rows of padding, or the lowest number: nothing but the same is allowed.
         magnitude = self._ordinary(magnitude)
         if len(terms) == 1 or loose:  # logits near zero are differences of large products
             magnitude = magnitude.max().expand_as(magnitude)
