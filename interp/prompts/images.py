@@ -247,6 +247,11 @@ def _image_spans(
         start, stop = one["new_span"]
         block = [token for token, (begin, end) in enumerate(offsets) if begin < stop and end > start and begin < end]
         images.append(tuple(token for token in block if ids[token] == image_token_id))
+        if not images[-1]:
+            raise InterpError(
+                f"images: the processor stands for an image with the tokens {sorted({ids[at] for at in block})}, the "
+                f"model expects token {image_token_id}. Load the processor of this model."
+            )
         spans[f"image[{index}]"] = TokenSet(images[-1])
     spans["image"] = TokenSet(tuple(token for image in images for token in image))
     text = [token for token in range(len(ids)) if ids[token] != image_token_id]
