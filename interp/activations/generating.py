@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.activations.edited_pass import EditedPass, Read
 from interp.activations.prompt_batches import Pass, prompt_batches
 from interp.forward.prefix import FrozenPrefix
+from interp.forward.layers import is_causal
 from interp.forward.rope import forget_lengths
 from interp.interventions.edits import Window
 from interp.interventions.perform import draws
@@ -127,6 +128,9 @@ def _cached(
         raise NotImplementedError("the model gives no past_key_values")
     inputs = {name: value for name, value in batch.inputs.items() if name != "input_ids"}
     columns = first.window.stop
+    # A model that counts rows and columns of images (Qwen-VL) goes on behind them from another number: (row, 1) more.
+    beyond: Tensor | None = getattr(first.model._module.base_model, "rope_deltas", None)
+    counts_images = beyond is not None and first.model.takes_position_ids and "position_ids" not in inputs
 
     def going_on(going: list[int], tokens: Tensor) -> Tensor:
         nonlocal columns
@@ -141,6 +145,9 @@ def _cached(
         if "position_ids" in inputs:
             inputs["position_ids"] = inputs["position_ids"][:, -1:] + 1
             fed["position_ids"] = inputs["position_ids"]
+        elif counts_images:
+            assert beyond is not None
+            fed["position_ids"] = inputs["attention_mask"].sum(1, keepdim=True) - 1 + beyond
         step = EditedPass(first.model, window, first.edits, Read.nothing(len(tokens)), last_logits=True)
         step.run({**fed, "past_key_values": cache, "use_cache": True})
         assert step.last is not None
@@ -165,25 +172,42 @@ def _whole(
         texts = [[*input_ids[example][one.before :], *new.ids[example]] for example in examples]
         grown = len(new.ids[examples[0]])
         found: list[Tensor | None] = [None] * len(going)
-        own = None if media is None else [_longer(media[example], grown) for example in examples]
-        for part in _passes(first.model, texts, None if one.prefix is None else one.prefix.of_rows(going), own):
+        prefix = None if one.prefix is None else one.prefix.of_rows(going)
+        given = [None] * len(texts) if media is None else [media[example] for example in examples]
+        fed = [_longer(first.model, own, len(ids), grown) for own, ids in zip(given, texts, strict=True)]
+        for part in _passes(first.model, texts, prefix, fed):
             forget_lengths(first.model)
             window = part.window(first.window.lengths, [examples[index] for index in part.batch.rows], grown)
             step = EditedPass(first.model, window, first.edits, Read.nothing(len(part.batch.rows)), last_logits=True)
             step.run(part.inputs)
             assert step.last is not None
-            for index, own in zip(part.batch.rows, step.last, strict=True):
-                found[index] = own
-        return torch.stack([own for own in found if own is not None])
+            for index, last in zip(part.batch.rows, step.last, strict=True):
+                found[index] = last
+        return torch.stack([last for last in found if last is not None])
 
     return first.last, going_on
 
 
-def _longer(media: Media | None, grown: int) -> Media | None:
-    """What a prompt is fed, behind which new tokens stand that are no part of an image."""
+def _longer(model: StandardizedTransformer, media: Media | None, length: int, grown: int) -> Media | None:
+    """What a prompt is fed beside its ids when new tokens stand behind it.
+
+    They are no part of an image; in PaliGemma, whose prompts see themselves whole, they are what follows (type 1).
+
+    Arguments:
+        model: the model.
+        media: what the prompt is fed.
+        length: tokens of both.
+        grown: new tokens.
+    """
+    follows = model._module.config.model_type == "paligemma"
     if media is None:
-        return None
-    return replace(media, by_token={name: [*own, *[0] * grown] for name, own in media.by_token.items()})
+        if not follows or is_causal(model, length):
+            return None
+        media = Media({}, {"token_type_ids": [0] * (length - grown)})
+    after = {"token_type_ids": 1} if follows else {}
+    return replace(
+        media, by_token={name: [*own, *[after.get(name, 0)] * grown] for name, own in media.by_token.items()}
+    )
 
 
 def _passes(
