@@ -9,7 +9,7 @@ edits of `k` and `v` themselves, and cut edges, are made again in each step, on 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from interp.activations.edited_pass import EditedPass, Read
 from interp.activations.prompt_batches import Pass, prompt_batches
-from interp.forward.prefix import FrozenPrefix
 from interp.forward.layers import is_causal
+from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths
 from interp.interventions.edits import Window
 from interp.interventions.perform import draws
@@ -204,10 +204,7 @@ def _longer(model: StandardizedTransformer, media: Media | None, length: int, gr
         if not follows or is_causal(model, length):
             return None
         media = Media({}, {"token_type_ids": [0] * (length - grown)})
-    after = {"token_type_ids": 1} if follows else {}
-    return replace(
-        media, by_token={name: [*own, *[after.get(name, 0)] * grown] for name, own in media.by_token.items()}
-    )
+    return media.followed(grown, {"token_type_ids": 1} if follows else None)
 
 
 def _passes(

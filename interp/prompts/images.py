@@ -55,6 +55,18 @@ class Media:
     by_token: Mapping[str, list[int]] = field(default_factory=dict)
     by_row: bool = False
 
+    def followed(self, more: int, numbers: Mapping[str, int] | None = None) -> Media:
+        """The same with tokens behind the prompt that are no part of an image.
+
+        Arguments:
+            more: how many.
+            numbers: what each of them has by name; 0 where it is not said.
+        """
+        after = numbers or {}
+        return replace(
+            self, by_token={name: [*own, *[after.get(name, 0)] * more] for name, own in self.by_token.items()}
+        )
+
 
 def same_prompt(one: Encoded, other: Encoded) -> bool:
     """Whether two prompts are the same to a model: their tokens, and what stands for them."""
