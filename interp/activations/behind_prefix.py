@@ -15,8 +15,9 @@ from interp.forward.batch import Feed, check_prefix, last_states
 from interp.forward.layers import check_ready
 from interp.forward.packing import sent
 from interp.forward.prefix import FrozenPrefix
-from interp.model.fed import check_fed, whole_inputs
+from interp.model.fed import check_fed
 from interp.model.hooks import hooks_aside
+from interp.model.image_inputs import batches_images, inputs_of_prompts
 from interp.model.processor import image_token
 from interp.model.verdicts import is_changed, off_by, sample_ids
 from interp.passes import turn
@@ -58,6 +59,11 @@ def freeze_prefix(model: StandardizedTransformer, prompts: Any, images: Any = No
     media = [one.media for one in encoded if one.media is not None]
     if media and len(media) < len(encoded):
         raise InterpError("freeze_prefix: some of the prefixes have images, others none. Freeze these by themselves.")
+    if len(media) > 1 and not batches_images(model):
+        raise InterpError(
+            f"freeze_prefix: how several prompts with images share a pass is not known of "
+            f"{type(model._module).__name__}. Freeze each by itself."
+        )
     with turn(model._module):
         check_prefix(model, [[*_without_images(model, ids[0]), *more]], lengths[0])
         prefix = FrozenPrefix.of(model, sent(torch.tensor(ids, device="cpu"), model.device), media)
@@ -83,7 +89,7 @@ def _check_images(
             behind = torch.tensor([more] * len(input_ids), device=model.device)
             found = last_states(model, Feed.of(model, behind, prefix))
             seen = [None if one is None else one.followed(len(more)) for one in prefix.media]
-            fed = whole_inputs(model, [[*ids, *more] for ids in input_ids], seen)
+            fed = inputs_of_prompts(model, [[*ids, *more] for ids in input_ids], seen)
             whole = last_states(model, Feed({**fed, "use_cache": False}, sees=True))[:, prefix.length :]
     finally:
         model._edits = edits

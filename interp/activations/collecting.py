@@ -31,7 +31,8 @@ from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths, rotary_limit
 from interp.matmul import faster_products
-from interp.model.fed import check_fed, whole_inputs
+from interp.model.fed import check_fed
+from interp.model.image_inputs import batches_images, inputs_of_prompts
 from interp.model.padding import pads
 from interp.model.verdicts import is_changed
 from interp.passes import turn
@@ -255,8 +256,10 @@ class _Collector:
             block = block.cut(keep=block.rows if self.inside_attention else long | seeing)
         done = len(block.input_ids) - len(block.rows)  # of those without a position nothing is read
         groups = [(block, shared) for shared in self._groups(block, short)]
-        if seeing - long:
+        if seeing - long and batches_images(self.model):
             groups.append((whole, SharedPrefix(0, sorted(seeing - long))))
+        else:
+            long |= seeing  # each alone
         for row in sorted(long, key=lambda row: len(block.input_ids[row])):
             groups.append((whole if row in seeing else block, SharedPrefix(0, [row])))
         for of, shared in groups:
@@ -359,7 +362,7 @@ class _Collector:
         if block.causal:
             return Feed.of(self.model, right_padded(tokens), prefix)
         sees = any(one is not None for one in media)
-        return Feed({**whole_inputs(self.model, tokens, media), "use_cache": False}, sees=sees)
+        return Feed({**inputs_of_prompts(self.model, tokens, media), "use_cache": False}, sees=sees)
 
     def _read(self, block: Block, feed: Feed, entries: Entries) -> None:
         """Run one forward pass, and start the copy of what it gives at some tokens."""

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from interp import passes
 from interp.errors import InterpError
 from interp.matmul import faster_products
-from interp.model.fed import with_media
+from interp.model.image_inputs import with_media
 from interp.model.verdicts import off_by, sample_ids, verdict
 from interp.passes import check_not_open
 from interp.prompts import Media

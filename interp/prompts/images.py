@@ -355,21 +355,24 @@ def _image_spans(
 # Batches --------------------------------------------------------------------------------------------------------------
 
 
-def media_inputs(media: Sequence[Media]) -> dict[str, Tensor]:
+def media_inputs(media: Sequence[Media | None]) -> dict[str, Tensor]:
     """The inputs of a batch beside those that have a number for each token.
 
     Arguments:
-        media: of each row.
+        media: of each row; None: it has no image. At least one has.
 
     Returns:
         Name -> tensor; where rows or images differ in size, zero behind the smaller ones.
     """
     import torch
 
+    some = [one for one in media if one is not None]
     joined: dict[str, Tensor] = {}
-    for name in media[0].inputs:
-        parts = [one.inputs[name] for one in media]
-        sizes = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
+    for name, first in some[0].inputs.items():
+        parts = [one.inputs[name] for one in some]
+        if some[0].by_row:  # images of zeros are none
+            parts = [torch.zeros_like(first) if one is None else one.inputs[name] for one in media]
+        sizes = [max(part.shape[axis] for part in parts) for axis in range(1, first.dim())]
         padded = []
         for part in parts:
             more = [pair for axis, size in reversed(list(enumerate(sizes, 1))) for pair in (0, size - part.shape[axis])]
@@ -378,11 +381,11 @@ def media_inputs(media: Sequence[Media]) -> dict[str, Tensor]:
     return joined
 
 
-def by_token(media: Sequence[Media], width: int, before: Sequence[int]) -> dict[str, Tensor]:
-    """The inputs of a batch that have a number for each token, zero at padding.
+def by_token(media: Sequence[Media | None], width: int, before: Sequence[int]) -> dict[str, Tensor]:
+    """The inputs of a batch that have a number for each token, zero at padding and in rows without images.
 
     Arguments:
-        media: of each row.
+        media: of each row; None: it has no image. At least one has.
         width: columns of the batch.
         before: columns of padding before each row.
 
@@ -392,9 +395,11 @@ def by_token(media: Sequence[Media], width: int, before: Sequence[int]) -> dict[
     import torch
 
     filled: dict[str, Tensor] = {}
-    for name in media[0].by_token:
+    for name in next(one for one in media if one is not None).by_token:
         rows = torch.zeros(len(media), width, dtype=torch.long, device="cpu")
         for row, (one, start) in enumerate(zip(media, before, strict=True)):
+            if one is None:
+                continue
             numbers = torch.tensor(one.by_token[name][:width], device="cpu")
             rows[row, start : start + len(numbers)] = numbers
         filled[name] = rows
