@@ -263,19 +263,24 @@ class Extraction:
         """
         plan = self.plan(model, "cpu", dtype)
         edits = interventions if isinstance(interventions, Intervention) else list(interventions)
-        prompts: list[Any] = []
+        if block_size < 1:
+            raise InterpError(f"block_size: expected at least 1, got {block_size}.")
         encoded: list[Encoded] = []
+        images: dict[int, Any] = {}
         saved = []
         for batch in given_batches(batches, batch_size, column):
-            prompts += batch.prompts
-            encoded += (found := _encoded(model, batch, spans))
+            for prompt, one in zip(batch.prompts, found := _encoded(model, batch, spans), strict=True):
+                if one.media is not None:  # pixels of all prompts would not be in memory at once
+                    images[len(encoded)] = prompt
+                encoded.append(replace(one, media=None))
             if batch_saver is not None:
                 saved.append((len(found), batch_saver(batch.given) or {}))
-        slots = self.slots(encoded, plan.has_maps)
-        kept = gathered_saves(saved)
-        return ExtractionBlocks.of(
-            plan, self.to_dict(), encoded, slots, kept, block_size, batch_size, edits, padding_side
-        )
+        count = len(encoded)
+        return ExtractionBlocks(
+            plan, self.to_dict(), encoded, images, self.slots(encoded, plan.has_maps), gathered_saves(saved),
+            [range(at, min(at + block_size, count)) for at in range(0, count, block_size)], batch_size, edits,
+            padding_side,
+        )  # fmt: skip
 
 
 def _words(given: Any) -> list[str]:

@@ -12,8 +12,7 @@ from torch import Tensor
 from interp.activations.activation_cache import CachedModel
 from interp.activations.extracted_kinds import Extracted
 from interp.activations.extraction_pass import BatchSlots, BatchValues, ExtractionPlan
-from interp.activations.prompt_batches import PaddingSide
-from interp.errors import InterpError
+from interp.activations.prompt_batches import PaddingSide, encoded_prompts
 from interp.interventions import Intervention
 from interp.prompts import Encoded
 
@@ -54,7 +53,8 @@ class ExtractionBlocks:
     Attributes:
         plan: what is taken.
         extraction: the same, as data.
-        encoded: the prompts.
+        encoded: the prompts, without their images.
+        images: of those prompts that have some, by number: the prompts again, which are encoded with their block.
         slots: their tokens that something is taken at.
         saved: what a batch saver kept of them.
         ranges: which prompts each block has.
@@ -63,32 +63,13 @@ class ExtractionBlocks:
     plan: ExtractionPlan
     extraction: Mapping[str, Any]
     encoded: Sequence[Encoded]
+    images: Mapping[int, Any]
     slots: BatchSlots
     saved: Mapping[str, Any]
     ranges: Sequence[range]
     batch_size: int
     interventions: Intervention | Sequence[Intervention]
     padding_side: PaddingSide
-
-    @classmethod
-    def of(
-        cls,
-        plan: ExtractionPlan,
-        extraction: Mapping[str, Any],
-        encoded: Sequence[Encoded],
-        slots: BatchSlots,
-        saved: Mapping[str, Any],
-        block_size: int,
-        batch_size: int,
-        interventions: Intervention | Sequence[Intervention],
-        padding_side: PaddingSide,
-    ) -> ExtractionBlocks:
-        """See `Extraction.blocks`."""
-        if block_size < 1:
-            raise InterpError(f"block_size: expected at least 1, got {block_size}.")
-        count = len(encoded)
-        ranges = [range(at, min(at + block_size, count)) for at in range(0, count, block_size)]
-        return cls(plan, extraction, encoded, slots, saved, ranges, batch_size, interventions, padding_side)
 
     @property
     def sites(self) -> list[Extracted]:
@@ -160,10 +141,18 @@ class ExtractionBlocks:
         rows = self.ranges[index]
         slots = BatchSlots(**{axis: getattr(self.slots, axis).rows(rows) for axis in ("position", "query", "key")})
         values = self.plan.run(
-            [self.encoded[row] for row in rows], slots, interventions=self.interventions,
+            [self._encoded(row) for row in rows], slots, interventions=self.interventions,
             batch_size=self.batch_size, padding_side=self.padding_side,
         )  # fmt: skip
         return BlockValues(values)
+
+    def _encoded(self, row: int) -> Encoded:
+        """A prompt, with its images."""
+        light = self.encoded[row]
+        if row not in self.images:
+            return light
+        [whole] = encoded_prompts(self.plan.model, [self.images[row]])
+        return replace(light, media=whole.media)
 
     def __len__(self) -> int:
         return len(self.ranges)
