@@ -224,21 +224,20 @@ class Gathered:
     def tensors(self) -> dict[str, Tensor]:
         """Each thing of all examples; what was one tensor in every batch is one here. It can be asked for once."""
         whole = BatchSlots.together(self.slots)
-        known: dict[tuple[int, ...], Tensor] = {}
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, pieces in self.pieces.items():
+            groups.setdefault(tuple(map(id, pieces)), []).append(name)
         found: dict[str, Tensor] = {}
-        same = {name: tuple(map(id, pieces)) for name, pieces in self.pieces.items()}
-        held = list(self.pieces.values())  # so that no id is given anew
-        for name in list(self.pieces):
-            if same[name] not in known:
-                fill = -1 if name == "input_ids" else torch.nan
-                parts = [
-                    aligned(piece, self.axes[name], slots, whole, fill)
-                    for piece, slots in zip(self.pieces[name], self.slots, strict=True)
-                ]
-                known[same[name]] = parts[0] if len(parts) == 1 else torch.cat(parts)
-            found[name] = known[same[name]]
-        del held
-        return found
+        order = list(self.pieces)
+        for names in groups.values():
+            pieces = self.pieces[names[0]]
+            for name in names:  # so that they are gone with the tensor that they make
+                del self.pieces[name]
+            fill = -1 if names == ["input_ids"] else torch.nan
+            axes = self.axes[names[0]]
+            parts = [aligned(piece, axes, slots, whole, fill) for piece, slots in zip(pieces, self.slots, strict=True)]
+            found |= dict.fromkeys(names, parts[0] if len(parts) == 1 else torch.cat(parts))
+        return {name: found[name] for name in order}
 
     def means(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """The means over examples."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp import StandardizedTransformer
-from interp.activations import Extraction, Hook
+from interp.activations import Extraction, ExtractionResult
 from interp.errors import InterpError
 from interp.interventions import Intervention
 from interp.prompts import Prompt
@@ -39,7 +39,8 @@ def test_what_is_taken_is_what_plain_transformers_computes(case: str) -> None:
     )
     model = wrapped(case)
     result = extraction.run(model, RAGGED, progress=False)
-    close(_relative(result, "right", extraction, model), _relative(result, None, extraction, model))
+    close(numbers(result), one_by_one(result, model))
+    close(numbers(result), numbers(extraction.run(model, [RAGGED], progress=False, padding_side="right")))
     assert result.positions == [[8, 0, 1, 1, 2], [2, 0, 1, 1, 2], [4, 0, 1, 1, 2]]
     assert result.tokens("last") == [[8], [2], [4]] and result.input_ids == RAGGED
     for row, ids in enumerate(RAGGED):
@@ -82,21 +83,21 @@ def test_what_is_taken_is_what_plain_transformers_computes(case: str) -> None:
                 close(result["value_weighted_mean.0.h2"][row, i, j], weighted[0][2][of][:, to].mean())
 
 
-def _relative(result: Any, side: Any, extraction: Extraction, model: StandardizedTransformer) -> Tensor:
-    """All numbers as one vector; of the same prompts in batches of one, or padded on another side."""
-    if side is None:
-        parts = [extraction.run(model, [ids], progress=False) for ids in RAGGED]
-        rows = []
-        for name in result:
-            whole = result[name].clone()
-            for row, part in enumerate(parts):
-                slot = whole[row].fill_(-1 if name == "input_ids" else torch.nan)
-                slot[tuple(slice(n) for n in part[name].shape[1:])] = part[name][0]
-            rows.append(whole.flatten().float())
-    else:
-        other = extraction.run(model, [RAGGED], progress=False, padding_side=side)
-        rows = [other[name].flatten().float() for name in result]
-    return torch.cat(rows).nan_to_num(-7.0)
+def numbers(result: ExtractionResult) -> Tensor:
+    """All numbers of a result as one vector."""
+    return torch.cat([result[name].flatten().float() for name in result]).nan_to_num(-7.0)
+
+
+def one_by_one(result: ExtractionResult, model: StandardizedTransformer) -> Tensor:
+    """The same of batches of one prompt, laid out as the batch is."""
+    parts = [result.extraction.run(model, [ids], progress=False) for ids in RAGGED]
+    vectors = []
+    for name in result:
+        whole = torch.full_like(result[name], -1 if name == "input_ids" else torch.nan)
+        for row, part in enumerate(parts):
+            whole[row][tuple(slice(count) for count in part[name].shape[1:])] = part[name][0]
+        vectors.append(whole.flatten().float())
+    return torch.cat(vectors).nan_to_num(-7.0)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -199,7 +200,7 @@ def test_interventions_and_hooks_act_first_and_hooks_are_gone_after_an_exception
 
     with pytest.raises(ValueError, match="here"), model.hooks([("mlp_out.1", breaks)]):
         extraction.run(model, RAGGED, progress=False)
-    assert not model.list_hooks() and Hook is not None
+    assert not model.list_hooks()
     close(extraction.run(model, RAGGED, progress=False)["logits"], plain["logits"])
 
 
