@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,7 @@ def plain(folder: Path, model: StandardizedTransformer, prompt: Prompt) -> tuple
     """(head, query, key) pattern of layer 1, (position, vocabulary) logits, and token ids, by plain transformers."""
     eager = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
     processor: Any = model.processor
-    with warnings.catch_warnings():  # PaliGemma's processor makes arrays of tensors in a way that numpy deprecates
-        warnings.simplefilter("ignore", DeprecationWarning)
-        inputs = processor(text=prompt.text, images=list(prompt.images), return_tensors="pt")
+    inputs = processor(text=prompt.text, images=list(prompt.images), return_tensors="pt")
     with torch.no_grad():
         output = eager(**inputs, output_attentions=True)
     return output.attentions[1][0], output.logits[0], inputs["input_ids"][0]
@@ -42,6 +39,8 @@ def seen_by_hand(family: str, ids: Tensor, is_image: Tensor) -> Tensor:
     return causal | (is_image[:, None] & is_image) if family == "gemma3" else causal
 
 
+# PaliGemma's processor makes arrays of tensors in a way that numpy deprecates.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("family", ["paligemma", "gemma3", "qwen2_vl"])
 def test_prompts_with_images(family: str, vision_folder: Callable[[str], Path]) -> None:
     folder = vision_folder(family)
