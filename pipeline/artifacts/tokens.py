@@ -154,6 +154,7 @@ class Row:
         labels: name -> value: what the prompt is about (`concept`, `source_language`, ...).
         answers: group -> ids of the tokens that count as its answer, distinct; empty where none is known.
         words: group -> the accepted words that the tokens come from.
+        images: names of the prompt's images in `tokens/images`, in the order of their places in the text.
     """
 
     prompt: str
@@ -162,6 +163,7 @@ class Row:
     labels: Mapping[str, str] = field(default_factory=dict)
     answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    images: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,7 @@ class TaskData:
         groups: group -> its label for people, over all three.
         notes: what is odd about the data, counted, with examples.
         read_as: how the user's file is written, for people; empty where there is none.
+        images: name in `tokens/images`, which is made of its content's digest -> the user's file.
     """
 
     prompts: Sequence[Row]
@@ -202,3 +205,4 @@ class TaskData:
     groups: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[Note] = ()
     read_as: str = ""
+    images: Mapping[str, Path] = field(default_factory=dict)
