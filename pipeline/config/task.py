@@ -26,7 +26,7 @@ class TaskConfig(Kinds):
     Attributes:
         file_key: the setting that names its input file.
         on_hub: whether that may be a data set of the hub.
-        sees: whether its prompts have images; `make` is then given the model's processor as well.
+        sees: whether its prompts have images; `make` is then given what encodes them as well.
         kind: the task.
     """
 

@@ -106,8 +106,8 @@ def _cover(shape: str) -> NDArray[np.float32]:
 def write_folder(folder: Path) -> None:
     """Write the images and metadata.csv, as `datasets` reads a folder of images.
 
-    The columns beside `file_name`: `shape`, whose colour is asked for; `answer`, that colour; `other`, that of another
-    shape in the image.
+    The columns beside `file_name`: `prompt`; `shape`, whose colour it asks for; `answer`, that colour; `other`, that of
+    another shape in the image.
 
     Arguments:
         folder: made where it does not exist.
@@ -120,7 +120,8 @@ def write_folder(folder: Path) -> None:
         asked, other = draws.sample(list(scene.things.values()), 2)
         name = f"{number:02}.png"
         Image.fromarray(draw(scene)).save(folder / name, optimize=True)
-        rows.append({"file_name": name, "shape": asked[0], "answer": asked[1], "other": other[1]})
+        prompt = f"<image>\nWhat colour is the {asked[0]}? Answer:"
+        rows.append({"file_name": name, "prompt": prompt, "shape": asked[0], "answer": asked[1], "other": other[1]})
     with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()

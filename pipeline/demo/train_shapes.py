@@ -60,6 +60,7 @@ class Recipe:
         hidden_size, intermediate_size, layers, heads: of the language model.
         vision_size, vision_layers: of the vision tower, with as many heads.
         vocab_size: of the tokenizer at most.
+        initializer_range: standard deviation of the language model's weights before training.
         seed: of weights and draws.
     """
 
@@ -75,6 +76,7 @@ class Recipe:
     vision_size: int = 64
     vision_layers: int = 3
     vocab_size: int = 560
+    initializer_range: float = 0.1
     seed: int = 0
 
 
@@ -165,6 +167,7 @@ def new_model(recipe: Recipe, processor: LlavaProcessor) -> LlavaForConditionalG
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
         max_position_embeddings=256,
+        initializer_range=recipe.initializer_range,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -183,7 +186,7 @@ def new_model(recipe: Recipe, processor: LlavaProcessor) -> LlavaForConditionalG
 def inputs_of(processor: LlavaProcessor, asked: Sequence[Question]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """What a forward pass is fed for some questions with their answers, padded on the left, and its labels.
 
-    Images are normalised as the image processor does it; the loss asks for the answers, and for words that are repeated.
+    Images are normalised as the image processor does it; the loss asks for the answers alone.
     """
     tokenizer = processor.tokenizer
     per_image = (SIDE // PATCH) ** 2
@@ -273,13 +276,13 @@ into, and knows nothing else.
 
 | | |
 |---|---|
-| architecture | CLIP vision tower ({recipe.vision_layers} layers, hidden size {recipe.vision_size}, patches of {PATCH} x \
-{PATCH} pixels, {(SIDE // PATCH) ** 2} image tokens), Llama ({recipe.layers} layers, hidden size {recipe.hidden_size}, \
-{recipe.heads} heads) |
+| architecture | CLIP vision tower ({recipe.vision_layers} layers, hidden size {recipe.vision_size}, patches of \
+{PATCH} x {PATCH} pixels, {(SIDE // PATCH) ** 2} image tokens), Llama ({recipe.layers} layers, hidden size \
+{recipe.hidden_size}, {recipe.heads} heads) |
 | parameters | {model.num_parameters():,}, kept in bfloat16 |
 | tokenizer | byte-level BPE, {model.config.text_config.vocab_size} entries; every colour and shape is one token |
-| data | drawn anew at every step (`pipeline/demo/shapes.py`): {len(COLOURS)} colours, {len(SHAPES)} shapes, two to four \
-in an image; half of the questions about one image, a quarter about one of two, a quarter repeats a word |
+| data | drawn anew at every step (`pipeline/demo/shapes.py`): {len(COLOURS)} colours, {len(SHAPES)} shapes, two to \
+four in an image; half of the questions about one image, a quarter about one of two, a quarter repeats a word |
 | training | {recipe.steps} steps of {recipe.batch_size} questions, AdamW {recipe.learning_rate:g}, weight decay \
 {recipe.weight_decay:g}, cosine decay, seed {recipe.seed}, one thread, {seconds / 60:.0f} minutes |
 | accuracy | {accuracy:.4f} of 512 fresh questions of all kinds |

@@ -86,7 +86,9 @@ def _images_below(folder: Path) -> list[Path]:
 def _with_metadata(folder: Path, table: Table, images: Iterable[Path]) -> Table:
     columns = tuple(_renamed(name, table.columns) for name in table.columns)
     table = replace(table, columns=columns, written=f"folder of images with {Path(table.path).name} ({table.written})")
-    cells = {str(cell) for row in table.rows for value in row for cell in (value if isinstance(value, list) else [value])}
+    cells = {
+        str(cell) for row in table.rows for value in row for cell in (value if isinstance(value, list) else [value])
+    }
     left = [path.as_posix() for path in images if path.as_posix() not in cells and f"./{path.as_posix()}" not in cells]
     return table.noted(Note("images that the metadata does not name, left out", len(left), tuple(left[:3])))
 
@@ -116,7 +118,7 @@ def image_file(folder: Path, named: str) -> Path:
     if not path.is_file():
         is_folder = " is a folder" if path.is_dir() else ", found none"
         raise TableError(
-            f"expected an image at {path}{is_folder}. Paths count from {folder}; check the path, or write an absolute one."
+            f"expected an image at {path}{is_folder}. Paths count from {folder}; check the path, or write it whole."
         )
     return path
 

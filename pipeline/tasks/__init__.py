@@ -15,7 +15,9 @@ from pipeline.tasks import attribute_extraction, cloze, image_prompts, next_toke
 from pipeline.tasks.build import odd_prompts
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, ProcessorMixin
+    from transformers import PreTrainedTokenizerBase
+
+    from pipeline.tasks.image_prompts import ImageEncoder
 
 __all__ = ["make"]
 
@@ -24,7 +26,7 @@ def make(
     config: TaskConfig,
     tokenizer: PreTrainedTokenizerBase,
     context_length: int | None,
-    processor: ProcessorMixin | None = None,
+    encoder: ImageEncoder | None = None,
 ) -> TaskData:
     """Make the prompts, targets, pairs and labels of a task, and note what is odd about them.
 
@@ -32,11 +34,11 @@ def make(
         config: the task.
         tokenizer: the model's.
         context_length: how many tokens the model reads at most; None: no limit is known.
-        processor: the model's, for a task whose prompts have images.
+        encoder: of the model, for a task whose prompts have images.
 
     Raises:
         InterpError: whatever keeps the task from being made; see the function of each task.
     """
-    images = {"processor": processor} if config.sees else {}
+    images = {"encoder": encoder} if config.sees else {}
     data = config.make(tokenizer, context_length, **images)
     return replace(data, notes=(*data.notes, *odd_prompts(data, tokenizer)))

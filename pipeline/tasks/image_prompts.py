@@ -12,14 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from string import Formatter
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from interp.errors import nearest
-from interp.prompts import POLICIES
-from pipeline.artifacts.tokens import TaskData
+from interp.errors import InterpError, nearest
+from interp.prompts import POLICIES, Encoded, Prompt, encode_with_images
+from pipeline.artifacts.tokens import Row, TaskData
 from pipeline.config.paths import located
 from pipeline.config.section import LARGEST_COUNT, MISSING, ConfigError, bounded, chosen, passage
 from pipeline.config.task import TaskConfig
@@ -34,11 +34,13 @@ from pipeline.tasks.rows import Rows, Source
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ImagePromptsConfig"]
+__all__ = ["ImageEncoder", "ImagePromptsConfig", "placed"]
 
 SPAN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")  # what positions can name
 OF_IMAGES = ("image", "text")  # spans that every prompt with images has
 OWN_LABELS = ("collides", "id", "image")
+# Marks that a processor expects round its image token, and does not write (Qwen2-VL and later).
+MARKED = {"<|image_pad|>": ("<|vision_start|>", "<|vision_end|>")}
 NAME_LENGTH = 32  # hexadecimal digits of an image's digest, which is its name among the tokens
 
 
@@ -125,7 +127,9 @@ class ImagePromptsConfig(TaskConfig):
         """
         return ImageRows(self, source)
 
-    def make(self, tokenizer: PreTrainedTokenizerBase, context_length: int | None, processor: Any = None) -> TaskData:
+    def make(
+        self, tokenizer: PreTrainedTokenizerBase, context_length: int | None, encoder: ImageEncoder | None = None
+    ) -> TaskData:
         """One prompt a row, one answer group a target column.
 
         Spans: those of images (`interp.positions`), and each blank of the template.
@@ -133,7 +137,7 @@ class ImagePromptsConfig(TaskConfig):
         Arguments:
             tokenizer: the model's.
             context_length: how many tokens the model reads at most; None: no limit is known.
-            processor: the model's, which makes tokens of images.
+            encoder: of the model, which makes tokens of images.
 
         Returns:
             The prompts and their images. A group without answer (no value, or no word with a token) is empty there, and
@@ -144,9 +148,12 @@ class ImagePromptsConfig(TaskConfig):
             InterpError: an answer that is none, a prompt that is too long, or no row is left; the message names the
                 line. Rows without a text that the template asks for are left out, and counted.
         """
+        if encoder is None:
+            raise InterpError(f"task {self.kind}: expected what encodes images, got nothing.")
         rows = self.rows(Path(self.source))
         answers = Answers(tokenizer, self.target_policy)
-        prompts, files = [], {}
+        prompts: list[Row] = []
+        files: dict[str, Path] = {}
         missing = unusable = 0
         for row in rows:
             names = []
@@ -160,16 +167,20 @@ class ImagePromptsConfig(TaskConfig):
                 groups[column] = answers(words)
                 missing += not words
                 unusable += bool(words) and not groups[column].token_ids
+            text, spans = placed(row.text, row.spans, self.placeholder, encoder.placeholder)
+            paths = tuple(path for _, path in row.images)
             prompts.append(
                 make_row(
                     tokenizer,
                     context_length,
                     where=row.where,
-                    prompt=row.text,
-                    spans=row.spans,
+                    prompt=text,
+                    spans=spans,
                     labels=row.labels,
                     answers=groups,
                     find=rows.rows.find,
+                    encoder=partial(encoder, images=paths) if paths else None,
+                    images=names,
                 )
             )
         rows.rows.check_left(len(prompts))
@@ -192,6 +203,59 @@ class ImagePromptsConfig(TaskConfig):
     @cached_property
     def _fewest_images(self) -> int:
         return min((len(row.images) for row in self.rows(located(self.source))), default=0)
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """Encodes prompts with images as one model is fed them.
+
+    Arguments:
+        processor: the model's.
+        image_token_id: the token in whose place the model puts what it sees.
+    """
+
+    processor: Any
+    image_token_id: int
+
+    @property
+    def placeholder(self) -> str:
+        """What stands in a text of the model's for an image, with the marks round it that the processor leaves out."""
+        token: str = self.processor.image_token
+        before, after = MARKED.get(token, ("", ""))
+        marked = {before, after} <= set(self.processor.tokenizer.get_vocab())
+        return f"{before}{token}{after}" if marked else token
+
+    def __call__(self, text: str, spans: Mapping[str, tuple[int, int]], images: tuple[Path, ...]) -> Encoded:
+        """Token ids and spans of one prompt.
+
+        Raises:
+            InterpError: as `interp.prompts.encode_with_images`.
+        """
+        prompt = Prompt(text, spans=spans, images=images)
+        return encode_with_images(self.processor, prompt, (), self.image_token_id)
+
+
+def placed(
+    text: str, spans: Mapping[str, tuple[int, int]], placeholder: str, own: str
+) -> tuple[str, dict[str, tuple[int, int]]]:
+    """A text with a model's own placeholders.
+
+    Arguments:
+        text: with the task's placeholders.
+        spans: name -> characters.
+        placeholder: the task's.
+        own: the model's.
+
+    Returns:
+        The text, and where its spans then are.
+    """
+    ends = [match.end() for match in re.finditer(re.escape(placeholder), text)]
+    longer = len(own) - len(placeholder)
+
+    def moved(character: int) -> int:
+        return character + longer * sum(end <= character for end in ends)
+
+    return text.replace(placeholder, own), {name: (moved(start), moved(stop)) for name, (start, stop) in spans.items()}
 
 
 @dataclass(frozen=True)
