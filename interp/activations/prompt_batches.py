@@ -18,12 +18,11 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import whole_batches
 from interp.interventions.edits import Window
 from interp.matmul import faster_products
-from interp.model.fed import check_fed
+from interp.model.fed import check_fed, with_media
 from interp.model.processor import image_feeds, load_processor, sees_images
 from interp.positions import Position
 from interp.prompts import Encoded, Media, Prompt, encode, encode_with_images
 from interp.prompts.given import is_ids, listed
-from interp.prompts.images import by_token, media_inputs
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -62,7 +61,7 @@ def encoded_prompts(
     if not several or is_ids(several):
         raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, at least one; e.g. [[1, 17, 33]].")
     encoded = [_encoded(model, prompt, name) for prompt in several]
-    check_fed(model, [one.input_ids for one in encoded], name, more)
+    check_fed(model, [one.input_ids for one in encoded], name, more, [one.media for one in encoded])
     return encoded
 
 
@@ -234,21 +233,9 @@ def prompt_batches(
         for batch in whole_batches(model, [lengths[row] for row in chosen], batch_size, more) if chosen else ():
             rows = sorted(chosen[index] for index in batch)
             padded = _padded(model, rows, [input_ids[row] for row in rows], padding_side)
-            batches.append(_with_media(model, padded, [one for row in rows if (one := media[row]) is not None]))
+            fed = with_media(model, padded.inputs, [media[row] for row in rows], padded.before.tolist())
+            batches.append(replace(padded, inputs=fed))
     return batches
-
-
-def _with_media(model: StandardizedTransformer, batch: PromptBatch, media: list[Media]) -> PromptBatch:
-    if not media:
-        return batch
-    inputs = {**batch.inputs, **by_token(media, batch.width, batch.before.tolist()), **media_inputs(media)}
-    if hasattr(model._module.base_model, "get_rope_index"):
-        inputs.pop("position_ids", None)  # the model counts rows and columns of images
-    moved = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in inputs.items()
-    }
-    return replace(batch, inputs=moved)
 
 
 def check_side(padding_side: str) -> None:

@@ -12,14 +12,23 @@ from torch import Tensor, nn
 
 from interp.batching import left_padded
 from interp.errors import InterpError
+from interp.model.processor import image_token
+from interp.prompts import Media
+from interp.prompts.images import by_token, media_inputs
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["Fed", "check_fed", "is_fake", "position_limit", "whole_inputs"]
+__all__ = ["Fed", "check_fed", "is_fake", "position_limit", "whole_inputs", "with_media"]
 
 
-def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], name: str, more: int = 0) -> None:
+def check_fed(
+    model: StandardizedTransformer,
+    input_ids: Sequence[Sequence[int]],
+    name: str,
+    more: int = 0,
+    media: Sequence[Media | None] | None = None,
+) -> None:
     """Refuse prompts with token ids or positions that the model has no embeddings for.
 
     Arguments:
@@ -27,10 +36,13 @@ def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]
         input_ids: token ids of each prompt, unpadded.
         name: what the caller calls the prompts, for messages.
         more: tokens that are written behind each.
+        media: what each is fed beside them; None: nothing.
 
     Raises:
-        InterpError: an id outside the vocabulary, a prompt without tokens, or one beyond its table of positions.
+        InterpError: an id outside the vocabulary, a prompt without tokens, one beyond its table of positions, or tokens
+            of an image without the image.
     """
+    image = image_token(model._module)
     limit, vocabulary = model.position_limit, model.vocab_size  # asked for once: the model looks at all its modules
     for index, ids in enumerate(input_ids):
         one = f"{name}: example {index} has"
@@ -40,6 +52,11 @@ def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]
             raise InterpError(
                 f"{one} ids {min(ids)} to {max(ids)}, expected token ids from 0 to {vocabulary - 1}. Were they "
                 "made with another model's tokenizer?"
+            )
+        if image is not None and image in ids and (media is None or media[index] is None):
+            raise InterpError(
+                f"{one} the image token {model.tokenizer.convert_ids_to_tokens(image)!r} and no image, so the model "
+                "would read the token itself. Give the prompt its images: Prompt(text, images=(picture,)), or images=."
             )
         if limit is not None and len(ids) + more > limit:
             behind = f", and {more} more are written behind them" if more else ""
@@ -147,19 +164,51 @@ def is_fake(tensor: Tensor) -> bool:
     return type(tensor) not in (Tensor, nn.Parameter) or isinstance(tensor, torch._subclasses.FakeTensor)
 
 
-def whole_inputs(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def whole_inputs(
+    model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], media: Sequence[Media | None] | None = None
+) -> dict[str, Tensor]:
     """The inputs of a forward pass over whole prompts; padded only where padding leaves the model's numbers alone.
 
     Arguments:
         model: the model.
         input_ids: token ids of each prompt, unpadded.
+        media: what each is fed beside them, all or none of them; None: nothing.
 
     Returns:
-        `input_ids`, and `attention_mask` and `position_ids` where the model takes them, each (row, position).
+        `input_ids`, and `attention_mask` and `position_ids` where the model takes them, each (row, position); and the
+        images.
     """
     inputs = left_padded(input_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
     if "attention_mask" not in inspect.signature(type(model._module).forward).parameters:
         del inputs["attention_mask"]
     if not model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
         del inputs["position_ids"]
-    return inputs
+    longest = inputs["input_ids"].shape[1]
+    return with_media(model, inputs, media or (), [longest - len(ids) for ids in input_ids])
+
+
+def with_media(
+    model: StandardizedTransformer,
+    inputs: dict[str, Tensor],
+    media: Sequence[Media | None],
+    before: Sequence[int],
+) -> dict[str, Tensor]:
+    """The inputs of a batch with its images, on the model's device.
+
+    Arguments:
+        model: the model.
+        inputs: `input_ids`, (row, column), and what goes with them.
+        media: what each row is fed beside its ids: of all rows, or of none.
+        before: columns of padding before each row.
+    """
+    own = [one for one in media if one is not None]
+    if not own:
+        return inputs
+    assert len(own) == len(before)  # rows with images and rows without are batches of their own
+    inputs = {**inputs, **by_token(own, inputs["input_ids"].shape[1], before), **media_inputs(own)}
+    if hasattr(model._module.base_model, "get_rope_index"):
+        inputs.pop("position_ids", None)  # the model counts rows and columns of images
+    return {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }

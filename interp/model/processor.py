@@ -32,7 +32,7 @@ from transformers.utils import cached_file, is_torchvision_available
 from interp.errors import InterpError
 from interp.model.loading import load_tokenizer
 
-__all__ = ["image_feeds", "load_processor", "quiet_pipeline", "sees_images"]
+__all__ = ["image_feeds", "image_token", "load_processor", "quiet_pipeline", "sees_images"]
 
 # Where the hub's repositories say which processor is theirs, in the order in which transformers looks.
 _FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -50,6 +50,11 @@ def sees_images(module: Any) -> bool:
 def image_feeds(module: Any) -> set[str]:
     """Names of what a model's forward pass takes."""
     return set(inspect.signature(type(module).forward).parameters)
+
+
+def image_token(module: Any) -> int | None:
+    """The token in whose place a model puts what it sees; None: it takes no images."""
+    return getattr(module.config, "image_token_id", None) if sees_images(module) else None
 
 
 @contextmanager
