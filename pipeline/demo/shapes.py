@@ -13,7 +13,7 @@ names the shape and asks for its colour, or the other way round, so that who ans
 from __future__ import annotations
 
 import argparse
-import csv
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 __all__ = ["COLOURS", "FOLDER", "SHAPES", "SIDE", "Scene", "draw", "draw_scene", "main", "write_folder"]
 
 FOLDER = Path(__file__).parent / "shapes"
-"""The images, and metadata.csv with a question and its answers for each."""
+"""The images, and metadata.jsonl with a question and its answers for each."""
 
 SIDE = 32  # pixels of an image
 QUARTER, SIZE = SIDE // 2, 12  # pixels of a quarter, and of a shape in it
@@ -104,7 +104,7 @@ def _cover(shape: str) -> NDArray[np.float32]:
 
 
 def write_folder(folder: Path) -> None:
-    """Write the images and metadata.csv, as `datasets` reads a folder of images.
+    """Write the images and metadata.jsonl, as `datasets` reads a folder of images.
 
     The columns beside `file_name`: `prompt`; `shape`, whose colour it asks for; `answer`, that colour; `other`, that of
     another shape in the image.
@@ -122,10 +122,8 @@ def write_folder(folder: Path) -> None:
         Image.fromarray(draw(scene)).save(folder / name, optimize=True)
         prompt = f"<image>\nWhat colour is the {asked[0]}? Answer:"
         rows.append({"file_name": name, "prompt": prompt, "shape": asked[0], "answer": asked[1], "other": other[1]})
-    with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
