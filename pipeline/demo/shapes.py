@@ -58,9 +58,9 @@ class Scene:
         return next(colour for own, colour in self.things.values() if own == shape)
 
 
-def draw_scene(draws: random.Random) -> Scene:
-    """Draw what an image shows: two to four shapes, each in a colour of its own."""
-    count = draws.randint(2, 4)
+def draw_scene(draws: random.Random, fewest: int = 2, most: int = 4) -> Scene:
+    """Draw what an image shows: two to four shapes, or as many as are asked for, each in a colour of its own."""
+    count = draws.randint(fewest, most)
     quarters = sorted(draws.sample(range(4), count))
     pairs = zip(draws.sample(SHAPES, count), draws.sample(list(COLOURS), count), strict=True)
     room = QUARTER - SIZE

@@ -5,8 +5,8 @@
 
 It learns three things, each on fresh draws at every step:
 
-* questions about an image (`pipeline.demo.shapes`): the colour of a shape, the shape of a colour;
-* questions about the first or the second of two images;
+* to answer questions about an image (`pipeline.demo.shapes`): the colour of a shape, the shape of a colour;
+* to answer them about the first or the second of two images;
 * to repeat a word, without any image, so that a patchscope can ask it to: `red red`, `bar bar`, `pink`.
 """
 
@@ -18,7 +18,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from transformers import (
 
 from pipeline.demo.shapes import COLOURS, SHAPES, SIDE, draw, draw_scene
 
-__all__ = ["FOLDER", "Recipe", "accuracy_of", "main", "make_processor", "new_model", "questions", "train"]
+__all__ = ["FOLDER", "Recipe", "accuracy_of", "draw_prompt", "held_out", "main", "make_processor", "new_model", "train"]
 
 FOLDER = Path(__file__).parent / "shapes_model"
 """The model: weights, configs, tokenizer, image processor and its card."""
@@ -48,6 +48,7 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 PATCH = 8  # pixels of a patch's side, each of which is an image token
 ORDINALS = ("first", "second")
 NOTHING = -100  # where the loss asks for no token
+TURNS = ((1, 6), (1, 6), (2, 6), (0, 6))  # step by step: images of a prompt, and questions or words in it at most
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,12 @@ class Recipe:
         vision_size, vision_layers: of the vision tower, with as many heads.
         vocab_size: of the tokenizer at most.
         initializer_range: standard deviation of the language model's weights before training.
+        growing: share of the steps after which images have all their shapes; at first they have one.
         seed: of weights and draws.
     """
 
-    steps: int = 2500
-    batch_size: int = 96
+    steps: int = 2000
+    batch_size: int = 64
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
@@ -77,42 +79,45 @@ class Recipe:
     vision_layers: int = 3
     vocab_size: int = 560
     initializer_range: float = 0.1
+    growing: float = 0.4
     seed: int = 0
 
 
 @dataclass(frozen=True)
-class Question:
-    """A prompt and its answer.
+class Questions:
+    """A prompt of questions and their answers.
 
     Arguments:
-        text: what is asked, with `<image>` for each image.
-        answer: the word, with the space before it.
+        parts: what is asked, with `<image>` for each image, and the answer, a word with the space before it, in turns.
         images: (height, width, 3) each.
     """
 
-    text: str
-    answer: str
+    parts: list[str]
     images: list[NDArray[np.uint8]] = field(default_factory=list)
 
 
-def questions(draws: random.Random, count: int) -> list[Question]:
-    """Draw questions: half of them about one image, a quarter about one of two, a quarter to repeat a word."""
-    made = []
-    for number in range(count):
-        if number % 4 == 3:
-            words = draws.sample([*COLOURS, *SHAPES], 4)
-            lines = [f"{word} {word}" for word in words[:-1]]
-            made.append(Question("\n".join([*lines, words[-1]]), f" {words[-1]}"))
-            continue
-        scenes = [draw_scene(draws) for _ in range(2 if number % 4 == 2 else 1)]
-        which = draws.randrange(len(scenes))
-        shape, colour = draws.choice(list(scenes[which].things.values()))
-        where = f" in the {ORDINALS[which]} image" if len(scenes) > 1 else ""
-        by_shape = draws.random() < 0.5
-        asked = f"What colour is the {shape}{where}?" if by_shape else f"What shape is {colour}{where}?"
-        text = f"{'<image>' * len(scenes)}\n{asked} Answer:"
-        made.append(Question(text, f" {colour if by_shape else shape}", [draw(scene) for scene in scenes]))
-    return made
+def draw_prompt(draws: random.Random, num_images: int, asked: int, fewest: int = 2, most: int = 4) -> Questions:
+    """Draw questions about one image or two, all different; without an image, words that are repeated.
+
+    Arguments:
+        draws: where chance comes from.
+        num_images: none, one or two.
+        asked: how many questions at most, or how many words.
+        fewest, most: shapes in an image.
+    """
+    if not num_images:
+        words = draws.sample([*COLOURS, *SHAPES], asked)
+        parts = [part for word in words for part in (f"\n{word}", f" {word}")]
+        return Questions([words[0], *parts[1:]])
+    scenes = [draw_scene(draws, fewest, most) for _ in range(num_images)]
+    possible = []
+    for scene, ordinal in zip(scenes, ORDINALS, strict=False):
+        where = f" in the {ordinal} image" if num_images > 1 else ""
+        for shape, colour in scene.things.values():
+            possible += [(f"What colour is the {shape}{where}?", colour), (f"What shape is {colour}{where}?", shape)]
+    drawn = draws.sample(possible, min(asked, len(possible)))
+    parts = [part for question, answer in drawn for part in (f"\n{question} Answer:", f" {answer}")]
+    return Questions(["<image>" * num_images + parts[0], *parts[1:]], [draw(scene) for scene in scenes])
 
 
 def make_processor(recipe: Recipe) -> LlavaProcessor:
@@ -183,36 +188,53 @@ def new_model(recipe: Recipe, processor: LlavaProcessor) -> LlavaForConditionalG
     return LlavaForConditionalGeneration(config)
 
 
-def inputs_of(processor: LlavaProcessor, asked: Sequence[Question]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """What a forward pass is fed for some questions with their answers, padded on the left, and its labels.
+def inputs_of(processor: LlavaProcessor, asked: Sequence[Questions]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """What a forward pass is fed for some prompts with their answers, padded on the left, and its labels.
 
     Images are normalised as the image processor does it; the loss asks for the answers alone.
     """
-    tokenizer = processor.tokenizer
-    per_image = (SIDE // PATCH) ** 2
-    texts = [(q.text + q.answer).replace("<image>", "<image>" * per_image) for q in asked]
-    batch = dict(tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False))
-    labels = torch.full_like(batch["input_ids"], NOTHING)
-    labels[:, -1] = batch["input_ids"][:, -1]  # an answer is one token
-    pixels = [image for q in asked for image in q.images]
-    if pixels:
+    tokenizer, image = processor.tokenizer, "<image>" * (SIDE // PATCH) ** 2
+    ids, labels = [], []
+    for one in asked:
+        parts = tokenizer([part.replace("<image>", image) for part in one.parts], add_special_tokens=False).input_ids
+        ids.append([tokenizer.bos_token_id, *(token for part in parts for token in part)])
+        wanted = [[NOTHING] * len(part) if turn % 2 == 0 else part for turn, part in enumerate(parts)]
+        labels.append([NOTHING, *(token for part in wanted for token in part)])
+    longest = max(map(len, ids))
+    padding = [longest - len(own) for own in ids]
+    batch = {
+        "input_ids": torch.tensor([[tokenizer.pad_token_id] * n + own for n, own in zip(padding, ids, strict=True)]),
+        "attention_mask": torch.tensor([[0] * n + [1] * (longest - n) for n in padding]),
+    }
+    if pixels := [image for one in asked for image in one.images]:
         values = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
         batch["pixel_values"] = (values - 0.5) / 0.5
-    return batch, labels
+    return batch, torch.tensor([[NOTHING] * n + own for n, own in zip(padding, labels, strict=True)])
 
 
-def accuracy_of(model: LlavaForConditionalGeneration, processor: LlavaProcessor, asked: Sequence[Question]) -> float:
-    """The share of questions whose answer is the model's most probable next token."""
+def accuracy_of(model: LlavaForConditionalGeneration, processor: LlavaProcessor, asked: Sequence[Questions]) -> float:
+    """The share of answers that are the model's most probable next token, after the right answers before them."""
     batch, labels = inputs_of(processor, asked)
     training = model.training
     model.eval()
     with torch.no_grad():
-        said = model(**batch).logits[:, -2].argmax(dim=-1)
+        said = model(**batch).logits[:, :-1].argmax(dim=-1)
     model.train(training)
-    return float((said == labels[:, -1]).float().mean())
+    wanted = labels[:, 1:]
+    return float((said == wanted)[wanted != NOTHING].float().mean())
 
 
-def train(recipe: Recipe, out: Path) -> float:
+def held_out(count: int) -> dict[str, list[Questions]]:
+    """Fresh prompts of each kind, one question each."""
+    kinds = {"one image": 1, "two images": 2}
+    return {
+        kind: [draw_prompt(draws, num_images, 1) for _ in range(count)]
+        for kind, num_images in kinds.items()
+        for draws in [random.Random(f"held out: {kind}")]
+    }
+
+
+def train(recipe: Recipe, out: Path) -> dict[str, float]:
     """Train the model and write it to a folder.
 
     Arguments:
@@ -220,7 +242,7 @@ def train(recipe: Recipe, out: Path) -> float:
         out: the folder; made where it does not exist.
 
     Returns:
-        The accuracy on questions that it was not trained on.
+        The accuracy on fresh questions, by kind.
     """
     processor = make_processor(recipe)
     model = new_model(recipe, processor)
@@ -231,9 +253,12 @@ def train(recipe: Recipe, out: Path) -> float:
     started = time.monotonic()
     model.train()
     for step in tqdm(range(recipe.steps), disable=not sys.stderr.isatty()):
-        batch, labels = inputs_of(processor, questions(draws, recipe.batch_size))
-        logits = model(**batch).logits[:, -2]
-        loss = torch.nn.functional.cross_entropy(logits, labels[:, -1])
+        num_images, asked = TURNS[step % len(TURNS)]
+        shapes = shapes_at(recipe, step)
+        prompts = [draw_prompt(draws, num_images, asked, *shapes) for _ in range(recipe.batch_size)]
+        batch, labels = inputs_of(processor, prompts)
+        logits = model(**batch).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=NOTHING)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
@@ -245,12 +270,19 @@ def train(recipe: Recipe, out: Path) -> float:
             print(f"step {step + 1}/{recipe.steps}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
     seconds = time.monotonic() - started
     model = model.to(torch.bfloat16)  # as it is kept
-    accuracy = accuracy_of(model.float(), processor, questions(random.Random("held out"), 512))
+    accuracy = {kind: accuracy_of(model.float(), processor, asked) for kind, asked in held_out(256).items()}
     model.to(torch.bfloat16).save_pretrained(out)
     processor.save_pretrained(out)
     (out / "README.md").write_text(model_card(model, recipe, accuracy, seconds), encoding="utf-8")
-    print(f"accuracy {accuracy:.4f} on fresh questions, {seconds:.0f} s; wrote {out}")
+    shown = ", ".join(f"{kind} {share:.4f}" for kind, share in accuracy.items())
+    print(f"accuracy on fresh questions: {shown}; {seconds:.0f} s; wrote {out}")
     return accuracy
+
+
+def shapes_at(recipe: Recipe, step: int) -> tuple[int, int]:
+    """The fewest and the most shapes in an image at a step: one alone at first, two to four after `growing`."""
+    stage = int(3 * step / (recipe.growing * recipe.steps))
+    return min(1 + stage // 2, 2), min(1 + stage, 4)
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:
@@ -258,9 +290,12 @@ def _learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
 
 
-def model_card(model: LlavaForConditionalGeneration, recipe: Recipe, accuracy: float, seconds: float) -> str:
+def model_card(
+    model: LlavaForConditionalGeneration, recipe: Recipe, accuracy: Mapping[str, float], seconds: float
+) -> str:
     """The model card, with the numbers that a test reads in its head."""
-    shown = {"accuracy": round(accuracy, 4), "steps": recipe.steps, "seed": recipe.seed}
+    rounded = {kind: round(share, 4) for kind, share in accuracy.items()}
+    shown = {"accuracy": rounded, "steps": recipe.steps, "seed": recipe.seed}
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -282,10 +317,11 @@ into, and knows nothing else.
 | parameters | {model.num_parameters():,}, kept in bfloat16 |
 | tokenizer | byte-level BPE, {model.config.text_config.vocab_size} entries; every colour and shape is one token |
 | data | drawn anew at every step (`pipeline/demo/shapes.py`): {len(COLOURS)} colours, {len(SHAPES)} shapes, two to \
-four in an image; half of the questions about one image, a quarter about one of two, a quarter repeats a word |
-| training | {recipe.steps} steps of {recipe.batch_size} questions, AdamW {recipe.learning_rate:g}, weight decay \
+four in an image; half of the prompts about one image, a quarter about two, a quarter repeats words |
+| training | {recipe.steps} steps of {recipe.batch_size} prompts, AdamW {recipe.learning_rate:g}, weight decay \
 {recipe.weight_decay:g}, cosine decay, seed {recipe.seed}, one thread, {seconds / 60:.0f} minutes |
-| accuracy | {accuracy:.4f} of 512 fresh questions of all kinds |
+| accuracy | of 256 fresh questions about one image {accuracy["one image"]:.4f}, about one of two images \
+{accuracy["two images"]:.4f} |
 
 A prompt, of one image and of two:
 

@@ -114,14 +114,13 @@ def load_image_encoder(model: ModelConfig, config: PretrainedConfig) -> ImageEnc
     """
     from interp.model.processor import load_processor  # torch, which a task of text alone does without
 
-    processor = load_processor(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)
     token = getattr(config, "image_token_id", None)
-    if processor is None or token is None:
-        lacks = "has no image token" if token is None else "has no processor that can be loaded"
+    if token is None:
         raise InterpError(
-            f"model.source: the task's prompts have images, and {model.source} ({config.model_type}) {lacks}. Choose "
-            "a model that sees, such as model=shapes, with its processor in its folder."
+            f"model.source: the task's prompts have images, and {model.source} ({config.model_type}) has no image "
+            "token. Choose a model that sees, such as model=shapes."
         )
+    processor = load_processor(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)
     return ImageEncoder(processor, token)
 
 
