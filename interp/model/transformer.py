@@ -216,7 +216,7 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
         *,
         trust_remote_code: bool,
     ) -> ProcessorMixin | None:
-        """The processor that is given, or that lies where the model is; None where there is none, which texts need not."""
+        """The processor that is given, or that lies where the model is; None: there is none, and texts need none."""
         if isinstance(given, ProcessorMixin):
             return given
         if given is not None:
