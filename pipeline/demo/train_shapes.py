@@ -48,7 +48,9 @@ SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 PATCH = 8  # pixels of a patch's side, each of which is an image token
 ORDINALS = ("first", "second")
 NOTHING = -100  # where the loss asks for no token
-TURNS = ((1, 6), (1, 6), (2, 6), (0, 6))  # step by step: images of a prompt, and questions or words in it at most
+TURNS = tuple(
+    (num_images, 6) for num_images in (1, 1, 2, 1, 1, 2, 1, 0)
+)  # step by step: images of a prompt, and questions or words in it at most
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Recipe:
         seed: of weights and draws.
     """
 
-    steps: int = 2000
-    batch_size: int = 64
+    steps: int = 1600
+    batch_size: int = 48
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
@@ -317,7 +319,7 @@ into, and knows nothing else.
 | parameters | {model.num_parameters():,}, kept in bfloat16 |
 | tokenizer | byte-level BPE, {model.config.text_config.vocab_size} entries; every colour and shape is one token |
 | data | drawn anew at every step (`pipeline/demo/shapes.py`): {len(COLOURS)} colours, {len(SHAPES)} shapes, two to \
-four in an image; half of the prompts about one image, a quarter about two, a quarter repeats words |
+four in an image; five prompts of eight about one image, two about two, one repeats words |
 | training | {recipe.steps} steps of {recipe.batch_size} prompts, AdamW {recipe.learning_rate:g}, weight decay \
 {recipe.weight_decay:g}, cosine decay, seed {recipe.seed}, one thread, {seconds / 60:.0f} minutes |
 | accuracy | of 256 fresh questions about one image {accuracy["one image"]:.4f}, about one of two images \
