@@ -207,7 +207,7 @@ def _check_media(input_ids: Sequence[Sequence[int]], media: Sequence[Media | Non
                 f"media: expected what `interp.prompts.encode_with_images` gives (`Encoded.media`) or None, got "
                 f"{one!r:.80} for prompt {row}."
             )
-        for name, numbers in {} if one is None else one.by_token.items():  # type: ignore[union-attr]
+        for name, numbers in {} if one is None else one.by_token.items():
             if len(numbers) != len(ids):
                 raise InterpError(
                     f"media: prompt {row} has {len(ids)} tokens, and {len(numbers)} {name}. Are they of another prompt?"

@@ -153,9 +153,16 @@ class ForwardPasses:
         return [one.media for one in self.encoded]
 
     @property
+    def whole_prompts(self) -> list[Encoded]:
+        """Each prompt, the tokens of its prefix included; spans are those of what follows a prefix no more."""
+        if not self.before:
+            return self.encoded
+        return [Encoded([*before, *one.input_ids], {}) for before, one in zip(self.prefixes, self.encoded, strict=True)]
+
+    @property
     def input_ids(self) -> list[list[int]]:
         """Token ids of each prompt, those of its prefix included."""
-        return [[*before, *one.input_ids] for before, one in zip(self.prefixes, self.encoded, strict=True)]
+        return [one.input_ids for one in self.whole_prompts]
 
     def window(self, one: Pass) -> Window:
         """What a pass is fed, for interventions; tokens of a prompt count those of its prefix."""

@@ -123,8 +123,8 @@ def attribution_patching(
         dtype=np.float32,
     )  # fmt: skip
     ends = np.empty((2, len(base), len(metrics.names)), dtype=np.float32)
-    ids, media = ([[getattr(one, name) for one in prompts] for prompts in (base, source)]
-                  for name in ("input_ids", "media"))  # fmt: skip
+    ids = [[one.input_ids for one in prompts] for prompts in (base, source)]
+    media = [[one.media for one in prompts] for prompts in (base, source)]
     alike = [
         (len(ids[1][pair]), *(one[pair] is not None for one in media), tuple(into), tuple(of))
         for pair, (into, of) in enumerate(zip(places.base, places.source, strict=True))
@@ -132,8 +132,10 @@ def attribution_patching(
     budget = Budget.of(None, model.device).tokens
     for rows in batches_alike(ids[0], alike, batch_size, 1, budget=budget):
         first = rows[0]
-        own = [[one[row] for row in rows] for one in (*ids, *media)]
-        batch = _Batch(rows, *own, places.base[first], places.source[first])
+        batch = _Batch(
+            rows, [ids[0][row] for row in rows], [ids[1][row] for row in rows], [media[0][row] for row in rows],
+            [media[1][row] for row in rows], places.base[first], places.source[first],
+        )  # fmt: skip
         there = [Site(kind, layer) for kind, own in by_kind.items() for layer in own]
         found, ends[0, rows], ends[1, rows] = estimate.of(batch, there)
         for index, (kind, own) in enumerate(by_kind.items()):

@@ -173,9 +173,11 @@ class GridPlan(Plan[GridEnds]):
 
     def _both_media(self, rows: Sequence[int]) -> tuple[list[Media | None], list[Media | None]]:
         """Of some pairs, what the prompts that are written into are fed beside their ids, and the others."""
-        base, source = ([own[row] for row in rows] if own else [None] * len(rows)
-                        for own in (self.base_media, self.source_media))  # fmt: skip
-        return base, source
+
+        def of(own: Sequence[Media | None]) -> list[Media | None]:
+            return [own[row] if own else None for row in rows]
+
+        return of(self.base_media), of(self.source_media)
 
     def _there(self, rows: Sequence[int]) -> list[int]:
         """The cells that prompts have, by number, by layer."""

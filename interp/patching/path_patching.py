@@ -138,10 +138,10 @@ def path_patching(
     ]
     cells = cells_of(model, kind, there, len(places.labels), chosen)
     into, of = ([one.input_ids for one in prompts] for prompts in (base, source))
-    media = [[one.media for one in prompts] for prompts in (base, source)]
+    own, other = ([one.media for one in prompts] for prompts in (base, source))
     receiving = _receivers(model, receivers)
     plan = PathPlan(
-        model, kind, into, of, places.base, places.source, cells, *media, receiving, _frozen(frozen), received_at
+        model, kind, into, of, places.base, places.source, cells, own, other, receiving, _frozen(frozen), received_at
     )  # fmt: skip
     values, of_runs = measure(plan, metrics, direction, batch_size)
     patched = np.full((len(base), len(there), len(places.labels), len(chosen), len(metrics.names)), np.nan, np.float32)

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import ProcessorMixin
 
-__all__ = ["Media", "by_token", "check_no_images", "encode_with_images", "media_inputs", "opened", "with_images"]
+__all__ = [
+    "Media",
+    "by_token",
+    "check_no_images",
+    "encode_with_images",
+    "media_inputs",
+    "opened",
+    "same_prompt",
+    "with_images",
+]
 
 # What a processor gives that is not fed beside the ids, or that the batch makes itself.
 _OWN = {"input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask", "text_replacement_offsets"}
@@ -45,6 +54,18 @@ class Media:
     inputs: Mapping[str, Tensor]
     by_token: Mapping[str, list[int]] = field(default_factory=dict)
     by_row: bool = False
+
+
+def same_prompt(one: Encoded, other: Encoded) -> bool:
+    """Whether two prompts are the same to a model: their tokens, and what stands for them."""
+    if one.input_ids != other.input_ids or (one.media is None) != (other.media is None):
+        return False
+    if one.media is None or other.media is None or one.media is other.media:
+        return True
+    first, second = one.media.inputs, other.media.inputs
+    return first.keys() == second.keys() and all(
+        value.shape == second[name].shape and bool((value == second[name]).all()) for name, value in first.items()
+    )
 
 
 # Given beside prompts -------------------------------------------------------------------------------------------------
