@@ -18,7 +18,7 @@ from pipeline.artifacts.tokens import IMAGES, Row
 from pipeline.config.model import ModelConfig
 from pipeline.files import digest_of
 
-__all__ = ["load_model", "media_of", "processor_digest"]
+__all__ = ["as_fed", "load_model", "media_of", "processor_digest"]
 
 log = logging.getLogger("interpipe")
 
@@ -50,6 +50,11 @@ def load_model(config: ModelConfig) -> StandardizedTransformer:
     )
 
 
+def as_fed(row: Row) -> Prompt | Sequence[int]:
+    """A prompt of the run folder as the library's functions take it: its text and images, or its token ids."""
+    return Prompt(row.prompt, images=tuple(IMAGES / name for name in row.images)) if row.images else row.input_ids
+
+
 def media_of(model: StandardizedTransformer, rows: Sequence[Row]) -> list[Media | None]:
     """What the model is fed beside the token ids of some prompts of the run folder; None for those without images.
 
@@ -58,13 +63,13 @@ def media_of(model: StandardizedTransformer, rows: Sequence[Row]) -> list[Media 
     """
     media: list[Media | None] = []
     for row in rows:
-        if not row.images:
+        prompt = as_fed(row)
+        if not isinstance(prompt, Prompt):
             media.append(None)
             continue
         missing = [name for name in row.images if not (IMAGES / name).is_file()]
         if missing:
             raise InterpError(f"expected the image {IMAGES / missing[0]}, found none. Run the stage `tokenize` again.")
-        prompt = Prompt(row.prompt, images=tuple(IMAGES / name for name in row.images))
         [encoded] = encoded_prompts(model, [prompt])
         if encoded.input_ids != list(row.input_ids):
             raise InterpError(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageEncoder", "ImagePromptsConfig", "placed"]
 
 SPAN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")  # what positions can name
-OF_IMAGES = ("image", "text")  # spans that every prompt with images has
+OF_IMAGES = ("image", "text")  # spans of the prompts' images, and of all that is none
 OWN_LABELS = ("collides", "id", "image")
 # Marks that a processor expects round its image token, and does not write (Qwen2-VL and later).
 MARKED = {"<|image_pad|>": ("<|vision_start|>", "<|vision_end|>")}
@@ -88,9 +88,13 @@ class ImagePromptsConfig(TaskConfig):
 
     def spans(self) -> tuple[str, ...]:
         """The spans that it marks in its prompts: of images, as many as each prompt has, and of the template."""
-        images = [f"image[{number}]" for number in range(self._fewest_images)]
+        images = [
+            span.format(number)
+            for number in range(self._fewest_images)
+            for span in ("image[{}]", "image[{}].begin", "image[{}].end", "text.after_image[{}]")
+        ]
         named = [blank for blank in blanks_of(self.template) if _is_span(blank)]
-        return (*(OF_IMAGES if images else ()), *images, *named)
+        return (*named, "text", *(("image", *images) if images else ()))
 
     def files(self) -> dict[str, Path]:
         """Its images: path as the source names it -> file."""

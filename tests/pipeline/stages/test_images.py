@@ -61,7 +61,9 @@ def make_run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Callable[
         values = composed(
             "task=image_prompts", f"task.source={top / 'own.jsonl'}", "task.template='{marks}Look: {question}!'",
             f"model.source={model}", f"collect.positions={json.dumps(POSITIONS)}", "collect.block_size=2",
-            "lens=[logit_lens,patchscope_identity]", "lens.patchscope_identity.source_position='image[0].last'",
+            "lens=[logit_lens,patchscope_identity,knockout]",
+            "lens.patchscope_identity.source_position='image[0].last'",
+            'lens.knockout.blocks=["image.all","image[0].last"]', "lens.knockout.window=2",
             "evaluate.bootstrap_samples=50", *overrides,
         )  # fmt: skip
         validate(values)
@@ -138,10 +140,39 @@ def test_the_lens_reads_the_last_layer_as_the_model_speaks(run: Path, model: Pat
         assert int(logits[0, -1].argmax()) == read[number]
 
 
+def test_attention_to_an_image_is_cut_as_by_hand(run: Path, model: Path) -> None:
+    """In a window of two layers: as the model's own attention with a mask that hides the image."""
+    module, processor = (
+        AutoModelForImageTextToText.from_pretrained(model, attn_implementation="eager"),
+        load_processor(model),
+    )
+    store = open_store(run / "lens.zarr/knockout")
+    assert store.attributes["blocks"] == ["image.all", "image[0].last"]
+    row = load_prompts(run / "tokens")[1]
+    blocked = Position.parse("image.all").resolve(len(row.input_ids), row.spans)
+    layers = module.model.language_model.layers
+
+    def hide(attention: torch.nn.Module, args: tuple, given: dict) -> tuple:
+        mask = given["attention_mask"].clone()
+        mask[:, :, -1, blocked] = torch.finfo(mask.dtype).min
+        return args, given | {"attention_mask": mask}
+
+    hooks = [layer.self_attn.register_forward_pre_hook(hide, with_kwargs=True) for layer in layers[:2]]
+    pictures = [opened(run / "tokens/images" / name) for name in row.images]
+    with torch.no_grad():
+        logits = module(**processor(text=[row.prompt], images=[pictures], return_tensors="pt")).logits[0, -1]
+    for hook in hooks:
+        hook.remove()
+    log_probs = logits.log_softmax(-1)
+    read = store.read("top_ids", example=1)[0, 0], store.read("top_log_prob", example=1)[0, 0]
+    np.testing.assert_array_equal(read[0], logits.topk(5).indices.numpy())
+    np.testing.assert_allclose(read[1], log_probs.topk(5).values.numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_the_page_shows_each_image_beside_its_own_curve(run: Path, page: Element) -> None:
     rows = load_prompts(run / "tokens")
-    for name in ("logit_lens", "patchscope_identity"):
-        section = page.all("section", "lens")[["logit_lens", "patchscope_identity"].index(name)]
+    for number, name in enumerate(["logit_lens", "patchscope_identity", "knockout"]):
+        section = page.all("section", "lens")[number]
         log_prob = open_store(run / "lens.zarr" / name).read("log_prob")
         boxes = section.all("details", "example-box")
         for box, example in zip(boxes, (0, 2, 4), strict=True):
@@ -149,9 +180,10 @@ def test_the_page_shows_each_image_beside_its_own_curve(run: Path, page: Element
             assert len(shown) == len(rows[example].images)
             assert all((e.attributes["src"] or "").startswith("data:image/") for e in shown)
             (figure,) = box.all("figure", "of-example")
-            curve = np.exp(log_prob[example, :, 0])
+            first = log_prob[example].reshape(len(log_prob[example]), -1)[:, 0]  # of the first group, or block
+            curve, of = np.exp(first), "without every token of “image”" if name == "knockout" else "answer"
             said = figure.all("svg")[0].attributes["aria-label"] or ""
-            assert f"answer: {curve[0]:.2g} first, highest {curve.max():.2g} at" in said
+            assert f"{of}: {curve[0]:.2g} first, highest {curve.max():.2g} at" in said
     alone, tall, pair = ([e.attributes for e in box.all("img")] for box in boxes)
     assert [e["alt"] for e in alone] == ["The prompt’s image, 0.png, 40 × 48 pixels"]
     assert [e["alt"] for e in pair] == ["Image 1 of 2, 2.png, 20 × 20 pixels", "Image 2 of 2, 0.png, 40 × 48 pixels"]
