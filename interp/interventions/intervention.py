@@ -110,10 +110,10 @@ class Intervention:
                 raise InterpError(f"{name} {operation.does}: expected {what}{', one of them' * (len(needed) > 1)}.")
         given = [field.name for field in fields(self) if field.name in _DEFAULTS and self._is_given(field.name)]
         has_keys = set(self.kinds) <= set(MAP_KINDS)
-        known = [field for field in operation.parameters if has_keys or field != "from_positions"]
+        taken = [field for field in operation.parameters if has_keys or field != "from_positions"]
         for field in given:
-            if field not in known:
-                takes = f"{name} takes {', '.join(known)}" if known else f"{name} has none"
+            if field not in taken:
+                takes = f"{name} takes {', '.join(taken)}" if taken else f"{name} has none"
                 of = ", ".join(other for other, one in OPERATIONS.items() if field in one.parameters)
                 where = f" at {' and '.join(MAP_KINDS)}" if field == "from_positions" else ""
                 raise InterpError(f"{field} is a parameter of {of}{where}; {takes}.")
