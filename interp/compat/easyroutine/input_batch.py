@@ -1,0 +1,89 @@
+"""One batch of a dataloader, as the model's own examples: token ids without padding, and where named positions are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.activations.prompt_batches import encoded_prompts
+from interp.compat.easyroutine.named_positions import Name, pivots_of, tokens_at
+from interp.errors import InterpError
+from interp.prompts import Encoded
+
+if TYPE_CHECKING:
+    from interp.model import StandardizedTransformer
+
+__all__ = ["InputBatch"]
+
+_TEXT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+
+
+@dataclass
+class InputBatch:
+    """Examples, each with its own tokens.
+
+    Arguments:
+        encoded: the examples.
+        pivots: where each is split, for the names of groups.
+        others: what else the batch holds, such as labels.
+    """
+
+    encoded: list[Encoded]
+    pivots: list[list[int]]
+    others: dict[str, Any] = field(default_factory=dict)
+    _known: dict[Name, list[list[int]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: StandardizedTransformer, inputs: Any, pivots: Any = None) -> InputBatch:
+        """Read a batch.
+
+        Arguments:
+            model: the model.
+            inputs: `input_ids` (example, column) with `attention_mask`, padded on either side, and whatever else; or
+                texts.
+            pivots: where examples are split, one list for all or one for each.
+
+        Raises:
+            InterpError: no tokens, or what the model cannot be fed.
+        """
+        others: dict[str, Any] = {}
+        if isinstance(inputs, Mapping):
+            if "input_ids" not in inputs:
+                raise InterpError(
+                    f"inputs: expected input_ids (and attention_mask), got {', '.join(map(str, inputs))}."
+                )
+            others = {name: value for name, value in inputs.items() if name not in _TEXT}
+            inputs = {name: inputs[name] for name in _TEXT if inputs.get(name) is not None}
+        encoded = encoded_prompts(model, inputs, name="inputs")
+        return cls(encoded, pivots_of(pivots, len(encoded)), others)
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def tokens(self, name: Name) -> list[list[int]]:
+        """The tokens of each example that a name means, counted from 0 without padding; drawn ones are drawn once."""
+        if name not in self._known:
+            self._known[name] = tokens_at(name, self.encoded, self.pivots)
+        return self._known[name]
+
+    def layout(self, names: Sequence[Name]) -> tuple[Tensor, dict[Name, int]]:
+        """The tokens at several names side by side.
+
+        Returns:
+            (example, position), -1 where an example has fewer tokens at a name than another; and how many places each
+            name has.
+        """
+        widths = {name: max(map(len, self.tokens(name))) for name in names}
+        rows = [
+            [token for name in names for token in _filled(self.tokens(name)[row], widths[name])]
+            for row in range(len(self))
+        ]
+        return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(len(self), -1), widths
+
+
+def _filled(tokens: list[int], width: int) -> list[int]:
+    return [*tokens, *[-1] * (width - len(tokens))]
