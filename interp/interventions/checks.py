@@ -156,7 +156,7 @@ class _Planner:
 
     def _check_something_is_left(self, queries: Tokens, keys: Tokens) -> None:
         """Refuse a softmax over nothing, as far as tokens before a query tell; layers with windows see fewer."""
-        if not any(kind == "scores" for kind in self.intervention.kinds):
+        if self.intervention.operation != "knockout" or "scores" not in self.intervention.kinds:
             return
         for example, (rows, cut) in enumerate(zip(queries, keys, strict=True)):
             for query in rows:
@@ -345,6 +345,8 @@ def check_contradictions(edits: Sequence[Edit]) -> None:
             for head in heads:
                 there = known.setdefault((*_stream(edit.site), head), {}).setdefault(example, [])
                 for others, other in there:
+                    if edit.keys and other.keys and not set(edit.keys[example]) & set(other.keys[example]):
+                        continue
                     both = sorted(others & set(tokens))
                     if both or (tokens and others and edit.at_every_step and other.at_every_step):
                         at = f"token {both[0]}" if both else "new tokens"
