@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from interp.compat.easyroutine.extraction_config import ExtractionConfig, Heads, HookedModelConfig
 from interp.compat.easyroutine.flag_values import FlagValues
-from interp.compat.easyroutine.input_batch import InputBatch
+from interp.compat.easyroutine.input_batch import FED, InputBatch
 from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.compat.easyroutine.named_positions import named
 from interp.errors import InterpError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExtractionMethods"]
 
-_SPLITS = ("split_positions", "pivot_positions")
+_BY_BATCH = ("split_positions", "pivot_positions", "vocabulary_index")
 _UNSET: Any = object()
 
 
@@ -29,12 +29,9 @@ class ExtractionMethods:
 
     standardized: StandardizedTransformer
     config: HookedModelConfig
+    name: Any  # what the model is called
 
-    def translated(self, batch: InputBatch, ablation_queries: Any, patching_queries: Any) -> list[Intervention]:
-        """Queries as interventions of interp, for these examples."""
-        if ablation_queries is not None or patching_queries is not None:
-            raise InterpError("ablation_queries, patching_queries: this model reads no queries.")
-        return []
+    changes: Callable[..., list[Intervention]]  # all that is changed in a run of a batch, as interventions of interp
 
     def forward(
         self,
@@ -52,7 +49,7 @@ class ExtractionMethods:
         extracted_token_position: Any = _UNSET,
         pivot_positions: Any = None,
         vocabulary_index: Any = None,
-        interventions: Iterable[Intervention] = (),
+        interventions: Any = None,
         **flags: Any,
     ) -> ActivationCache:
         """Run a batch, and take of it what the flags ask for.
@@ -71,7 +68,7 @@ class ExtractionMethods:
             batch_idx: number of the batch, for running means; 0 begins anew.
             move_to_cpu: move what was taken to the CPU.
             vocabulary_index: of `keep_gradient`, whose logit: an index, or one for each example.
-            interventions: of interp's own, which act behind those of the queries.
+            interventions: easyroutine's or interp's own, one or several.
             flags: fields of `ExtractionConfig`, over those of the config.
 
         Returns:
@@ -86,9 +83,19 @@ class ExtractionMethods:
             flags["attn_heads"] = attn_heads
         config = (extraction_config or ExtractionConfig()).changed(flags, "forward")
         batch = InputBatch.of(self.standardized, inputs, _pivots(split_positions, pivot_positions))
-        changes = [*self.translated(batch, ablation_queries, patching_queries), *interventions]
-        cache = FlagValues(self.standardized, batch, config, names, changes, self._rows).run()
-        return cache.cpu() if move_to_cpu else cache
+        changes = self.changes(batch, ablation_queries, patching_queries, interventions)
+        if external_cache is not None and batch_idx == 0:
+            external_cache.forget_means()
+        means = ActivationCache() if external_cache is None else external_cache
+        values = FlagValues(self.standardized, batch, config, names, changes, vocabulary_index, self._rows)
+        cache = values.run(means)
+        cache.put("input_ids", batch.input_ids, {"tokens": batch.input_ids.shape[1]})
+        if external_cache is None:
+            cache.update(means)
+        if move_to_cpu:
+            cache.cpu()
+            means.cpu()
+        return cache
 
     @property
     def _rows(self) -> int | None:
@@ -130,13 +137,32 @@ class ExtractionMethods:
         config = (extraction_config or ExtractionConfig()).changed(flags, "extract_cache")
         if extraction_config is None and not flags:
             config = config.changed({"extract_resid_out": True}, "extract_cache")
-        found = ActivationCache()
+        register = kwargs.pop("register_aggregation", None)
+        found, kept = ActivationCache(), ActivationCache()
+        means = kwargs.pop("external_cache", None) or kept
+        if register is not None:
+            found.register_aggregation(*register)
         with found.deferred_mode():
             for index, batch in enumerate(tqdm(dataloader, desc="Extracting cache")):
-                cache = self.forward(batch, names, extraction_config=config, batch_idx=index, **kwargs)
-                cache.update(batch_saver(dict(batch)) or {})
+                cache = self.forward(
+                    batch, names, extraction_config=config, batch_idx=index, external_cache=means,
+                    **self._of_batch(batch, kwargs),
+                )  # fmt: skip
+                if not config.save_input_ids:
+                    del cache["input_ids"]
+                cache.update(batch_saver(_others(batch)) or {})
                 found.cat(cache.cpu() if move_to_cpu_after_forward else cache)
+        if found.is_empty():
+            raise InterpError("extract_cache: the dataloader gives no batch.")
+        found.update(means.cpu() if move_to_cpu_after_forward else means)
+        asked = {name: kwargs.get(name) for name in ("ablation_queries", "patching_queries", "interventions")}
+        found.add_metadata(names, self.name, config.to_dict(), {name: one for name, one in asked.items() if one})
         return found
+
+    @staticmethod
+    def _of_batch(batch: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Keywords of `forward` that a batch itself may hold."""
+        return {**{name: batch[name] for name in _BY_BATCH if isinstance(batch, Mapping) and name in batch}, **given}
 
 
 def _one_of(first: Any, second: Any, default: Any) -> Any:
@@ -151,3 +177,8 @@ def _pivots(split: Any, pivot: Any) -> Any:
     if split is not None and pivot is not None:
         raise InterpError("split_positions and pivot_positions are the same. Give one of them.")
     return pivot if split is None else split
+
+
+def _others(batch: Any) -> dict[str, Any]:
+    """What a batch holds beside what the model is fed."""
+    return {name: value for name, value in dict(batch).items() if name not in FED}
