@@ -12,8 +12,8 @@ from interp.compat.easyroutine.flag_values import FlagValues
 from interp.compat.easyroutine.input_batch import InputBatch
 from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.compat.easyroutine.named_positions import named
+from interp.compat.easyroutine.query_methods import QueryMethods
 from interp.errors import InterpError
-from interp.interventions import Intervention
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -24,17 +24,11 @@ _SPLITS = ("split_positions", "pivot_positions")
 _UNSET: Any = object()
 
 
-class ExtractionMethods:
+class ExtractionMethods(QueryMethods):
     """What a `HookedModel` takes of its runs."""
 
     standardized: StandardizedTransformer
     config: HookedModelConfig
-
-    def translated(self, batch: InputBatch, ablation_queries: Any, patching_queries: Any) -> list[Intervention]:
-        """Queries as interventions of interp, for these examples."""
-        if ablation_queries is not None or patching_queries is not None:
-            raise InterpError("ablation_queries, patching_queries: this model reads no queries.")
-        return []
 
     def forward(
         self,
@@ -52,7 +46,7 @@ class ExtractionMethods:
         extracted_token_position: Any = _UNSET,
         pivot_positions: Any = None,
         vocabulary_index: Any = None,
-        interventions: Iterable[Intervention] = (),
+        interventions: Any = None,
         **flags: Any,
     ) -> ActivationCache:
         """Run a batch, and take of it what the flags ask for.
@@ -71,7 +65,7 @@ class ExtractionMethods:
             batch_idx: number of the batch, for running means; 0 begins anew.
             move_to_cpu: move what was taken to the CPU.
             vocabulary_index: of `keep_gradient`, whose logit: an index, or one for each example.
-            interventions: of interp's own, which act behind those of the queries.
+            interventions: easyroutine's (`Intervention`), or interp's own.
             flags: fields of `ExtractionConfig`, over those of the config.
 
         Returns:
@@ -86,7 +80,7 @@ class ExtractionMethods:
             flags["attn_heads"] = attn_heads
         config = (extraction_config or ExtractionConfig()).changed(flags, "forward")
         batch = InputBatch.of(self.standardized, inputs, _pivots(split_positions, pivot_positions))
-        changes = [*self.translated(batch, ablation_queries, patching_queries), *interventions]
+        changes = self.changes(batch, ablation_queries, patching_queries, interventions)
         cache = FlagValues(self.standardized, batch, config, names, changes, self._rows).run()
         return cache.cpu() if move_to_cpu else cache
 

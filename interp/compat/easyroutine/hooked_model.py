@@ -9,13 +9,15 @@ import torch
 
 from interp.compat.easyroutine.extraction_config import HookedModelConfig
 from interp.compat.easyroutine.extraction_methods import ExtractionMethods
+from interp.compat.easyroutine.generation_calls import GenerationCalls
 from interp.compat.easyroutine.module_methods import ModuleMethods
+from interp.compat.easyroutine.pair_patching import PairPatching
 from interp.model import StandardizedTransformer
 
 __all__ = ["HookedModel"]
 
 
-class HookedModel(ExtractionMethods, ModuleMethods):
+class HookedModel(PairPatching, GenerationCalls, ExtractionMethods, ModuleMethods):
     """A language model, also one that sees, with easyroutine's flags, named positions and queries.
 
         model = HookedModel.from_pretrained("meta-llama/Llama-3.2-1B")
@@ -48,6 +50,7 @@ class HookedModel(ExtractionMethods, ModuleMethods):
         self.standardized = given
         self.hf_model: Any = given._module
         self.hf_tokenizer: Any = given.tokenizer
+        self.additional_interventions = []
         self._begin()
 
     @classmethod

@@ -70,6 +70,10 @@ class InputBatch:
             self._known[name] = tokens_at(name, self.encoded, self.pivots)
         return self._known[name]
 
+    def call(self, name: Name, tokens: list[list[int]]) -> None:
+        """Let a name mean these tokens, of each example."""
+        self._known[name] = tokens
+
     def layout(self, names: Sequence[Name]) -> tuple[Tensor, dict[Name, int]]:
         """The tokens at several names side by side.
 
