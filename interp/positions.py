@@ -7,6 +7,7 @@
 | `2:5`, `:3`, `-2:` | a slice, the end left out |
 | `random:3`, `random:3@7` | three drawn without replacement, with seed 0 or 7, in ascending order |
 | `query.first`, `query.last`, `query.all`, `query.1`, ... | any of these, within a span that the prompt marks |
+| `image[0].first`, `image[0].last`, `image[0].all` | the tokens of the prompt's first image |
 
 A set of tokens that an attention knock-out blocks (`Block`) is any of these, or
 
@@ -26,17 +27,32 @@ from dataclasses import dataclass
 
 from interp.errors import InterpError, nearest
 
-__all__ = ["Block", "Position", "check_blocks", "check_positions"]
+__all__ = ["Block", "Position", "Span", "TokenSet", "check_blocks", "check_positions"]
 
 
 _INTEGER = re.compile(r"-?\d+")
 _SLICE = re.compile(r"(-?\d+)?:(-?\d+)?")
 _RANDOM = re.compile(r"random:(\d+)(?:@(\d+))?")
-_SPAN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_SPAN = re.compile(r"[A-Za-z_]\w*(\[\d+\])?(\.[A-Za-z_]\w*(\[\d+\])?)*")
 _FORMS = (
     "first, last, all, an integer (0, -2), a slice (2:5), random:3 or random:3@SEED, "
     "or one of these in a span (query.last)"
 )
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """A span that may have gaps, such as the tokens of an image, between which its rows are marked.
+
+    Arguments:
+        tokens: positions, ascending, at least one.
+    """
+
+    tokens: tuple[int, ...]
+
+
+Span = tuple[int, int] | TokenSet
+"""Token positions (start, stop), half open; or a set."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +123,12 @@ class Position:
     def __str__(self) -> str:
         return self.text
 
-    def resolve(self, length: int, spans: Mapping[str, tuple[int, int]]) -> list[int]:
+    def resolve(self, length: int, spans: Mapping[str, Span]) -> list[int]:
         """The positions in one prompt.
 
         Arguments:
             length: number of the prompt's tokens, without padding.
-            spans: the prompt's spans by name, as token positions (start, stop), half open.
+            spans: the prompt's spans by name.
 
         Returns:
             Indices into the unpadded prompt, ascending; never none.
@@ -122,19 +138,8 @@ class Position:
         """
         if length < 1:
             raise InterpError(f"position {self.text!r}: the prompt has no tokens.")
-        first, end, of = 0, length, "the prompt"
-        if self.span_name is not None:
-            if self.span_name not in spans:
-                known = nearest(self.span_name, spans) if spans else " It marks none."
-                raise InterpError(f"position {self.text!r}: the prompt has no span {self.span_name!r}.{known}")
-            first, end = spans[self.span_name]
-            of = f"the span {self.span_name!r} (tokens {first} to {end - 1} of a prompt of {length})"
-            if not 0 <= first < end <= length:
-                raise InterpError(
-                    f"position {self.text!r}: the span {self.span_name!r} is ({first}, {end}); expected "
-                    f"0 <= start < stop <= {length}, the number of the prompt's tokens."
-                )
-        size = end - first
+        places, of = self._places(length, spans)
+        size = len(places)
         if self.single:
             assert self.start is not None
             if not -size <= self.start < size:
@@ -142,11 +147,11 @@ class Position:
                     f"position {self.text!r} is out of range: {of} has {_tokens(size)}, 0 to {size - 1} or "
                     f"{-size} to -1."
                 )
-            return [first + self.start % size]
+            return [places[self.start]]
         if self.draw is not None:
             if self.draw > size:
                 raise InterpError(f"position {self.text!r} draws {self.draw}, but {of} has {_tokens(size)}.")
-            return sorted(first + index for index in self._drawn(size))
+            return sorted(places[index] for index in self._drawn(size))
         bounds = [0 if self.start is None else self.start, size if self.stop is None else self.stop]
         for bound in bounds:
             if not -size <= bound <= size:
@@ -154,7 +159,28 @@ class Position:
         start, stop = (bound + size if bound < 0 else bound for bound in bounds)
         if start >= stop:
             raise InterpError(f"position {self.text!r} holds no token: {of} has {_tokens(size)}.")
-        return list(range(first + start, first + stop))
+        return list(places[start:stop])
+
+    def _places(self, length: int, spans: Mapping[str, Span]) -> tuple[Sequence[int], str]:
+        """The tokens that it counts within, and what messages call them."""
+        name = self.span_name
+        if name is None:
+            return range(length), "the prompt"
+        if name not in spans:
+            known = nearest(name, spans) if spans else " It marks none."
+            raise InterpError(f"position {self.text!r}: the prompt has no span {name!r}.{known}")
+        span = spans[name]
+        if isinstance(span, TokenSet):
+            first, last, places = span.tokens[0], span.tokens[-1], span.tokens
+        else:
+            first, last, places = span[0], span[1] - 1, range(*span)  # type: ignore[assignment]
+        if not (places and first >= 0 and last < length):
+            shown = f"({first}, {last + 1})"
+            raise InterpError(
+                f"position {self.text!r}: the span {name!r} is {shown}; expected 0 <= start < stop <= {length}, the "
+                "number of the prompt's tokens."
+            )
+        return places, f"the span {name!r} (tokens {first} to {last} of a prompt of {length})"
 
     def labels(self, count: int) -> list[str]:
         """Names along a position axis that holds up to `count` of these: `last`, or `query.all[0]`, `query.all[1]`."""
@@ -231,12 +257,12 @@ class Block:
             raise InterpError(f"{error} Or all tokens before or after a span: before_query, after_query.") from None
         return cls(position.text, position.span_name, position=position)
 
-    def resolve(self, length: int, spans: Mapping[str, tuple[int, int]]) -> list[int]:
+    def resolve(self, length: int, spans: Mapping[str, Span]) -> list[int]:
         """The tokens in one prompt.
 
         Arguments:
             length: number of the prompt's tokens.
-            spans: the prompt's spans by name, as token positions (start, stop), half open.
+            spans: the prompt's spans by name.
 
         Returns:
             Indices into the unpadded prompt, ascending; never none.

@@ -50,11 +50,12 @@ class CacheBlocks:
         positions: Positions | None,
         dtype: torch.dtype | None,
         block_size: int,
+        images: Any = None,
     ) -> CacheBlocks:
         """See `StandardizedTransformer.cache_blocks`."""
         if block_size < 1:
             raise InterpError(f"block_size: expected at least 1, got {block_size}.")
-        passes = ForwardPasses.of(model, prompts)
+        passes = ForwardPasses.of(model, prompts, images=images)
         request = CacheRequest.of(passes, sites, positions, device="cpu", dtype=dtype)
         count = len(passes.encoded)
         return cls(request, [range(at, min(at + block_size, count)) for at in range(0, count, block_size)])
@@ -98,11 +99,10 @@ class CacheBlocks:
         """Run the prompts of a block, without the head where no logits are asked for."""
         rows, whole = self.ranges[index], self.request
         model = whole.passes.model
-        ids = [whole.passes.encoded[row].input_ids for row in rows]
+        encoded = [whole.passes.encoded[row] for row in rows]
         stop = None if any(site.kind in ("logits", "final_norm") for site in self.sites) else model.num_layers
-        part = replace(
-            whole, passes=ForwardPasses.of(model, ids, stop_at_layer=stop), table=whole.table[rows.start : rows.stop]
-        )
+        passes = replace(ForwardPasses.whole(model, encoded, None, "left"), stop=stop)
+        part = replace(whole, passes=passes, table=whole.table[rows.start : rows.stop])
         _, cache = part.run()
         return replace(cache, tensors={site: self._padded(site, cache) for site in self.sites})
 

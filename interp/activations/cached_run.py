@@ -155,6 +155,7 @@ def run_with_cache(
     model: StandardizedTransformer,
     prompts: Any,
     *,
+    images: Any = None,
     sites: Sites | None = None,
     positions: Positions | None = None,
     device: torch.device | str | None = None,
@@ -177,7 +178,7 @@ def run_with_cache(
     if gradients is not None:
         check_gradients("gradients")
     passes = ForwardPasses.of(
-        model, prompts, prefix=prefix, stop_at_layer=stop_at_layer, start_at_layer=start_at_layer,
+        model, prompts, images=images, prefix=prefix, stop_at_layer=stop_at_layer, start_at_layer=start_at_layer,
         batch_size=ALL_AT_ONCE if batch_size is None else batch_size, padding_side=padding_side,
     )  # fmt: skip
     return CacheRequest.of(passes, sites, positions, gradients, device, dtype, interventions).run(gradients_of)

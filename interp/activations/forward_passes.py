@@ -31,7 +31,7 @@ from interp.model.resolve import place_of
 from interp.model.verdicts import holds, sample_ids
 from interp.model.visits import Visit, run_visiting
 from interp.passes import turn
-from interp.prompts import Encoded
+from interp.prompts import Encoded, Media, with_images
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class ForwardPasses:
         model: StandardizedTransformer,
         prompts: Any,
         *,
+        images: Any = None,
         prefix: FrozenPrefix | None = None,
         stop_at_layer: int | None = None,
         start_at_layer: int | None = None,
@@ -77,6 +78,7 @@ class ForwardPasses:
             model: the model.
             prompts: texts, `Prompt`s, token ids or an encoding; with `prefix`, what follows it; with `start_at_layer`,
                 the residual stream (example, position, hidden), NaN where an example is shorter than another.
+            images: of the prompts, as `interp.prompts.with_images` takes them.
             prefix: what the prompts go on from.
             stop_at_layer: the layer at which the pass ends, before it runs; from the end where negative.
             start_at_layer: the layer that `prompts` enter.
@@ -89,6 +91,9 @@ class ForwardPasses:
             InterpError: prompts, layers or a prefix that the model cannot run.
         """
         check_ready(model)
+        if images is not None and start_at_layer is not None:
+            raise InterpError("images: of prompts, not of the residual streams of start_at_layer.")
+        prompts = with_images(prompts, images)
         layers = model.num_layers
         stop = None if stop_at_layer is None else _layer(stop_at_layer, layers, "stop_at_layer", last=layers)
         start = 0 if start_at_layer is None else _layer(start_at_layer, layers, "start_at_layer", last=layers - 1)
@@ -141,6 +146,11 @@ class ForwardPasses:
                 for index, row in enumerate(one.batch.rows):
                     ids[row] = before[index % len(before)]
         return ids
+
+    @property
+    def media(self) -> list[Media | None]:
+        """What each prompt is fed beside its token ids."""
+        return [one.media for one in self.encoded]
 
     @property
     def input_ids(self) -> list[list[int]]:
@@ -200,6 +210,20 @@ class ForwardPasses:
         order = [row for one in self.passes for row in one.batch.rows]
         return torch.cat(outputs)[torch.tensor(order, device="cpu").argsort().to(outputs[0].device)]
 
+    def read(self, visits: Callable[[Pass], Sequence[Visit]]) -> None:
+        """Run whole prompts for what is visited alone: each pass ends with its last visit, and gives no output.
+
+        Arguments:
+            visits: what is done in a pass; where it is nothing, the pass is not run.
+        """
+        with turn(self.model._module):
+            for one in self.passes:
+                forget_lengths(self.model)
+                made = list(visits(one))
+                if made:
+                    with products(self.model, one.inputs["input_ids"].numel()):
+                        run_visiting(self.model, made, stop=True, **one.inputs)
+
     def _run(self, one: Pass, visits: list[Visit], inside_attention: bool) -> Tensor:
         model, found = self.model, []
         if one.residual is not None:
@@ -227,14 +251,8 @@ def _batches(
     side: PaddingSide,
     more: int = 0,
 ) -> list[PromptBatch]:
-    """Batches of prompts, each in the order in which these were given: one batch of all needs no other order then."""
-    ids = [one.input_ids for one in encoded]
-    batches = []
-    for batch in prompt_batches(model, ids, batch_size=batch_size, padding_side=side, more=more):
-        order = sorted(range(len(batch.rows)), key=batch.rows.__getitem__)
-        inputs = {name: value[order] for name, value in batch.inputs.items()}
-        batches.append(PromptBatch(sorted(batch.rows), batch.lengths[order], batch.before[order], inputs))
-    return batches
+    ids, media = [one.input_ids for one in encoded], [one.media for one in encoded]
+    return prompt_batches(model, ids, media=media, batch_size=batch_size, padding_side=side, more=more)
 
 
 def _layer(layer: int, num_layers: int, name: str, *, last: int) -> int:

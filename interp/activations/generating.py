@@ -9,7 +9,7 @@ edits of `k` and `v` themselves, and cut edges, are made again in each step, on 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ from interp.forward.rope import forget_lengths
 from interp.interventions.edits import Window
 from interp.interventions.perform import draws
 from interp.model.verdicts import Pair, sample_ids, verdict
+from interp.prompts import Media
 from interp.readout import Sampling
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def generate(
     new: NewTokens,
     sampling: Sampling,
     stops: Collection[int],
+    media: Sequence[Media | None] | None = None,
 ) -> None:
     """Run a batch, and go on from it until each text has ended.
 
@@ -83,6 +85,7 @@ def generate(
         new: takes the new tokens.
         sampling: how they are chosen.
         stops: tokens behind which a text ends.
+        media: what each example is fed beside its token ids; None: none is.
     """
     model, examples, is_behind = first.model, one.batch.rows, one.prefix is not None
     longest = one.before + int(one.batch.lengths.max()) + new.most
@@ -91,7 +94,7 @@ def generate(
         _CONSEQUENCE, longest=longest,
     )  # fmt: skip
     forget_lengths(model)
-    logits, going_on = (_cached if cached else _whole)(first, one, input_ids, new)
+    logits, going_on = (_cached if cached else _whole)(first, one, input_ids, new, media)
     noise = torch.tensor([draws(sampling.seed, input_ids[example], new.most) for example in examples], device="cpu")
     going = list(range(len(examples)))
     tokens = torch.zeros(len(examples), dtype=torch.long, device="cpu")
@@ -107,7 +110,13 @@ def generate(
         logits = going_on(going, tokens)
 
 
-def _cached(first: EditedPass, one: Pass, input_ids: Sequence[Sequence[int]], new: NewTokens) -> tuple[Tensor, Next]:
+def _cached(
+    first: EditedPass,
+    one: Pass,
+    input_ids: Sequence[Sequence[int]],
+    new: NewTokens,
+    media: Sequence[Media | None] | None = None,
+) -> tuple[Tensor, Next]:
     """Logits behind the prompts, and what goes on over the cache, all rows together, ended ones too."""
     batch = one.batch
     own = {} if one.prefix is None else {"past_key_values": one.prefix.thawed(len(batch.rows))}
@@ -140,7 +149,13 @@ def _cached(first: EditedPass, one: Pass, input_ids: Sequence[Sequence[int]], ne
     return first.last, going_on
 
 
-def _whole(first: EditedPass, one: Pass, input_ids: Sequence[Sequence[int]], new: NewTokens) -> tuple[Tensor, Next]:
+def _whole(
+    first: EditedPass,
+    one: Pass,
+    input_ids: Sequence[Sequence[int]],
+    new: NewTokens,
+    media: Sequence[Media | None] | None = None,
+) -> tuple[Tensor, Next]:
     """The same by whole passes over prompts and new tokens."""
     first.run(one.inputs)
     assert first.last is not None
@@ -150,7 +165,8 @@ def _whole(first: EditedPass, one: Pass, input_ids: Sequence[Sequence[int]], new
         texts = [[*input_ids[example][one.before :], *new.ids[example]] for example in examples]
         grown = len(new.ids[examples[0]])
         found: list[Tensor | None] = [None] * len(going)
-        for part in _passes(first.model, texts, None if one.prefix is None else one.prefix.of_rows(going)):
+        own = None if media is None else [_longer(media[example], grown) for example in examples]
+        for part in _passes(first.model, texts, None if one.prefix is None else one.prefix.of_rows(going), own):
             forget_lengths(first.model)
             window = part.window(first.window.lengths, [examples[index] for index in part.batch.rows], grown)
             step = EditedPass(first.model, window, first.edits, Read.nothing(len(part.batch.rows)), last_logits=True)
@@ -163,11 +179,23 @@ def _whole(first: EditedPass, one: Pass, input_ids: Sequence[Sequence[int]], new
     return first.last, going_on
 
 
-def _passes(model: StandardizedTransformer, texts: list[list[int]], prefix: FrozenPrefix | None) -> list[Pass]:
+def _longer(media: Media | None, grown: int) -> Media | None:
+    """What a prompt is fed, behind which new tokens stand that are no part of an image."""
+    if media is None:
+        return None
+    return replace(media, by_token={name: [*own, *[0] * grown] for name, own in media.by_token.items()})
+
+
+def _passes(
+    model: StandardizedTransformer,
+    texts: list[list[int]],
+    prefix: FrozenPrefix | None,
+    media: Sequence[Media | None] | None = None,
+) -> list[Pass]:
     """Whole texts, or what follows a prefix, of one length; their rows are the texts by number."""
     if prefix is not None:
         return [Pass.behind(model, list(range(len(texts))), texts, prefix)]
-    return [Pass(batch) for batch in prompt_batches(model, texts, batch_size=len(texts))]
+    return [Pass(batch) for batch in prompt_batches(model, texts, media=media, batch_size=len(texts))]
 
 
 def _trial(model: StandardizedTransformer, length: int, *, is_behind: bool) -> list[Pair] | str:

@@ -224,6 +224,7 @@ def run_with_hooks(
     model: StandardizedTransformer,
     prompts: Any,
     *,
+    images: Any = None,
     hooks: Iterable[HookPair] = (),
     backward_hooks: Iterable[HookPair] = (),
     stop_at_layer: int | None = None,
@@ -238,7 +239,7 @@ def run_with_hooks(
         raise InterpError("backward_hooks: gradients are off here (torch.no_grad), so no backward pass can follow.")
     with hooks_for_a_while(model, hooks, backward) as made:
         passes = ForwardPasses.of(
-            model, prompts, prefix=prefix, stop_at_layer=stop_at_layer, start_at_layer=start_at_layer,
+            model, prompts, images=images, prefix=prefix, stop_at_layer=stop_at_layer, start_at_layer=start_at_layer,
             batch_size=ALL_AT_ONCE if batch_size is None else batch_size, padding_side=padding_side,
         )  # fmt: skip
         for hook in made:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -19,9 +19,11 @@ from interp.forward.rope import whole_batches
 from interp.interventions.edits import Window
 from interp.matmul import faster_products
 from interp.model.fed import check_fed
+from interp.model.processor import image_feeds, sees_images
 from interp.positions import Position
-from interp.prompts import Encoded, Prompt, encode
+from interp.prompts import Encoded, Media, Prompt, encode, encode_with_images
 from interp.prompts.given import is_ids, listed
+from interp.prompts.images import by_token, media_inputs
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -65,6 +67,8 @@ def encoded_prompts(
 
 
 def _encoded(model: StandardizedTransformer, prompt: Any, name: str) -> Encoded:
+    if isinstance(prompt, Prompt) and prompt.images:
+        return _seen(model, prompt)
     if isinstance(prompt, Prompt):
         return prompt.encode(model.tokenizer)
     if isinstance(prompt, str):
@@ -72,6 +76,14 @@ def _encoded(model: StandardizedTransformer, prompt: Any, name: str) -> Encoded:
     if is_ids(prompt):
         return Encoded([int(token) for token in prompt], {})
     raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, got {prompt!r:.80} among them.")
+
+
+def _seen(model: StandardizedTransformer, prompt: Prompt) -> Encoded:
+    if model.processor is None:
+        why = "takes no images" if not sees_images(model._module) else "has no processor in its folder: pass processor="
+        raise InterpError(f"images: {type(model._module).__name__} {why}.")
+    config: Any = model._module.config
+    return encode_with_images(model.processor, prompt, image_feeds(model._module), config.image_token_id)
 
 
 def resolved(positions: Sequence[Position], encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[str]]:
@@ -104,7 +116,7 @@ class PromptBatch:
         lengths: (row,), tokens of each.
         before: (row,), columns of padding before each prompt's first token.
         inputs: keywords of the forward pass: `input_ids`, and `attention_mask` and `position_ids` where the model takes
-            them, each (row, column), on the model's device.
+            them, each (row, column), on the model's device; with images what these are fed as.
     """
 
     rows: list[int]
@@ -186,23 +198,26 @@ def prompt_batches(
     model: StandardizedTransformer,
     input_ids: Sequence[Sequence[int]],
     *,
+    media: Sequence[Media | None] | None = None,
     batch_size: int | None = None,
     padding_side: PaddingSide = "left",
     more: int = 0,
 ) -> list[PromptBatch]:
     """Prompts in batches, in which each has the numbers that it has alone.
 
-    Prompts of different lengths share a batch where padding leaves the model's numbers as they are.
+    Prompts of different lengths share a batch where padding leaves the model's numbers as they are; prompts with images
+    and prompts without do not.
 
     Arguments:
         model: the model.
         input_ids: token ids of each prompt, unpadded.
+        media: what each is fed beside them; None: none is.
         batch_size: prompts in a batch at most; None: as many as suit the device.
         padding_side: where shorter prompts are padded: `left` or `right`.
         more: tokens that each goes on for.
 
     Returns:
-        Batches, shortest prompts first; `PromptBatch.rows` says which prompts they are.
+        Batches, shortest prompts first; `PromptBatch.rows` says which prompts they are, in the order given.
 
     Raises:
         InterpError: no prompt in a batch, or another side.
@@ -210,8 +225,28 @@ def prompt_batches(
     lengths = [len(ids) for ids in input_ids]
     batch_size = checked_size(model, batch_size, max(lengths) + more)
     check_side(padding_side)
-    batches = whole_batches(model, lengths, batch_size, more)
-    return [_padded(model, rows, [input_ids[row] for row in rows], padding_side) for rows in batches]
+    media = [None] * len(lengths) if media is None else media
+    batches = []
+    for alike in (False, True):
+        chosen = [row for row, one in enumerate(media) if (one is not None) is alike]
+        for batch in whole_batches(model, [lengths[row] for row in chosen], batch_size, more) if chosen else ():
+            rows = sorted(chosen[index] for index in batch)
+            padded = _padded(model, rows, [input_ids[row] for row in rows], padding_side)
+            batches.append(_with_media(model, padded, [one for row in rows if (one := media[row]) is not None]))
+    return batches
+
+
+def _with_media(model: StandardizedTransformer, batch: PromptBatch, media: list[Media]) -> PromptBatch:
+    if not media:
+        return batch
+    inputs = {**batch.inputs, **by_token(media, batch.width, batch.before.tolist()), **media_inputs(media)}
+    if hasattr(model._module.base_model, "get_rope_index"):
+        inputs.pop("position_ids", None)  # the model counts rows and columns of images
+    moved = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for name, value in inputs.items()
+    }
+    return replace(batch, inputs=moved)
 
 
 def check_side(padding_side: str) -> None:

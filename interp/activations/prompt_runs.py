@@ -42,6 +42,7 @@ def run(
     prompts: Any,
     interventions: Intervention | Iterable[Intervention] = (),
     *,
+    images: Any = None,
     read: Spelling | Iterable[Spelling] = (),
     positions: str | int | Sequence[str | int] = "last",
     gradients_of: GradientsOf | None = None,
@@ -72,7 +73,7 @@ def run(
         raise InterpError("temperature, top_k, top_p, seed, stop_ids: are of new tokens. Give max_new_tokens.")
     more = None if max_new_tokens is None else max_new_tokens - 1  # the last is not fed any more
     passes = ForwardPasses.of(
-        model, prompts, prefix=prefix, batch_size=batch_size, padding_side=padding_side, more=more
+        model, prompts, images=images, prefix=prefix, batch_size=batch_size, padding_side=padding_side, more=more,
     )  # fmt: skip
     named = read if isinstance(read, str | Site | tuple) else list(read)
     sites = sites_of(model, named) if named else []
@@ -91,7 +92,7 @@ def run(
             keep_graph=keep_graph,
         )  # fmt: skip
         if new is not None:
-            generate(done, one, passes.input_ids, new, sampling, stops)
+            generate(done, one, passes.input_ids, new, sampling, stops, passes.media)
         else:
             with torch.set_grad_enabled(differentiates), passes.sharing(one, inside_attention=inside):
                 done.run(one.inputs, gradients_of)

@@ -57,6 +57,10 @@ def candidates(config: Any, module: Any, rename_config: RenameConfig | None = No
     if reason is not None and rename_config is None:
         raise InterpError(f"{model_type!r} is not supported: {reason}")
     record = None if reason is not None else find_architecture(model_type, text)
+    if record is None and reason is None and rename_config is None and text is not config:
+        inside = [guess for guess in _inside(module, text) if not missing_parts(guess, module)]
+        if inside:
+            return Candidates(tuple(inside), known=len(inside) == 1)
     if record is not None:
         chosen = renamed(record, module, rename_config)
         if missing := missing_parts(chosen, module):
@@ -74,6 +78,44 @@ def candidates(config: Any, module: Any, rename_config: RenameConfig | None = No
             "interp.architectures. `python -m interp families` lists those that have one."
         )
     return Candidates(tuple(fitting), known=False)
+
+
+def _inside(module: Any, text: Any) -> list[Architecture]:
+    """Records of a model that holds a language model of the table beside a tower: that one's, where it lies.
+
+    What the language model by itself does to its logits, the whole one may leave out.
+    """
+    record = find_architecture(text.model_type, text) or find_architecture(text.model_type.removesuffix("_text"), text)
+    path = next(
+        (
+            path
+            for path, part in module.named_modules()
+            if path and type(getattr(part, "config", None)) is type(text) and hasattr(part, "get_input_embeddings")
+        ),
+        None,
+    )
+    if record is None or path is None:
+        return []
+    root = record.layers.partition(".")[0]
+
+    def moved(old: str | None) -> str | None:
+        return None if old is None else f"{path}.{old.partition('.')[2]}" if old.startswith(f"{root}.") else old
+
+    layers, embedding = moved(record.layers), moved(record.embedding)
+    assert layers is not None and embedding is not None
+    whole = replace(
+        record,
+        family=module.config.model_type,
+        model_types=(module.config.model_type,),
+        when=(),
+        layers=layers,
+        embedding=embedding,
+        final_norm=moved(record.final_norm),
+        before_head=tuple(str(moved(part)) for part in record.before_head),
+        head="lm_head",
+    )
+    plain = replace(whole, softcap=None, logit_scale=None, logit_divisor=None)
+    return list(dict.fromkeys([plain, whole]))
 
 
 def _fitting(model_type: str, module: Any, rename_config: RenameConfig | None) -> tuple[list[Architecture], list[str]]:

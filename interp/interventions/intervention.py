@@ -20,7 +20,7 @@ from interp.sites import KINDS, MAP_KINDS, canonical
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Intervention", "from_frame", "from_yaml", "to_frame", "to_yaml"]
+__all__ = ["Intervention", "YamlLoader", "from_frame", "from_yaml", "to_frame", "to_yaml"]
 
 STEPS = ("prompt", "every")
 MEANS = ("prompts", "tokens")
@@ -255,16 +255,16 @@ def _shown(value: Any) -> str:
 # Several together -----------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """YAML 1.2's numbers: `2:5` is a slice, not 125 sixties, and 1e-5 is a number."""
 
 
-_Loader.yaml_implicit_resolvers = {
+YamlLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
+YamlLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
     list("-+.0123456789"),
@@ -285,7 +285,7 @@ def from_yaml(text: str) -> list[Intervention]:
         InterpError: text that is no YAML, or something else in it.
     """
     try:
-        given = yaml.load(text, Loader=_Loader)
+        given = yaml.load(text, Loader=YamlLoader)
     except yaml.YAMLError as error:
         raise InterpError(f"interventions: expected YAML, got text that is none: {error}") from None
     return [Intervention.from_dict(one) for one in (given if isinstance(given, list) else [given])]

@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any, TypeAlias
 
 from interp.errors import InterpError
-from interp.positions import Block, Position
+from interp.positions import Block, Position, Span
 
 __all__ = ["Where", "as_where", "is_of_the_end", "plain_where", "resolve_where"]
 
@@ -88,7 +88,7 @@ def plain_where(where: Where) -> str | list[str]:
 
 
 def resolve_where(
-    where: Where, lengths: Sequence[int], spans: Sequence[Mapping[str, tuple[int, int]]], name: str
+    where: Where, lengths: Sequence[int], spans: Sequence[Mapping[str, Span]], name: str
 ) -> list[list[int]]:
     """The tokens of each example.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from interp.lenses.reading import LensPrompt, Positions, Targets, groups_of, sur
 from interp.lenses.sources import Latents, Source, SourcePrompts, Sources
 from interp.model.fed import check_fed
 from interp.patching import PatchedPrompts, check_number
-from interp.positions import Position
+from interp.positions import Position, Span
 from interp.prompts import Prompt
 from interp.prompts.given import is_ids, listed
 from interp.prompts.target_prompt import TargetPrompt, as_target_prompt
@@ -208,8 +208,9 @@ def _resolved(
     model: StandardizedTransformer, given: Any, positions: Sequence[str | int | None]
 ) -> tuple[list[int], list[int]]:
     """The token ids of a target prompt, and those of its tokens that are written over."""
+    spans: Mapping[str, Span] = {}
     if is_ids(given):
-        ids, spans = [int(token) for token in given], {}
+        ids = [int(token) for token in given]
         chosen = [Position.parse("last" if at is None else at) for at in positions]
     else:
         written = [as_target_prompt(given, model.tokenizer, at) for at in positions]

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -81,7 +82,7 @@ def load_model(
     trust_remote_code: bool,
     options: Mapping[str, Any],
 ) -> nn.Module:
-    """Load a causal language model, safetensors only, every weight accounted for.
+    """Load a causal language model, which may see images, safetensors only, every weight accounted for.
 
     Arguments:
         source: a local folder or a hub id; the rest as in `StandardizedTransformer`.
@@ -102,7 +103,7 @@ def load_model(
         placed = {} if device_map is None else {"device_map": device_map}
         attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         loading = {"use_safetensors": True, **shared, **options, **placed, **attention}
-        module, report = AutoModelForCausalLM.from_pretrained(
+        module, report = _auto_class(config).from_pretrained(
             name, config=_changed(config, loading), dtype=as_dtype(dtype), output_loading_info=True, **loading
         )
     except InterpError:
@@ -117,6 +118,12 @@ def load_model(
             f"missing or of another shape, e.g. {', '.join(absent[:3])}. Get a checkpoint of a causal language model."
         )
     return module
+
+
+def _auto_class(config: Any) -> Any:
+    """What loads a model: of images and text where transformers has no causal language model of its type."""
+    known, sees = AutoModelForCausalLM._model_mapping, AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if type(config) in sees and type(config) not in known else AutoModelForCausalLM
 
 
 def reject_load_options(**given: Any) -> None:
@@ -154,7 +161,7 @@ def load_skeleton(
     try:
         config = AutoConfig.from_pretrained(str(source), **shared)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return _auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     except _LOAD_ERRORS as error:
         raise InterpError(_not_loaded(source, revision, error)) from error
 

@@ -32,6 +32,7 @@ class Runs:
         prompts: Any,
         interventions: Intervention | Iterable[Intervention] = (),
         *,
+        images: Any = None,
         read: Spelling | Iterable[Spelling] = (),
         positions: str | int | Sequence[str | int] = "last",
         gradients_of: Callable[[Tensor, list[int]], Tensor] | None = None,
@@ -57,6 +58,8 @@ class Runs:
             prompts: one text or `Prompt`, or several, or lists of token ids, or an encoding, padded on either side.
                 Behind a `prefix`: what follows it, texts without the tokenizer's start token.
             interventions: one or several (`interp.interventions.Intervention`).
+            images: of the prompts, for a model that sees: of one prompt an image or several; of several prompts an
+                entry each, None, an image or several (PIL images, paths, arrays). Or `Prompt`s have them.
             read: sites to read, as of `run_with_cache`, e.g. `resid_post.* z.3.h0`; none unless they are named.
             positions: where sites and logits are read, one spelling of `interp.positions` or several. In each prompt
                 they count its own tokens, behind a prefix those that follow it, as those of interventions do.
@@ -89,6 +92,7 @@ class Runs:
             self,
             prompts,
             interventions,
+            images=images,
             read=read,
             positions=positions,
             gradients_of=gradients_of,
@@ -111,6 +115,7 @@ class Runs:
         self,
         prompts: Any,
         *,
+        images: Any = None,
         sites: Spelling | Sequence[Spelling] | None = None,
         positions: str | int | Sequence[str | int] | Sequence[Sequence[int]] | None = None,
         device: torch.device | str | None = None,
@@ -136,6 +141,7 @@ class Runs:
             prompts: one text or `Prompt`, or several, lists of token ids, or an encoding, padded on either side. Behind
                 a `prefix`: what follows it, texts without the tokenizer's start token. With `start_at_layer`: a
                 residual stream (example, position, hidden), NaN behind the last position of a shorter example.
+            images: of the prompts, as of `run`.
             sites: what is kept, in any spelling (`interp.sites`), exactly these; `*` stands for the layers that have
                 the site. `all`: every site of the model. None: all but those that cost more than a copy (`q`, `k`,
                 `v`, `scores`, `pattern`, `head_out`) and the logits, which are the output.
@@ -165,6 +171,7 @@ class Runs:
         return resolve_name("interp.activations.cached_run:run_with_cache")(
             self,
             prompts,
+            images=images,
             sites=sites,
             positions=positions,
             device=device,
@@ -183,6 +190,7 @@ class Runs:
         self,
         prompts: Any,
         *,
+        images: Any = None,
         sites: Spelling | Sequence[Spelling] | None = None,
         positions: str | int | Sequence[str | int] | Sequence[Sequence[int]] | None = None,
         dtype: torch.dtype | None = None,
@@ -191,7 +199,7 @@ class Runs:
         """The cache of many prompts, block by block, for what is too large to be in memory at once.
 
         Arguments:
-            prompts, sites, positions, dtype: as of `run_with_cache`.
+            prompts, images, sites, positions, dtype: as of `run_with_cache`.
             block_size: prompts in a block.
 
         Returns:
@@ -202,13 +210,14 @@ class Runs:
             InterpError: as `run_with_cache`.
         """
         return resolve_name("interp.activations.cache_blocks:CacheBlocks.of")(
-            self, prompts, sites=sites, positions=positions, dtype=dtype, block_size=block_size
+            self, prompts, images=images, sites=sites, positions=positions, dtype=dtype, block_size=block_size
         )
 
     def run_with_hooks(
         self,
         prompts: Any,
         *,
+        images: Any = None,
         hooks: Iterable[HookPair] = (),
         backward_hooks: Iterable[HookPair] = (),
         stop_at_layer: int | None = None,
@@ -228,7 +237,7 @@ class Runs:
         their own length, for a hook cannot tell padding from tokens.
 
         Arguments:
-            prompts: as of `run_with_cache`.
+            prompts, images: as of `run_with_cache`.
             hooks: (where, function) each, in the order in which those at one site act. Where: a site in any spelling,
                 several, or a predicate of a `Site`. The function is given a copy of the tensor, and the `Site`; it may
                 change the copy in place or return another tensor, which the model then goes on with.
@@ -246,6 +255,7 @@ class Runs:
         return resolve_name("interp.activations.model_hooks:run_with_hooks")(
             self,
             prompts,
+            images=images,
             hooks=hooks,
             backward_hooks=backward_hooks,
             stop_at_layer=stop_at_layer,

@@ -14,7 +14,7 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.modeling.tp import TPFragments
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from interp.architectures import Architecture, Candidates, RenameConfig, candidates, config_value
 from interp.attention import AttentionAccess
@@ -37,6 +37,7 @@ from interp.model.loading import (
 from interp.model.model_spec import ModelSpec
 from interp.model.padding import PaddingWatch, guard_padding
 from interp.model.places import TraceMemory
+from interp.model.processor import load_processor, quiet_pipeline, sees_images
 from interp.model.resolve import Attentions
 from interp.model.runs import Runs
 from interp.model.verdicts import verdicts_of
@@ -66,6 +67,7 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
         layers, embed_tokens, ln_final, lm_head: nnsight envoys of these modules; `layers[i]`, `layers[i].self_attn`,
             `layers[i].mlp` of one layer, where it has them. The model's own names stay.
         tokenizer: pads on the left, so that `[:, -1]` is every prompt's last token.
+        processor: of a model that sees images, what makes inputs of them; None: there is none.
     """
 
     architecture: Architecture
@@ -92,6 +94,7 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
         *,
         tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
         tokenizer_kwargs: Mapping[str, Any] | None = None,
+        processor: ProcessorMixin | str | Path | None = None,
         revision: str | None = None,
         dtype: str | torch.dtype | None = None,
         device_map: str | dict[str, Any] | None = None,
@@ -112,6 +115,8 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
             tokenizer: an object, or where to load it from; None: from where the model is. A model in memory needs
                 one. An object is set to pad on the left.
             tokenizer_kwargs: keyword arguments of the tokenizer's `from_pretrained`.
+            processor: of a model that sees images, an object or where to load it from; None: from where the model is.
+                Its tokenizer is the model's, unless one is given.
             revision: branch, tag or commit on the hub.
             dtype: `float32`, `bfloat16`, `float16` or torch's; None: the checkpoint's own.
             device_map: accelerate's placement: `auto`, `cpu`, `cuda:0`, a mapping; None: the CPU.
@@ -147,7 +152,7 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
                 attn_implementation=attn_implementation,
                 **options,
             )
-            if tokenizer is None:
+            if tokenizer is None and processor is None:
                 raise InterpError("a model in memory needs its tokenizer: pass tokenizer=, an object or a folder.")
         elif remote:
             module = load_skeleton(
@@ -169,6 +174,9 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
                 trust_remote_code=trust_remote_code,
                 options=options,
             )
+        processor = self._processor(processor, module, model, revision, trust_remote_code=trust_remote_code)
+        if tokenizer is None and processor is not None and not tokenizer_kwargs:
+            tokenizer = processor.tokenizer
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             where, at = (tokenizer, None) if tokenizer is not None else (model, revision)
             assert isinstance(where, str | Path)
@@ -183,9 +191,13 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
         placed = {} if hasattr(module, "hf_device_map") else {"device": module.device}
         names = merged(self._standard_names(found.records[0], module), rename, reserved=RESERVED)
         interleaver = ThreadInterleaver.new(TPFragments())
-        super().__init__(
-            module.eval(), tokenizer=tokenizer, rename=names, envoys=envoys, interleaver=interleaver, **placed
-        )
+        with quiet_pipeline():
+            super().__init__(
+                module.eval(), tokenizer=tokenizer, rename=names, envoys=envoys, interleaver=interleaver, **placed
+            )
+        self.processor = processor  # not nnsight's: its pipeline is of text
+        if processor is not None:
+            processor.tokenizer = self.tokenizer
         if isinstance(model, str | Path):
             self.repo_id, self.revision = str(model), revision
             if trust_remote_code:  # what a server is asked to load
@@ -194,6 +206,23 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
         verdicts_of(self).clear()  # the module may have been wrapped before, and changed since
         self._given = Given(rename_config, rename, verify)
         self._choose(found, config)
+
+    @staticmethod
+    def _processor(
+        given: ProcessorMixin | str | Path | None,
+        module: nn.Module,
+        model: str | Path | nn.Module,
+        revision: str | None,
+        *,
+        trust_remote_code: bool,
+    ) -> ProcessorMixin | None:
+        """The processor that is given, or that lies where the model is."""
+        if isinstance(given, ProcessorMixin):
+            return given
+        where = given if given is not None else None if isinstance(model, nn.Module) else model
+        if where is None or (given is None and not sees_images(module)):
+            return None
+        return load_processor(where, revision=revision if given is None else None, trust_remote_code=trust_remote_code)
 
     @staticmethod
     def _standard_names(record: Architecture, module: nn.Module) -> dict[Any, list[str]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from interp.prompts.answers import POLICIES, AnswerTokens, SharedPrefix, answer_tokens, shared_prefixes
 from interp.prompts.chat import chat_prompt, repeat_chat_prompt
 from interp.prompts.encoding import Encoded, encode
+from interp.prompts.images import Media, encode_with_images, with_images
 from interp.prompts.occurrences import BOUNDARIES, OCCURRENCES, Occurrence, find_word, other_form
 from interp.prompts.patchscopes import (
     ATTRIBUTES,
@@ -52,6 +53,7 @@ __all__ = [
     "AnswerTokens",
     "Collision",
     "Encoded",
+    "Media",
     "Occurrence",
     "Prompt",
     "ResolvedTargets",
@@ -67,6 +69,7 @@ __all__ = [
     "cloze_prompt",
     "definition_prompt",
     "encode",
+    "encode_with_images",
     "entity_description_prompt",
     "few_shot_prompt",
     "find_word",
@@ -78,4 +81,5 @@ __all__ = [
     "shared_prefixes",
     "token_identity_prompt",
     "translation_prompt",
+    "with_images",
 ]

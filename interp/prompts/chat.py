@@ -2,6 +2,7 @@
 
 prompt = chat_prompt(tokenizer, [{"role": "user", "content": "What is the capital of France?"}])
 prompt.encode(tokenizer).input_ids      # what transformers itself would feed; `message_0` marks the question
+chat_prompt(processor, [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", ...}]}])
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
@@ -18,12 +19,12 @@ from interp.prompts.patchscopes import REPEATED_WORDS, repeat_prompt
 from interp.prompts.prompt import Prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 __all__ = ["INSTRUCTION", "Message", "chat_prompt", "repeat_chat_prompt"]
 
 
-Message = Mapping[str, str]  # of `role` and `content`
+Message = Mapping[str, Any]  # of `role` and `content`
 
 # Stands for a message's text in a second rendering: private-use characters, which no template has or changes.
 MARK = "\ue000{}\ue001"
@@ -31,7 +32,7 @@ MARKED = re.compile("\ue000([0-9]+)\ue001")
 
 
 def chat_prompt(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     messages: Sequence[Message],
     *,
     continue_final: bool = False,
@@ -45,22 +46,25 @@ def chat_prompt(
     yourself would double the start token in most models.
 
     Arguments:
-        tokenizer: one that has a chat template.
-        messages: dictionaries of `role` and `content`, both texts.
+        tokenizer: one that has a chat template; for messages with images the model's processor.
+        messages: dictionaries of `role` and `content`: a text, or a list of parts, `{"type": "text", "text": ...}` and
+            `{"type": "image", "image": ...}` (a PIL image, a path or an array; without one the prompt gets its images
+            elsewhere).
         continue_final: leave the last message open, so that the model goes on with it.
         add_generation_prompt: end with the header of an answer; None: unless `continue_final`.
         add_special_tokens: let the tokenizer add its start token, for a template that leaves that to it. Encoding is
             refused where the template wrote one too.
 
     Returns:
-        The prompt. Spans `message_0`, `message_1`, ... mark the messages' texts. There are none where the template does
-        more to a text than to strip spaces around it, none for an empty text, and none without a fast tokenizer.
+        The prompt, with its images. Spans `message_0`, `message_1`, ... mark the messages' texts. There are none where
+        the template does more to a text than to strip spaces around it, none for an empty text, and none without a
+        fast tokenizer.
 
     Raises:
         InterpError: there is no chat template, it refuses the messages (many have no system role), a message is not
             such a dictionary, or both `continue_final` and `add_generation_prompt` are asked for.
     """
-    contents = _contents(messages)
+    parts, images = _parts(messages)
     if continue_final and add_generation_prompt:
         raise InterpError(
             "continue_final leaves the last message open, add_generation_prompt begins a new one: ask for one of them."
@@ -71,32 +75,66 @@ def chat_prompt(
     }
     text = _rendered(tokenizer, messages, options)
     # Without offsets (a slow tokenizer) no tokens could be found for them.
-    spans = _spans(tokenizer, messages, contents, text, options) if tokenizer.is_fast else {}
-    return Prompt(text, spans=spans, add_special_tokens=add_special_tokens)
+    is_fast = getattr(tokenizer, "tokenizer", tokenizer).is_fast
+    spans = _spans(tokenizer, messages, parts, text, options) if is_fast else {}
+    return Prompt(text, spans=spans, add_special_tokens=add_special_tokens, images=images)
 
 
-def _contents(messages: Sequence[Message]) -> list[str]:
+def _parts(messages: Sequence[Message]) -> tuple[list[tuple[int, str]], tuple[Any, ...]]:
+    """The texts of the messages, each with the number of its message, and their images."""
     if isinstance(messages, str | Mapping) or not messages:
         raise InterpError(f"expected a list of messages, [{{'role': 'user', 'content': '...'}}], got {messages!r}.")
+    texts: list[tuple[int, str]] = []
+    images: list[Any] = []
     for number, message in enumerate(messages):
-        if not (
-            isinstance(message, Mapping)
-            and set(message) == {"role", "content"}
-            and all(isinstance(value, str) for value in message.values())
-        ):
+        content = message.get("content") if isinstance(message, Mapping) and set(message) == {"role", "content"} else 0
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list | tuple) or not isinstance(message["role"], str):
             raise InterpError(f"message {number}: expected {{'role': a text, 'content': a text}}, got {message!r}.")
-    return [message["content"] for message in messages]
+        for part in parts:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind == "text" and isinstance(part.get("text"), str):
+                texts.append((number, part["text"]))
+            elif kind == "image":
+                images += [part[key] for key in ("image", "path", "url") if part.get(key) is not None]
+            else:
+                raise InterpError(
+                    f"message {number}: expected parts {{'type': 'text', 'text': a text}} or {{'type': 'image', "
+                    f"'image': an image or a path}}, got {part!r:.80}."
+                )
+    return texts, tuple(images)
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], options: dict[str, bool]) -> str:
+def _filled(messages: Sequence[Message], texts: Sequence[str]) -> list[dict[str, Any]]:
+    """The messages with other texts, and with the places of their images alone."""
+    left = iter(texts)
+    return [
+        {
+            **message,
+            "content": next(left)
+            if isinstance(message["content"], str)
+            else [
+                {"type": "text", "text": next(left)} if part["type"] == "text" else {"type": "image"}
+                for part in message["content"]
+            ],
+        }
+        for message in messages
+    ]
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin, messages: Sequence[Message], options: dict[str, bool]
+) -> str:
     name = type(tokenizer).__name__
     if not tokenizer.chat_template:
+        where = getattr(tokenizer, "name_or_path", "") or "made in memory"
         raise InterpError(
-            f"this {name} ({tokenizer.name_or_path or 'made in memory'}) has no chat template: its model was probably "
-            "not trained on chats. Use a plain prompt, or set tokenizer.chat_template."
+            f"this {name} ({where}) has no chat template: its model was probably not trained on chats. "
+            "Use a plain prompt, or set tokenizer.chat_template."
         )
     try:
-        text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **options)
+        plain = _filled(messages, [text for _, text in _parts(messages)[0]])
+        text = tokenizer.apply_chat_template(plain, tokenize=False, **options)
     except (TemplateError, ValueError) as error:
         roles = ", ".join(message["role"] for message in messages)
         raise InterpError(
@@ -108,23 +146,24 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], o
 
 
 def _spans(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     messages: Sequence[Message],
-    contents: list[str],
+    parts: Sequence[tuple[int, str]],
     text: str,
     options: dict[str, bool],
 ) -> dict[str, tuple[int, int]]:
     """Where the messages' texts are: found in a rendering with marks in their place, and only if the rest agrees."""
-    marked = [{**message, "content": MARK.format(number)} for number, message in enumerate(messages)]
+    marked = _filled(messages, [MARK.format(number) for number in range(len(parts))])
     try:
         before, *pairs = MARKED.split(_rendered(tokenizer, marked, options))
     except InterpError:  # the template looks at what the messages say
         return {}
     if not text.startswith(before):
         return {}
-    spans, at = {}, len(before)
+    spans: dict[str, tuple[int, int]] = {}
+    at = len(before)
     for number, after in zip(map(int, pairs[::2]), pairs[1::2], strict=True):
-        content = contents[number]
+        message, content = parts[number]
         kept = next(
             (
                 form
@@ -136,7 +175,8 @@ def _spans(
         if kept is None:
             return {}
         if kept.strip():
-            spans[f"message_{number}"] = (at, at + len(kept))
+            name = f"message_{message}"
+            spans[name] = (spans.get(name, (at, at))[0], at + len(kept))
         at += len(kept) + len(after)
     return spans if at == len(text) else {}
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from interp.errors import InterpError
+from interp.positions import Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from interp.prompts.images import Media
 
 __all__ = ["Encoded", "bare_tokenizer", "encode"]
 
@@ -26,14 +28,16 @@ class Encoded:
 
     Arguments:
         input_ids: token ids with the tokenizer's start token, unpadded.
-        spans: name -> (first token, one past the last token), indices into `input_ids`.
+        spans: name -> (first token, one past the last token), or a `TokenSet`, indices into `input_ids`.
         characters: name -> (first character, one past the last character) of the text that these tokens stand for; more
             than was marked where a token reaches over it.
+        media: what the forward pass is fed beside the ids; None: nothing.
     """
 
     input_ids: list[int]
-    spans: dict[str, tuple[int, int]]
+    spans: Mapping[str, Span]
     characters: dict[str, tuple[int, int]] = field(default_factory=dict)
+    media: Media | None = None
 
 
 def encode(

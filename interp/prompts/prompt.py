@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError, nearest
 from interp.prompts.answers import AnswerTokens
@@ -77,12 +77,14 @@ class Prompt:
         spans: name -> (first character, one past the last character); `interp.positions` counts tokens in them.
         add_special_tokens: whether the tokenizer adds its start token. False where the text has every special token
             already, as a chat template writes it.
+        images: PIL images, paths, or arrays (height, width, channel), in the order of their placeholders in the text.
     """
 
     text: str
     targets: Mapping[str, Target] = field(default_factory=dict)
     spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     add_special_tokens: bool = True
+    images: tuple[Any, ...] = ()
 
     @classmethod
     def from_strings(
@@ -176,7 +178,15 @@ class Prompt:
         return bool(self.collisions(ignore))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-        """Tokenize the prompt and find the tokens of its spans; see `interp.prompts.encode`."""
+        """Tokenize the prompt and find the tokens of its spans; see `interp.prompts.encode`.
+
+        Raises:
+            InterpError: it has images, which a tokenizer alone does not know.
+        """
+        if self.images:
+            raise InterpError(
+                "a prompt with images: expected the model's processor (encode_with_images), got a tokenizer."
+            )
         return encode(tokenizer, self.text, self.spans, add_special_tokens=self.add_special_tokens)
 
 

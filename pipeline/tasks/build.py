@@ -137,7 +137,7 @@ def make_row(
     return Row(
         prompt=prompt,
         input_ids=encoded.input_ids,
-        spans=encoded.spans,
+        spans={name: span for name, span in encoded.spans.items() if isinstance(span, tuple)},
         labels={**labels, "collides": "yes" if collides else "no"},
         answers={group: answer.token_ids for group, answer in answers.items()},
         words={group: answer.words for group, answer in answers.items()},

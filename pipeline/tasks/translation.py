@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from interp.errors import InterpError
+from interp.positions import Position
 from interp.prompts import POLICIES, encode
 from pipeline.artifacts.tokens import Pair, Row, TaskData
 from pipeline.config.paths import located
@@ -293,8 +294,8 @@ class _Translation:
 
     def _one_token(self, concept: Concept, source: str, target: str) -> bool:
         prompt, query = self._prompt(concept, source, target)
-        start, stop = encode(self.tokenizer, prompt, {"query": query}).spans["query"]
-        return stop - start == 1
+        encoded = encode(self.tokenizer, prompt, {"query": query})
+        return len(Position.parse("query.all").resolve(len(encoded.input_ids), encoded.spans)) == 1
 
     def _row(self, where: str, concept: Concept, source: str, target: str) -> Row:
         prompt, query = self._prompt(concept, source, target)

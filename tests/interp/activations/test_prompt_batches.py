@@ -22,15 +22,15 @@ Standardized = Callable[[str], StandardizedTransformer]
 def test_each_prompt_has_the_numbers_that_it_has_alone(standardized: Standardized, family: str, side: str) -> None:
     model = standardized(family)
     (batch,) = prompt_batches(model, IDS, padding_side=side)
-    assert batch.rows == [1, 2, 0] and batch.width == 5 and batch.lengths.tolist() == [3, 4, 5]
-    assert batch.before.tolist() == ([2, 1, 0] if side == "left" else [0, 0, 0])
+    assert batch.rows == [0, 1, 2] and batch.width == 5 and batch.lengths.tolist() == [5, 3, 4]
+    assert batch.before.tolist() == ([0, 2, 1] if side == "left" else [0, 0, 0])
     logits = model._module(**batch.inputs).logits
     for row, prompt in enumerate(batch.rows):
         ids = torch.tensor([IDS[prompt]])
         assert batch.inputs["input_ids"][row][batch.own[row]].tolist() == IDS[prompt]
         torch.testing.assert_close(logits[row][batch.own[row]], model._module(input_ids=ids).logits[0])
     columns = batch.columns(torch.tensor([[0, 2], [3, -1], [-1, -1]]))
-    assert columns.tolist() == ([[2, 4], [4, -1], [-1, -1]] if side == "left" else [[0, 2], [3, -1], [-1, -1]])
+    assert columns.tolist() == ([[0, 2], [5, -1], [-1, -1]] if side == "left" else [[0, 2], [3, -1], [-1, -1]])
 
 
 def test_batches_are_of_so_many_prompts(standardized: Standardized) -> None:

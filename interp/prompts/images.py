@@ -1,0 +1,317 @@
+"""Images of prompts: given beside texts, expanded into the tokens that stand for them, fed beside the token ids.
+
+with_images(["What is this? <image>", "Hello"], [picture, None])     # prompts that have their images
+encode_with_images(model.processor, prompt, feeds, image_token_id)   # token ids, `image[0]`, ..., pixel values
+media_inputs([encoded.media])                                        # pixel values of a batch
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import InterpError
+from interp.positions import Span, TokenSet
+from interp.prompts.encoding import Encoded, check_unicode
+from interp.prompts.given import is_ids, listed
+from interp.prompts.prompt import Prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import ProcessorMixin
+
+__all__ = ["Media", "by_token", "encode_with_images", "media_inputs", "opened", "with_images"]
+
+# What a processor gives that is not fed beside the ids, or that the batch makes itself.
+_OWN = {"input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask", "text_replacement_offsets"}
+# Families that give each row its images along an axis; in the others the images of all rows stand one after another.
+_IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
+# Families whose processor writes the placeholders itself, before the text.
+_BEFORE_TEXT = ("PaliGemma",)
+
+
+@dataclass(frozen=True, eq=False)
+class Media:
+    """What a forward pass is fed beside the token ids of one prompt.
+
+    Arguments:
+        inputs: name -> tensor, as the processor gives it for a batch of this prompt alone (`pixel_values`, ...).
+        by_token: name -> a number for each token (`token_type_ids`, `mm_token_type_ids`).
+        by_row: the tensors have an axis of one for the prompt; else their first axis is one of images or patches.
+    """
+
+    inputs: Mapping[str, Tensor]
+    by_token: Mapping[str, list[int]] = field(default_factory=dict)
+    by_row: bool = False
+
+
+# Given beside prompts -------------------------------------------------------------------------------------------------
+
+
+def with_images(prompts: Any, images: Any, name: str = "prompts") -> Any:
+    """Prompts that have their images.
+
+    Arguments:
+        prompts: one text or `Prompt`, or several.
+        images: None: no more than the prompts have; for one prompt an image or several; for several prompts an entry
+            each: None, an image, or several. An image is a PIL image, a path, or an array or tensor (height, width,
+            channel).
+        name: what the caller calls the prompts, for messages.
+
+    Returns:
+        The prompts as they are where there are no images; else a list of `Prompt`s.
+
+    Raises:
+        InterpError: another number of entries, images of a prompt that has some, or of token ids.
+    """
+    if images is None:
+        return prompts
+    alone = isinstance(prompts, str | Prompt)
+    several = listed(prompts, name)
+    if is_ids(several):
+        several = [several]
+    entries = [images] if alone else list(images) if isinstance(images, list | tuple) else None
+    if entries is None or len(entries) != len(several):
+        came = "one image" if entries is None else f"{len(entries)}"
+        raise InterpError(
+            f"images: expected an entry for each of {len(several)} {name} (None, an image or several), got {came}."
+        )
+    return [
+        _given(prompt, _listed(entry), index)
+        for index, (prompt, entry) in enumerate(zip(several, entries, strict=True))
+    ]
+
+
+def _listed(entry: Any) -> tuple[Any, ...]:
+    if entry is None:
+        return ()
+    return tuple(entry) if isinstance(entry, list | tuple) else (entry,)
+
+
+def _given(prompt: Any, images: tuple[Any, ...], index: int) -> Any:
+    if not images:
+        return prompt
+    if isinstance(prompt, Prompt):
+        if prompt.images:
+            raise InterpError(f"images: prompt {index} has images of its own. Give them in one place.")
+        return replace(prompt, images=images)
+    if not isinstance(prompt, str):
+        raise InterpError(
+            f"images: prompt {index} is token ids, which cannot be expanded by those of an image. Give its text."
+        )
+    return Prompt(prompt, images=images)
+
+
+def opened(image: Any) -> Any:
+    """An image as a processor takes it.
+
+    Raises:
+        InterpError: no such file, or something that is no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(image, str | Path):
+        path = Path(image).expanduser()
+        try:
+            with Image.open(path) as file:
+                return file.convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise InterpError(f"images: expected the path of an image, got {str(image)!r} ({error}).") from error
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    shape = getattr(image, "shape", None)
+    if shape is None or len(shape) != 3 or shape[-1] != 3:
+        came = type(image).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise InterpError(
+            f"images: expected a PIL image, a path, or an array (height, width, 3) of numbers 0 to 255, got {came}."
+        )
+    import numpy as np
+
+    return Image.fromarray(np.asarray(image).astype(np.uint8))
+
+
+# Encoding -------------------------------------------------------------------------------------------------------------
+
+
+def encode_with_images(
+    processor: ProcessorMixin, prompt: Prompt, feeds: Collection[str], image_token_id: int
+) -> Encoded:
+    """Token ids of a prompt with images, the spans of both, and what the forward pass is fed besides.
+
+    Arguments:
+        processor: the model's.
+        prompt: a prompt with images.
+        feeds: names of the inputs that the model's forward pass takes.
+        image_token_id: the token in whose place the model puts what it sees.
+
+    Raises:
+        InterpError: another number of placeholders than images; a span without a token of its own.
+    """
+    check_unicode(prompt.text)
+    text, before = _placed(processor, prompt)
+    images = [[opened(image) for image in prompt.images]]
+    # No turn is ended behind the text: the model goes on with it.
+    completed = {"return_for_text_completion": True} if hasattr(processor, "return_for_text_completion") else {}
+    given = processor(
+        text=[text],
+        images=images,
+        add_special_tokens=prompt.add_special_tokens,
+        return_mm_token_type_ids=True,
+        return_text_replacement_offsets=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        return_tensors="pt",
+        **completed,
+    )
+    added: list[int] = given["special_tokens_mask"][0].tolist()
+    # What the tokenizer puts behind the text is left out, as without images.
+    kept = len(added) - added[::-1].index(0) if 0 in added else len(added)
+    by_token = {
+        name: value[0, :kept].tolist()
+        for name, value in given.items()
+        if name in feeds and name not in _OWN and tuple(getattr(value, "shape", ())) == (1, len(added))
+    }
+    inputs = {name: value for name, value in given.items() if name in feeds and name not in {*_OWN, *by_token}}
+    media = Media(inputs, by_token, type(processor).__name__.startswith(_IMAGES_BY_ROW))
+    ids: list[int] = given["input_ids"][0, :kept].tolist()
+    offsets: list[tuple[int, int]] = [(start, stop) for start, stop in given["offset_mapping"][0, :kept].tolist()]
+    replaced = given["text_replacement_offsets"][0]
+    laid_out = processor.prepare_inputs_layout(images=images, text=[text])[1][0]
+    expanded = _Expanded(text.split(processor.image_token), laid_out, replaced)
+    spans = _image_spans(ids, offsets, replaced, image_token_id)
+    characters: dict[str, tuple[int, int]] = {}
+    for name, (start, stop) in prompt.spans.items():
+        first, end = expanded.at(before + start), expanded.at(before + stop - 1, last=True) + 1
+        tokens = [index for index, (begin, stop) in enumerate(offsets) if begin < end and stop > first and begin < stop]
+        if not tokens:
+            raise InterpError(f"span {name!r}: the tokenizer gives its characters no token of their own.")
+        spans[name], characters[name] = (tokens[0], tokens[-1] + 1), (start, stop)
+    return Encoded(ids, spans, characters, media)
+
+
+def _placed(processor: ProcessorMixin, prompt: Prompt) -> tuple[str, int]:
+    """The text with a placeholder for each image, and how many characters stand before what was given."""
+    token, images, text = processor.image_token, len(prompt.images), prompt.text
+    before = ""
+    if token not in text and type(processor).__name__.startswith(_BEFORE_TEXT):
+        before = token * images
+    found = (before + text).count(token)
+    if found != images:
+        raise InterpError(
+            f"images: {images} of them in a prompt with {found} placeholders {token!r}. Write one where each image "
+            f"stands, e.g. {token + ' What is this?'!r}; a chat template does (interp.prompts.chat_prompt)."
+        )
+    return before + text, len(before)
+
+
+class _Expanded:
+    """Where the characters of a text are once its placeholders are expanded.
+
+    Arguments:
+        segments: the text between placeholders.
+        laid_out: the text as the processor changes it before (PaliGemma puts its start token behind the images).
+        replaced: the processor's `text_replacement_offsets`.
+    """
+
+    def __init__(self, segments: Sequence[str], laid_out: str, replaced: Sequence[Mapping[str, Any]]) -> None:
+        self.segments, self.replaced = segments, replaced
+        edges = [(0, 0), *(one["span"] for one in replaced), (len(laid_out), len(laid_out))]
+        ends = [0, *(one["new_span"][1] for one in replaced)]
+        self.starts = [
+            end + laid_out[before[1] : after[0]].index(segment)
+            for segment, before, after, end in zip(segments, edges, edges[1:], ends, strict=False)
+        ]
+
+    def at(self, character: int, *, last: bool = False) -> int:
+        """The place of a character; of one of a placeholder's, the first or last of what stands for it."""
+        for segment, start, one in zip(self.segments, self.starts, [*self.replaced, None], strict=True):
+            if character < len(segment):
+                return start + character
+            character -= len(segment)
+            size = 0 if one is None else one["span"][1] - one["span"][0]
+            if one is not None and character < size:
+                return int(one["new_span"][1] - 1 if last else one["new_span"][0])
+            character -= size
+        raise AssertionError("a character behind the end")
+
+
+def _image_spans(
+    ids: Sequence[int], offsets: Sequence[tuple[int, int]], replaced: Sequence[Mapping[str, Any]], image_token_id: int
+) -> dict[str, Span]:
+    """`image[0]`, ...: the tokens of each image; `image`: of all; `text` and `text.after_image[0]`, ...: the others."""
+    spans: dict[str, Span] = {}
+    images: list[tuple[int, ...]] = []
+    for index, one in enumerate(replaced):
+        start, stop = one["new_span"]
+        block = [token for token, (begin, end) in enumerate(offsets) if begin < stop and end > start and begin < end]
+        images.append(tuple(token for token in block if ids[token] == image_token_id))
+        if not images[-1]:
+            raise InterpError(
+                f"images: the processor stands for an image with the tokens {sorted({ids[at] for at in block})}, the "
+                f"model expects token {image_token_id}. Load the processor of this model."
+            )
+        spans[f"image[{index}]"] = TokenSet(images[-1])
+    spans["image"] = TokenSet(tuple(token for image in images for token in image))
+    text = [token for token in range(len(ids)) if ids[token] != image_token_id]
+    for name, first, stop in (
+        ("text", 0, len(ids)),
+        *(
+            (f"text.after_image[{index}]", image[-1] + 1, after[0])
+            for index, (image, after) in enumerate(zip(images, [*images[1:], (len(ids),)], strict=True))
+        ),
+    ):
+        tokens = tuple(token for token in text if first <= token < stop)
+        if tokens:
+            spans[name] = TokenSet(tokens)
+    return spans
+
+
+# Batches --------------------------------------------------------------------------------------------------------------
+
+
+def media_inputs(media: Sequence[Media]) -> dict[str, Tensor]:
+    """The inputs of a batch beside those that have a number for each token.
+
+    Arguments:
+        media: of each row.
+
+    Returns:
+        Name -> tensor; where rows or images differ in size, zero behind the smaller ones.
+    """
+    import torch
+
+    joined: dict[str, Tensor] = {}
+    for name in media[0].inputs:
+        parts = [one.inputs[name] for one in media]
+        sizes = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
+        padded = []
+        for part in parts:
+            more = [pair for axis, size in reversed(list(enumerate(sizes, 1))) for pair in (0, size - part.shape[axis])]
+            padded.append(torch.nn.functional.pad(part, more) if any(more) else part)
+        joined[name] = torch.cat(padded)
+    return joined
+
+
+def by_token(media: Sequence[Media], width: int, before: Sequence[int]) -> dict[str, Tensor]:
+    """The inputs of a batch that have a number for each token, zero at padding.
+
+    Arguments:
+        media: of each row.
+        width: columns of the batch.
+        before: columns of padding before each row.
+
+    Returns:
+        Name -> (row, column).
+    """
+    import torch
+
+    filled: dict[str, Tensor] = {}
+    for name in media[0].by_token:
+        rows = torch.zeros(len(media), width, dtype=torch.long, device="cpu")
+        for row, (one, start) in enumerate(zip(media, before, strict=True)):
+            numbers = torch.tensor(one.by_token[name][:width], device="cpu")
+            rows[row, start : start + len(numbers)] = numbers
+        filled[name] = rows
+    return filled
