@@ -9,26 +9,29 @@ from tqdm.auto import tqdm
 
 from interp.compat.easyroutine.extraction_config import ExtractionConfig, Heads, HookedModelConfig
 from interp.compat.easyroutine.flag_values import FlagValues
-from interp.compat.easyroutine.input_batch import InputBatch
+from interp.compat.easyroutine.input_batch import FED, InputBatch
 from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.compat.easyroutine.named_positions import named
-from interp.compat.easyroutine.query_methods import QueryMethods
 from interp.errors import InterpError
+from interp.interventions import Intervention
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
 __all__ = ["ExtractionMethods"]
 
-_SPLITS = ("split_positions", "pivot_positions")
+_BY_BATCH = ("split_positions", "pivot_positions", "vocabulary_index")
 _UNSET: Any = object()
 
 
-class ExtractionMethods(QueryMethods):
+class ExtractionMethods:
     """What a `HookedModel` takes of its runs."""
 
     standardized: StandardizedTransformer
     config: HookedModelConfig
+    name: Any  # what the model is called
+
+    changes: Callable[..., list[Intervention]]  # all that is changed in a run of a batch, as interventions of interp
 
     def forward(
         self,
@@ -65,7 +68,7 @@ class ExtractionMethods(QueryMethods):
             batch_idx: number of the batch, for running means; 0 begins anew.
             move_to_cpu: move what was taken to the CPU.
             vocabulary_index: of `keep_gradient`, whose logit: an index, or one for each example.
-            interventions: easyroutine's (`Intervention`), or interp's own.
+            interventions: easyroutine's or interp's own, one or several.
             flags: fields of `ExtractionConfig`, over those of the config.
 
         Returns:
@@ -81,8 +84,18 @@ class ExtractionMethods(QueryMethods):
         config = (extraction_config or ExtractionConfig()).changed(flags, "forward")
         batch = InputBatch.of(self.standardized, inputs, _pivots(split_positions, pivot_positions))
         changes = self.changes(batch, ablation_queries, patching_queries, interventions)
-        cache = FlagValues(self.standardized, batch, config, names, changes, self._rows).run()
-        return cache.cpu() if move_to_cpu else cache
+        if external_cache is not None and batch_idx == 0:
+            external_cache.forget_means()
+        means = ActivationCache() if external_cache is None else external_cache
+        values = FlagValues(self.standardized, batch, config, names, changes, vocabulary_index, self._rows)
+        cache = values.run(means)
+        cache.put("input_ids", batch.input_ids, {"tokens": batch.input_ids.shape[1]})
+        if external_cache is None:
+            cache.update(means)
+        if move_to_cpu:
+            cache.cpu()
+            means.cpu()
+        return cache
 
     @property
     def _rows(self) -> int | None:
@@ -124,13 +137,32 @@ class ExtractionMethods(QueryMethods):
         config = (extraction_config or ExtractionConfig()).changed(flags, "extract_cache")
         if extraction_config is None and not flags:
             config = config.changed({"extract_resid_out": True}, "extract_cache")
-        found = ActivationCache()
+        register = kwargs.pop("register_aggregation", None)
+        found, kept = ActivationCache(), ActivationCache()
+        means = kwargs.pop("external_cache", None) or kept
+        if register is not None:
+            found.register_aggregation(*register)
         with found.deferred_mode():
             for index, batch in enumerate(tqdm(dataloader, desc="Extracting cache")):
-                cache = self.forward(batch, names, extraction_config=config, batch_idx=index, **kwargs)
-                cache.update(batch_saver(dict(batch)) or {})
+                cache = self.forward(
+                    batch, names, extraction_config=config, batch_idx=index, external_cache=means,
+                    **self._of_batch(batch, kwargs),
+                )  # fmt: skip
+                if not config.save_input_ids:
+                    del cache["input_ids"]
+                cache.update(batch_saver(_others(batch)) or {})
                 found.cat(cache.cpu() if move_to_cpu_after_forward else cache)
+        if found.is_empty():
+            raise InterpError("extract_cache: the dataloader gives no batch.")
+        found.update(means.cpu() if move_to_cpu_after_forward else means)
+        asked = {name: kwargs.get(name) for name in ("ablation_queries", "patching_queries", "interventions")}
+        found.add_metadata(names, self.name, config.to_dict(), {name: one for name, one in asked.items() if one})
         return found
+
+    @staticmethod
+    def _of_batch(batch: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Keywords of `forward` that a batch itself may hold."""
+        return {**{name: batch[name] for name in _BY_BATCH if isinstance(batch, Mapping) and name in batch}, **given}
 
 
 def _one_of(first: Any, second: Any, default: Any) -> Any:
@@ -145,3 +177,8 @@ def _pivots(split: Any, pivot: Any) -> Any:
     if split is not None and pivot is not None:
         raise InterpError("split_positions and pivot_positions are the same. Give one of them.")
     return pivot if split is None else split
+
+
+def _others(batch: Any) -> dict[str, Any]:
+    """What a batch holds beside what the model is fed."""
+    return {name: value for name, value in dict(batch).items() if name not in FED}

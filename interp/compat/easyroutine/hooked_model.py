@@ -12,12 +12,13 @@ from interp.compat.easyroutine.extraction_methods import ExtractionMethods
 from interp.compat.easyroutine.generation_calls import GenerationCalls
 from interp.compat.easyroutine.module_methods import ModuleMethods
 from interp.compat.easyroutine.pair_patching import PairPatching
+from interp.compat.easyroutine.query_methods import QueryMethods
 from interp.model import StandardizedTransformer
 
 __all__ = ["HookedModel"]
 
 
-class HookedModel(PairPatching, GenerationCalls, ExtractionMethods, ModuleMethods):
+class HookedModel(ExtractionMethods, QueryMethods, PairPatching, GenerationCalls, ModuleMethods):
     """A language model, also one that sees, with easyroutine's flags, named positions and queries.
 
         model = HookedModel.from_pretrained("meta-llama/Llama-3.2-1B")
@@ -50,7 +51,6 @@ class HookedModel(PairPatching, GenerationCalls, ExtractionMethods, ModuleMethod
         self.standardized = given
         self.hf_model: Any = given._module
         self.hf_tokenizer: Any = given.tokenizer
-        self.additional_interventions = []
         self._begin()
 
     @classmethod

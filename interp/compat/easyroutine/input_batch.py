@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["InputBatch"]
 
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+FED = (*_TEXT,)
 
 
 @dataclass
@@ -30,11 +31,13 @@ class InputBatch:
         encoded: the examples.
         pivots: where each is split, for the names of groups.
         others: what else the batch holds, such as labels.
+        padding_id: what stands behind the tokens of an example that is shorter than another.
     """
 
     encoded: list[Encoded]
     pivots: list[list[int]]
     others: dict[str, Any] = field(default_factory=dict)
+    padding_id: int = 0
     _known: dict[Name, list[list[int]]] = field(default_factory=dict)
 
     @classmethod
@@ -59,10 +62,18 @@ class InputBatch:
             others = {name: value for name, value in inputs.items() if name not in _TEXT}
             inputs = {name: inputs[name] for name in _TEXT if inputs.get(name) is not None}
         encoded = encoded_prompts(model, inputs, name="inputs")
-        return cls(encoded, pivots_of(pivots, len(encoded)), others)
+        padding_id = getattr(model.tokenizer, "pad_token_id", None) or 0
+        return cls(encoded, pivots_of(pivots, len(encoded)), others, padding_id)
 
     def __len__(self) -> int:
         return len(self.encoded)
+
+    @property
+    def input_ids(self) -> Tensor:
+        """(example, token), each example's own tokens, then padding."""
+        rows = [one.input_ids for one in self.encoded]
+        width = max(map(len, rows))
+        return torch.tensor([[*row, *[self.padding_id] * (width - len(row))] for row in rows], device="cpu")
 
     def tokens(self, name: Name) -> list[list[int]]:
         """The tokens of each example that a name means, counted from 0 without padding; drawn ones are drawn once."""
@@ -73,21 +84,3 @@ class InputBatch:
     def call(self, name: Name, tokens: list[list[int]]) -> None:
         """Let a name mean these tokens, of each example."""
         self._known[name] = tokens
-
-    def layout(self, names: Sequence[Name]) -> tuple[Tensor, dict[Name, int]]:
-        """The tokens at several names side by side.
-
-        Returns:
-            (example, position), -1 where an example has fewer tokens at a name than another; and how many places each
-            name has.
-        """
-        widths = {name: max(map(len, self.tokens(name))) for name in names}
-        rows = [
-            [token for name in names for token in _filled(self.tokens(name)[row], widths[name])]
-            for row in range(len(self))
-        ]
-        return torch.tensor(rows, dtype=torch.long, device="cpu").reshape(len(self), -1), widths
-
-
-def _filled(tokens: list[int], width: int) -> list[int]:
-    return [*tokens, *[-1] * (width - len(tokens))]

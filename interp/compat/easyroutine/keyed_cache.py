@@ -296,6 +296,11 @@ class ActivationCache:
         self.put(key, mean, *axes.values())
         self.counts[key] = counts
 
+    def forget_means(self) -> None:
+        """Take the running means out, so that they begin anew."""
+        for key in list(self.counts):
+            del self[key]
+
     # What is in it ----------------------------------------------------------------------------------------------------
 
     def map_to_dict(self, key: str) -> dict[Any, Tensor]:
@@ -334,7 +339,7 @@ class ActivationCache:
         """
         groups: dict[str, list[int]] = {}
         for key, value in self.cache.items():
-            if key != "metadata":
+            if _bytes(value):
                 groups.setdefault(_LAYER.sub("", key).rstrip("_") if grouped_tree else key, []).append(_bytes(value))
         tree = {
             name: _shown(sum(sizes)) + (f" ({len(sizes)} items)" if len(sizes) > 1 else "")

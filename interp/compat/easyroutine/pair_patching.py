@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from interp.compat.easyroutine.ablation_queries import element_tokens
 from interp.compat.easyroutine.extraction_config import ExtractionConfig
 from interp.compat.easyroutine.flag_values import FlagValues
-from interp.compat.easyroutine.input_batch import InputBatch
+from interp.compat.easyroutine.input_batch import FED, InputBatch
 from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.compat.easyroutine.named_positions import Name, named
 from interp.compat.easyroutine.patching_queries import checked_patches
@@ -63,7 +63,7 @@ class PairPatching:
             base_dictonary_idxs, target_dictonary_idxs: of each pair the ids of the tokens that the base prompt, and the
                 target prompt, call for. Where both are given, there are differences of logits.
             return_logit_diff: these are wanted.
-            batch_saver: from a batch of `target_dataloader` to what else is kept of it, by key.
+            batch_saver: from what a batch of `target_dataloader` holds besides to what is kept of it, by key.
             kwargs: of `forward` in the patched pass, flags among them; without a flag it extracts `resid_out` and
                 `resid_mid`.
 
@@ -116,7 +116,7 @@ class PairPatching:
                 )
                 if tokens is not None:
                     cache.update(tokens.differences(pairs, clean, patched))
-                cache.update(batch_saver(dict(target)) or {})
+                cache.update(batch_saver({name: value for name, value in target.items() if name not in FED}) or {})
                 found.cat(cache.cpu())
                 pairs += len(clean)
             if not pairs:
@@ -160,7 +160,7 @@ class PairPatching:
 
     def _values(self, batch: InputBatch, config: ExtractionConfig, names: Sequence[Name]) -> ActivationCache:
         changes = self.changes(batch)  # type: ignore[attr-defined]
-        return FlagValues(self.standardized, batch, config, names, changes).run()
+        return FlagValues(self.standardized, batch, config, names, changes).run(ActivationCache())
 
 
 def _extracted(kwargs: Mapping[str, Any]) -> tuple[ExtractionConfig, dict[str, Any]]:

@@ -14,7 +14,7 @@ from interp.compat.easyroutine import ExtractionConfig, HookedModel
 from interp.compat.easyroutine.ablation_queries import ablations
 from interp.compat.easyroutine.input_batch import InputBatch
 from interp.errors import InterpError
-from tests.interp.compat.easyroutine.plain import IDS, PatternChange, batch_of, changed, logits_of, written
+from tests.interp.compat.easyroutine.edited_by_hand import IDS, PatternChange, batch_of, changed, logits_of, written
 
 
 def query(kind: str, couples: list[Any], element: str | None = None) -> dict[str, Any]:
@@ -56,30 +56,32 @@ CASES: list[tuple[str, str | None, Any]] = [
 
 @pytest.mark.parametrize(("kind", "element", "tokens"), CASES, ids=[f"{kind} {name}" for kind, name, _ in CASES])
 def test_acts_behind_the_softmax_in_the_named_heads_of_every_row(
-    hooked: HookedModel, plain: Any, kind: str, element: str | None, tokens: Any
+    llama: HookedModel, by_transformers: Any, kind: str, element: str | None, tokens: Any
 ) -> None:
     asked = [query(kind, COUPLES, element)]
-    left, right = (hooked.forward(batch_of(IDS, side), ablation_queries=asked)["logits"] for side in ("left", "right"))
+    left, right = (llama.forward(batch_of(IDS, side), ablation_queries=asked)["logits"] for side in ("left", "right"))
     for row, ids in enumerate(IDS):
-        with changed(plain, by_hand(kind, COUPLES, tokens(len(ids)), len(ids))):
-            expected = logits_of(plain, ids)
-        assert not torch.allclose(expected, logits_of(plain, ids), atol=1e-3)
+        with changed(by_transformers, by_hand(kind, COUPLES, tokens(len(ids)), len(ids))):
+            expected = logits_of(by_transformers, ids)
+        assert not torch.allclose(expected, logits_of(by_transformers, ids), atol=1e-3)
         torch.testing.assert_close(left[row], expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(right[row], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize(("kind", "element", "tokens"), CASES[1:], ids=[f"{kind} {name}" for kind, name, _ in CASES[1:]])
+@pytest.mark.parametrize(
+    ("kind", "element", "tokens"), CASES[1:], ids=[f"{kind} {name}" for kind, name, _ in CASES[1:]]
+)
 def test_generation_with_and_without_a_key_value_cache(
-    hooked: HookedModel, plain: Any, kind: str, element: str | None, tokens: Any, use_cache: bool
+    llama: HookedModel, by_transformers: Any, kind: str, element: str | None, tokens: Any, use_cache: bool
 ) -> None:
     config = GenerationConfig(
         max_new_tokens=3, use_cache=use_cache, return_dict_in_generate=True, output_logits=True, eos_token_id=None
     )
     given = batch_of(IDS, "right")
-    found = hooked.generate(given, config, ablation_queries=[query(kind, COUPLES, element)])
+    found = llama.generate(given, config, ablation_queries=[query(kind, COUPLES, element)])
     for row, ids in enumerate(IDS):
-        steps = written(plain, ids, 3, lambda _, ids=ids: by_hand(kind, COUPLES, tokens(len(ids)), len(ids)))
+        steps = written(by_transformers, ids, 3, lambda _, ids=ids: by_hand(kind, COUPLES, tokens(len(ids)), len(ids)))
         for step, expected in enumerate(steps):
             torch.testing.assert_close(found["logits"][step][row], expected, rtol=1e-4, atol=1e-4)
         assert found["sequences"][row, -3:].tolist() == [int(logits.argmax()) for logits in steps]
@@ -87,9 +89,9 @@ def test_generation_with_and_without_a_key_value_cache(
 
 
 @pytest.mark.parametrize(("kind", "is_text"), [("block-img-txt", True), ("block-img-img", False)])
-def test_attention_to_images(hooked: HookedModel, plain: Any, kind: str, is_text: bool) -> None:
+def test_attention_to_images(llama: HookedModel, by_transformers: Any, kind: str, is_text: bool) -> None:
     images = [[1, 2, 4], [2]]
-    batch = InputBatch.of(hooked.standardized, IDS)
+    batch = InputBatch.of(llama.standardized, IDS)
     batch.call("all-image", images)
     batch.call(
         "all-text",
@@ -106,18 +108,18 @@ def test_attention_to_images(hooked: HookedModel, plain: Any, kind: str, is_text
         return change
 
     for name in (kind, f"flash-{kind}"):
-        changes = ablations([query(name, COUPLES)], batch, hooked.standardized)
-        run = hooked.standardized.run(IDS, changes, max_new_tokens=3, stop_ids=[])
+        changes = ablations([query(name, COUPLES)], batch, llama.standardized)
+        run = llama.standardized.run(IDS, changes, max_new_tokens=3, stop_ids=[])
         assert run.new_logits is not None
         for row, (ids, own) in enumerate(zip(IDS, images, strict=True)):
-            for step, expected in enumerate(written(plain, ids, 3, lambda _, own=own: change_of(own))):
+            for step, expected in enumerate(written(by_transformers, ids, 3, lambda _, own=own: change_of(own))):
                 torch.testing.assert_close(run.new_logits[row, step], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_every_form_is_read(hooked: HookedModel) -> None:
+def test_every_form_is_read(llama: HookedModel) -> None:
     given = batch_of(IDS)
     rows = [query("std", [[1, 0]], "@last"), query("full-head", [[0, 2], [3, 2]])]
-    expected = hooked.forward(given, ablation_queries=rows)["logits"]
+    expected = llama.forward(given, ablation_queries=rows)["logits"]
     frame = pd.DataFrame(rows)
     by_head = pd.DataFrame(
         {
@@ -133,17 +135,17 @@ def test_every_form_is_read(hooked: HookedModel) -> None:
         "head-layer-couple": [[[1, 0]], [[0, 2], [3, 2]]],
     }
     for form in (frame, by_head, frame.to_dict(), frame.to_dict("index"), columns, tuple(rows)):
-        assert torch.equal(hooked.forward(given, ablation_queries=form)["logits"], expected)
-    first = hooked.forward(given, ablation_queries=rows[:1])["logits"]
-    assert torch.equal(hooked.forward(given, ablation_queries=rows[0])["logits"], first)
+        assert torch.equal(llama.forward(given, ablation_queries=form)["logits"], expected)
+    first = llama.forward(given, ablation_queries=rows[:1])["logits"]
+    assert torch.equal(llama.forward(given, ablation_queries=rows[0])["logits"], first)
     assert not torch.allclose(first, expected, atol=1e-3)
     every = [[head, layer] for layer in range(4) for head in range(4)]
-    named, short = (hooked(given, ablation_queries=query("std", one, "@last"))["logits"] for one in (every, ["all"]))
+    named, short = (llama(given, ablation_queries=query("std", one, "@last"))["logits"] for one in (every, ["all"]))
     assert torch.equal(named, short)
 
 
-def test_several_elements_and_the_text_of_a_token(hooked: HookedModel, plain: Any) -> None:
-    text = hooked.hf_tokenizer.convert_ids_to_tokens(250)
+def test_several_elements_and_the_text_of_a_token(llama: HookedModel, by_transformers: Any) -> None:
+    text = llama.hf_tokenizer.convert_ids_to_tokens(250)
     asked = [query("std", [[1, 0]], text), query("std", [[1, 0], [2, 0]], "@last-2")]
 
     def change(layer: int, pattern: Tensor) -> None:
@@ -151,21 +153,21 @@ def test_several_elements_and_the_text_of_a_token(hooked: HookedModel, plain: An
             pattern[0, 1, :, [2, 5]] = 0
             pattern[0, 2, :, 5] = 0
 
-    with changed(plain, change):
-        expected = logits_of(plain, IDS[0])
-    found = hooked.forward(batch_of(IDS[:1]), ablation_queries=asked)["logits"][0]
+    with changed(by_transformers, change):
+        expected = logits_of(by_transformers, IDS[0])
+    found = llama.forward(batch_of(IDS[:1]), ablation_queries=asked)["logits"][0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_extracted_is_ablated(hooked: HookedModel) -> None:
+def test_what_is_extracted_is_ablated(llama: HookedModel) -> None:
     given = dict(
         extraction_config=ExtractionConfig(extract_resid_out=True), ablation_queries=query("full-head", ["all"])
     )
-    cache = hooked.extract_cache([batch_of(IDS), batch_of(IDS[1:])], ["last"], **given)
-    once = hooked.forward(batch_of(IDS), ["last"], **given)
+    cache = llama.extract_cache([batch_of(IDS), batch_of(IDS[1:])], ["last"], **given)
+    once = llama.forward(batch_of(IDS), ["last"], **given)
     assert torch.equal(cache["resid_out_3"][:2], once["resid_out_3"]) and len(cache["resid_out_3"]) == 3
     assert not torch.allclose(
-        once["resid_out_3"], hooked.forward(batch_of(IDS), ["last"], extract_resid_out=True)["resid_out_3"]
+        once["resid_out_3"], llama.forward(batch_of(IDS), ["last"], extract_resid_out=True)["resid_out_3"]
     )
 
 
@@ -189,11 +191,11 @@ REFUSED: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("given", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
-def test_refuses(hooked: HookedModel, given: Any, message: str) -> None:
+def test_refuses(llama: HookedModel, given: Any, message: str) -> None:
     with pytest.raises(InterpError, match=message):
-        hooked.forward(batch_of(IDS), ablation_queries=given)
+        llama.forward(batch_of(IDS), ablation_queries=given)
 
 
-def test_an_element_without_effect_is_told_of(hooked: HookedModel, caplog: pytest.LogCaptureFixture) -> None:
-    hooked.forward(batch_of(IDS), ablation_queries=query("full-head", [[0, 0]], "@last"))
+def test_an_element_without_effect_is_told_of(llama: HookedModel, caplog: pytest.LogCaptureFixture) -> None:
+    llama.forward(batch_of(IDS), ablation_queries=query("full-head", [[0, 0]], "@last"))
     assert "full-head takes no elem-to-ablate" in caplog.text
