@@ -43,11 +43,13 @@ class GeneratedBatch:
         rows: which prompts, by number.
         width: columns of the prompts, padded on the left, before the new tokens.
         output: what `generate` returned.
+        pad: the token that stands before the prompts, and behind texts that have ended.
     """
 
     rows: list[int]
     width: int
     output: Any
+    pad: int
 
     @property
     def sequences(self) -> torch.Tensor:
@@ -83,24 +85,26 @@ def generate_edited(
         InterpError: interventions that do not fit, or a way to generate under which they cannot be followed.
     """
     check_ready(model)
-    config: Any = model._module.generation_config if generation_config is None else generation_config  # type: ignore[union-attr]
+    config: Any = model._module.generation_config if generation_config is None else generation_config
     asked = {**{name: getattr(config, name, None) for name in (*_REFUSED, "cache_implementation")}, **keywords}
     more = asked.get("max_new_tokens") or getattr(config, "max_new_tokens", None) or 0
     passes = ForwardPasses.whole(model, encoded, batch_size, "left", more)
     edits = planned_edits(passes, interventions, batch_size)
     if edits:
         _check_followed(asked)
-    if asked.get("pad_token_id") is None and getattr(config, "pad_token_id", None) is None:
-        ends = model.tokenizer.pad_token_id
-        keywords["pad_token_id"] = model.tokenizer.eos_token_id or 0 if ends is None else ends
+    known = (asked.get("pad_token_id"), getattr(config, "pad_token_id", None), model.tokenizer.pad_token_id)
+    pad = int(next((token for token in (*known, model.tokenizer.eos_token_id) if token is not None), 0))
+    keywords["pad_token_id"] = pad
     made = []
     for one in passes.passes:
         forget_lengths(model)
         inputs = {name: value for name, value in one.batch.inputs.items() if name != "position_ids"}
+        is_padding = ~one.batch.own.to(inputs["input_ids"].device)
+        inputs["input_ids"] = inputs["input_ids"].masked_fill(is_padding, pad if pad < model.vocab_size else 0)
         given = {**inputs, "generation_config": generation_config, **keywords}
         with _following(passes, one, edits) as visits:
             output = run_visiting(model, visits, fn=generation(model), **given)
-        made.append(GeneratedBatch(one.batch.rows, one.batch.width, output))
+        made.append(GeneratedBatch(one.batch.rows, one.batch.width, output, pad))
     return made
 
 

@@ -12,5 +12,6 @@ stands in `docs/migrating.md`.
 from interp.compat.easyroutine.extraction_config import ExtractionConfig, HookedModelConfig
 from interp.compat.easyroutine.hooked_model import HookedModel
 from interp.compat.easyroutine.keyed_cache import ActivationCache
+from interp.compat.easyroutine.later_interventions import Intervention
 
-__all__ = ["ActivationCache", "ExtractionConfig", "HookedModel", "HookedModelConfig"]
+__all__ = ["ActivationCache", "ExtractionConfig", "HookedModel", "HookedModelConfig", "Intervention"]

@@ -48,9 +48,9 @@ def ablations(queries: Any, batch: InputBatch, model: StandardizedTransformer) -
     """Ablation queries as interventions.
 
     Arguments:
-        queries: `type`, `elem-to-ablate` (`@` and the name of a position, or the text of one token, whose first occurrence
-            it is) and `head-layer-couple` ([[head, layer], ...] or ["all"]; in a table also columns `head` and `layer`), as
-            a list, a dictionary or a table; None: none.
+        queries: `type`, `elem-to-ablate` (`@` and the name of a position, or the text of one token, whose first
+            occurrence it is) and `head-layer-couple` ([[head, layer], ...] or ["all"]; in a table also columns `head`
+            and `layer`), as a list, a dictionary or a table; None: none.
         batch: the examples.
         model: the model.
 
@@ -105,7 +105,7 @@ def _checked(row: Mapping[str, Any], name: str) -> str:
 
 def _couples(row: Mapping[str, Any], model: StandardizedTransformer, name: str) -> dict[int, list[int]]:
     """Layer -> the heads that are named there."""
-    couples = row.get("head-layer-couple")
+    couples: Any = row.get("head-layer-couple")
     if couples is None and "head" in row and "layer" in row:
         couples = [[row["head"], row["layer"]]]
     several = couples.tolist() if callable(getattr(couples, "tolist", None)) else couples

@@ -80,3 +80,7 @@ class InputBatch:
         if name not in self._known:
             self._known[name] = tokens_at(name, self.encoded, self.pivots)
         return self._known[name]
+
+    def call(self, name: Name, tokens: list[list[int]]) -> None:
+        """Let a name mean these tokens, of each example."""
+        self._known[name] = tokens

@@ -29,14 +29,14 @@ class Intervention:
     """What becomes of one activation. It acts in every row of a batch, and in generation.
 
     Arguments:
-        type: `full`: the activation at positions. Of `pattern_L{i}H{H}`: `columns` (keys), `rows` (queries) or `grid` (a
-            pair: queries, keys); the same with `_pre_softmax`, of the scores; `block-img-txt`, `block-img-img`,
+        type: `full`: the activation at positions. Of `pattern_L{i}H{H}`: `columns` (keys), `rows` (queries) or `grid`
+            (a pair: queries, keys); the same with `_pre_softmax`, of the scores; `block-img-txt`, `block-img-img`,
             `keep-self-attn` (of these queries), as of ablation queries.
-        activation: a key as the cache has it: `resid_out_3`, `pattern_L0H2`, `values_L3`, `head_out_L3H1`. Values and keys
-            of a head are those of its group; queries and keys are before rotation.
+        activation: a key as the cache has it: `resid_out_3`, `pattern_L0H2`, `values_L3`, `head_out_L3H1`. Values and
+            keys of a head are those of its group; queries and keys are before rotation.
         token_positions: names of positions; of `grid` a pair of lists. Of images, [] will do.
-        patching_values: what is written: (example, position, number), the positions in their order, or what broadcasts to
-            it; of a pattern (position, position), of all tokens. None or "ablation": it is multiplied.
+        patching_values: what is written: (example, position, number), the positions in their order, or what broadcasts
+            to it; of a pattern (position, position), of all tokens. None or "ablation": it is multiplied.
         multiplication_value: by what. Scores that are multiplied by 0 are taken out of the softmax.
         apply_softmax: of easyroutine; a softmax over what is a softmax already is refused.
     """
@@ -93,8 +93,8 @@ class _Translation:
             raise InterpError(f"{name}: {given.activation} takes {', '.join(fitting)}.")
         if given.apply_softmax:
             raise InterpError(
-                f"{name}: apply_softmax would take the softmax of a softmax. The types with _pre_softmax change the scores, "
-                "so that what is left is renormalised."
+                f"{name}: apply_softmax would take the softmax of a softmax. The types with _pre_softmax change the "
+                "scores, so that what is left is renormalised."
             )
         self.value = given.patching_values
         if isinstance(self.value, str) and self.value == "ablation":
@@ -130,8 +130,8 @@ class _Translation:
         if key.name == "projected_value":
             if self.value is not None:
                 raise InterpError(
-                    f"{self.name}: the model writes no projected values. Write {key.key.replace('projected', 'head')}s, the "
-                    "values before the projection, or the head's output, head_out."
+                    f"{self.name}: projected values are no value of the model. Write the values before the projection "
+                    "(head_values) or what the head gives (head_out)."
                 )
             site = str(key.site)  # a value counts for its head as much as it is looked at
             return [Change(site, "all", "scale", factor, from_positions=tokens, steps="every")]
@@ -223,8 +223,8 @@ def set_value(key: WrittenKey, value: Tensor, batch: InputBatch, tokens: list[li
     shape = (1,) * (3 - value.dim()) + tuple(value.shape)
     if value.dim() > 3 or shape[0] not in (1, len(batch)) or shape[1] not in (1, width):
         raise InterpError(
-            f"{name}: patching_values: expected what broadcasts to (example {len(batch)}, position {width}, number), got "
-            f"shape {tuple(value.shape)}."
+            f"{name}: patching_values: expected what broadcasts to (example {len(batch)}, position {width}, number), "
+            f"got shape {tuple(value.shape)}."
         )
     value = value.detach().reshape(shape)
     if key.is_rotated:

@@ -30,8 +30,8 @@ def checked_patches(
     """Patching queries with their keys, one for each layer, in `keys`.
 
     Arguments:
-        queries: `patching_elem`, `layers_to_patch` (a list or "all") and `activation_type` ("resid_in_{}"), as a list, a
-            dictionary or a table.
+        queries: `patching_elem`, `layers_to_patch` (a list or "all") and `activation_type` ("resid_in_{}"), as a list,
+            a dictionary or a table.
         model: the model.
         argument: their name, for messages.
 
@@ -91,7 +91,7 @@ def _index(row: Mapping[str, Any], held: Any, name: str) -> list[int]:
     given = row.get("base_activation_index")
     if given is None:
         element = row["patching_elem"]
-        known = held["mapping_index"] if "mapping_index" in held else {}
+        known = held.get("mapping_index", {})
         word = element[1:].strip() if isinstance(element, str) and element.startswith("@") else element
         if word not in known:
             raise InterpError(
@@ -133,8 +133,8 @@ class KeyWrites:
         """
         if value.dim() != 3 or value.shape[0] not in (1, len(self.batch)):
             raise InterpError(
-                f"{name}: {key.key}: expected activations (example, position, number) of 1 or {len(self.batch)} examples, got "
-                f"shape {tuple(value.shape)}."
+                f"{name}: {key.key}: expected activations (example, position, number) of 1 or {len(self.batch)} "
+                f"examples, got shape {tuple(value.shape)}."
             )
         _, rows = self._known.setdefault(str(key.site), (key, [{} for _ in range(len(self.batch))]))
         for index, (row, there) in enumerate(zip(rows, tokens, strict=True)):
@@ -142,8 +142,8 @@ class KeyWrites:
             own = own[~own.isnan().any(-1)]
             if len(own) not in (1, len(there)):
                 raise InterpError(
-                    f"{name}: {key.key}: example {index} is written at {len(there)} tokens, and the other run has {len(own)} "
-                    "there. Name as many, or one."
+                    f"{name}: {key.key}: example {index} is written at {len(there)} tokens, and the other run has "
+                    f"{len(own)} there. Name as many, or one."
                 )
             for place, token in enumerate(there):
                 vector = own[place if len(own) > 1 else 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.compat.easyroutine.ablation_queries import ablations
@@ -25,7 +25,7 @@ class QueryMethods:
     """
 
     standardized: StandardizedTransformer
-    additional_interventions: list[Intervention | Change]
+    additional_interventions: Sequence[Intervention | Change] = ()
 
     def changes(
         self, batch: InputBatch, ablation_queries: Any = None, patching_queries: Any = None, interventions: Any = None
@@ -42,7 +42,7 @@ class QueryMethods:
         """
         model = self.standardized
         return [
-            *changes_of(getattr(self, "additional_interventions", []), batch, model),
+            *changes_of(self.additional_interventions, batch, model),
             *changes_of(interventions, batch, model),
             *patches(patching_queries, batch, model),
             *ablations(ablation_queries, batch, model),
@@ -54,4 +54,4 @@ class QueryMethods:
 
     def clean_interventions(self) -> None:
         """Take the registered interventions away."""
-        self.additional_interventions = []
+        self.additional_interventions = ()

@@ -17,8 +17,8 @@ def query_rows(given: Any, argument: str, needed: Sequence[str], known: Sequence
     """The queries, one dictionary each; what was given stays as it was.
 
     Arguments:
-        given: a list of dictionaries; one dictionary; a dictionary of columns, as `DataFrame.to_dict` gives it in each of
-            its forms; a `DataFrame`, where what is missing is None or NaN; None: no query.
+        given: a list of dictionaries; one dictionary; a dictionary of columns, as `DataFrame.to_dict` gives it; a
+            `DataFrame`, where what is missing is None or NaN; None: no query.
         argument: its name, for messages.
         needed: the keys that a query must have.
         known: further ones that it may have.

@@ -63,7 +63,7 @@ class WrittenKey:
         return self.name in _PACKED
 
     def heads_apart(self, value: Tensor) -> Tensor:
-        """(example, position, heads times head_dim), or what broadcasts to it, with an axis of heads as the site has it."""
+        """Give (example, position, heads times head_dim), or what broadcasts to it, the site's axis of heads."""
         if not self.is_packed:
             return value
         count = site_shapes(self.model, [self.site])[self.site].heads

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -27,3 +28,16 @@ def hooked(standardized: Callable[[str], StandardizedTransformer]) -> Callable[[
         return made[family]
 
     return model
+
+
+@pytest.fixture
+def llama(hooked: Callable[[str], HookedModel]) -> Iterator[HookedModel]:
+    """The tiny Llama, whose heads share keys and values in groups of two."""
+    yield hooked("llama")
+    hooked("llama").clean_interventions()
+
+
+@pytest.fixture(scope="session")
+def by_transformers() -> Any:
+    """The same model as transformers has it, on its own."""
+    return tiny_model("llama")
