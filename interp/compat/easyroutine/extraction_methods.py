@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from interp.compat.easyroutine.cache_files import described
 from interp.compat.easyroutine.extraction_config import ExtractionConfig, Heads, HookedModelConfig
 from interp.compat.easyroutine.flag_values import FlagValues
-from interp.compat.easyroutine.input_batch import FED, InputBatch
+from interp.compat.easyroutine.input_batch import InputBatch
 from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.compat.easyroutine.named_positions import named
 from interp.errors import InterpError
@@ -171,13 +171,14 @@ class ExtractionMethods:
             found.register_aggregation(*register)
         with found.deferred_mode():
             for index, batch in enumerate(tqdm(dataloader, desc="Extracting cache")):
+                read = InputBatch.of(self.standardized, batch)
                 cache = self.forward(
-                    batch, names, extraction_config=config, batch_idx=index, external_cache=means,
+                    read, names, extraction_config=config, batch_idx=index, external_cache=means,
                     **{**_of_batch(batch), **kwargs},
                 )  # fmt: skip
                 if not config.save_input_ids:
                     del cache["input_ids"]
-                cache.update(batch_saver(_others(batch)) or {})
+                cache.update(batch_saver(read.others) or {})
                 found.cat(cache.cpu() if move_to_cpu_after_forward else cache)
         if found.is_empty():
             raise InterpError("extract_cache: the dataloader gives no batch.")
@@ -205,8 +206,3 @@ def _pivots(split: Any, pivot: Any) -> Any:
 def _of_batch(batch: Any) -> dict[str, Any]:
     """Keywords of `forward` that a batch itself may hold."""
     return {name: batch[name] for name in _BY_BATCH if isinstance(batch, Mapping) and name in batch}
-
-
-def _others(batch: Any) -> dict[str, Any]:
-    """What a batch holds beside what the model is fed."""
-    return {name: value for name, value in dict(batch).items() if name not in FED}
