@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +12,11 @@ import yaml
 from tqdm.auto import tqdm
 
 from interp.activations.activation_cache import CachedModel
-from interp.activations.extracted_kinds import chosen, is_map, spelled
+from interp.activations.extracted_kinds import chosen, spelled
+from interp.activations.extraction_blocks import ExtractionBlocks
 from interp.activations.extraction_pass import BatchSlots, ExtractionPlan
 from interp.activations.extraction_result import ExtractionResult, Gathered, gathered_saves
-from interp.activations.given_batches import given_batches
+from interp.activations.given_batches import GivenBatch, given_batches
 from interp.activations.prompt_batches import PaddingSide, encoded_prompts
 from interp.activations.token_slots import TokenSlots
 from interp.errors import InterpError, nearest
@@ -154,27 +155,26 @@ class Extraction:
         """
         check_ready(model)
         kept, averaged = (chosen(model, text, self.heads) if text else [] for text in (self.sites, self.means))
-        return ExtractionPlan(model, kept, averaged, self.mean_over_positions, device, dtype)
+        return ExtractionPlan.of(model, kept, averaged, self.mean_over_positions, device, dtype)
 
-    def slots(self, encoded: Sequence[Encoded], spans: Sequence[Mapping[str, Any]] | None, maps: bool) -> BatchSlots:
+    def slots(self, encoded: Sequence[Encoded], maps: bool = True) -> BatchSlots:
         """The tokens of prompts that something is taken at.
 
         Arguments:
             encoded: the prompts.
-            spans: more spans of each prompt.
             maps: whether any map is taken; else rows and columns of maps are not looked for.
 
         Raises:
             InterpError: a prompt that has no such position.
         """
-        position = TokenSlots.of(check_positions(self.positions.split()), encoded, spans)
+        position = TokenSlots.of(check_positions(self.positions.split()), encoded)
         if not maps:
             return BatchSlots(position, position, position)
         query = position
         if self.queries is not None:
-            query = TokenSlots.of(check_positions(self.queries.split()), encoded, spans)
+            query = TokenSlots.of(check_positions(self.queries.split()), encoded)
         assert self.keys is not None
-        return BatchSlots(position, query, TokenSlots.of(check_positions(self.keys.split()), encoded, spans))
+        return BatchSlots(position, query, TokenSlots.of(check_positions(self.keys.split()), encoded))
 
     def run(
         self,
@@ -211,14 +211,15 @@ class Extraction:
             InterpError: something that the model or a prompt does not have.
         """
         plan = self.plan(model, device, dtype)
-        maps = any(map(_of_maps, plan.taken))
         gathered, saved = Gathered(plan.taken, self.mean_over_positions), []
-        edits = list(interventions) if not isinstance(interventions, Intervention) else interventions
+        edits = interventions if isinstance(interventions, Intervention) else list(interventions)
         with _bar(batches, progress) as bar:
             for batch in given_batches(batches, batch_size, column):
-                encoded = encoded_prompts(model, batch.prompts)
-                slots = self.slots(encoded, None if spans is None else spans(batch.given, encoded), maps)
-                gathered.add(plan.run(encoded, slots, interventions=edits, padding_side=padding_side))
+                encoded = _encoded(model, batch, spans)
+                values = plan.run(
+                    encoded, self.slots(encoded, plan.has_maps), interventions=edits, padding_side=padding_side
+                )
+                gathered.add(values)
                 if batch_saver is not None:
                     saved.append((len(encoded), batch_saver(batch.given) or {}))
                 bar.update(batch.entries)
@@ -234,14 +235,68 @@ class Extraction:
             taken=plan.taken,
         )
 
+    def blocks(
+        self,
+        model: StandardizedTransformer,
+        batches: Any,
+        *,
+        block_size: int = 64,
+        batch_size: int = 16,
+        batch_saver: Callable[[Any], Mapping[str, Any] | None] | None = None,
+        column: str | None = None,
+        spans: Spans | None = None,
+        dtype: torch.dtype | None = None,
+        interventions: Intervention | Iterable[Intervention] = (),
+        padding_side: PaddingSide = "left",
+    ) -> ExtractionBlocks:
+        """What is too large for memory, block by block: `pipeline.store.write_cache(path, extraction.blocks(...))`.
+
+        The prompts are read and tokenized now; a block is run when it is asked for.
+
+        Arguments:
+            block_size: prompts in a block.
+            batch_size: prompts in a forward pass.
+            model, batches, batch_saver, column, spans, dtype, interventions, padding_side: as of `run`.
+
+        Raises:
+            InterpError: as `run`.
+        """
+        plan = self.plan(model, "cpu", dtype)
+        edits = interventions if isinstance(interventions, Intervention) else list(interventions)
+        if block_size < 1:
+            raise InterpError(f"block_size: expected at least 1, got {block_size}.")
+        encoded: list[Encoded] = []
+        images: dict[int, Any] = {}
+        saved = []
+        for batch in given_batches(batches, batch_size, column):
+            for prompt, one in zip(batch.prompts, found := _encoded(model, batch, spans), strict=True):
+                if one.media is not None:  # pixels of all prompts would not be in memory at once
+                    images[len(encoded)] = prompt
+                encoded.append(replace(one, media=None))
+            if batch_saver is not None:
+                saved.append((len(found), batch_saver(batch.given) or {}))
+        count = len(encoded)
+        return ExtractionBlocks(
+            plan, self.to_dict(), encoded, images, self.slots(encoded, plan.has_maps), gathered_saves(saved),
+            [range(at, min(at + block_size, count)) for at in range(0, count, block_size)], batch_size, edits,
+            padding_side,
+        )  # fmt: skip
+
 
 def _words(given: Any) -> list[str]:
     several = [given] if isinstance(given, str | int) else list(given)
     return [word for one in several for word in str(one).split()]
 
 
-def _of_maps(one: Any) -> bool:
-    return is_map(one) or one.kind.startswith(("pattern_", "value_weighted_"))
+def _encoded(model: StandardizedTransformer, batch: GivenBatch, spans: Spans | None) -> list[Encoded]:
+    """The prompts of a batch, with the spans that the caller adds."""
+    encoded = encoded_prompts(model, batch.prompts)
+    if spans is None:
+        return encoded
+    more = list(spans(batch.given, encoded))
+    if len(more) != len(encoded):
+        raise InterpError(f"spans: expected those of each of the {len(encoded)} prompts of a batch, got {len(more)}.")
+    return [replace(one, spans={**one.spans, **added}) for one, added in zip(encoded, more, strict=True)]
 
 
 def _bar(batches: Any, progress: bool) -> Any:

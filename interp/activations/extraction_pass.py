@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from interp.activations.cached_run import CacheRequest
 from interp.activations.edited_pass import EditedPass, Read
@@ -22,9 +21,9 @@ from interp.activations.extracted_kinds import (
     Extracted,
     axes_of_extracted,
     is_map,
-    needed,
 )
 from interp.activations.forward_passes import ForwardPasses
+from interp.activations.layer_maps import LayerMaps, SlotColumns, accumulating, check_values_add_up
 from interp.activations.prompt_batches import PaddingSide, Pass
 from interp.activations.prompt_runs import planned_edits
 from interp.activations.site_copies import SiteReader
@@ -33,7 +32,7 @@ from interp.errors import InterpError
 from interp.interventions import Intervention
 from interp.interventions.edits import Edit
 from interp.model.places import HeadOutPlace, ModulePlace
-from interp.model.resolve import head_out_place, place_of
+from interp.model.resolve import place_of
 from interp.model.visits import Visit
 from interp.prompts import Encoded
 from interp.sites import Site
@@ -108,10 +107,36 @@ class ExtractionPlan:
     device: torch.device | str | None
     dtype: torch.dtype | None
 
+    @classmethod
+    def of(
+        cls,
+        model: StandardizedTransformer,
+        kept: Sequence[Extracted],
+        averaged: Sequence[Extracted],
+        mean_over_positions: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> ExtractionPlan:
+        """Check what can be seen only by running the model; arguments as of the class.
+
+        Raises:
+            InterpError: values of a layer that do not add up to what its heads give.
+        """
+        by_value = [x.layer for x in (*kept, *averaged) if "value" in x.kind and x.layer is not None]
+        check_values_add_up(model, by_value)
+        if any(x.kind in OF_LAST_NORM for x in (*kept, *averaged)):
+            _last_norm(model)
+        return cls(model, kept, averaged, mean_over_positions, device, dtype)
+
     @property
     def taken(self) -> list[Extracted]:
         """All that is taken, each once."""
         return list(dict.fromkeys([*self.kept, *self.averaged]))
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether anything has queries and keys."""
+        return any("query" in axis for x in self.taken for axis in self.axes(x))
 
     def axes(self, one: Extracted) -> tuple[str, ...]:
         """Names of the axes of what is kept."""
@@ -170,47 +195,6 @@ class ExtractionPlan:
 # In one pass ----------------------------------------------------------------------------------------------------------
 
 
-class _Columns:
-    """Where the tokens of some slots are in a padded batch.
-
-    Attributes:
-        columns: (row, slot), 0 where there is none.
-        there: (row, slot).
-    """
-
-    def __init__(self, slots: TokenSlots, one: Pass) -> None:
-        table = slots.table[torch.tensor(one.batch.rows, device="cpu")]
-        self.there = table >= 0
-        self.columns = one.batch.columns(table).clamp(min=0)
-        self.members = slots.members
-        self.even = bool((self.columns == self.columns[:1]).all())
-
-    def at(self, value: Tensor, axis: int) -> Tensor:
-        """Of a value, what is at the slots along an axis; at slots that a row lacks, anything."""
-        columns = self.columns.to(value.device)
-        if self.even:
-            return value.index_select(axis, columns[0])
-        view, shape = [1] * value.dim(), [*value.shape]
-        view[0], view[axis] = columns.shape
-        shape[axis] = columns.shape[1]
-        return value.gather(axis, columns.view(view).expand(shape))
-
-    def along(self, value: Tensor, axis: int) -> Tensor:
-        """`there`, with axes to broadcast against a value."""
-        view = [1] * value.dim()
-        view[0], view[axis] = self.there.shape
-        return self.there.view(view).to(value.device)
-
-    def means(self, value: Tensor, axis: int) -> Tensor:
-        """The mean over the slots of each name along an axis, of a value that may be NaN where a row has none."""
-        wide = value.to(_accumulating(value))
-        wide = torch.where(self.along(value, axis), wide, 0).movedim(axis, -1)
-        members = self.members.to(wide)  # (slot, name)
-        counts = self.there.to(members.device).to(members) @ members  # (row, name)
-        sums = wide @ members
-        return (sums / counts.view(len(counts), *[1] * (sums.dim() - 2), -1)).movedim(-1, axis).to(value.dtype)
-
-
 class _PassReading:
     """Takes what is asked for from one pass, and reduces it.
 
@@ -223,7 +207,7 @@ class _PassReading:
 
     def __init__(self, plan: ExtractionPlan, passes: ForwardPasses, one: Pass, values: BatchValues) -> None:
         self.plan, self.passes, self.one, self.values = plan, passes, one, values
-        self.axes = {axis: _Columns(getattr(values.slots, axis), one) for axis in ("position", "query", "key")}
+        self.axes = {axis: SlotColumns(getattr(values.slots, axis), one) for axis in ("position", "query", "key")}
         plain = [x for x in plan.taken if isinstance(x, Site) and not is_map(x)]
         self._reduces = plan.mean_over_positions or any(x in plan.averaged for x in plain)
         self._request = CacheRequest(
@@ -235,10 +219,10 @@ class _PassReading:
         self._plain: dict[Site, list[Site]] = {}
         for site in plain:
             self._plain.setdefault(replace(site, head=None), []).append(site)
-        self._maps: dict[int, _LayerMaps] = {}
+        self._maps: dict[int, LayerMaps] = {}
         for x in plan.taken:
             if x.layer is not None and (is_map(x) or (isinstance(x, Derived))):
-                self._maps.setdefault(x.layer, _LayerMaps(self, x.layer)).wanted.append(x)
+                self._maps.setdefault(x.layer, LayerMaps(self, plan.model, x.layer, self.axes)).wanted.append(x)
 
     def visits(self) -> list[Visit]:
         """One visit of all sites, and one of what the final norm receives."""
@@ -331,7 +315,7 @@ class _PassReading:
     def _norms(self, wanted: Sequence[Extracted], value: Tensor) -> None:
         at = self.axes["position"]
         hidden = at.at(value.detach(), 1)
-        hidden = hidden.to(_accumulating(hidden))
+        hidden = hidden.to(accumulating(hidden))
         mean = hidden.mean(-1)
         found = {
             "last_norm_mean": mean,
@@ -373,166 +357,3 @@ def _last_norm(model: StandardizedTransformer) -> ModulePlace:
             "last_norm: the model has no norm after its last layer. Write resid_post.-1 for what it gives."
         )
     return ModulePlace(model.get(str(model.architecture.final_norm)), "input", "last_norm")
-
-
-def _accumulating(value: Tensor) -> torch.dtype:
-    """The dtype in which numbers of a tensor are added up."""
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
-
-
-# Maps of one layer ----------------------------------------------------------------------------------------------------
-
-
-class _LayerMaps:
-    """What is computed from a layer's values, scores and pattern.
-
-    Arguments:
-        reading: the pass.
-        layer: the layer.
-    """
-
-    def __init__(self, reading: _PassReading, layer: int) -> None:
-        self.reading, self.layer = reading, layer
-        self.wanted: list[Extracted] = []
-        self._norms: Tensor | None = None  # (row, head, key)
-        self._seen: Tensor | None = None  # (row, head, query, key), the weight of uniform attention
-
-    def steps(self) -> list[tuple[Site, Callable[[Tensor], None]]]:
-        """What is done with what is at each site, `v` first."""
-        kinds = {x.kind for x in self.wanted}
-        sites = {site.kind for x in self.wanted if isinstance(x, Derived) for site in needed(x.kind, x.layer)}
-        sites |= kinds & {"scores", "pattern"}
-        calls = {"v": self._values, "scores": self._scores, "pattern": self._pattern}
-        return [(Site(kind, self.layer), call) for kind, call in calls.items() if kind in sites]
-
-    def _heads(self, kinds: Callable[[str], bool], count: int) -> list[int]:
-        """The heads that some kinds are wanted of."""
-        heads: set[int] = set()
-        for x in self.wanted:
-            if kinds(x.kind):
-                heads |= set(range(count)) if x.head is None else {x.head}
-        if heads and max(heads) >= count:
-            raise InterpError(f"layer {self.layer} has {count} heads, from 0; got head {max(heads)}.")
-        return sorted(heads)
-
-    def _keep(self, what: Extracted, value: Tensor, heads: Sequence[int], axis: int, *, reduced: bool = False) -> None:
-        """Keep of a value with a head axis the heads that are wanted."""
-        if what.head is not None:
-            value = value.select(axis, heads.index(what.head)).clone()
-        elif list(heads) != list(range(len(heads))) or len(heads) != value.shape[axis]:
-            raise AssertionError("a thing of all heads is taken with all heads")
-        self.reading.keep(what, value, reduced=reduced)
-
-    def _values(self, value: Tensor) -> None:
-        """Values through the output projection: (row, key-value head, position, width)."""
-        matrices = _output_weight(self.reading.plan.model, self.layer, value.shape[-1])  # head, width, hidden
-        group = len(matrices) // value.shape[1]
-        heads = self._heads(lambda kind: kind == "projected_value", len(matrices))
-        if heads:
-            at = self.reading.axes["position"]
-            own = at.at(value, 2)  # row, key-value head, slot, width
-            projected = torch.stack(
-                [own[:, head // group] @ matrices[head] for head in heads], 2
-            )  # row, slot, head, hidden
-            projected = projected.masked_fill(~at.along(projected, 1), torch.nan)
-            for what in self.wanted:
-                if what.kind == "projected_value":
-                    self._keep(what, projected, heads, 2)
-        heads = self._heads(lambda kind: kind.startswith("value_weighted"), len(matrices))
-        if heads:
-            own = self.reading.axes["key"].at(value, 2)
-            norms = [(own[:, head // group] @ matrices[head]).float().norm(dim=-1) for head in heads]
-            self._norms = torch.stack(norms, 1)  # row, head, key
-
-    def _scores(self, value: Tensor) -> None:
-        """Which keys each query sees, by the scores: (row, head, query, key)."""
-        heads = self._heads(lambda kind: kind.endswith("_ratio"), value.shape[1])
-        if heads:
-            rows = self.reading.axes["query"].at(_of_heads(value, heads), 2)
-            # What hides a key is the least number of the model's dtype, or minus infinity.
-            seen = rows > torch.finfo(self.reading.plan.model.dtype).min / 2
-            weight = seen.float() / seen.sum(-1, keepdim=True).clamp(min=1)
-            self._seen = self.reading.axes["key"].at(weight, 3)
-        self._plain("scores", value)
-
-    def _plain(self, kind: str, value: Tensor) -> None:
-        heads = self._heads(lambda other: other == kind, value.shape[1])
-        if heads:
-            taken = self._at(value, heads)
-            for what in self.wanted:
-                if what.kind == kind:
-                    self._keep(what, taken, heads, 1)
-
-    def _at(self, value: Tensor, heads: Sequence[int]) -> Tensor:
-        """(row, head, query, key) at the slots, NaN where a row lacks one."""
-        taken = self.reading.axes["key"].at(self.reading.axes["query"].at(_of_heads(value, heads), 2), 3)
-        return taken.masked_fill(~self._there(taken), torch.nan)
-
-    def _there(self, value: Tensor) -> Tensor:
-        axes = self.reading.axes
-        return axes["query"].along(value, 2) & axes["key"].along(value, 3)
-
-    def _pattern(self, value: Tensor) -> None:
-        """The pattern and what is made of it."""
-        self._plain("pattern", value)
-        for prefix in ("pattern_", "value_weighted_"):
-            heads = self._heads(lambda kind, prefix=prefix: kind.startswith(prefix), value.shape[1])  # type: ignore[misc]
-            if not heads:
-                continue
-            weights = self._at(value, heads)
-            weights = weights.to(_accumulating(weights))
-            norms = None
-            if prefix == "value_weighted_":
-                assert self._norms is not None
-                norms = self._norms
-                weights = weights * norms[:, :, None]
-            ratio_heads = self._heads(lambda kind: kind.endswith("_ratio"), value.shape[1])
-            for what in self.wanted:
-                if what.kind == "value_weighted_pattern" and prefix == "value_weighted_":
-                    self._keep(what, weights, heads, 1)
-                elif what.kind.startswith(prefix) and what.kind != "value_weighted_pattern":
-                    statistic = what.kind.removeprefix(prefix)
-                    found = self._block(statistic, weights, heads, norms, ratio_heads)
-                    self._keep(what, found, heads, 1, reduced=True)
-        self._norms = self._seen = None
-
-    def _block(
-        self, statistic: str, weights: Tensor, heads: Sequence[int], norms: Tensor | None, ratio_heads: Sequence[int]
-    ) -> Tensor:
-        """(row, head, query name, key name), a statistic of each block of a map."""
-        sums = self._sums(weights)
-        if statistic == "sum":
-            return sums
-        if statistic == "mean":
-            return sums / self._sums(torch.ones_like(weights[:, :1]))
-        assert self._seen is not None
-        uniform = self._seen[:, [ratio_heads.index(head) if head in ratio_heads else 0 for head in heads]]
-        uniform = uniform.to(weights) if norms is None else uniform.to(weights) * norms[:, :, None]
-        return sums / self._sums(uniform)
-
-    def _sums(self, value: Tensor) -> Tensor:
-        """(row, head, query name, key name), the sum of each block over the slots that are there."""
-        axes = self.reading.axes
-        there = torch.where(self._there(value), value, 0)
-        return axes["query"].members.to(value).T @ there @ axes["key"].members.to(value)
-
-
-def _of_heads(value: Tensor, heads: Sequence[int]) -> Tensor:
-    """(row, head, ...) of some heads."""
-    if list(heads) == list(range(value.shape[1])):
-        return value
-    return value.index_select(1, torch.tensor(heads, device="cpu").to(value.device))
-
-
-def _output_weight(model: StandardizedTransformer, layer: int, width: int) -> Tensor:
-    """(head, width, hidden), the matrix of an output projection, by heads of so many numbers."""
-    place = head_out_place(model, layer, f"head_out.{layer}")
-    module = place.projection._module
-    if type(module) is nn.Linear and type(module.weight) is nn.Parameter:
-        return module.weight.detach().T.unflatten(0, (-1, width))
-    if type(module) is Conv1D:
-        return module.weight.detach().unflatten(0, (-1, width))
-    rows = torch.eye(place.z.num_heads * width, dtype=model.dtype, device=model.device)[None]
-    return (
-        (place.projection(rows) - place.projection(torch.zeros_like(rows[:, :1])))[0].detach().unflatten(0, (-1, width))
-    )

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from interp.errors import InterpError, nearest
-from interp.prompts import Prompt
+from interp.prompts import Prompt, with_images
 from interp.prompts.given import is_ids, listed
 
-__all__ = ["TEXT_COLUMNS", "GivenBatch", "given_batches"]
+__all__ = ["IMAGE_COLUMNS", "TEXT_COLUMNS", "GivenBatch", "given_batches"]
 
 TEXT_COLUMNS = ("prompt", "prompts", "text", "texts")
+IMAGE_COLUMNS = ("images", "image")
 _BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
@@ -35,7 +36,8 @@ def given_batches(batches: Any, batch_size: int, column: str | None = None) -> I
     """Batches of prompts, one after the other.
 
     An entry that is several prompts (a list, an encoding, a mapping of columns) is a batch as it is. Entries that are
-    one prompt each (a text, a `Prompt`, token ids, a row of a table) make batches of `batch_size`.
+    one prompt each (a text, a `Prompt`, token ids, a row of a table) make batches of `batch_size`. Beside a column of
+    texts, `images` or `image` holds the images of each.
 
     Arguments:
         batches: what is iterated over; a text, `Prompt`, encoding or mapping of columns is one batch.
@@ -115,12 +117,22 @@ def _of_columns(entry: Mapping[str, Any], column: str | None) -> Any:
             "Name the column of the prompts: column=..."
         )
     if name == "input_ids":
+        seen = [key for key in keys if key.startswith("pixel_values")]
+        if seen:
+            raise InterpError(
+                f"batches: a processor's output ({seen[0]}) cannot be cut into prompts. Give texts and images: Prompts "
+                "with images, or rows with a column of texts and one of images."
+            )
         ids = entry["input_ids"]
         single = is_ids(ids) or getattr(ids, "ndim", 2) == 1
         found = listed({key: entry[key] for key in _BY_TOKEN if entry.get(key) is not None}, "batches")
         return found[0] if single else found
     value = entry[name]
-    return value if isinstance(value, str | Prompt) or is_ids(value) else listed(value, name)
+    images = next((entry[key] for key in IMAGE_COLUMNS if entry.get(key) is not None), None)
+    if isinstance(value, str | Prompt):
+        found = with_images(value, images, name)
+        return found[0] if isinstance(found, list) else found
+    return value if is_ids(value) else with_images(listed(value, name), images, name)
 
 
 def _together(waiting: Sequence[tuple[Any, Any]]) -> GivenBatch:

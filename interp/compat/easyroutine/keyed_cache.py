@@ -457,6 +457,6 @@ def _bytes(value: Any) -> int:
 
 def _shown(size: float) -> str:
     for unit, name in _UNITS:
-        if size > unit:
+        if size >= unit:
             return f"{size / unit:.2f} {name}"
     return f"{size:.2f} B"

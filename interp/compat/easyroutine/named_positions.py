@@ -16,6 +16,7 @@ read too.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,16 +31,9 @@ __all__ = ["Name", "named", "pivots_of", "tokens_at"]
 
 Name = str | int | tuple[int, int]
 
-_SIMPLE = {
-    "first": "first",
-    "last": "last",
-    "all": "all",
-    "all-text": "text.all",
-    "all-image": "image.all",
-}
 _KNOWN = (
-    *_SIMPLE, "last-2", "start-image", "end-image", "last-image", "random-text", "random-image", "position-group-0",
-    "inputs-partition-0", "random-position-group-0", "random-inputs-partition-0",
+    "first", "last", "last-2", "all", "all-text", "all-image", "start-image", "end-image", "last-image", "random-text",
+    "random-image", "position-group-0", "inputs-partition-0", "random-position-group-0", "random-inputs-partition-0",
 )  # fmt: skip
 _LAST = re.compile(r"last-(\d+)")
 _RANDOM = re.compile(r"random-(text|image)(?:-(\d+))?(?:@(\d+))?")
@@ -132,12 +126,16 @@ def _tokens(name: Name, length: int, spans: Mapping[str, Any], splits: Sequence[
     if match := _GROUP.fullmatch(word):
         return _group(word, match, length, splits)
     if match := _LAST.fullmatch(word):
+        if int(match[1]) == 0:
+            raise InterpError("the last token is last, or last-1.")
         return Position.parse(f"-{match[1]}").resolve(length, spans)
     if match := _RANDOM.fullmatch(word):
         return _of(match[1], f"random:{match[2] or 1}@{match[3] or 0}", length, spans)
+    if word in ("start-image", "end-image", "last-image"):
+        return _edges(word, length, spans)
     if word in ("all-text", "all-image"):
         return _of(word.removeprefix("all-"), "all", length, spans)
-    return Position.parse(_SIMPLE.get(word, _checked(word))).resolve(length, spans)
+    return Position.parse(_checked(word)).resolve(length, spans)
 
 
 def _of(kind: str, selection: str, length: int, spans: Mapping[str, Any]) -> list[int]:
@@ -147,6 +145,20 @@ def _of(kind: str, selection: str, length: int, spans: Mapping[str, Any]) -> lis
     if kind not in spans:
         raise InterpError("it has no image." if kind == "image" else "all of it is an image's.")
     return Position.parse(f"{kind}.{selection}").resolve(length, spans)
+
+
+def _edges(word: str, length: int, spans: Mapping[str, Any]) -> list[int]:
+    """Where each image begins or ends: its marker, in families that have one; else its first or last token."""
+    found: list[int] = []
+    for index in itertools.count():
+        image = f"image[{index}]"
+        if image not in spans:
+            break
+        own = Position.parse(f"{image}.{'first' if word == 'start-image' else 'last'}").resolve(length, spans)
+        found += own
+    if not found:
+        raise InterpError("it has no image.")
+    return found
 
 
 def _group(word: str, match: re.Match[str], length: int, splits: Sequence[int]) -> list[int]:

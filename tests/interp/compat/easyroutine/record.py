@@ -56,8 +56,7 @@ def plain(value: Any) -> Any:
 
 
 def main() -> None:
-    from easyroutine.interpretability import ExtractionConfig, HookedModel, Intervention
-    from easyroutine.interpretability import models
+    from easyroutine.interpretability import ExtractionConfig, HookedModel, Intervention, models
     from transformers import GenerationConfig
 
     module, tokenizer = made("llama", attn_implementation="eager"), words()
