@@ -99,7 +99,8 @@ def test_what_is_read_can_be_written(llama: HookedModel) -> None:
         held = llama.forward(given, ["all"], **{f"extract_{flag}": True for flag in flags})
         keys = [
             "resid_in_1", "resid_mid_L1", "resid_out_1", "resid_out_L2", "attn_in_1", "attn_out_1", "mlp_out_1",
-            "values_L1", "keys_L1", "queries_L1", "input_embeddings", "head_values_L1H3", "head_keys_L1H2", "head_queries_L1H3",
+            "values_L1", "keys_L1", "queries_L1", "input_embeddings", "head_values_L1H3", "head_keys_L1H2",
+            "head_queries_L1H3",
             "head_out_L1H3", "resid_in_post_layernorm_1",
         ]  # fmt: skip
         for key in keys:
