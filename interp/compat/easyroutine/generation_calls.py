@@ -10,7 +10,6 @@ from transformers import GenerationConfig
 
 from interp.activations.edited_generation import GeneratedBatch, generate_edited
 from interp.compat.easyroutine.extraction_config import ExtractionConfig
-from interp.compat.easyroutine.input_batch import InputBatch
 from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.errors import InterpError, nearest
 
@@ -66,7 +65,7 @@ class GenerationCalls:
         rest = {name: value for name, value in kwargs.items() if name not in fields}
         queries = {name: rest.get(name) for name in _QUERIES}
         splits = next((rest[name] for name in _SPLITS if rest.get(name) is not None), None)
-        batch = InputBatch.of(self.standardized, inputs, splits)
+        batch = self.read_batch(inputs, splits)  # type: ignore[attr-defined]
         changes = self.changes(batch, **queries)  # type: ignore[attr-defined]
         parts = generate_edited(
             self.standardized,

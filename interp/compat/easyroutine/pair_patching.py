@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from interp.compat.easyroutine.ablation_queries import element_tokens
 from interp.compat.easyroutine.extraction_config import ExtractionConfig
 from interp.compat.easyroutine.flag_values import FlagValues
-from interp.compat.easyroutine.input_batch import FED, InputBatch
+from interp.compat.easyroutine.input_batch import InputBatch
 from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.compat.easyroutine.named_positions import Name, named
 from interp.compat.easyroutine.patching_queries import checked_patches
@@ -116,7 +116,7 @@ class PairPatching:
                 )
                 if tokens is not None:
                     cache.update(tokens.differences(pairs, clean, patched))
-                cache.update(batch_saver({name: value for name, value in target.items() if name not in FED}) or {})
+                cache.update(batch_saver(self._batch(target).others) or {})
                 found.cat(cache.cpu())
                 pairs += len(clean)
             if not pairs:
@@ -156,7 +156,7 @@ class PairPatching:
         return logits
 
     def _batch(self, given: Mapping[str, Any]) -> InputBatch:
-        return InputBatch.of(self.standardized, given, _splits(given))
+        return self.read_batch(given, _splits(given))  # type: ignore[attr-defined]
 
     def _values(self, batch: InputBatch, config: ExtractionConfig, names: Sequence[Name]) -> ActivationCache:
         changes = self.changes(batch)  # type: ignore[attr-defined]
