@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.tiny import tiny_folder
+from tests.vision import vision_folder_of
 
 # Two busy processes on two cores stall at OpenMP's barriers: neither this one nor those that it starts have threads.
 torch.set_num_threads(1)
@@ -25,6 +26,19 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     def folder(family: str) -> Path:
         if family not in made:
             made[family] = tiny_folder(family, tmp_path_factory.mktemp(f"tiny-{family}"))
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`vision_folder(family)`: the same with a model that sees and its processor (`tests.vision.FAMILIES`)."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = vision_folder_of(family, tmp_path_factory.mktemp(f"vision-{family}"))
         return made[family]
 
     return folder

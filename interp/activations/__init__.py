@@ -5,6 +5,7 @@ from interp.activations.cache_blocks import CacheBlocks
 from interp.activations.collecting import collect, collect_blocks
 from interp.activations.contrast import steering_vectors
 from interp.activations.extraction import Extraction
+from interp.activations.extraction_blocks import ExtractionBlocks
 from interp.activations.extraction_result import ExtractionResult
 from interp.activations.model_hooks import Hook, HookPair
 from interp.activations.prompt_runs import run
@@ -15,6 +16,7 @@ __all__ = [
     "ActivationCache",
     "CacheBlocks",
     "Extraction",
+    "ExtractionBlocks",
     "ExtractionResult",
     "Hook",
     "HookPair",

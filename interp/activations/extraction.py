@@ -23,6 +23,7 @@ from interp.errors import InterpError, nearest
 from interp.forward.layers import check_ready
 from interp.interventions import Intervention
 from interp.interventions.intervention import YamlLoader
+from interp.model.fed import check_fed
 from interp.positions import check_positions
 from interp.prompts import Encoded, Prompt
 
@@ -290,7 +291,10 @@ def _words(given: Any) -> list[str]:
 
 def _encoded(model: StandardizedTransformer, batch: GivenBatch, spans: Spans | None) -> list[Encoded]:
     """The prompts of a batch, with the spans that the caller adds."""
-    encoded = encoded_prompts(model, batch.prompts)
+    check_fed(model, [one.input_ids for one in batch.prompts if isinstance(one, Encoded)], "batches", 0)
+    encoded = [
+        one if isinstance(one, Encoded) else encoded_prompts(model, [one], name="batches")[0] for one in batch.prompts
+    ]
     if spans is None:
         return encoded
     more = list(spans(batch.given, encoded))

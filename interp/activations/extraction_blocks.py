@@ -120,7 +120,7 @@ class ExtractionBlocks:
         """The extraction, names along axes, and what else a batch saver kept."""
         texts = {name: list(values) for name, values in self.saved.items() if _numbers(values) is None}
         named = {
-            f"{axis}_names": {"names": slots.names, "widths": list(slots.widths)}
+            axis: {"names": slots.names, "widths": list(slots.widths)}
             for axis in (("position", "query", "key") if self.plan.has_maps else ("position",))
             for slots in [getattr(self.slots, axis)]
         }

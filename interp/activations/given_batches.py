@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interp.errors import InterpError, nearest
-from interp.prompts import Prompt, with_images
+from interp.prompts import Encoded, Prompt, with_images
 from interp.prompts.given import is_ids, listed
 
 __all__ = ["IMAGE_COLUMNS", "TEXT_COLUMNS", "GivenBatch", "given_batches"]
@@ -22,7 +22,7 @@ class GivenBatch:
     """Some prompts that are run together.
 
     Arguments:
-        prompts: texts, `Prompt`s or lists of token ids.
+        prompts: texts, `Prompt`s, lists of token ids or `Encoded`s.
         given: the batch as the user's iterable gave it, for what saves more of it; single rows by column.
         entries: how many entries of that iterable it is.
     """
@@ -36,8 +36,8 @@ def given_batches(batches: Any, batch_size: int, column: str | None = None) -> I
     """Batches of prompts, one after the other.
 
     An entry that is several prompts (a list, an encoding, a mapping of columns) is a batch as it is. Entries that are
-    one prompt each (a text, a `Prompt`, token ids, a row of a table) make batches of `batch_size`. Beside a column of
-    texts, `images` or `image` holds the images of each.
+    one prompt each (a text, a `Prompt`, an `Encoded`, token ids, a row of a table) make batches of `batch_size`. Beside
+    a column of texts, `images` or `image` holds the images of each.
 
     Arguments:
         batches: what is iterated over; a text, `Prompt`, encoding or mapping of columns is one batch.
@@ -72,7 +72,7 @@ def given_batches(batches: Any, batch_size: int, column: str | None = None) -> I
 
 
 def _entries(batches: Any) -> Iterable[Any]:
-    if isinstance(batches, str | Prompt | Mapping):
+    if isinstance(batches, str | Prompt | Encoded | Mapping):
         return [batches]
     to_dict = getattr(batches, "to_dict", None)
     if hasattr(batches, "columns") and callable(to_dict):  # a pandas table
@@ -90,7 +90,7 @@ def _entries(batches: Any) -> Iterable[Any]:
 
 def _prompts(entry: Any, column: str | None) -> Any:
     """The prompt, or the list of prompts, that an entry is."""
-    if isinstance(entry, str | Prompt):
+    if isinstance(entry, str | Prompt | Encoded):
         return entry
     if isinstance(entry, Mapping):
         return _of_columns(entry, column)

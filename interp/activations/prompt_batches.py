@@ -19,7 +19,7 @@ from interp.forward.rope import whole_batches
 from interp.interventions.edits import Window
 from interp.matmul import faster_products
 from interp.model.fed import check_fed
-from interp.model.processor import image_feeds, sees_images
+from interp.model.processor import image_feeds, load_processor, sees_images
 from interp.positions import Position
 from interp.prompts import Encoded, Media, Prompt, encode, encode_with_images
 from interp.prompts.given import is_ids, listed
@@ -80,7 +80,9 @@ def _encoded(model: StandardizedTransformer, prompt: Any, name: str) -> Encoded:
 
 def _seen(model: StandardizedTransformer, prompt: Prompt) -> Encoded:
     if model.processor is None:
-        why = "takes no images" if not sees_images(model._module) else "has no processor in its folder: pass processor="
+        why = "takes no images" if not sees_images(model._module) else "was given no processor: pass processor="
+        if sees_images(model._module) and model.repo_id:
+            load_processor(model.repo_id, revision=model.revision)  # says why there is none
         raise InterpError(f"images: {type(model._module).__name__} {why}.")
     config: Any = model._module.config
     return encode_with_images(model.processor, prompt, image_feeds(model._module), config.image_token_id)

@@ -88,6 +88,8 @@ class Architecture:
         logit_scale: config field that multiplies the head's output.
         logit_divisor: config field that divides it.
         softcap: config field c of logits = c tanh(logits / c), the last step; none where it is absent or None.
+        silenced: attribute of the model, dotted, that has the ids of tokens which it never says: their logits are the
+            lowest number of the dtype, after all else.
         unpadded: in a layer, modules whose output (batch, position, width) has to be set to zero at padding, which
             transformers does not do: a convolution over positions comes next.
         variants: for families whose kinds of layers are laid out differently: a word in the class name of a layer, and
@@ -113,6 +115,7 @@ class Architecture:
     logit_scale: str | None = None
     logit_divisor: str | None = None
     softcap: str | None = None
+    silenced: str | None = None
     unpadded: tuple[str, ...] = ()
     variants: tuple[tuple[str, Architecture], ...] = ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +33,7 @@ class Tail:
         scale: what the head's output is multiplied by; None: nothing.
         divisor: what it is divided by; None: nothing.
         softcap: c of c tanh(logits / c); None: no cap.
+        silenced: tokens that are never said: their logits are the lowest number of the dtype.
     """
 
     paths: tuple[str, ...]
@@ -39,6 +41,7 @@ class Tail:
     scale: float | None
     divisor: float | None
     softcap: float | None
+    silenced: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, architecture: Architecture, config: Any, module: Any) -> Tail:
@@ -51,6 +54,7 @@ class Tail:
             _number(config, architecture.logit_scale),
             _number(config, architecture.logit_divisor),
             _number(config, architecture.softcap),
+            () if architecture.silenced is None else tuple(attrgetter(architecture.silenced)(module)),
         )
 
     def __call__(self, hidden: Tensor, modules: Callable[[str], Any], *, negate: bool = False) -> Tensor:
@@ -68,6 +72,8 @@ class Tail:
             hidden = hidden / self.divisor
         if self.softcap is not None:
             hidden = torch.tanh(hidden / self.softcap) * self.softcap
+        if self.silenced:
+            hidden = hidden.masked_fill(self._silent(hidden), torch.finfo(hidden.dtype).min)
         return hidden
 
     def before_head(self, hidden: Tensor, modules: Callable[[str], Any], *, negate: bool = False) -> Tensor:
@@ -80,15 +86,27 @@ class Tail:
                 hidden = -hidden
         return hidden
 
-    def finish_(self, logits: Tensor) -> Tensor:
-        """Apply scale and softcap to the head's output in place: the same steps as in a call, which keeps gradients."""
+    def finish_(self, logits: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Do to the head's output what follows the head, in place: the same steps as in a call, which keeps gradients.
+
+        Arguments:
+            logits: (..., n), of n tokens.
+            ids: which they are, of a shape that broadcasts to that of `logits`; None: all, in order.
+        """
         if self.scale is not None:
             logits *= self.scale
         if self.divisor is not None:
             logits /= self.divisor
         if self.softcap is not None:
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.silenced:
+            logits.masked_fill_(self._silent(logits, ids), torch.finfo(logits.dtype).min)
         return logits
+
+    def _silent(self, logits: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Which of the logits belong to tokens that are never said."""
+        ids = torch.arange(logits.shape[-1], device=logits.device) if ids is None else ids.to(logits.device)
+        return torch.isin(ids, torch.tensor(self.silenced, device=logits.device))
 
 
 def _called(module: Any, hidden: Tensor) -> Tensor:
@@ -136,7 +154,7 @@ class ReadoutParts:
             out: (rows, stop - start), of the dtype of `weight`; written.
         """
         product(states, self.weight[start:stop], None if self.bias is None else self.bias[start:stop], out=out)
-        self.tail.finish_(out)
+        self.tail.finish_(out, torch.arange(start, stop, device=out.device))
 
     def of(self, states: Tensor, ids: Tensor) -> Tensor:
         """The logits of chosen tokens, other ones for each row.
@@ -150,7 +168,7 @@ class ReadoutParts:
         """
         weight = self.weight[ids].transpose(1, 2)  # (row, hidden, n)
         logits = states @ weight if self.bias is None else torch.baddbmm(self.bias[ids][:, None], states, weight)
-        return self.tail.finish_(logits)
+        return self.tail.finish_(logits, ids[:, None])
 
 
 def plain_head(head: Any) -> bool:

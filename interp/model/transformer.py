@@ -216,13 +216,17 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
         *,
         trust_remote_code: bool,
     ) -> ProcessorMixin | None:
-        """The processor that is given, or that lies where the model is."""
+        """The processor that is given, or that lies where the model is; None: there is none, and texts need none."""
         if isinstance(given, ProcessorMixin):
             return given
-        where = given if given is not None else None if isinstance(model, nn.Module) else model
-        if where is None or (given is None and not sees_images(module)):
+        if given is not None:
+            return load_processor(given, trust_remote_code=trust_remote_code)
+        if isinstance(model, nn.Module) or not sees_images(module):
             return None
-        return load_processor(where, revision=revision if given is None else None, trust_remote_code=trust_remote_code)
+        try:
+            return load_processor(model, revision=revision, trust_remote_code=trust_remote_code)
+        except InterpError:
+            return None  # images say why
 
     @staticmethod
     def _standard_names(record: Architecture, module: nn.Module) -> dict[Any, list[str]]:

@@ -314,6 +314,7 @@ class ProofTable:
 
     def __init__(self, model: StandardizedTransformer) -> None:
         self._eps = torch.finfo(model.dtype).eps
+        self._most = torch.finfo(model.dtype).max  # the size of logits of tokens that are never said
         self._proofs: dict[str, Proof] = {}
         self._edits: dict[str, Proof] = {}  # by kind of site
 
@@ -335,8 +336,8 @@ class ProofTable:
         wide = [term.double().cpu() for term in terms]
         expected, got = torch.stack(wide).sum(0), value.double().cpu()
         magnitude = torch.stack([term.abs() for term in wide]).sum(0)
-        # A head may give minus infinity for rows of padding: nothing but the same infinity is allowed there.
-        magnitude = magnitude.nan_to_num(nan=0.0, posinf=0.0)
+        # A head may give minus infinity for rows of padding, or the lowest number: nothing but the same is allowed.
+        magnitude = self._ordinary(magnitude)
         if len(terms) == 1 or loose:  # logits near zero are differences of large products
             magnitude = magnitude.max().expand_as(magnitude)
         # Norms compute in float32 whatever the model's dtype.
@@ -348,11 +349,15 @@ class ProofTable:
         holds = bool((difference <= allowed).all())
         self._keep(Proof(identity, about, 1, layer, pick(difference), pick(allowed), holds, pick(expected), pick(got)))
 
+    def _ordinary(self, sizes: Tensor) -> Tensor:
+        """Sizes of numbers, 0 for those that stand for minus infinity."""
+        return sizes.nan_to_num(nan=0.0, posinf=0.0).masked_fill(sizes >= self._most, 0.0)
+
     def moved(self, kind: str, layer: int, before: Tensor, after: Tensor) -> bool:
         """Whether an edit of a site of this kind moved the logits by more than their roundings; kept where it did."""
         before, after = before.double().cpu(), after.double().cpu()
         difference = torch.where(before == after, 0.0, (after - before).abs())  # equal infinities are equal
-        moved, size = float(difference.nan_to_num(nan=0.0).max()), before.abs().nan_to_num(nan=0.0, posinf=0.0).max()
+        moved, size = float(difference.nan_to_num(nan=0.0).max()), self._ordinary(before.abs()).max()
         least = _ROUNDINGS * self._eps * float(size)
         self._edits[kind] = Proof(_edit_of(kind), "write", 1, layer, moved, least, moved > least, least, moved)
         return moved > least

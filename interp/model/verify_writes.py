@@ -166,6 +166,7 @@ def _added(model: StandardizedTransformer, input_ids: Tensor, site: Site, added:
 def _another(live: Tensor) -> Tensor:
     """Random numbers of the size of a tensor's, the same at every call."""
     noise = torch.randn(live.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
-    finite = live[live.isfinite()].float()  # logits of rows of padding may be minus infinity
+    # Logits of rows of padding may be minus infinity, those of tokens that are never said the lowest number.
+    finite = live[live.abs() < torch.finfo(live.dtype).max].float()
     size = float(finite.abs().mean()) if bool(finite.any()) else 1.0
     return (noise * size).to(live)

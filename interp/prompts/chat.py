@@ -37,7 +37,7 @@ def chat_prompt(
     *,
     continue_final: bool = False,
     add_generation_prompt: bool | None = None,
-    add_special_tokens: bool = False,
+    add_special_tokens: bool | None = None,
 ) -> Prompt:
     """A chat written out by the tokenizer's chat template.
 
@@ -53,7 +53,8 @@ def chat_prompt(
         continue_final: leave the last message open, so that the model goes on with it.
         add_generation_prompt: end with the header of an answer; None: unless `continue_final`.
         add_special_tokens: let the tokenizer add its start token, for a template that leaves that to it. Encoding is
-            refused where the template wrote one too.
+            refused where the template wrote one too. None: as transformers does: a tokenizer adds none, a processor
+            does where the text does not begin with it.
 
     Returns:
         The prompt, with its images. Spans `message_0`, `message_1`, ... mark the messages' texts. There are none where
@@ -75,8 +76,11 @@ def chat_prompt(
     }
     text = _rendered(tokenizer, messages, options)
     # Without offsets (a slow tokenizer) no tokens could be found for them.
-    is_fast = getattr(tokenizer, "tokenizer", tokenizer).is_fast
-    spans = _spans(tokenizer, messages, parts, text, options) if is_fast else {}
+    inner: Any = getattr(tokenizer, "tokenizer", None)
+    spans = _spans(tokenizer, messages, parts, text, options) if (inner or tokenizer).is_fast else {}
+    if add_special_tokens is None:
+        start = None if inner is None else inner.bos_token
+        add_special_tokens = start is not None and not text.startswith(start)
     return Prompt(text, spans=spans, add_special_tokens=add_special_tokens, images=images)
 
 

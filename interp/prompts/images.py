@@ -22,12 +22,22 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import ProcessorMixin
 
-__all__ = ["Media", "by_token", "encode_with_images", "media_inputs", "opened", "with_images"]
+__all__ = [
+    "IMAGES_BY_ROW",
+    "Media",
+    "by_token",
+    "encode_with_images",
+    "image_markers",
+    "image_spans",
+    "media_inputs",
+    "opened",
+    "with_images",
+]
 
 # What a processor gives that is not fed beside the ids, or that the batch makes itself.
 _OWN = {"input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask", "text_replacement_offsets"}
 # Families that give each row its images along an axis; in the others the images of all rows stand one after another.
-_IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
+IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
 # Families whose processor writes the placeholders itself, before the text.
 _BEFORE_TEXT = ("PaliGemma",)
 
@@ -174,15 +184,17 @@ def encode_with_images(
         if name in feeds and name not in _OWN and tuple(getattr(value, "shape", ())) == (1, len(added))
     }
     inputs = {name: value for name, value in given.items() if name in feeds and name not in {*_OWN, *by_token}}
-    media = Media(inputs, by_token, type(processor).__name__.startswith(_IMAGES_BY_ROW))
+    media = Media(inputs, by_token, type(processor).__name__.startswith(IMAGES_BY_ROW))
     ids: list[int] = given["input_ids"][0, :kept].tolist()
     offsets: list[tuple[int, int]] = [(start, stop) for start, stop in given["offset_mapping"][0, :kept].tolist()]
     replaced = given["text_replacement_offsets"][0]
     laid_out = processor.prepare_inputs_layout(images=images, text=[text])[1][0]
     expanded = _Expanded(text.split(processor.image_token), laid_out, replaced)
-    spans = _image_spans(ids, offsets, replaced, image_token_id)
+    spans = image_spans(ids, offsets, replaced, image_token_id, image_markers(processor))
     characters: dict[str, tuple[int, int]] = {}
     for name, (start, stop) in prompt.spans.items():
+        if name in spans or name == "text":
+            raise InterpError(f"span {name!r}: in a prompt with images that is a name of theirs. Call it otherwise.")
         first, end = expanded.at(before + start), expanded.at(before + stop - 1, last=True) + 1
         tokens = [index for index, (begin, stop) in enumerate(offsets) if begin < end and stop > first and begin < stop]
         if not tokens:
@@ -237,12 +249,36 @@ class _Expanded:
         raise AssertionError("a character behind the end")
 
 
-def _image_spans(
-    ids: Sequence[int], offsets: Sequence[tuple[int, int]], replaced: Sequence[Mapping[str, Any]], image_token_id: int
+# What processors and tokenizers call the tokens that mark an image.
+_MARKERS = {
+    "begin": ("boi_token", "image_start_token", "start_image_token", "vision_start_token", "fake_image_token"),
+    "end": ("eoi_token", "image_end_token", "end_image_token", "vision_end_token", "fake_image_token"),
+}
+
+
+def image_markers(processor: Any) -> dict[str, set[int]]:
+    """Ids of the tokens that stand before and behind an image; none in some families."""
+    named = {
+        side: {
+            getattr(holder, name) for name in names for holder in (processor, processor.tokenizer)
+            if isinstance(getattr(holder, name, None), str)
+        }
+        for side, names in _MARKERS.items()
+    }  # fmt: skip
+    return {side: {processor.tokenizer.convert_tokens_to_ids(token) for token in named[side]} for side in named}
+
+
+def image_spans(
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    replaced: Sequence[Mapping[str, Any]],
+    image_token_id: int,
+    markers: Mapping[str, Collection[int]],
 ) -> dict[str, Span]:
-    """`image[0]`, ...: the tokens of each image; `image`: of all; `text` and `text.after_image[0]`, ...: the others."""
+    """The tokens of each image and of all, their markers, the text and what of it stands behind each image."""
     spans: dict[str, Span] = {}
     images: list[tuple[int, ...]] = []
+    taken: set[int] = set()  # tokens of images, their markers, and what stands between their rows
     for index, one in enumerate(replaced):
         start, stop = one["new_span"]
         block = [token for token, (begin, end) in enumerate(offsets) if begin < stop and end > start and begin < end]
@@ -253,8 +289,17 @@ def _image_spans(
                 f"model expects token {image_token_id}. Load the processor of this model."
             )
         spans[f"image[{index}]"] = TokenSet(images[-1])
+        taken |= {token for token in block if offsets[token][0] >= start and offsets[token][1] <= stop}
+        # A marker stands in the block, or beside it, where it is the user's (or a template's) to write.
+        ahead = range(images[-1][0] - 1, max(block[0] - 2, -1), -1)
+        behind = range(images[-1][-1] + 1, min(block[-1] + 2, len(ids)))
+        for side, around in (("begin", ahead), ("end", behind)):
+            marker = next((token for token in around if ids[token] in markers[side]), None)
+            if marker is not None:
+                spans[f"image[{index}].{side}"] = (marker, marker + 1)
+                taken.add(marker)
     spans["image"] = TokenSet(tuple(token for image in images for token in image))
-    text = [token for token in range(len(ids)) if ids[token] != image_token_id]
+    text = [token for token in range(len(ids)) if token not in taken]
     for name, first, stop in (
         ("text", 0, len(ids)),
         *(

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["BlockStatistics", "read_statistics", "statistics_path"]
 
 FORMAT = "interpipe.statistics/1"
-_PARTS = ("count", "sum", "squares", "norms")
 
 
 def statistics_path(path: str | Path) -> Path:
@@ -84,21 +83,25 @@ class BlockStatistics:
             self._writer.finish()
 
     def _sums(self, values: Any) -> dict[str, np.ndarray]:
+        """By array: of a mean (2, ...), sums and how many they are of; of a site (3, width), count, sum and squares.
+
+        The norms of all sites are one array, (site, 2): how many vectors there are, and the sum of their norms.
+        """
         found: dict[str, np.ndarray] = {}
         for one in self._blocks.means:
             sums = values.sums[str(one)].double().cpu().numpy()
             counts = values.counts[str(one)].double().cpu().numpy()
-            found |= {f"mean@{one}@sum": sums, f"mean@{one}@count": np.broadcast_to(counts, sums.shape).copy()}
+            found[f"mean@{one}"] = np.stack([sums, np.broadcast_to(counts, sums.shape)])
+        norms = []
         for site in self._blocks.sites if self._sites else ():
             numbers = values[site].double().cpu().numpy()
             rows = numbers.reshape(-1, numbers.shape[-1])
-            rows = rows[~np.isnan(rows).all(-1)]  # without the slots that an example lacks
             there = ~np.isnan(rows)  # a map's row has no keys behind its prompt's last
+            rows, there = rows[there.any(-1)], there[there.any(-1)]  # without the slots that an example lacks
             kept = np.where(there, rows, 0.0)
-            norms = [len(rows), np.linalg.norm(kept, axis=1).sum()]
-            parts = (there.sum(0), kept.sum(0), (kept**2).sum(0), norms)
-            found |= {f"site@{site}@{part}": np.asarray(one, float) for part, one in zip(_PARTS, parts, strict=True)}
-        return found
+            found[f"site@{site}"] = np.stack([there.sum(0), kept.sum(0), (kept**2).sum(0)]).astype(float)
+            norms.append([len(rows), np.linalg.norm(kept, axis=1).sum()])
+        return found | ({"norms": np.array(norms, float)} if norms else {})
 
     def __enter__(self) -> BlockStatistics:
         return self
@@ -132,11 +135,12 @@ def read_statistics(path: str | Path) -> dict[str, dict[str, Any]]:
     attributes: Mapping[str, Any] = store.attributes
     with np.errstate(invalid="ignore", divide="ignore"):
         for name in attributes["means"]:
-            sums, counts = (store.read(f"mean@{name}@{part}").sum(0) for part in ("sum", "count"))
+            sums, counts = store.read(f"mean@{name}").sum(0)
             found[name] = {"mean": sums / counts, "count": counts}
-        for name in attributes["sites"]:
-            count, total, squares, norms = (store.read(f"site@{name}@{part}").sum(0) for part in _PARTS)
+        for index, name in enumerate(attributes["sites"]):
+            count, total, squares = store.read(f"site@{name}").sum(0)
+            vectors, norm = store.read("norms").sum(0)[index]
             mean = total / count
             std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
-            found[name] = {"mean": mean, "std": std, "count": count, "norm": float(norms[1] / norms[0])}
+            found[name] = {"mean": mean, "std": std, "count": count, "norm": float(norm / vectors)}
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from interp.architectures.record import Architecture
+from interp.architectures.record import Architecture, Sublayer
 from interp.architectures.table.llama_like import LLAMA_LAYOUT, PERSIMMON
 from interp.architectures.table.normed import SANDWICH, gemma4
 
@@ -22,6 +22,27 @@ def _inside(record: Architecture, *model_types: str) -> Architecture:
     )
 
 
+# Images are words of its vocabulary, which it never says.
+CHAMELEON = replace(
+    LLAMA_LAYOUT,
+    family="chameleon",
+    model_types=("chameleon",),
+    layer_returns_tuple=True,
+    silenced="model.vocabulary_mapping.image_tokens",
+    variants=(
+        (
+            "Swin",  # norms behind attention and MLP
+            replace(
+                LLAMA_LAYOUT,
+                layer_returns_tuple=True,
+                attention=Sublayer("self_attn", added=("input_layernorm",), projection="self_attn.o_proj"),
+                mlp=Sublayer("mlp", added=("post_attention_layernorm",), projection="mlp.down_proj"),
+                middle="mlp",
+            ),
+        ),
+    ),
+)
+
 INSIDE: tuple[Architecture, ...] = (
     # Gemma 3 with images leaves the cap of its text config out.
     replace(_inside(SANDWICH, "gemma3"), softcap=None),
@@ -29,4 +50,5 @@ INSIDE: tuple[Architecture, ...] = (
     _inside(gemma4("mlp.down_proj"), "gemma4", "gemma4_unified"),
     _inside(LLAMA_LAYOUT, "got_ocr2", "moss_transcribe_diarize"),
     _inside(PERSIMMON, "fuyu"),
+    CHAMELEON,
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.tensor_files import read_tensors, write_tensors
 
-__all__ = ["ValueWithInfo", "read_values", "write_values"]
+__all__ = ["ValueWithInfo", "described", "read_values", "write_values"]
 
 _HEADER = "values"
 
@@ -38,6 +40,21 @@ class ValueWithInfo(Tensor):
     def value(self) -> Tensor:
         """The tensor alone."""
         return self.detach()
+
+
+def described(value: Any) -> Any:
+    """Plain data for what was asked of a model: records of a table, the fields of a dataclass; else its text."""
+    if hasattr(value, "columns") and callable(getattr(value, "to_dict", None)):
+        return described(value.to_dict("records"))
+    if isinstance(value, Mapping):
+        return {described(key): described(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(described(each) for each in value)
+    if value is None or isinstance(value, str | int | float | Tensor):
+        return value
+    if is_dataclass(value):
+        return {field.name: described(getattr(value, field.name)) for field in fields(value)}
+    return repr(value)
 
 
 def write_values(path: str | Path, values: Any) -> None:

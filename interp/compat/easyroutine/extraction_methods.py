@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from interp.compat.easyroutine.cache_files import described
 from interp.compat.easyroutine.extraction_config import ExtractionConfig, Heads, HookedModelConfig
 from interp.compat.easyroutine.flag_values import FlagValues
-from interp.compat.easyroutine.input_batch import FED, InputBatch
+from interp.compat.easyroutine.input_batch import InputBatch
 from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.compat.easyroutine.named_positions import named
 from interp.errors import InterpError
@@ -105,6 +107,31 @@ class ExtractionMethods:
         """`forward`."""
         return self.forward(*args, **kwds)
 
+    def predict(self: Any, k: int = 10, strip: bool = True, **kwargs: Any) -> dict[str, float] | list[dict[str, float]]:
+        """The most probable next tokens.
+
+        Arguments:
+            k: how many.
+            strip: without the spaces around each; of tokens that are then the same, the most probable counts.
+            kwargs: of `forward`, `inputs` among them.
+
+        Returns:
+            Text -> probability, the highest first; of several examples a list of these.
+
+        Raises:
+            InterpError: as `forward`; fewer tokens than `k` in the vocabulary.
+        """
+        if isinstance(k, bool) or not isinstance(k, int) or not 0 < k <= self.standardized.vocab_size:
+            raise InterpError(f"predict: k is 1 to {self.standardized.vocab_size}, got {k!r}.")
+        logits: Tensor = self.forward(**{**kwargs, "save_logits": None})["logits"]
+        found = []
+        for values, ids in zip(*logits.float().softmax(-1).topk(k), strict=True):
+            named: dict[str, float] = {}
+            for text, value in zip(self.to_string_tokens(ids), values.tolist(), strict=True):
+                named.setdefault(text.strip() if strip else text, value)
+            found.append(named)
+        return found[0] if len(found) == 1 else found
+
     def extract_cache(
         self,
         dataloader: Iterable[Mapping[str, Any]],
@@ -138,31 +165,28 @@ class ExtractionMethods:
         if extraction_config is None and not flags:
             config = config.changed({"extract_resid_out": True}, "extract_cache")
         register = kwargs.pop("register_aggregation", None)
-        found, kept = ActivationCache(), ActivationCache()
-        means = kwargs.pop("external_cache", None) or kept
+        given, found = kwargs.pop("external_cache", None), ActivationCache()
+        means = ActivationCache() if given is None else given
         if register is not None:
             found.register_aggregation(*register)
         with found.deferred_mode():
             for index, batch in enumerate(tqdm(dataloader, desc="Extracting cache")):
+                read = InputBatch.of(self.standardized, batch)
                 cache = self.forward(
-                    batch, names, extraction_config=config, batch_idx=index, external_cache=means,
-                    **self._of_batch(batch, kwargs),
+                    read, names, extraction_config=config, batch_idx=index, external_cache=means,
+                    **{**_of_batch(batch), **kwargs},
                 )  # fmt: skip
                 if not config.save_input_ids:
                     del cache["input_ids"]
-                cache.update(batch_saver(_others(batch)) or {})
+                cache.update(batch_saver(read.others) or {})
                 found.cat(cache.cpu() if move_to_cpu_after_forward else cache)
         if found.is_empty():
             raise InterpError("extract_cache: the dataloader gives no batch.")
         found.update(means.cpu() if move_to_cpu_after_forward else means)
         asked = {name: kwargs.get(name) for name in ("ablation_queries", "patching_queries", "interventions")}
-        found.add_metadata(names, self.name, config.to_dict(), {name: one for name, one in asked.items() if one})
+        changed = {name: described(one) for name, one in asked.items() if one is not None}
+        found.add_metadata(names, self.name, config.to_dict(), changed)
         return found
-
-    @staticmethod
-    def _of_batch(batch: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Keywords of `forward` that a batch itself may hold."""
-        return {**{name: batch[name] for name in _BY_BATCH if isinstance(batch, Mapping) and name in batch}, **given}
 
 
 def _one_of(first: Any, second: Any, default: Any) -> Any:
@@ -179,6 +203,6 @@ def _pivots(split: Any, pivot: Any) -> Any:
     return pivot if split is None else split
 
 
-def _others(batch: Any) -> dict[str, Any]:
-    """What a batch holds beside what the model is fed."""
-    return {name: value for name, value in dict(batch).items() if name not in FED}
+def _of_batch(batch: Any) -> dict[str, Any]:
+    """Keywords of `forward` that a batch itself may hold."""
+    return {name: batch[name] for name in _BY_BATCH if isinstance(batch, Mapping) and name in batch}

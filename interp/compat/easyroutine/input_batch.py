@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from interp.activations.prompt_batches import encoded_prompts
 from interp.compat.easyroutine.named_positions import Name, pivots_of, tokens_at
+from interp.compat.easyroutine.processor_batches import encoded_rows, fed_beside, of_processor
 from interp.errors import InterpError
 from interp.prompts import Encoded
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["InputBatch"]
+__all__ = ["FED", "InputBatch"]
 
-_TEXT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-FED = (*_TEXT,)
+FED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 @dataclass
@@ -47,22 +47,29 @@ class InputBatch:
         Arguments:
             model: the model.
             inputs: `input_ids` (example, column) with `attention_mask`, padded on either side, and whatever else; or
-                texts.
+                texts; or a batch that was read.
             pivots: where examples are split, one list for all or one for each.
 
         Raises:
             InterpError: no tokens, or what the model cannot be fed.
         """
+        if isinstance(inputs, InputBatch):
+            return inputs if pivots is None else replace(inputs, pivots=pivots_of(pivots, len(inputs)), _known={})
         others: dict[str, Any] = {}
+        padding_id = getattr(model.tokenizer, "pad_token_id", None) or 0
         if isinstance(inputs, Mapping):
             if "input_ids" not in inputs:
                 raise InterpError(
                     f"inputs: expected input_ids (and attention_mask), got {', '.join(map(str, inputs))}."
                 )
-            others = {name: value for name, value in inputs.items() if name not in _TEXT}
-            inputs = {name: inputs[name] for name in _TEXT if inputs.get(name) is not None}
+            images = fed_beside(model, inputs)
+            fed = {*FED, *images, *of_processor(model)}
+            others = {name: value for name, value in inputs.items() if name not in fed}
+            if images:
+                encoded = encoded_rows(model, inputs)
+                return cls(encoded, pivots_of(pivots, len(encoded)), others, padding_id)
+            inputs = {name: inputs[name] for name in FED if inputs.get(name) is not None}
         encoded = encoded_prompts(model, inputs, name="inputs")
-        padding_id = getattr(model.tokenizer, "pad_token_id", None) or 0
         return cls(encoded, pivots_of(pivots, len(encoded)), others, padding_id)
 
     def __len__(self) -> int:

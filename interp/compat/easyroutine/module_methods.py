@@ -48,6 +48,19 @@ class ModuleMethods:
         """Whether the model has a processor."""
         return self.get_processor() is not None
 
+    def get_image_placeholder(self) -> str:
+        """What stands for an image in a text.
+
+        Raises:
+            InterpError: the model takes none.
+        """
+        processor = self.get_processor()
+        if processor is None:
+            raise InterpError(f"{type(self.hf_model).__name__} has no processor, and so takes no images.")
+        # In some families the processor writes around the token that the user does not write.
+        written = getattr(processor, "boi_token", None) if hasattr(processor, "full_image_sequence") else None
+        return str(written or processor.image_token)
+
     def to_string_tokens(self, tokens: list[int] | Tensor) -> list[str]:
         """The text of each token; of a token that is part of a character, its piece in the vocabulary.
 

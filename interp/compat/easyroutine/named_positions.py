@@ -16,7 +16,6 @@ read too.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -129,35 +128,23 @@ def _tokens(name: Name, length: int, spans: Mapping[str, Any], splits: Sequence[
         if int(match[1]) == 0:
             raise InterpError("the last token is last, or last-1.")
         return Position.parse(f"-{match[1]}").resolve(length, spans)
-    if match := _RANDOM.fullmatch(word):
-        return _of(match[1], f"random:{match[2] or 1}@{match[3] or 0}", length, spans)
     if word in ("start-image", "end-image", "last-image"):
-        return _edges(word, length, spans)
-    if word in ("all-text", "all-image"):
-        return _of(word.removeprefix("all-"), "all", length, spans)
+        return _of_each_image(word, length, spans)
+    if match := _RANDOM.fullmatch(word):
+        word = f"{match[1]}.random:{match[2] or 1}@{match[3] or 0}"
     return Position.parse(_checked(word)).resolve(length, spans)
 
 
-def _of(kind: str, selection: str, length: int, spans: Mapping[str, Any]) -> list[int]:
-    """A selection of the text, or of the images, of an example; one without images is all text."""
-    if kind == "text" and "image" not in spans:
-        return Position.parse(selection).resolve(length, spans)
-    if kind not in spans:
-        raise InterpError("it has no image." if kind == "image" else "all of it is an image's.")
-    return Position.parse(f"{kind}.{selection}").resolve(length, spans)
-
-
-def _edges(word: str, length: int, spans: Mapping[str, Any]) -> list[int]:
-    """Where each image begins or ends: its marker, in families that have one; else its first or last token."""
-    found: list[int] = []
-    for index in itertools.count():
-        image = f"image[{index}]"
-        if image not in spans:
-            break
-        own = Position.parse(f"{image}.{'first' if word == 'start-image' else 'last'}").resolve(length, spans)
-        found += own
-    if not found:
-        raise InterpError("it has no image.")
+def _of_each_image(word: str, length: int, spans: Mapping[str, Any]) -> list[int]:
+    """The first token of each image, its last, or its marker behind it where there is one, else its last."""
+    images = [f"image[{index}]" for index in range(len(spans)) if f"image[{index}]" in spans]
+    if not images:
+        return Position.parse(word).resolve(length, spans)  # raises, and says why
+    sides = {"start-image": ("first",), "last-image": ("last",), "end-image": ("end", "last")}[word]
+    found = []
+    for image in images:
+        side = sides[0] if sides[0] != "end" or f"{image}.end" in spans else sides[-1]
+        found += Position.parse(f"{image}.{side}").resolve(length, spans)
     return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -10,9 +12,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from interp.errors import InterpError
-from interp.prompts import chat_prompt
+from interp.model.processor import load_processor
+from interp.prompts import chat_prompt, encode_with_images
 from interp.prompts.chat import Message
 from tests.interp.prompts.algorithms import algorithm
+from tests.vision import image
 
 TURNS = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] TRIM}}</s>\n{% endfor %}"
@@ -214,3 +218,37 @@ def test_tokenizer_without_template_is_refused() -> None:
 def test_what_is_no_chat_is_refused(wrong: list) -> None:
     with pytest.raises(InterpError, match="expected"):
         chat_prompt(chatty("start token"), wrong)
+
+
+def test_a_chat_with_images_has_the_ids_of_the_processors_own_template(vision_folder: Callable[[str], Path]) -> None:
+    """Spans are the texts of the messages, between which images stand as what they are expanded to."""
+    processor = load_processor(vision_folder("llava"))
+    processor.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for part in m.content %}{% if part.type == 'image' %}" + processor.image_token + "{% else %}{{ part.text }}"
+        "{% endif %}{% endfor %}{% endif %}\n{% endfor %}{% if add_generation_prompt %}<answer>{% endif %}"
+    )
+    first, second = image(0), image(1, 16, 16)
+    seen = [{"type": "image", "image": first}, {"type": "text", "text": "what is it"}]
+    compared = [{"type": "text", "text": "and"}, {"type": "image", "image": second}, {"type": "text", "text": "this"}]
+    chat = [
+        {"role": "user", "content": seen},
+        {"role": "assistant", "content": "a test"},
+        {"role": "user", "content": compared},
+    ]
+    prompt = chat_prompt(processor, chat)
+    assert prompt.images == (first, second)
+    texts = {name: prompt.text[slice(*span)] for name, span in prompt.spans.items()}
+    assert texts == {
+        "message_0": "what is it", "message_1": "a test", "message_2": f"and{processor.image_token}this",
+    }  # fmt: skip
+    token = processor.image_token_id
+    encoded = encode_with_images(processor, prompt, {"pixel_values"}, token)
+    theirs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True)
+    assert encoded.input_ids == theirs["input_ids"][0]
+    decode = processor.tokenizer.decode
+    assert decode(encoded.input_ids[slice(*encoded.spans["message_0"])]) == "what is it"
+    own = encoded.input_ids[slice(*encoded.spans["message_2"])]
+    assert decode([one for one in own if one != token]) == "andthis" and decode(own).startswith("and<image>")
+    with pytest.raises(InterpError, match="message 0: expected parts"):
+        chat_prompt(processor, [{"role": "user", "content": [{"type": "video"}]}])
