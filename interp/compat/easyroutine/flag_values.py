@@ -101,9 +101,23 @@ class FlagValues:
         Returns:
             The keys that the flags ask for, with `logits`, `mapping_index` and `token_dict`.
         """
-        slots = self._slots()
-        plan = ExtractionPlan(self.model, self._kept(), self._averaged(), False, None, None)
-        found = plan.run(self.batch.encoded, slots, interventions=self.interventions, batch_size=self.batch_size)
+        slots = self.slots()
+        found = self.plan.run(self.batch.encoded, slots, interventions=self.interventions, batch_size=self.batch_size)
+        return self.keyed(found, slots, means)
+
+    @property
+    def plan(self) -> ExtractionPlan:
+        """What is taken."""
+        return ExtractionPlan.of(self.model, self._kept(), self._averaged(), False, None, None)
+
+    def keyed(self, found: BatchValues, slots: BatchSlots, means: ActivationCache) -> ActivationCache:
+        """What was taken, by easyroutine's keys.
+
+        Arguments:
+            found: what the plan gave.
+            slots: where.
+            means: takes the running means.
+        """
         self.layout = {name: slots.position.widths[at] for at, name in enumerate(self.names)}
         self.row_layout = {name: slots.query.widths[at] for at, name in enumerate(self.rows)}
         cache = ActivationCache()
@@ -185,7 +199,7 @@ class FlagValues:
 
     # Where ------------------------------------------------------------------------------------------------------------
 
-    def _slots(self) -> BatchSlots:
+    def slots(self) -> BatchSlots:
         """The tokens at the names, and behind them the last one of each example, whose logits are kept."""
         columns, rows = self._at(self.names), self._at(self.rows)
         last = tuple((len(one.input_ids) - 1,) for one in self.batch.encoded)
@@ -298,7 +312,7 @@ class FlagValues:
             )
         passes = ForwardPasses.whole(self.model, self.batch.encoded, self.batch_size or len(last), "left")
         request = CacheRequest.of(passes, "logits", "last", gradients="embed", interventions=self.interventions)
-        table = self._slots().position.table
+        table = self.slots().position.table
         request = replace(request, table=table, labels=[str(place) for place in range(table.shape[1])])
         _, values = request.run(
             lambda logits: torch.stack([logits[row, at, index[row]] for row, at in enumerate(last)]).sum()

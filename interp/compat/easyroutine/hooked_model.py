@@ -10,6 +10,7 @@ import torch
 from interp.compat.easyroutine.extraction_config import HookedModelConfig
 from interp.compat.easyroutine.extraction_methods import ExtractionMethods
 from interp.compat.easyroutine.generation_calls import GenerationCalls
+from interp.compat.easyroutine.hook_lists import HookLists
 from interp.compat.easyroutine.module_methods import ModuleMethods
 from interp.compat.easyroutine.pair_patching import PairPatching
 from interp.compat.easyroutine.query_methods import QueryMethods
@@ -18,7 +19,7 @@ from interp.model import StandardizedTransformer
 __all__ = ["HookedModel"]
 
 
-class HookedModel(ExtractionMethods, QueryMethods, PairPatching, GenerationCalls, ModuleMethods):
+class HookedModel(ExtractionMethods, QueryMethods, PairPatching, GenerationCalls, HookLists, ModuleMethods):
     """A language model, also one that sees, with easyroutine's flags, named positions and queries.
 
         model = HookedModel.from_pretrained("meta-llama/Llama-3.2-1B")
