@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 __all__ = [
+    "IMAGES_BY_ROW",
     "Media",
     "by_token",
     "check_no_images",
     "encode_with_images",
+    "image_markers",
+    "image_spans",
     "media_inputs",
     "opened",
     "same_prompt",
@@ -36,7 +39,7 @@ __all__ = [
 # What a processor gives that is not fed beside the ids, or that the batch makes itself.
 _OWN = {"input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask", "text_replacement_offsets"}
 # Families that give each row its images along an axis; in the others the images of all rows stand one after another.
-_IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
+IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
 # Families whose processor writes the placeholders itself, before the text.
 _BEFORE_TEXT = ("PaliGemma",)
 
@@ -223,13 +226,13 @@ def encode_with_images(
         if name in feeds and name not in _OWN and tuple(getattr(value, "shape", ())) == (1, len(added))
     }
     inputs = {name: value for name, value in given.items() if name in feeds and name not in {*_OWN, *by_token}}
-    media = Media(inputs, by_token, type(processor).__name__.startswith(_IMAGES_BY_ROW))
+    media = Media(inputs, by_token, type(processor).__name__.startswith(IMAGES_BY_ROW))
     ids: list[int] = given["input_ids"][0, :kept].tolist()
     offsets: list[tuple[int, int]] = [(start, stop) for start, stop in given["offset_mapping"][0, :kept].tolist()]
     replaced = given["text_replacement_offsets"][0]
     laid_out = processor.prepare_inputs_layout(images=images, text=[text])[1][0]
     expanded = _Expanded(text.split(processor.image_token), laid_out, replaced)
-    spans = _image_spans(ids, offsets, replaced, image_token_id, _markers(processor))
+    spans = image_spans(ids, offsets, replaced, image_token_id, image_markers(processor))
     characters: dict[str, tuple[int, int]] = {}
     for name, (start, stop) in prompt.spans.items():
         if name in spans or name == "text":
@@ -295,7 +298,7 @@ _MARKERS = {
 }
 
 
-def _markers(processor: Any) -> dict[str, set[int]]:
+def image_markers(processor: Any) -> dict[str, set[int]]:
     """Ids of the tokens that stand before and behind an image; none in some families."""
     named = {
         side: {
@@ -307,7 +310,7 @@ def _markers(processor: Any) -> dict[str, set[int]]:
     return {side: {processor.tokenizer.convert_tokens_to_ids(token) for token in named[side]} for side in named}
 
 
-def _image_spans(
+def image_spans(
     ids: Sequence[int],
     offsets: Sequence[tuple[int, int]],
     replaced: Sequence[Mapping[str, Any]],
