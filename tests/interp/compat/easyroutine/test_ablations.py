@@ -181,7 +181,7 @@ REFUSED: list[tuple[Any, str]] = [
     (query("std", [[4, 0]], "@last"), "heads are 0 to 3"),
     (query("std", [], "@last"), r"expected \[\[head, layer\], ...\] or \['all'\]"),
     (query("std", [[0]], "@last"), r"expected \[head, layer\], got"),
-    (query("block-img-txt", ["all"]), "it has no image"),
+    (query("block-img-txt", ["all"]), "has no image"),
     (query("block-img-txt-wout-special-pixtral", ["all"]), "six tokens by their places in the prompts of one paper"),
     ({"type": "std", "head-layer-couple": ["all"], "element": "@last"}, "a query has no 'element'"),
     ([{"head-layer-couple": ["all"]}], "a query needs type"),
