@@ -83,7 +83,7 @@ class GenerationCalls:
         if target_token_positions is not None or set(rest) - {*_QUERIES, *_SPLITS}:
             if target_token_positions is not None:
                 rest["target_token_positions"] = target_token_positions
-            cache = self.forward(inputs, **rest)  # type: ignore[attr-defined]
+            cache = self.forward(batch, **rest)  # type: ignore[attr-defined]
         if not isinstance(parts[0].output, Tensor):
             if len(parts) > 1:
                 raise InterpError(
