@@ -149,12 +149,10 @@ def _class_name(name: str, hub: Mapping[str, Any], trust_remote_code: bool) -> s
 
 def _images_only(kind: Any) -> Any:
     """The family's class without its video processor; the class itself where it has none."""
-    if (
-        not (inspect.isclass(kind) and issubclass(kind, ProcessorMixin))
-        or "video_processor" not in kind.get_attributes()
-    ):
+    attributes: list[str] = kind.get_attributes() if hasattr(kind, "get_attributes") else []
+    if "video_processor" not in attributes:
         return kind
-    kept = [part for part in kind.get_attributes() if part != "video_processor"]
+    kept = [part for part in attributes if part != "video_processor"]
     # Of the same name, which `save_pretrained` writes down.
     return type(
         kind.__name__,

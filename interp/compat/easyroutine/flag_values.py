@@ -108,7 +108,7 @@ class FlagValues:
     @property
     def plan(self) -> ExtractionPlan:
         """What is taken."""
-        return ExtractionPlan.of(self.model, self._kept(), self._averaged(), False, None, None)
+        return ExtractionPlan(self.model, self._kept(), self._averaged(), False, None, None)
 
     def keyed(self, found: BatchValues, slots: BatchSlots, means: ActivationCache) -> ActivationCache:
         """What was taken, by easyroutine's keys.

@@ -88,7 +88,7 @@ class HookLists:
         if config.keep_gradient:
             raise InterpError("keep_gradient: gradients take a pass of their own. Call forward.")
         splits = pivot_positions if split_positions is None else split_positions
-        batch = self.read_batch(inputs, splits)
+        batch = self.read_batch(inputs, splits)  # type: ignore[attr-defined]
         lengths = {len(one.input_ids) for one in batch.encoded}
         if len(lengths) > 1:
             raise InterpError(
