@@ -22,6 +22,7 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths
 from interp.interventions.edits import Window
 from interp.interventions.perform import draws
+from interp.model.image_inputs import position_offsets
 from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.prompts import Media
 from interp.readout import Sampling
@@ -127,10 +128,8 @@ def _cached(
     if cache is None:
         raise NotImplementedError("the model gives no past_key_values")
     inputs = {name: value for name, value in batch.inputs.items() if name != "input_ids"}
+    offsets = position_offsets(first.model, inputs)
     columns = first.window.stop
-    # A model that counts rows and columns of images (Qwen-VL) goes on behind them from another number: (row, 1) more.
-    beyond: Tensor | None = getattr(first.model._module.base_model, "rope_deltas", None)
-    counts_images = beyond is not None and first.model.takes_position_ids and "position_ids" not in inputs
 
     def going_on(going: list[int], tokens: Tensor) -> Tensor:
         nonlocal columns
@@ -145,9 +144,8 @@ def _cached(
         if "position_ids" in inputs:
             inputs["position_ids"] = inputs["position_ids"][:, -1:] + 1
             fed["position_ids"] = inputs["position_ids"]
-        elif counts_images:
-            assert beyond is not None
-            fed["position_ids"] = inputs["attention_mask"].sum(1, keepdim=True) - 1 + beyond
+        elif offsets is not None:
+            fed["position_ids"] = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1 + offsets
         step = EditedPass(first.model, window, first.edits, Read.nothing(len(tokens)), last_logits=True)
         step.run({**fed, "past_key_values": cache, "use_cache": True})
         assert step.last is not None
@@ -203,8 +201,8 @@ def _longer(model: StandardizedTransformer, media: Media | None, length: int, gr
     if media is None:
         if not follows or is_causal(model, length):
             return None
-        media = Media({}, {"token_type_ids": [0] * (length - grown)})
-    return media.followed(grown, {"token_type_ids": 1} if follows else None)
+        media = Media({}, {"token_type_ids": [0] * (length - grown)}, of_text={"token_type_ids": 1})
+    return media.followed(grown, media.of_text)
 
 
 def _passes(

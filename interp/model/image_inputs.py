@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = [
     "batches_images",
     "encoded_with_images",
-    "has_images",
     "inputs_of_invokes",
     "inputs_of_prompts",
+    "position_offsets",
     "rows_of",
     "with_media",
 ]
@@ -92,17 +92,25 @@ def inputs_of_prompts(
     return with_media(model, inputs, media, [width - len(own) for own in input_ids])
 
 
+def position_offsets(model: StandardizedTransformer, inputs: Mapping[str, Any]) -> Tensor | None:
+    """How far the positions behind prompts are from their numbers of tokens, where a model counts those of images.
+
+    Arguments:
+        model: the model, which has just run these prompts.
+        inputs: what it was fed.
+
+    Returns:
+        (row, 1); None: the model is fed positions, or none.
+    """
+    whole: Any = model._module.base_model
+    if "position_ids" in inputs or not hasattr(whole, "get_rope_index"):
+        return None
+    return whole.rope_deltas.clone()
+
+
 # Of a trace -----------------------------------------------------------------------------------------------------------
 
 Invoke = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def has_images(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
-    """Whether an invoke has images, or prompts that may have some."""
-    if keywords.get("images") is not None:
-        return True
-    data = inputs[0] if inputs else None
-    return any(isinstance(one, Prompt) for one in (data if isinstance(data, list | tuple) else [data]))
 
 
 def rows_of(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> int:
@@ -130,6 +138,12 @@ def inputs_of_invokes(model: StandardizedTransformer, invokes: Sequence[Invoke],
     if not generates:
         _check_keywords(model, others)
     media = [one.media for one in encoded]
+    layout = vision_layout(model._module.config)
+    if any(media) and not all(media) and layout is not None and not layout.mixes:
+        raise InterpError(
+            f"images: {type(model._module).__name__} gives prompts without an image other numbers beside prompts with "
+            "one. Trace them apart, or use model.run, which does so."
+        )
     if len(encoded) > 1 and any(media) and not batches_images(model):
         raise InterpError(
             f"images: how several prompts share a pass is not known of {type(model._module).__name__}. Give each "
