@@ -46,7 +46,7 @@ class SlotColumns:
         self._whole = width if self.even and self.columns[0].tolist() == list(range(width)) else -1
 
     def at(self, value: Tensor, axis: int) -> Tensor:
-        """Of a value, what is at the slots along an axis (it, where that is all); anything at slots that a row lacks."""
+        """Of a value, what is at the slots along an axis (it, where that is all); anything where a row lacks one."""
         if self._whole == value.shape[axis]:
             return value
         columns = self.columns.to(value.device)
