@@ -15,7 +15,8 @@ from interp.interventions import Intervention
 from interp.prompts import Prompt
 from tests.families import build as build_family
 from tests.interp.activations.plain_extraction import by_hand, visible
-from tests.interp.reference import wrapped
+from tests.interp.reference import plain, wrapped
+from tests.made import LiveBytes
 from tests.tiny import tiny_tokenizer
 
 RAGGED = [[1, 17, 250, 33, 94, 301, 7, 12, 44], [1, 88, 5], [1, 260, 71, 12, 9]]
@@ -217,6 +218,23 @@ def test_a_pass_ends_with_what_is_taken_last() -> None:
         for hook in hooks:
             hook.remove()
     assert ran == [0]  # layer 1 was left in its attention
+
+
+def test_memory_is_that_of_one_layer_and_of_what_is_kept() -> None:
+    model = wrapped("llama")
+    prompts = [[[1, 5] * 40] * 16]
+    peaks = {}
+    for sites in ("pattern_mean.3", "pattern_mean.* pattern_sum.*", "resid_post.3", "resid_post.* z.* logits"):
+        extraction = Extraction(sites, "all" if "pattern" in sites else "last", keys="all")
+        extraction.run(model, prompts, progress=False)  # what is tried once
+        with LiveBytes() as live:
+            extraction.run(model, prompts, progress=False)
+        peaks[sites] = live.peak
+    with LiveBytes() as bare, torch.no_grad():
+        plain("llama")(input_ids=torch.tensor(prompts[0]), use_cache=False)
+    assert peaks["pattern_mean.* pattern_sum.*"] < 1.3 * peaks["pattern_mean.3"]
+    assert peaks["resid_post.3"] < bare.peak  # the head was not run
+    assert peaks["resid_post.* z.* logits"] < 1.2 * bare.peak  # at all positions they are another 1.5
 
 
 def test_what_cannot_be_extracted_is_refused() -> None:
