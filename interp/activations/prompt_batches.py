@@ -18,7 +18,7 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import whole_batches
 from interp.interventions.edits import Window
 from interp.matmul import faster_products
-from interp.model.fed import check_fed
+from interp.model.fed import check_fed, first_position
 from interp.model.image_inputs import batches_images, encoded_with_images, with_media
 from interp.positions import Position
 from interp.prompts import Encoded, Media, Prompt, encode
@@ -266,6 +266,7 @@ def _padded(
     if side == "right":
         turned = (torch.arange(longest, device="cpu") - lengths[:, None]) % longest  # where a column is on the left
         inputs = {name: value.gather(1, turned.to(value.device)) for name, value in inputs.items()}
+    inputs["position_ids"] += first_position(model)
     taken = inspect.signature(type(model._module).forward).parameters
     inputs = {name: value for name, value in inputs.items() if name == "input_ids" or name in taken}
     return PromptBatch(rows, lengths, before, inputs)

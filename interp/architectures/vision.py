@@ -20,6 +20,8 @@ class VisionLayout:
         tower: what makes numbers of pixels.
         layers: from the tower, the list of its layers, one of these; empty: it has no residual stream.
         projector: what makes vectors of the language model's width of what the tower gives; None: there is none.
+        first_position: the number of a prompt's first position.
+        mixes: prompts with and without images may share a forward pass.
         between_layers: what the tower gives is added to the language model's residual stream between its first layers
             too, at the tokens of images: there `resid_pre` is not `resid_post` of the layer before.
     """
@@ -28,11 +30,15 @@ class VisionLayout:
     tower: str = "model.vision_tower"
     layers: tuple[str, ...] = ("encoder.layers", "encoder.layer", "transformer.layers")
     projector: str | None = "model.multi_modal_projector"
+    first_position: int = 0
+    mixes: bool = True
     between_layers: bool = False
 
 
 VISION_LAYOUTS: tuple[VisionLayout, ...] = (
-    VisionLayout(("llava", "llava_next", "llava_onevision", "paligemma", "gemma3", "internvl")),
+    VisionLayout(("llava", "llava_next", "llava_onevision", "gemma3", "internvl")),
+    # Its text alone is looked at from both sides where no token is padded, and from one where some are.
+    VisionLayout(("paligemma",), first_position=1, mixes=False),
     VisionLayout(("idefics3", "smolvlm"), tower="model.vision_model", projector="model.connector"),
     VisionLayout(("qwen2_vl", "qwen2_5_vl"), tower="model.visual", layers=("blocks",), projector="model.visual.merger"),
     VisionLayout(

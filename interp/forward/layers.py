@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from interp import passes
 from interp.errors import InterpError
 from interp.matmul import faster_products
+from interp.model.fed import first_position
 from interp.model.image_inputs import with_media
 from interp.model.verdicts import off_by, sample_ids, verdict
 from interp.passes import check_not_open
@@ -154,7 +155,8 @@ def _forward(
     inputs = {"input_ids": input_ids}
     inputs["attention_mask"] = torch.ones(rows, start + length, dtype=torch.long, device=device)
     if model.takes_position_ids:
-        inputs["position_ids"] = torch.arange(start, start + length, device=device).expand(rows, length)
+        positions = torch.arange(start, start + length, device=device) + first_position(model)
+        inputs["position_ids"] = positions.expand(rows, length)
     model._module(**with_media(model, inputs, media, [0] * rows), past_key_values=cache, use_cache=True)
 
 

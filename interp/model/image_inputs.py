@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "batches_images",
+    "check_text_goes_on",
     "encoded_with_images",
     "has_images",
     "inputs_of_invokes",
     "inputs_of_prompts",
+    "position_offsets",
     "rows_of",
     "with_media",
 ]
@@ -92,6 +94,36 @@ def inputs_of_prompts(
     return with_media(model, inputs, media, [width - len(own) for own in input_ids])
 
 
+def position_offsets(model: StandardizedTransformer, inputs: Mapping[str, Any]) -> Tensor | None:
+    """How far the positions behind prompts are from their numbers of tokens, where a model counts those of images.
+
+    Arguments:
+        model: the model, which has just run these prompts.
+        inputs: what it was fed.
+
+    Returns:
+        (row, 1); None: the model is fed positions, or none.
+    """
+    whole: Any = model._module.base_model
+    if "position_ids" in inputs or not hasattr(whole, "get_rope_index"):
+        return None
+    return whole.rope_deltas.clone()  # type: ignore[no-any-return]
+
+
+def check_text_goes_on(model: StandardizedTransformer, media: Sequence[Media | None] | None) -> None:
+    """Refuse to go on from text alone where a family looks at text alone from both sides.
+
+    Raises:
+        InterpError: it does, and a prompt has no image.
+    """
+    layout = vision_layout(model._module.config)
+    if layout is not None and not layout.mixes and not all(media or [None]):
+        raise InterpError(
+            f"{type(model._module).__name__} looks at a prompt without an image from both sides, at new tokens too: "
+            "what it generates depends on how it is run. Give the prompt an image."
+        )
+
+
 # Of a trace -----------------------------------------------------------------------------------------------------------
 
 Invoke = tuple[tuple[Any, ...], dict[str, Any]]
@@ -130,6 +162,12 @@ def inputs_of_invokes(model: StandardizedTransformer, invokes: Sequence[Invoke],
     if not generates:
         _check_keywords(model, others)
     media = [one.media for one in encoded]
+    layout = vision_layout(model._module.config)
+    if any(media) and not all(media) and layout is not None and not layout.mixes:
+        raise InterpError(
+            f"images: {type(model._module).__name__} gives prompts without an image other numbers beside prompts with "
+            "one. Trace them apart, or use model.run, which does so."
+        )
     if len(encoded) > 1 and any(media) and not batches_images(model):
         raise InterpError(
             f"images: how several prompts share a pass is not known of {type(model._module).__name__}. Give each "

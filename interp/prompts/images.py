@@ -39,6 +39,8 @@ _OWN = {"input_ids", "attention_mask", "labels", "offset_mapping", "special_toke
 _IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
 # Families whose processor writes the placeholders itself, before the text.
 _BEFORE_TEXT = ("PaliGemma",)
+# In these the prompt of an image is looked at from both sides (0); what is written behind it, and other text, is not.
+_OF_TEXT = {"token_type_ids": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +51,14 @@ class Media:
         inputs: name -> tensor, as the processor gives it for a batch of this prompt alone (`pixel_values`, ...).
         by_token: name -> a number for each token (`token_type_ids`, `mm_token_type_ids`).
         by_row: the tensors have an axis of one for the prompt; else their first axis is one of images or patches.
+        of_text: name -> the number of a token of text that no image stands before, or that is written behind; 0 for
+            names that are not here.
     """
 
     inputs: Mapping[str, Tensor]
     by_token: Mapping[str, list[int]] = field(default_factory=dict)
     by_row: bool = False
+    of_text: Mapping[str, int] = field(default_factory=dict)
 
     def followed(self, more: int, numbers: Mapping[str, int] | None = None) -> Media:
         """The same with tokens behind the prompt that are no part of an image.
@@ -223,7 +228,8 @@ def encode_with_images(
         if name in feeds and name not in _OWN and tuple(getattr(value, "shape", ())) == (1, len(added))
     }
     inputs = {name: value for name, value in given.items() if name in feeds and name not in {*_OWN, *by_token}}
-    media = Media(inputs, by_token, type(processor).__name__.startswith(_IMAGES_BY_ROW))
+    kind = type(processor).__name__
+    media = Media(inputs, by_token, kind.startswith(_IMAGES_BY_ROW), _OF_TEXT if kind.startswith(_BEFORE_TEXT) else {})
     ids: list[int] = given["input_ids"][0, :kept].tolist()
     offsets: list[tuple[int, int]] = [(start, stop) for start, stop in given["offset_mapping"][0, :kept].tolist()]
     replaced = given["text_replacement_offsets"][0]
@@ -395,10 +401,12 @@ def by_token(media: Sequence[Media | None], width: int, before: Sequence[int]) -
     import torch
 
     filled: dict[str, Tensor] = {}
-    for name in next(one for one in media if one is not None).by_token:
+    some = next(one for one in media if one is not None)
+    for name in some.by_token:
         rows = torch.zeros(len(media), width, dtype=torch.long, device="cpu")
         for row, (one, start) in enumerate(zip(media, before, strict=True)):
             if one is None:
+                rows[row] = some.of_text.get(name, 0)
                 continue
             numbers = torch.tensor(one.by_token[name][:width], device="cpu")
             rows[row, start : start + len(numbers)] = numbers

@@ -19,10 +19,10 @@ def plain_inputs(model: StandardizedTransformer, prompt: Prompt) -> dict[str, Te
         return dict(model.tokenizer(prompt.text, return_tensors="pt"))
     processor: Any = model.processor
     given = dict(
-        processor(text=prompt.text, images=list(prompt.images), return_tensors="pt", return_mm_token_type_ids=True)
+        processor(text=prompt.text, images=list(prompt.images), return_tensors="np", return_mm_token_type_ids=True)
     )
     taken = inspect.signature(type(model._module).forward).parameters
-    fed = {name: value for name, value in given.items() if name in taken and name != "labels"}
+    fed = {name: torch.as_tensor(value) for name, value in given.items() if name in taken and name != "labels"}
     if type(processor).__name__.startswith("PaliGemma"):  # a newline ends its texts
         rows = given["input_ids"].shape
         fed = {name: value[:, :-1] if value.shape == rows else value for name, value in fed.items()}

@@ -105,7 +105,7 @@ def test_what_would_leave_an_image_out_is_refused(seeing: Seeing) -> None:
         collect(model, ids, "resid_post.1", positions)
     with pytest.raises(InterpError, match="media: expected an entry for each of 4 prompts"):
         collect(model, ids, "resid_post.1", positions, media=media[:1])
-    with pytest.raises(InterpError, match="media: expected what .* gives .* got 'cat' for prompt 1"):
+    with pytest.raises(InterpError, match=r"media: expected what .* gives .* got 'cat' for prompt 1"):
         collect(model, ids, "resid_post.1", positions, media=[media[0], "cat", *media[2:]])  # type: ignore[list-item]
     with pytest.raises(InterpError, match="remote: prompt 0 has images"):
         collect(model, ids, "resid_post.1", positions, media=media, remote="local")

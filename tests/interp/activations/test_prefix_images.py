@@ -68,4 +68,4 @@ def test_an_image_behind_a_prefix_is_refused(seeing: Seeing) -> None:
         with pytest.raises(InterpError, match="prompt 1 has images, and what follows a prefix is text"):
             method(["is", "<image> is"], images=[None, image(0)], prefix=prefix)  # type: ignore[operator]
     with pytest.raises(InterpError, match="some of the prefixes have images, others none"):
-        model.freeze_prefix([[5] * 18, Prompt("<image>", images=(image(0),))])
+        model.freeze_prefix([[5] * 17, Prompt("<image>", images=(image(0),))])
