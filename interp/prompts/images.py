@@ -203,6 +203,9 @@ def encode_with_images(
     Raises:
         InterpError: another number of placeholders than images; a span without a token of its own.
     """
+    import numpy as np
+    import torch
+
     check_unicode(prompt.text)
     text, before = _placed(processor, prompt)
     images = [[opened(image) for image in prompt.images]]
@@ -216,7 +219,7 @@ def encode_with_images(
         return_text_replacement_offsets=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
-        return_tensors="pt",
+        return_tensors="np",  # with torch's, numpy warns of what PaliGemma's processor does with them
         **completed,
     )
     added: list[int] = given["special_tokens_mask"][0].tolist()
@@ -227,7 +230,11 @@ def encode_with_images(
         for name, value in given.items()
         if name in feeds and name not in _OWN and tuple(getattr(value, "shape", ())) == (1, len(added))
     }
-    inputs = {name: value for name, value in given.items() if name in feeds and name not in {*_OWN, *by_token}}
+    inputs = {
+        name: torch.from_numpy(np.asarray(value))
+        for name, value in given.items()
+        if name in feeds and name not in {*_OWN, *by_token}
+    }
     kind = type(processor).__name__
     media = Media(inputs, by_token, kind.startswith(_IMAGES_BY_ROW), _OF_TEXT if kind.startswith(_BEFORE_TEXT) else {})
     ids: list[int] = given["input_ids"][0, :kept].tolist()

@@ -1,4 +1,4 @@
-"""One standardized model per family, and per family that sees, for all tests of the library."""
+"""One standardized model per family for all tests of the library."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from interp.model import StandardizedTransformer
+from tests.vision.plain import Plain
+from tests.vision.seeing import Seeing
 
 
 @pytest.fixture(scope="session")
@@ -25,14 +27,15 @@ def standardized(model_folder: Callable[[str], Path]) -> Callable[[str], Standar
 
 
 @pytest.fixture(scope="session")
-def seeing(vision_folder: Callable[[str], Path]) -> Callable[[str], StandardizedTransformer]:
-    """`seeing(family)`: the tiny model of a family that takes images, loaded once."""
-    made: dict[str, StandardizedTransformer] = {}
+def seeing(vision_folder: Callable[[str], Path]) -> Callable[[str], Seeing]:
+    """`seeing(family)`: a tiny model that sees, in float64, and the same in plain transformers; loaded once."""
+    made: dict[str, Seeing] = {}
 
-    def model(family: str) -> StandardizedTransformer:
+    def model(family: str) -> Seeing:
         if family not in made:
-            made[family] = StandardizedTransformer(vision_folder(family), dtype="float32", device_map="cpu")
-        made[family]._module.zero_grad()
+            folder = vision_folder(family)
+            ours = StandardizedTransformer(folder, dtype="float64", device_map="cpu")
+            made[family] = Seeing(family, ours, Plain(folder, ours.processor, ours.architecture.layers))
         return made[family]
 
     return model
