@@ -38,7 +38,7 @@ from interp.model.verdicts import is_changed
 from interp.passes import turn
 from interp.prompts import Media
 from interp.prompts.given import token_ids
-from interp.sites import ATTENTION_KINDS, Site, Spelling, parse_sites
+from interp.sites import ATTENTION_KINDS, VISION_KINDS, Site, Spelling, parse_sites
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -117,7 +117,7 @@ def collect(
 def _listed(model: StandardizedTransformer, sites: Spelling | Sequence[Spelling]) -> list[Site]:
     several = [sites] if isinstance(sites, str | Site) else list(sites)
     given = [site for site in several if isinstance(site, Site)]
-    if len(given) == len(several):
+    if len(given) == len(several) and not any(site.kind in VISION_KINDS for site in given):  # which are refused
         return given
     return parse_sites(sites, model.num_layers, model.num_heads, model.num_kv_heads)
 

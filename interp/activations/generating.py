@@ -17,12 +17,11 @@ from torch import Tensor
 
 from interp.activations.edited_pass import EditedPass, Read
 from interp.activations.prompt_batches import Pass, prompt_batches
-from interp.forward.layers import is_causal
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths
 from interp.interventions.edits import Window
 from interp.interventions.perform import draws
-from interp.model.image_inputs import position_offsets
+from interp.model.image_inputs import check_text_goes_on, position_offsets
 from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.prompts import Media
 from interp.readout import Sampling
@@ -95,6 +94,7 @@ def generate(
         model, _NAME + " behind a prefix" * is_behind, lambda length: _trial(model, length, is_behind=is_behind),
         _CONSEQUENCE, longest=longest,
     )  # fmt: skip
+    check_text_goes_on(model, media)
     forget_lengths(model)
     logits, going_on = (_cached if cached else _whole)(first, one, input_ids, new, media)
     noise = torch.tensor([draws(sampling.seed, input_ids[example], new.most) for example in examples], device="cpu")
@@ -171,8 +171,7 @@ def _whole(
         grown = len(new.ids[examples[0]])
         found: list[Tensor | None] = [None] * len(going)
         prefix = None if one.prefix is None else one.prefix.of_rows(going)
-        given = [None] * len(texts) if media is None else [media[example] for example in examples]
-        fed = [_longer(first.model, own, len(ids), grown) for own, ids in zip(given, texts, strict=True)]
+        fed = None if media is None else [_longer(media[example], grown) for example in examples]
         for part in _passes(first.model, texts, prefix, fed):
             forget_lengths(first.model)
             window = part.window(first.window.lengths, [examples[index] for index in part.batch.rows], grown)
@@ -186,23 +185,9 @@ def _whole(
     return first.last, going_on
 
 
-def _longer(model: StandardizedTransformer, media: Media | None, length: int, grown: int) -> Media | None:
-    """What a prompt is fed beside its ids when new tokens stand behind it.
-
-    They are no part of an image; in PaliGemma, whose prompts see themselves whole, they are what follows (type 1).
-
-    Arguments:
-        model: the model.
-        media: what the prompt is fed.
-        length: tokens of both.
-        grown: new tokens.
-    """
-    follows = model._module.config.model_type == "paligemma"
-    if media is None:
-        if not follows or is_causal(model, length):
-            return None
-        media = Media({}, {"token_type_ids": [0] * (length - grown)}, of_text={"token_type_ids": 1})
-    return media.followed(grown, media.of_text)
+def _longer(media: Media | None, grown: int) -> Media | None:
+    """What a prompt is fed, behind which new tokens stand that are no part of an image."""
+    return None if media is None else media.followed(grown, media.of_text)
 
 
 def _passes(

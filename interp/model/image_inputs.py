@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "batches_images",
+    "check_text_goes_on",
     "encoded_with_images",
     "inputs_of_invokes",
     "inputs_of_prompts",
@@ -106,6 +107,20 @@ def position_offsets(model: StandardizedTransformer, inputs: Mapping[str, Any]) 
     if "position_ids" in inputs or not hasattr(whole, "get_rope_index"):
         return None
     return whole.rope_deltas.clone()
+
+
+def check_text_goes_on(model: StandardizedTransformer, media: Sequence[Media | None] | None) -> None:
+    """Refuse to go on from text alone where a family looks at text alone from both sides.
+
+    Raises:
+        InterpError: it does, and a prompt has no image.
+    """
+    layout = vision_layout(model._module.config)
+    if layout is not None and not layout.mixes and not all(media or [None]):
+        raise InterpError(
+            f"{type(model._module).__name__} looks at a prompt without an image from both sides, at new tokens too: "
+            "what it generates depends on how it is run. Give the prompt an image."
+        )
 
 
 # Of a trace -----------------------------------------------------------------------------------------------------------
