@@ -18,7 +18,8 @@ from interp.activations.token_slots import TokenSlots
 from interp.compat.easyroutine.cache_files import ValueWithInfo
 from interp.compat.easyroutine.extraction_config import ExtractionConfig
 from interp.compat.easyroutine.input_batch import InputBatch
-from interp.compat.easyroutine.keyed_cache import ActivationCache, offsets
+from interp.compat.easyroutine.joined_values import offsets
+from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.compat.easyroutine.named_positions import Name, named
 from interp.compat.easyroutine.projections import chosen_heads, heads_of, projected, through_output
 from interp.errors import InterpError
