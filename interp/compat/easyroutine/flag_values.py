@@ -102,14 +102,15 @@ class FlagValues:
         Returns:
             The keys that the flags ask for, with `logits`, `mapping_index` and `token_dict`.
         """
-        slots = self.slots()
-        found = self.plan.run(self.batch.encoded, slots, interventions=self.interventions, batch_size=self.batch_size)
+        slots, plan = self.slots(), self.plan
+        plan.check()
+        found = plan.run(self.batch.encoded, slots, interventions=self.interventions, batch_size=self.batch_size)
         return self.keyed(found, slots, means)
 
     @property
     def plan(self) -> ExtractionPlan:
         """What is taken."""
-        return ExtractionPlan.of(self.model, self._kept(), self._averaged(), False, None, None)
+        return ExtractionPlan(self.model, self._kept(), self._averaged(), False, None, None)
 
     def keyed(self, found: BatchValues, slots: BatchSlots, means: ActivationCache) -> ActivationCache:
         """What was taken, by easyroutine's keys.
