@@ -33,6 +33,7 @@ class ExtractionMethods:
     config: HookedModelConfig
     name: Any  # what the model is called
 
+    read_batch: Callable[..., InputBatch]  # of `ModuleMethods`
     changes: Callable[..., list[Intervention]]  # all that is changed in a run of a batch, as interventions of interp
 
     def forward(
@@ -84,7 +85,7 @@ class ExtractionMethods:
         if attn_heads != "all":
             flags["attn_heads"] = attn_heads
         config = (extraction_config or ExtractionConfig()).changed(flags, "forward")
-        batch = InputBatch.of(self.standardized, inputs, _pivots(split_positions, pivot_positions))
+        batch = self.read_batch(inputs, _pivots(split_positions, pivot_positions))
         changes = self.changes(batch, ablation_queries, patching_queries, interventions)
         if external_cache is not None and batch_idx == 0:
             external_cache.forget_means()
@@ -171,7 +172,7 @@ class ExtractionMethods:
             found.register_aggregation(*register)
         with found.deferred_mode():
             for index, batch in enumerate(tqdm(dataloader, desc="Extracting cache")):
-                read = InputBatch.of(self.standardized, batch)
+                read = self.read_batch(batch)
                 cache = self.forward(
                     read, names, extraction_config=config, batch_idx=index, external_cache=means,
                     **{**_of_batch(batch), **kwargs},

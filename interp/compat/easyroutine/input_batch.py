@@ -18,9 +18,9 @@ from interp.prompts import Encoded
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["FED", "InputBatch"]
+__all__ = ["InputBatch"]
 
-FED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+_TEXT = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 @dataclass
@@ -63,12 +63,12 @@ class InputBatch:
                     f"inputs: expected input_ids (and attention_mask), got {', '.join(map(str, inputs))}."
                 )
             images = fed_beside(model, inputs)
-            fed = {*FED, *images, *of_processor(model)}
+            fed = {*_TEXT, *images, *of_processor(model)}
             others = {name: value for name, value in inputs.items() if name not in fed}
             if images:
                 encoded = encoded_rows(model, inputs)
                 return cls(encoded, pivots_of(pivots, len(encoded)), others, padding_id)
-            inputs = {name: inputs[name] for name in FED if inputs.get(name) is not None}
+            inputs = {name: inputs[name] for name in _TEXT if inputs.get(name) is not None}
         encoded = encoded_prompts(model, inputs, name="inputs")
         return cls(encoded, pivots_of(pivots, len(encoded)), others, padding_id)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from interp.compat.easyroutine.input_batch import InputBatch
 from interp.errors import InterpError, nearest
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class ModuleMethods:
 
     def _begin(self) -> None:
         self._forward_hooks: list[Any] = []
+        self._language_model_only = False
 
     # Tokens -----------------------------------------------------------------------------------------------------------
 
@@ -82,6 +84,32 @@ class ModuleMethods:
             found.append(piece if "\ufffd" in text else text)
         return found
 
+    # The language model alone -----------------------------------------------------------------------------------------
+
+    def use_language_model(self) -> None:
+        """Take texts alone from now on, and paths of modules from the language model on; its numbers are the same.
+
+        Of a model of text alone nothing changes.
+        """
+        self._language_model_only = self.is_multimodal()
+
+    use_language_model_only = use_language_model
+
+    def use_full_model(self) -> None:
+        """Take images again, and paths from the whole model on."""
+        self._language_model_only = False
+
+    def read_batch(self, inputs: Any, pivots: Any = None) -> InputBatch:
+        """A batch as its examples; arguments as of `InputBatch.of`.
+
+        Raises:
+            InterpError: what the model cannot be fed; images, while the language model alone is used.
+        """
+        batch = InputBatch.of(self.standardized, inputs, pivots)
+        if self._language_model_only and any(one.media is not None for one in batch.encoded):
+            raise InterpError("inputs: the language model alone takes no images. Call use_full_model() first.")
+        return batch
+
     # Modules ----------------------------------------------------------------------------------------------------------
 
     def get_module_from_string(self, component: str) -> nn.Module:
@@ -92,6 +120,10 @@ class ModuleMethods:
         """
         path = _INDEX.sub(r".\1", component).strip(".")
         modules = dict(self.hf_model.named_modules())
+        if self._language_model_only:  # as a language model of its own has them
+            root = self.standardized.architecture.layers.rpartition(".")[0]
+            own = {f"model{name.removeprefix(root)}": part for name, part in modules.items() if name.startswith(root)}
+            modules = {**modules, **own}
         if path not in modules:
             raise InterpError(f"there is no module {component!r}.{nearest(path, _near(path, modules))}")
         return modules[path]

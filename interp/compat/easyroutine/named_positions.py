@@ -38,6 +38,8 @@ _LAST = re.compile(r"last-(\d+)")
 _RANDOM = re.compile(r"random-(text|image)(?:-(\d+))?(?:@(\d+))?")
 _GROUP = re.compile(r"(random-)?(?:position-group|inputs-partition)-(\d+)(?:-(\d+))?(?:@(\d+))?")
 
+_POSITION = re.compile(r"^position '[^']*'")
+
 
 def named(positions: Any, what: str = "target_token_positions") -> list[Name]:
     """One name or several as a list.
@@ -111,7 +113,9 @@ def tokens_at(name: Name, encoded: Sequence[Encoded], pivots: Sequence[Sequence[
             found.append(_tokens(name, len(example.input_ids), example.spans, splits))
         except InterpError as error:
             where = f"example {row}: " if len(encoded) > 1 else ""
-            raise InterpError(f"{where}token position {name!r}: {error}") from None
+            said = _POSITION.sub("", str(error))  # which interp's own spelling of it begins with
+            joint = "" if said != str(error) else ": "
+            raise InterpError(f"{where}token position {name!r}{joint}{said}") from None
     return found
 
 

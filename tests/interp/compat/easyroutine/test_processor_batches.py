@@ -85,7 +85,8 @@ def test_examples_of_a_processors_batch_are_what_prompts_with_images_are(
 # Family -> tokens around an image: its first, the last, and the one that ends it, by hand.
 ENDS = {
     "gemma3": "<end_of_image>", "qwen2_vl": "<|vision_end|>", "qwen2_5_vl": "<|vision_end|>",
-    "qwen3_vl": "<|vision_end|>", "pixtral": "[IMG_END]", "chameleon": "<eoss>", "internvl": "</img>", "idefics3": "<fake_token_around_image>",
+    "qwen3_vl": "<|vision_end|>", "pixtral": "[IMG_END]", "chameleon": "<eoss>", "internvl": "</img>",
+    "idefics3": "<fake_token_around_image>",
     "smolvlm": "<fake_token_around_image>",
 }  # fmt: skip
 
@@ -168,3 +169,32 @@ def test_a_model_that_sees_gives_its_processor(seeing: Callable[[str], HookedMod
     assert model.get_image_placeholder() == "<image>"
     assert model.get_last_layernorm() is model.hf_model.model.language_model.norm
     assert model.get_lm_head() is model.hf_model.lm_head.weight
+
+
+@pytest.mark.parametrize("family", ["llava", "chameleon"])
+def test_the_language_model_alone(seeing: Callable[[str], HookedModel], family: str) -> None:
+    model = seeing(family)
+    seen, text = processed(model, family, slice(1)), {"input_ids": torch.tensor([[1, 5, 9]])}
+    whole, layer = model.forward(text, ["all"], extract_resid_out=True), model.standardized.layer(1)._module
+    assert model.use_language_model_only() is None  # type: ignore[func-returns-value]
+    try:
+        assert model.get_module_from_string("model.layers[1]") is layer
+        alone = model.forward(text, ["all"], extract_resid_out=True)
+        torch.testing.assert_close(alone["resid_out_2"], whole["resid_out_2"])
+        with pytest.raises(InterpError, match="takes no images"):
+            model.forward(seen)
+    finally:
+        model.use_full_model()
+    assert model.forward(seen)["logits"].shape[0] == 1
+    if family == "llava":
+        with pytest.raises(InterpError, match="no module"):
+            model.get_module_from_string("model.layers[1]")
+
+
+def test_a_model_of_text_alone_is_its_language_model(hooked: Callable[[str], HookedModel]) -> None:
+    model = hooked("llama")
+    model.use_language_model()
+    assert model.get_module_from_string("model.layers[1]") is model.standardized.layer(1)._module
+    model.use_full_model()
+    with pytest.raises(InterpError, match="no processor"):
+        model.get_image_placeholder()
