@@ -232,7 +232,6 @@ def set_value(key: WrittenKey, value: Tensor, batch: InputBatch, tokens: list[li
         apart = key.heads_apart(value)
         if key.is_packed:  # (example, head, position, number) -> position before head
             apart = apart.transpose(1, 2)
-        ids = [list(one.input_ids) for one in batch.encoded]
-        made = key.received(apart, ids, tokens)
+        made = key.received(apart, batch.encoded, tokens)
         return made.transpose(1, 2) if key.is_packed else made
     return key.heads_apart(value)

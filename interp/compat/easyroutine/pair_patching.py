@@ -34,6 +34,9 @@ class PairPatching:
     """What a `HookedModel` does with pairs of prompts."""
 
     standardized: StandardizedTransformer
+    read_batch: Callable[..., InputBatch]
+    changes: Callable[..., list[Any]]
+    forward: Callable[..., ActivationCache]
 
     def compute_patching(
         self,
@@ -92,7 +95,8 @@ class PairPatching:
         found = ActivationCache()
         pairs = 0
         with found.deferred_mode():
-            for base, target in tqdm(_zipped(base_dataloader, target_dataloader), desc="Computing patching"):
+            for pair in tqdm(_zipped(base_dataloader, target_dataloader), desc="Computing patching"):
+                base, target = (self.read_batch(one, _splits(one)) for one in pair)
                 queries, base_logits = self._base_pass(base, rows, flags)
                 clean = self._last_logits(target)
                 if len(clean) != len(base_logits):
@@ -100,23 +104,24 @@ class PairPatching:
                         f"compute_patching: {len(base_logits)} base prompts in a batch, and {len(clean)} target "
                         "prompts beside them. A pair has one of each."
                     )
-                cache = self.forward(  # type: ignore[attr-defined]
+                cache = self.forward(
                     target,
                     [*names, *(name for name in _elements(rows) if name not in names)],
-                    split_positions=_splits(target),
                     extraction_config=config,
                     patching_queries=queries,
                     **kwargs,
                 )
                 patched = cache["logits"]
                 del cache["logits"]
+                if not config.save_input_ids:
+                    del cache["input_ids"]
                 cache.update(_divergences(base_logits, clean, patched))
                 cache.update(
                     {"base_logits": base_logits, "target_clean_logits": clean, "target_patched_logits": patched}
                 )
                 if tokens is not None:
                     cache.update(tokens.differences(pairs, clean, patched))
-                cache.update(batch_saver(self._batch(target).others) or {})
+                cache.update(batch_saver(target.others) or {})
                 found.cat(cache.cpu())
                 pairs += len(clean)
             if not pairs:
@@ -126,10 +131,9 @@ class PairPatching:
         return found
 
     def _base_pass(
-        self, given: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], flags: Mapping[str, bool]
+        self, batch: InputBatch, rows: Sequence[Mapping[str, Any]], flags: Mapping[str, bool]
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """Queries with the activations of base prompts, and the logits behind these."""
-        batch = self._batch(given)
         names: list[Name] = []
         for index, row in enumerate(rows):
             name = _element(row)
@@ -149,17 +153,14 @@ class PairPatching:
             for row in rows
         ], cache["logits"]
 
-    def _last_logits(self, given: Mapping[str, Any]) -> Tensor:
+    def _last_logits(self, batch: InputBatch) -> Tensor:
         """(example, vocabulary), behind prompts as they are."""
-        logits = self._values(self._batch(given), ExtractionConfig(), ["last"])["logits"]
+        logits = self._values(batch, ExtractionConfig(), ["last"])["logits"]
         assert isinstance(logits, Tensor)
         return logits
 
-    def _batch(self, given: Mapping[str, Any]) -> InputBatch:
-        return self.read_batch(given, _splits(given))  # type: ignore[attr-defined]
-
     def _values(self, batch: InputBatch, config: ExtractionConfig, names: Sequence[Name]) -> ActivationCache:
-        changes = self.changes(batch)  # type: ignore[attr-defined]
+        changes = self.changes(batch)
         return FlagValues(self.standardized, batch, config, names, changes).run(ActivationCache())
 
 
@@ -191,8 +192,9 @@ def _zipped(base: Iterable[Any], target: Iterable[Any]) -> Iterator[tuple[Any, A
         raise InterpError("base_dataloader: it has fewer batches than target_dataloader. A pair has one of each.")
 
 
-def _splits(batch: Mapping[str, Any]) -> Any:
-    return next((batch[name] for name in _SPLITS if batch.get(name) is not None), None)
+def _splits(batch: Any) -> Any:
+    held = batch if isinstance(batch, Mapping) else {}
+    return next((held[name] for name in _SPLITS if held.get(name) is not None), None)
 
 
 def _element(row: Mapping[str, Any]) -> Any:

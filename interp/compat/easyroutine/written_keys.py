@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.activations.forward_passes import ForwardPasses
 from interp.errors import InterpError, nearest
 from interp.interventions.shapes import site_shapes
 from interp.model.layer_parts import model_parts
@@ -16,6 +17,7 @@ from interp.model.places import ModulePlace
 from interp.model.places_inside import ProjectedPlace
 from interp.model.resolve import place_of
 from interp.model.visits import Visit, run_visiting
+from interp.prompts import Encoded
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -77,12 +79,12 @@ class WrittenKey:
         """Whether attention receives it in another form than the key has it: queries and keys are before rotation."""
         return self.site.kind in _ROTATED
 
-    def received(self, value: Tensor, input_ids: list[list[int]], tokens: list[list[int]]) -> Tensor:
+    def received(self, value: Tensor, encoded: list[Encoded], tokens: list[list[int]]) -> Tensor:
         """Queries or keys as attention receives them, from what the projection would have given: normed and rotated.
 
         Arguments:
             value: (example, position, [head,] head_dim), as the projection gives it at these tokens; heads of the site.
-            input_ids: of each example.
+            encoded: the examples.
             tokens: where.
 
         Returns:
@@ -96,9 +98,10 @@ class WrittenKey:
         projection = ModulePlace(model.layer(site.layer).get(part.path), "output", self.key)
         place = ProjectedPlace(projection, part.columns, part.heads)
         made = value.clone()
-        for row, (ids, there) in enumerate(zip(input_ids, tokens, strict=True)):
+        for row, (example, there) in enumerate(zip(encoded, tokens, strict=True)):
             if not there:
                 continue
+            [alone] = ForwardPasses.whole(model, [example], 1, "left").passes
 
             def write(live: Tensor, row: int = row, there: list[int] = there) -> Tensor:
                 new = live.clone()  # (1, position, head, head_dim)
@@ -113,7 +116,7 @@ class WrittenKey:
 
             visits = [Visit(self.key, place, write), Visit(str(site), place_of(model, site), read)]
             with torch.no_grad():
-                run_visiting(model, visits, stop=True, input_ids=torch.tensor([ids], device=model.device))
+                run_visiting(model, visits, stop=True, **alone.inputs)
         return made
 
 
