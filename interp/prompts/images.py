@@ -31,6 +31,7 @@ __all__ = [
     "image_markers",
     "image_spans",
     "media_inputs",
+    "media_of",
     "opened",
     "same_prompt",
     "with_images",
@@ -238,8 +239,7 @@ def encode_with_images(
         for name, value in given.items()
         if name in feeds and name not in {*_OWN, *by_token}
     }
-    kind = type(processor).__name__
-    media = Media(inputs, by_token, kind.startswith(IMAGES_BY_ROW), _OF_TEXT if kind.startswith(_BEFORE_TEXT) else {})
+    media = media_of(processor, inputs, by_token)
     ids: list[int] = given["input_ids"][0, :kept].tolist()
     offsets: list[tuple[int, int]] = [(start, stop) for start, stop in given["offset_mapping"][0, :kept].tolist()]
     replaced = given["text_replacement_offsets"][0]
@@ -256,6 +256,17 @@ def encode_with_images(
             raise InterpError(f"span {name!r}: the tokenizer gives its characters no token of their own.")
         spans[name], characters[name] = (tokens[0], tokens[-1] + 1), (start, stop)
     return Encoded(ids, spans, characters, media)
+
+
+def media_of(processor: ProcessorMixin, inputs: Mapping[str, Tensor], by_token: Mapping[str, list[int]]) -> Media:
+    """What a family's processor gave for one prompt, and how a batch of such is made.
+
+    Arguments:
+        processor: the model's.
+        inputs, by_token: as of `Media`.
+    """
+    kind = type(processor).__name__
+    return Media(inputs, by_token, kind.startswith(IMAGES_BY_ROW), _OF_TEXT if kind.startswith(_BEFORE_TEXT) else {})
 
 
 def _placed(processor: ProcessorMixin, prompt: Prompt) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import GenerationConfig
 
 from interp.activations.edited_generation import GeneratedBatch, generate_edited
 from interp.compat.easyroutine.extraction_config import ExtractionConfig
+from interp.compat.easyroutine.input_batch import InputBatch
 from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.errors import InterpError, nearest
 
@@ -28,6 +30,9 @@ class GenerationCalls:
     """What a `HookedModel` writes."""
 
     standardized: StandardizedTransformer
+    read_batch: Callable[..., InputBatch]
+    changes: Callable[..., list[Any]]
+    forward: Callable[..., ActivationCache]
     hf_tokenizer: Any
 
     def generate(
@@ -65,8 +70,8 @@ class GenerationCalls:
         rest = {name: value for name, value in kwargs.items() if name not in fields}
         queries = {name: rest.get(name) for name in _QUERIES}
         splits = next((rest[name] for name in _SPLITS if rest.get(name) is not None), None)
-        batch = self.read_batch(inputs, splits)  # type: ignore[attr-defined]
-        changes = self.changes(batch, **queries)  # type: ignore[attr-defined]
+        batch = self.read_batch(inputs, splits)
+        changes = self.changes(batch, **queries)
         parts = generate_edited(
             self.standardized,
             batch.encoded,
@@ -83,7 +88,7 @@ class GenerationCalls:
         if target_token_positions is not None or set(rest) - {*_QUERIES, *_SPLITS}:
             if target_token_positions is not None:
                 rest["target_token_positions"] = target_token_positions
-            cache = self.forward(batch, **rest)  # type: ignore[attr-defined]
+            cache = self.forward(batch, **rest)
         if not isinstance(parts[0].output, Tensor):
             if len(parts) > 1:
                 raise InterpError(

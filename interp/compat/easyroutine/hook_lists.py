@@ -39,6 +39,7 @@ class HookLists:
     hf_model: Any
     get_module_from_string: Callable[[str], nn.Module]
     changes: Callable[..., list[Any]]
+    read_batch: Callable[..., InputBatch]
 
     def create_hooks(
         self,
@@ -88,7 +89,7 @@ class HookLists:
         if config.keep_gradient:
             raise InterpError("keep_gradient: gradients take a pass of their own. Call forward.")
         splits = pivot_positions if split_positions is None else split_positions
-        batch = self.read_batch(inputs, splits)  # type: ignore[attr-defined]
+        batch = self.read_batch(inputs, splits)
         lengths = {len(one.input_ids) for one in batch.encoded}
         if len(lengths) > 1:
             raise InterpError(

@@ -34,6 +34,9 @@ class PairPatching:
     """What a `HookedModel` does with pairs of prompts."""
 
     standardized: StandardizedTransformer
+    read_batch: Callable[..., InputBatch]
+    changes: Callable[..., list[Any]]
+    forward: Callable[..., ActivationCache]
 
     def compute_patching(
         self,
@@ -93,7 +96,7 @@ class PairPatching:
         pairs = 0
         with found.deferred_mode():
             for pair in tqdm(_zipped(base_dataloader, target_dataloader), desc="Computing patching"):
-                base, target = (self.read_batch(one, _splits(one)) for one in pair)  # type: ignore[attr-defined]
+                base, target = (self.read_batch(one, _splits(one)) for one in pair)
                 queries, base_logits = self._base_pass(base, rows, flags)
                 clean = self._last_logits(target)
                 if len(clean) != len(base_logits):
@@ -101,7 +104,7 @@ class PairPatching:
                         f"compute_patching: {len(base_logits)} base prompts in a batch, and {len(clean)} target "
                         "prompts beside them. A pair has one of each."
                     )
-                cache = self.forward(  # type: ignore[attr-defined]
+                cache = self.forward(
                     target,
                     [*names, *(name for name in _elements(rows) if name not in names)],
                     extraction_config=config,
@@ -157,7 +160,7 @@ class PairPatching:
         return logits
 
     def _values(self, batch: InputBatch, config: ExtractionConfig, names: Sequence[Name]) -> ActivationCache:
-        changes = self.changes(batch)  # type: ignore[attr-defined]
+        changes = self.changes(batch)
         return FlagValues(self.standardized, batch, config, names, changes).run(ActivationCache())
 
 
