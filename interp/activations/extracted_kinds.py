@@ -36,7 +36,17 @@ from interp.sites import HEAD_KINDS, KINDS, MAP_KINDS, Site, canonical, check_si
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["BLOCK_KINDS", "DERIVED", "Derived", "Extracted", "axes_of_extracted", "chosen", "heads_chosen", "spelled"]
+__all__ = [
+    "BLOCK_KINDS",
+    "DERIVED",
+    "Derived",
+    "Extracted",
+    "axes_of_extracted",
+    "chosen",
+    "heads_chosen",
+    "named",
+    "spelled",
+]
 
 _BLOCKS, _MAPS = "example, head, query_name, key_name", "example, head, query, key"
 DERIVED: Mapping[str, str] = MappingProxyType(
@@ -149,6 +159,21 @@ def _checked(word: str) -> str:
         raise InterpError(f"{word!r} needs layers, e.g. {kind}.3, {kind}.* or {kind}.2-5.h0,3.")
     check_sites(f"pattern.{rest}", None)
     return word
+
+
+def named(text: str, num_layers: int, num_heads: int, num_kv_heads: int) -> list[Extracted]:
+    """What one name is, by the sizes of a model; arguments as of `interp.sites.parse_sites`.
+
+    Raises:
+        InterpError: it is none.
+    """
+    kind, _, rest = text.partition(".")
+    if kind in _WHOLE:
+        return [Derived(one) for one in _WHOLE[kind]]
+    if kind in DERIVED:
+        places = parse_sites(f"pattern.{rest}", num_layers, num_heads, num_kv_heads)
+        return [Derived(kind, place.layer, place.head) for place in places]
+    return list(parse_sites(text, num_layers, num_heads, num_kv_heads))
 
 
 def heads_chosen(model: StandardizedTransformer, heads: str) -> set[tuple[int, int]]:

@@ -156,7 +156,9 @@ class Extraction:
         """
         check_ready(model)
         kept, averaged = (chosen(model, text, self.heads) if text else [] for text in (self.sites, self.means))
-        return ExtractionPlan.of(model, kept, averaged, self.mean_over_positions, device, dtype)
+        plan = ExtractionPlan(model, kept, averaged, self.mean_over_positions, device, dtype)
+        plan.check()
+        return plan
 
     def slots(self, encoded: Sequence[Encoded], maps: bool = True) -> BatchSlots:
         """The tokens of prompts that something is taken at.

@@ -107,26 +107,16 @@ class ExtractionPlan:
     device: torch.device | str | None
     dtype: torch.dtype | None
 
-    @classmethod
-    def of(
-        cls,
-        model: StandardizedTransformer,
-        kept: Sequence[Extracted],
-        averaged: Sequence[Extracted],
-        mean_over_positions: bool,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> ExtractionPlan:
-        """Check what can be seen only by running the model; arguments as of the class.
+    def check(self) -> None:
+        """Refuse what can be seen only by running the model.
 
         Raises:
-            InterpError: values of a layer that do not add up to what its heads give.
+            InterpError: values of a layer that do not add up to what its heads give; no last norm.
         """
-        by_value = [x.layer for x in (*kept, *averaged) if "value" in x.kind and x.layer is not None]
-        check_values_add_up(model, by_value)
-        if any(x.kind in OF_LAST_NORM for x in (*kept, *averaged)):
-            _last_norm(model)
-        return cls(model, kept, averaged, mean_over_positions, device, dtype)
+        by_value = [x.layer for x in self.taken if isinstance(x, Derived) and "value" in x.kind and x.layer is not None]
+        check_values_add_up(self.model, by_value)
+        if any(x.kind in OF_LAST_NORM for x in self.taken):
+            _last_norm(self.model)
 
     @property
     def taken(self) -> list[Extracted]:
@@ -160,6 +150,7 @@ class ExtractionPlan:
             batch_size: prompts in a forward pass at most; None: all.
             padding_side: where shorter prompts are padded.
         """
+        self.check()
         size = len(encoded) if batch_size is None else batch_size
         passes = ForwardPasses.whole(self.model, encoded, size, padding_side)
         values = BatchValues(slots, [list(one.input_ids) for one in encoded])

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interp.activations.activation_cache import ActivationCache, CachedModel
-from interp.activations.extracted_kinds import DERIVED, Extracted, axes_of_extracted
+from interp.activations.extracted_kinds import DERIVED, Extracted, axes_of_extracted, named
 from interp.activations.extraction_pass import BatchSlots, BatchValues
+from interp.activations.token_slots import TokenSlots
 from interp.errors import InterpError, nearest
+from interp.positions import Position
 from interp.sites import Site, Spelling, parse_site
+from interp.tensor_files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from interp.activations.extraction import Extraction
@@ -167,6 +173,85 @@ class ExtractionResult(Mapping[Spelling, Tensor]):
             held, self.positions, self.slots.position.labels, self.lengths, self.input_ids, self.about
         )
 
+    # Files --------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the result into one safetensors file; a JSON manifest in its header describes it. No pickle.
+
+        Arguments:
+            path: of the file; its folder has to exist.
+
+        Raises:
+            InterpError: a batch saver kept something that is neither text nor numbers.
+        """
+        parts = {"tensor": self.tensors, "mean": self.means, "count": self.counts}
+        held = {f"{part}:{name}": value for part, named in parts.items() for name, value in named.items()}
+        held |= {f"saved:{name}": value for name, value in self.saved.items() if isinstance(value, Tensor)}
+        first: dict[int, str] = {}
+        for name, value in held.items():
+            first.setdefault(id(value), name)
+        model = self.about()
+        manifest = {
+            "kind": _KIND, "version": _VERSION, "extraction": self.extraction.to_dict(),
+            "taken": [str(one) for one in self.taken], "order": list(held),
+            "same": {name: first[id(value)] for name, value in held.items() if first[id(value)] != name},
+            "slots": {axis: _plain_slots(getattr(self.slots, axis)) for axis in ("position", "query", "key")},
+            "input_ids": [list(map(int, ids)) for ids in self.input_ids],
+            "saved": {name: value for name, value in self.saved.items() if not isinstance(value, Tensor)},
+            "model": {
+                "name": self.about.name, "num_layers": self.about.num_layers, "num_heads": self.about.num_heads,
+                "num_kv_heads": self.about.num_kv_heads,
+                "digest": self.about.digest or (None if model is None else model.digest()),
+            },
+        }  # fmt: skip
+        try:
+            text = json.dumps(manifest, sort_keys=True, ensure_ascii=False)
+        except TypeError as error:
+            raise InterpError(f"save: a batch saver kept what is neither text nor numbers ({error}).") from None
+        write_tensors(path, {name: held[name] for name in first.values()}, {_KEY: text})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ExtractionResult:
+        """Read what `save` wrote.
+
+        Raises:
+            InterpError: no such file, or one that holds something else.
+        """
+        found, header = read_tensors(path)
+        manifest = json.loads(header.get(_KEY, "{}"))
+        if (manifest.get("kind"), manifest.get("version")) != (_KIND, _VERSION):
+            raise InterpError(f"{str(path)!r}: expected a {_KIND} (version {_VERSION}), found {manifest.get('kind')}.")
+        held = {name: found[manifest["same"].get(name, name)] for name in manifest["order"]}
+        parts: dict[str, dict[str, Tensor]] = {"tensor": {}, "mean": {}, "count": {}, "saved": {}}
+        for name, value in held.items():
+            part, _, rest = name.partition(":")
+            parts[part][rest] = value
+        about = CachedModel(**manifest["model"])
+        sizes = (about.num_layers, about.num_heads, about.num_kv_heads)
+        return cls(
+            tensors=parts["tensor"],
+            means=parts["mean"],
+            counts=parts["count"],
+            slots=BatchSlots(**{axis: _slots_from(slots) for axis, slots in manifest["slots"].items()}),
+            input_ids=manifest["input_ids"],
+            saved={**manifest["saved"], **parts["saved"]},
+            about=about,
+            extraction=resolve_name("interp.activations.extraction:Extraction.from_dict")(manifest["extraction"]),
+            taken=[one for name in manifest["taken"] for one in named(name, *sizes)],
+        )
+
+
+_KEY, _KIND, _VERSION = "interpipe", "ExtractionResult", 1
+
+
+def _plain_slots(slots: TokenSlots) -> dict[str, Any]:
+    return {"names": slots.names, "tokens": slots.tokens, "widths": slots.widths}
+
+
+def _slots_from(given: Mapping[str, Any]) -> TokenSlots:
+    tokens = tuple(tuple(tuple(at) for at in row) for row in given["tokens"])
+    return TokenSlots(tuple(map(Position.parse, given["names"])), tokens, tuple(given["widths"]))
+
 
 def aligned(value: Tensor, axes: Sequence[str], given: BatchSlots, wider: BatchSlots, fill: float) -> Tensor:
     """A value of one batch with as many slots as all batches have.
@@ -224,21 +309,20 @@ class Gathered:
     def tensors(self) -> dict[str, Tensor]:
         """Each thing of all examples; what was one tensor in every batch is one here. It can be asked for once."""
         whole = BatchSlots.together(self.slots)
-        known: dict[tuple[int, ...], Tensor] = {}
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for name, pieces in self.pieces.items():
+            groups.setdefault(tuple(map(id, pieces)), []).append(name)
         found: dict[str, Tensor] = {}
-        same = {name: tuple(map(id, pieces)) for name, pieces in self.pieces.items()}
-        held = list(self.pieces.values())  # so that no id is given anew
-        for name in list(self.pieces):
-            if same[name] not in known:
-                fill = -1 if name == "input_ids" else torch.nan
-                parts = [
-                    aligned(piece, self.axes[name], slots, whole, fill)
-                    for piece, slots in zip(self.pieces[name], self.slots, strict=True)
-                ]
-                known[same[name]] = parts[0] if len(parts) == 1 else torch.cat(parts)
-            found[name] = known[same[name]]
-        del held
-        return found
+        order = list(self.pieces)
+        for names in groups.values():
+            pieces = self.pieces[names[0]]
+            for name in names:  # so that they are gone with the tensor that they make
+                del self.pieces[name]
+            fill = -1 if names == ["input_ids"] else torch.nan
+            axes = self.axes[names[0]]
+            parts = [aligned(piece, axes, slots, whole, fill) for piece, slots in zip(pieces, self.slots, strict=True)]
+            found |= dict.fromkeys(names, parts[0] if len(parts) == 1 else torch.cat(parts))
+        return {name: found[name] for name in order}
 
     def means(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """The means over examples."""

@@ -42,9 +42,13 @@ class SlotColumns:
         self.columns = one.batch.columns(table).clamp(min=0)
         self.members = slots.members
         self.even = bool((self.columns == self.columns[:1]).all())
+        width = self.columns.shape[1]
+        self._whole = width if self.even and self.columns[0].tolist() == list(range(width)) else -1
 
     def at(self, value: Tensor, axis: int) -> Tensor:
-        """Of a value, what is at the slots along an axis; at slots that a row lacks, anything."""
+        """Of a value, what is at the slots along an axis (it, where that is all); anything where a row lacks one."""
+        if self._whole == value.shape[axis]:
+            return value
         columns = self.columns.to(value.device)
         if self.even:
             return value.index_select(axis, columns[0])
@@ -97,7 +101,7 @@ class LayerMaps:
         self.keeper, self.model, self.layer, self.axes = keeper, model, layer, axes
         self.wanted: list[Extracted] = []
         self._norms: Tensor | None = None  # (row, head, key)
-        self._seen: Tensor | None = None  # (row, head, query, key), the weight of uniform attention
+        self._seen: Tensor | None = None  # (row, head or 1, query, key), the weight of uniform attention
 
     def steps(self) -> list[tuple[Site, Callable[[Tensor], None]]]:
         """What is done with what is at each site, `v` first."""
@@ -133,9 +137,8 @@ class LayerMaps:
         if heads:
             at = self.axes["position"]
             own = at.at(value, 2)  # row, key-value head, slot, width
-            projected = torch.stack(
-                [own[:, head // group] @ matrices[head] for head in heads], 2
-            )  # row, slot, head, hidden
+            each = [own[:, head // group] @ matrices[head] for head in heads]
+            projected = torch.stack(each, 2)  # row, slot, head, hidden
             projected = projected.masked_fill(~at.along(projected, 1), torch.nan)
             for what in self.wanted:
                 if what.kind == "projected_value":
@@ -153,6 +156,8 @@ class LayerMaps:
             rows = self.axes["query"].at(_of_heads(value, heads), 2)
             # What hides a key is the least number of the model's dtype, or minus infinity.
             seen = rows > torch.finfo(self.model.dtype).min / 2
+            if bool((seen == seen[:, :1]).all()):  # as a rule a mask is of all heads
+                seen = seen[:, :1]
             weight = seen.float() / seen.sum(-1, keepdim=True).clamp(min=1)
             self._seen = self.axes["key"].at(weight, 3)
         self._plain("scores", value)
@@ -161,14 +166,21 @@ class LayerMaps:
         heads = self._heads(lambda other: other == kind, value.shape[1])
         if heads:
             taken = self._at(value, heads)
+            if taken.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
+                taken = taken.clone()  # the model's own, which others may change
             for what in self.wanted:
                 if what.kind == kind:
                     self._keep(what, taken, heads, 1)
 
     def _at(self, value: Tensor, heads: Sequence[int]) -> Tensor:
-        """(row, head, query, key) at the slots, NaN where a row lacks one."""
+        """(row, head, query, key) at the slots, NaN where a row lacks one; the value itself where that is all."""
         taken = self.axes["key"].at(self.axes["query"].at(_of_heads(value, heads), 2), 3)
-        return taken.masked_fill(~self._there(taken), torch.nan)
+        return taken.masked_fill(~self._there(taken), torch.nan) if self._lacks else taken
+
+    @property
+    def _lacks(self) -> bool:
+        """Whether a row lacks a slot."""
+        return not bool(self.axes["query"].there.all() and self.axes["key"].there.all())
 
     def _there(self, value: Tensor) -> Tensor:
         return self.axes["query"].along(value, 2) & self.axes["key"].along(value, 3)
@@ -207,13 +219,15 @@ class LayerMaps:
         if statistic == "mean":
             return sums / self._sums(torch.ones_like(weights[:, :1]))
         assert self._seen is not None
-        uniform = self._seen[:, [ratio_heads.index(head) if head in ratio_heads else 0 for head in heads]]
+        uniform = self._seen
+        if uniform.shape[1] > 1:
+            uniform = uniform[:, [ratio_heads.index(head) if head in ratio_heads else 0 for head in heads]]
         uniform = uniform.to(weights) if norms is None else uniform.to(weights) * norms[:, :, None]
         return sums / self._sums(uniform)
 
     def _sums(self, value: Tensor) -> Tensor:
         """(row, head, query name, key name), the sum of each block over the slots that are there."""
-        there = torch.where(self._there(value), value, 0)
+        there = torch.where(self._there(value), value, 0) if self._lacks else value
         return self.axes["query"].members.to(value).T @ there @ self.axes["key"].members.to(value)
 
 
@@ -233,9 +247,8 @@ def _output_weight(model: StandardizedTransformer, layer: int, width: int) -> Te
     if type(module) is Conv1D:
         return module.weight.detach().unflatten(0, (-1, width))
     rows = torch.eye(place.z.num_heads * width, dtype=model.dtype, device=model.device)[None]
-    return (
-        (place.projection(rows) - place.projection(torch.zeros_like(rows[:, :1])))[0].detach().unflatten(0, (-1, width))
-    )
+    matrix = place.projection(rows) - place.projection(torch.zeros_like(rows[:, :1]))  # without its bias
+    return matrix[0].detach().unflatten(0, (-1, width))
 
 
 def check_values_add_up(model: StandardizedTransformer, layers: Sequence[int]) -> None:

@@ -13,5 +13,14 @@ from interp.compat.easyroutine.extraction_config import ExtractionConfig, Hooked
 from interp.compat.easyroutine.hooked_model import HookedModel
 from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.compat.easyroutine.later_interventions import Intervention
+from interp.compat.easyroutine.saved_caches import ActivationLoader, ActivationSaver
 
-__all__ = ["ActivationCache", "ExtractionConfig", "HookedModel", "HookedModelConfig", "Intervention"]
+__all__ = [
+    "ActivationCache",
+    "ActivationLoader",
+    "ActivationSaver",
+    "ExtractionConfig",
+    "HookedModel",
+    "HookedModelConfig",
+    "Intervention",
+]

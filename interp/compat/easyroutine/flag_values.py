@@ -18,7 +18,8 @@ from interp.activations.token_slots import TokenSlots
 from interp.compat.easyroutine.cache_files import ValueWithInfo
 from interp.compat.easyroutine.extraction_config import ExtractionConfig
 from interp.compat.easyroutine.input_batch import InputBatch
-from interp.compat.easyroutine.keyed_cache import ActivationCache, offsets
+from interp.compat.easyroutine.joined_values import offsets
+from interp.compat.easyroutine.keyed_cache import ActivationCache
 from interp.compat.easyroutine.named_positions import Name, named
 from interp.compat.easyroutine.projections import chosen_heads, heads_of, projected, through_output
 from interp.errors import InterpError
@@ -101,14 +102,15 @@ class FlagValues:
         Returns:
             The keys that the flags ask for, with `logits`, `mapping_index` and `token_dict`.
         """
-        slots = self.slots()
-        found = self.plan.run(self.batch.encoded, slots, interventions=self.interventions, batch_size=self.batch_size)
+        slots, plan = self.slots(), self.plan
+        plan.check()
+        found = plan.run(self.batch.encoded, slots, interventions=self.interventions, batch_size=self.batch_size)
         return self.keyed(found, slots, means)
 
     @property
     def plan(self) -> ExtractionPlan:
         """What is taken."""
-        return ExtractionPlan.of(self.model, self._kept(), self._averaged(), False, None, None)
+        return ExtractionPlan(self.model, self._kept(), self._averaged(), False, None, None)
 
     def keyed(self, found: BatchValues, slots: BatchSlots, means: ActivationCache) -> ActivationCache:
         """What was taken, by easyroutine's keys.

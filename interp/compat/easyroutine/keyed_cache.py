@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -13,13 +12,19 @@ import torch
 from torch import Tensor
 
 from interp.compat.easyroutine.cache_files import ValueWithInfo, read_values, write_values
+from interp.compat.easyroutine.joined_values import (
+    Aggregation,
+    Layout,
+    aligned,
+    folded,
+    offsets,
+    size_of,
+    together,
+    widest,
+)
 from interp.errors import InterpError, nearest
 
-__all__ = ["ActivationCache", "Layout", "NoSuchKey", "ValueWithInfo"]
-
-Layout = dict[Any, int]
-"""Names along an axis of positions, in their order -> how many places each has."""
-Aggregation = Callable[..., Any]
+__all__ = ["ActivationCache", "NoSuchKey"]
 
 _PACKED = re.compile(r"(values|keys|queries)_L?(\d+)")
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
@@ -244,7 +249,7 @@ class ActivationCache:
                 (each for begin, each in self.aggregation_strategies.items() if key.startswith(begin)), None
             )
             if function is not None:
-                joined.cache[key] = _folded(function, [part.cache[key] for part in parts], begins=parts is caches)
+                joined.cache[key] = folded(function, [part.cache[key] for part in parts], begins=parts is caches)
             elif all(key in part.counts for part in parts):
                 for part in parts:
                     layouts = part.layouts.get(key, {})
@@ -260,20 +265,20 @@ class ActivationCache:
     def _join(joined: ActivationCache, key: str, parts: Sequence[ActivationCache]) -> None:
         values = [part.cache[key] for part in parts]
         if key == "mapping_index":
-            joined.cache[key] = offsets(_widest([{n: len(at) for n, at in value.items()} for value in values]))
+            joined.cache[key] = offsets(widest([{n: len(at) for n, at in value.items()} for value in values]))
         elif key == "metadata":
             joined.cache[key] = values[0]
         elif key == "token_dict":
             joined.cache[key] = [each for value in values for each in (value if isinstance(value, list) else [value])]
         else:
             axes = parts[0].layouts.get(key, {})
-            widest = {axis: _widest([part.layouts.get(key, {}).get(axis, {}) for part in parts]) for axis in axes}
+            wide = {axis: widest([part.layouts.get(key, {}).get(axis, {}) for part in parts]) for axis in axes}
             fills = [part.padding_id for part in parts]
-            aligned = [
-                _aligned(part.cache[key], part.layouts.get(key, {}), widest, fill)
+            own = [
+                aligned(part.cache[key], part.layouts.get(key, {}), wide, fill)
                 for part, fill in zip(parts, fills, strict=True)
             ]
-            joined.put(key, _together(aligned), *widest.values())
+            joined.put(key, together(own), *wide.values())
 
     def add_to_mean(self, key: str, sums: Tensor, counts: Tensor, *layouts: Layout) -> None:
         """Let more examples count in a running mean.
@@ -287,11 +292,11 @@ class ActivationCache:
         axes = {axis: dict(layout) for axis, layout in enumerate(layouts, 1)}
         if key in self.cache:
             old, before = self.layouts[key], self.counts[key]
-            widest = {axis: _widest([old[axis], axes[axis]]) for axis in axes}
+            wide = {axis: widest([old[axis], axes[axis]]) for axis in axes}
             held = self.cache[key].nan_to_num() * before
-            sums = _aligned(sums, axes, widest, 0, 0.0) + _aligned(held, old, widest, 0, 0.0).to(sums)
-            counts = _aligned(counts, axes, widest, 0, 0.0) + _aligned(before, old, widest, 0, 0.0).to(counts)
-            axes = widest
+            sums = aligned(sums, axes, wide, 0, 0.0) + aligned(held, old, wide, 0, 0.0).to(sums)
+            counts = aligned(counts, axes, wide, 0, 0.0) + aligned(before, old, wide, 0, 0.0).to(counts)
+            axes = wide
         mean = torch.where(counts > 0, sums / counts.clamp(min=1), torch.nan)
         self.put(key, mean, *axes.values())
         self.counts[key] = counts
@@ -328,7 +333,7 @@ class ActivationCache:
         """How much memory a value takes, or all do, as text (`1.25 MB`)."""
         if key is not None and key not in self:
             return "Not present: 0 B"
-        return _shown(_bytes(self.cache if key is None else self[key]))
+        return _shown(size_of(self.cache if key is None else self[key]))
 
     def memory_tree(self, print_tree: bool = False, grouped_tree: bool = False) -> dict[str, str]:
         """How much memory each value takes.
@@ -339,8 +344,8 @@ class ActivationCache:
         """
         groups: dict[str, list[int]] = {}
         for key, value in self.cache.items():
-            if _bytes(value):
-                groups.setdefault(_LAYER.sub("", key).rstrip("_") if grouped_tree else key, []).append(_bytes(value))
+            if size_of(value):
+                groups.setdefault(_LAYER.sub("", key).rstrip("_") if grouped_tree else key, []).append(size_of(value))
         tree = {
             name: _shown(sum(sizes)) + (f" ({len(sizes)} items)" if len(sizes) > 1 else "")
             for name, sizes in groups.items()
@@ -374,69 +379,6 @@ class ActivationCache:
         return made
 
 
-def offsets(widths: Layout) -> dict[Any, list[int]]:
-    """Where along an axis the places of each name are."""
-    found, start = {}, 0
-    for name, width in widths.items():
-        found[name] = list(range(start, start + width))
-        start += width
-    return found
-
-
-def _widest(layouts: Sequence[Layout]) -> Layout:
-    found: Layout = {}
-    for layout in layouts:
-        for name, width in layout.items():
-            found[name] = max(width, found.get(name, 0))
-    return found
-
-
-def _aligned(
-    value: Any, old: Mapping[int, Layout], new: Mapping[int, Layout], padding_id: int, fill: float = torch.nan
-) -> Any:
-    """A value with its axes of positions as others need them."""
-    if isinstance(value, dict):
-        return {name: _aligned(each, old, new, padding_id, fill) for name, each in value.items()}
-    if not isinstance(value, Tensor):
-        return value
-    for axis, layout in new.items():
-        had = old.get(axis, {})
-        if had == layout:
-            continue
-        pieces = dict(zip(had, value.split(list(had.values()), dim=axis), strict=True))
-        parts = []
-        for name, width in layout.items():
-            piece = pieces.get(name, value.narrow(axis, 0, 0))
-            shape = [*piece.shape]
-            shape[axis] = width - piece.shape[axis]
-            parts += [piece, value.new_full(shape, fill if value.is_floating_point() else padding_id)]
-        value = torch.cat(parts, dim=axis)
-    return value
-
-
-def _folded(function: Aggregation, values: Sequence[Any], *, begins: bool) -> Any:
-    """What a function of the user's makes of values, one after the other."""
-    takes_two = len(inspect.signature(function).parameters) > 1
-    held = function(None, values[0]) if begins and takes_two else values[0]
-    for value in values[1:]:
-        held = function(held, value) if takes_two else function([held, value])
-    return held
-
-
-def _together(values: list[Any]) -> Any:
-    """Values of several batches as one."""
-    if all(isinstance(value, Tensor) for value in values):
-        rows = [value.reshape(1) if value.dim() == 0 else value for value in values]
-        if len({row.shape[1:] for row in rows}) == 1:
-            joined = torch.cat([row.to(rows[0].device) for row in rows])
-            infos = {value.info() for value in values if isinstance(value, ValueWithInfo)}
-            return ValueWithInfo.of(joined, infos.pop()) if len(infos) == 1 else joined
-        return list(values)
-    if all(isinstance(value, dict) and value.keys() == values[0].keys() for value in values):
-        return {name: _together([value[name] for value in values]) for name in values[0]}
-    return [each for value in values for each in (value if isinstance(value, list | tuple) else [value])]
-
-
 def _moved(value: Any, device: str | torch.device) -> Any:
     if isinstance(value, ValueWithInfo):
         return ValueWithInfo.of(value.value().to(device), value.info())
@@ -445,14 +387,6 @@ def _moved(value: Any, device: str | torch.device) -> Any:
     if isinstance(value, dict):
         return {name: _moved(each, device) for name, each in value.items()}
     return [_moved(each, device) for each in value] if isinstance(value, list) else value
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.element_size() * value.nelement()
-    if isinstance(value, dict):
-        return sum(map(_bytes, value.values()))
-    return sum(map(_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _shown(size: float) -> str:

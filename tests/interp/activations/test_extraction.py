@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from interp import StandardizedTransformer
-from interp.activations import Extraction, Hook
+from interp.activations import Extraction, ExtractionResult
 from interp.errors import InterpError
 from interp.interventions import Intervention
 from interp.prompts import Prompt
 from tests.families import build as build_family
 from tests.interp.activations.plain_extraction import by_hand, visible
-from tests.interp.reference import wrapped
+from tests.interp.reference import plain, wrapped
+from tests.made import LiveBytes
 from tests.tiny import tiny_tokenizer
 
 RAGGED = [[1, 17, 250, 33, 94, 301, 7, 12, 44], [1, 88, 5], [1, 260, 71, 12, 9]]
@@ -39,7 +40,8 @@ def test_what_is_taken_is_what_plain_transformers_computes(case: str) -> None:
     )
     model = wrapped(case)
     result = extraction.run(model, RAGGED, progress=False)
-    close(_relative(result, "right", extraction, model), _relative(result, None, extraction, model))
+    close(numbers(result), one_by_one(result, model))
+    close(numbers(result), numbers(extraction.run(model, [RAGGED], progress=False, padding_side="right")))
     assert result.positions == [[8, 0, 1, 1, 2], [2, 0, 1, 1, 2], [4, 0, 1, 1, 2]]
     assert result.tokens("last") == [[8], [2], [4]] and result.input_ids == RAGGED
     for row, ids in enumerate(RAGGED):
@@ -82,21 +84,21 @@ def test_what_is_taken_is_what_plain_transformers_computes(case: str) -> None:
                 close(result["value_weighted_mean.0.h2"][row, i, j], weighted[0][2][of][:, to].mean())
 
 
-def _relative(result: Any, side: Any, extraction: Extraction, model: StandardizedTransformer) -> Tensor:
-    """All numbers as one vector; of the same prompts in batches of one, or padded on another side."""
-    if side is None:
-        parts = [extraction.run(model, [ids], progress=False) for ids in RAGGED]
-        rows = []
-        for name in result:
-            whole = result[name].clone()
-            for row, part in enumerate(parts):
-                slot = whole[row].fill_(-1 if name == "input_ids" else torch.nan)
-                slot[tuple(slice(n) for n in part[name].shape[1:])] = part[name][0]
-            rows.append(whole.flatten().float())
-    else:
-        other = extraction.run(model, [RAGGED], progress=False, padding_side=side)
-        rows = [other[name].flatten().float() for name in result]
-    return torch.cat(rows).nan_to_num(-7.0)
+def numbers(result: ExtractionResult) -> Tensor:
+    """All numbers of a result as one vector."""
+    return torch.cat([result[name].flatten().float() for name in result]).nan_to_num(-7.0)
+
+
+def one_by_one(result: ExtractionResult, model: StandardizedTransformer) -> Tensor:
+    """The same of batches of one prompt, laid out as the batch is."""
+    parts = [result.extraction.run(model, [ids], progress=False) for ids in RAGGED]
+    vectors = []
+    for name in result:
+        whole = torch.full_like(result[name], -1 if name == "input_ids" else torch.nan)
+        for row, part in enumerate(parts):
+            whole[row][tuple(slice(count) for count in part[name].shape[1:])] = part[name][0]
+        vectors.append(whole.flatten().float())
+    return torch.cat(vectors).nan_to_num(-7.0)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -199,7 +201,7 @@ def test_interventions_and_hooks_act_first_and_hooks_are_gone_after_an_exception
 
     with pytest.raises(ValueError, match="here"), model.hooks([("mlp_out.1", breaks)]):
         extraction.run(model, RAGGED, progress=False)
-    assert not model.list_hooks() and Hook is not None
+    assert not model.list_hooks()
     close(extraction.run(model, RAGGED, progress=False)["logits"], plain["logits"])
 
 
@@ -216,6 +218,23 @@ def test_a_pass_ends_with_what_is_taken_last() -> None:
         for hook in hooks:
             hook.remove()
     assert ran == [0]  # layer 1 was left in its attention
+
+
+def test_memory_is_that_of_one_layer_and_of_what_is_kept() -> None:
+    model = wrapped("llama")
+    prompts = [[[1, 5] * 40] * 16]
+    peaks = {}
+    for sites in ("pattern_mean.3", "pattern_mean.* pattern_sum.*", "resid_post.3", "resid_post.* z.* logits"):
+        extraction = Extraction(sites, "all" if "pattern" in sites else "last", keys="all")
+        extraction.run(model, prompts, progress=False)  # what is tried once
+        with LiveBytes() as live:
+            extraction.run(model, prompts, progress=False)
+        peaks[sites] = live.peak
+    with LiveBytes() as bare, torch.no_grad():
+        plain("llama")(input_ids=torch.tensor(prompts[0]), use_cache=False)
+    assert peaks["pattern_mean.* pattern_sum.*"] < 1.3 * peaks["pattern_mean.3"]
+    assert peaks["resid_post.3"] < bare.peak  # the head was not run
+    assert peaks["resid_post.* z.* logits"] < 1.2 * bare.peak  # at all positions they are another 1.5
 
 
 def test_what_cannot_be_extracted_is_refused() -> None:

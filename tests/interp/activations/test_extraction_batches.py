@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -160,3 +161,31 @@ def test_a_result_is_a_cache_of_its_sites(expected: ExtractionResult) -> None:
     averaged = Extraction("resid_post.1", mean_over_positions=True).run(wrapped("llama"), TEXTS, progress=False)
     with pytest.raises(InterpError, match="no activation of a token"):
         _ = averaged.cache
+
+
+def test_a_result_is_saved(tmp_path: Path) -> None:
+    model = wrapped("llama")
+    extraction = Extraction(
+        "resid_post.0 resid_pre.1 pattern_sum.1.h2 last_norm input_ids", "last all", means="pattern.1", keys="first"
+    )
+    result = extraction.run(
+        model, rows(), progress=False, batch_saver=lambda batch: {"at": torch.tensor(batch["label"]), **batch}
+    )
+    assert result["resid_pre.1"] is result["resid_post.0"]
+    result.save(tmp_path / "result.safetensors")
+    again = ExtractionResult.load(tmp_path / "result.safetensors")
+    assert again.extraction == extraction and again.input_ids == result.input_ids and list(again) == list(result)
+    assert again.saved["label"] == [0, 1, 2, 3] and again.saved["at"].tolist() == [0, 1, 2, 3]
+    assert again.tokens("all") == result.tokens("all") and again.labels("position") == result.labels("position")
+    assert again.about.digest == model.digest() and again["resid_pre.1"] is again["resid_post.0"]
+    for name in result:
+        torch.testing.assert_close(again[name], result[name], rtol=0, atol=0, equal_nan=True)
+        assert again.axes(name) == result.axes(name)
+    torch.testing.assert_close(again.means["pattern.1"], result.means["pattern.1"], rtol=0, atol=0)
+    assert torch.equal(again.counts["pattern.1"], result.counts["pattern.1"])
+    saver = extraction.run(model, rows(), progress=False, batch_saver=lambda batch: {"of": [object()] * 4})
+    with pytest.raises(InterpError, match="neither text nor numbers"):
+        saver.save(tmp_path / "other.safetensors")
+    result.cache.save(tmp_path / "cache.safetensors")
+    with pytest.raises(InterpError, match="expected a ExtractionResult"):
+        ExtractionResult.load(tmp_path / "cache.safetensors")
