@@ -25,7 +25,7 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["LayerMaps", "SlotColumns", "accumulating", "check_values_add_up"]
+__all__ = ["LayerMaps", "SlotColumns", "accumulating", "check_values_add_up", "output_weight"]
 
 
 class SlotColumns:
@@ -131,7 +131,7 @@ class LayerMaps:
 
     def _values(self, value: Tensor) -> None:
         """Values through the output projection: (row, key-value head, position, width)."""
-        matrices = _output_weight(self.model, self.layer, value.shape[-1])  # head, width, hidden
+        matrices = output_weight(self.model, self.layer, value.shape[-1])  # head, width, hidden
         group = len(matrices) // value.shape[1]
         heads = self._heads(lambda kind: kind == "projected_value", len(matrices))
         if heads:
@@ -238,7 +238,7 @@ def _of_heads(value: Tensor, heads: Sequence[int]) -> Tensor:
     return value.index_select(1, torch.tensor(heads, device="cpu").to(value.device))
 
 
-def _output_weight(model: StandardizedTransformer, layer: int, width: int) -> Tensor:
+def output_weight(model: StandardizedTransformer, layer: int, width: int) -> Tensor:
     """(head, width, hidden), the matrix of an output projection, by heads of so many numbers."""
     place = head_out_place(model, layer, f"head_out.{layer}")
     module = place.projection._module

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from interp import passes
 from interp.errors import InterpError
 from interp.matmul import faster_products
+from interp.model.fed import first_position
 from interp.model.verdicts import off_by, sample_ids, verdict
 from interp.passes import check_not_open
 from interp.sites import Site
@@ -139,7 +140,8 @@ def _forward(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicCa
     keywords: dict[str, Any] = {"input_ids": input_ids, "past_key_values": cache, "use_cache": True}
     keywords["attention_mask"] = torch.ones(rows, start + length, dtype=torch.long, device=device)
     if model.takes_position_ids:
-        keywords["position_ids"] = torch.arange(start, start + length, device=device).expand(rows, length)
+        positions = torch.arange(start, start + length, device=device) + first_position(model)
+        keywords["position_ids"] = positions.expand(rows, length)
     model._module(**keywords)
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from interp.architectures import vision_layout
 from interp.batching import left_padded
 from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["Fed", "check_fed", "is_fake", "position_limit", "whole_inputs"]
+__all__ = ["Fed", "check_fed", "first_position", "is_fake", "position_limit", "whole_inputs"]
 
 
 def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], name: str, more: int = 0) -> None:
@@ -162,4 +163,12 @@ def whole_inputs(model: StandardizedTransformer, input_ids: Sequence[Sequence[in
         del inputs["attention_mask"]
     if not model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
         del inputs["position_ids"]
+    else:
+        inputs["position_ids"] += first_position(model)
     return inputs
+
+
+def first_position(model: StandardizedTransformer) -> int:
+    """The number of a prompt's first position, 0 but in a few families."""
+    layout = vision_layout(model._module.config)
+    return 0 if layout is None else layout.first_position

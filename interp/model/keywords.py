@@ -43,7 +43,7 @@ def check_keywords(model: StandardizedTransformer, fn: Any, given: Mapping[str, 
         names |= set(keywords)
     if not names:
         return
-    known = _taken(type(model._module).forward) | _taken(type(model.tokenizer).__call__) | _SHARED
+    known = _taken(type(model._module).forward) | _taken(type(model.tokenizer).__call__) | _SHARED | {"images"}
     for name in sorted(names - known):
         near = get_close_matches(name, known, n=1, cutoff=0.6)
         advice = f" Did you mean {near[0]!r}?" if near else ""

@@ -24,6 +24,7 @@ from interp.model.digest import model_digest
 from interp.model.fed import Fed, position_limit
 from interp.model.following import RESERVED, Given, ModuleTree, follow
 from interp.model.head import ReadoutParts, Tail, plain_head
+from interp.model.image_inputs import has_images, inputs_of_invokes, rows_of
 from interp.model.keywords import check_inputs, check_keywords, check_prompts
 from interp.model.loading import (
     check_options,
@@ -369,9 +370,14 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
                 self.attention_access.release()
                 self.trace_memory.values.clear()
 
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        return rows_of(inputs, kwargs) if has_images(inputs, kwargs) else super()._batch_size(*inputs, **kwargs)
+
     def _batch(self, invokes: list[Any], fn: Any) -> Any:
         for given, _ in invokes:
             check_prompts(given)
+        if any(has_images(given, named) for given, named in invokes):
+            return (), inputs_of_invokes(self, invokes, generates=getattr(fn, "__name__", None) == "generate")
         # nnsight makes masks and positions on torch's default device, which need not be where the prompts are.
         with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
             return TransformersModel._batch(self, invokes, fn)

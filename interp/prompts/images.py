@@ -30,6 +30,7 @@ __all__ = [
     "image_markers",
     "image_spans",
     "media_inputs",
+    "media_of",
     "opened",
     "with_images",
 ]
@@ -40,6 +41,8 @@ _OWN = {"input_ids", "attention_mask", "labels", "offset_mapping", "special_toke
 IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
 # Families whose processor writes the placeholders itself, before the text.
 _BEFORE_TEXT = ("PaliGemma",)
+# In these the prompt of an image is looked at from both sides (0); what is written behind it, and other text, is not.
+_OF_TEXT = {"token_type_ids": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +53,14 @@ class Media:
         inputs: name -> tensor, as the processor gives it for a batch of this prompt alone (`pixel_values`, ...).
         by_token: name -> a number for each token (`token_type_ids`, `mm_token_type_ids`).
         by_row: the tensors have an axis of one for the prompt; else their first axis is one of images or patches.
+        of_text: name -> the number of a token of text that no image stands before, or that is written behind; 0 for
+            names that are not here.
     """
 
     inputs: Mapping[str, Tensor]
     by_token: Mapping[str, list[int]] = field(default_factory=dict)
     by_row: bool = False
+    of_text: Mapping[str, int] = field(default_factory=dict)
 
 
 # Given beside prompts -------------------------------------------------------------------------------------------------
@@ -184,7 +190,7 @@ def encode_with_images(
         if name in feeds and name not in _OWN and tuple(getattr(value, "shape", ())) == (1, len(added))
     }
     inputs = {name: value for name, value in given.items() if name in feeds and name not in {*_OWN, *by_token}}
-    media = Media(inputs, by_token, type(processor).__name__.startswith(IMAGES_BY_ROW))
+    media = media_of(processor, inputs, by_token)
     ids: list[int] = given["input_ids"][0, :kept].tolist()
     offsets: list[tuple[int, int]] = [(start, stop) for start, stop in given["offset_mapping"][0, :kept].tolist()]
     replaced = given["text_replacement_offsets"][0]
@@ -201,6 +207,17 @@ def encode_with_images(
             raise InterpError(f"span {name!r}: the tokenizer gives its characters no token of their own.")
         spans[name], characters[name] = (tokens[0], tokens[-1] + 1), (start, stop)
     return Encoded(ids, spans, characters, media)
+
+
+def media_of(processor: ProcessorMixin, inputs: Mapping[str, Tensor], by_token: Mapping[str, list[int]]) -> Media:
+    """What a family's processor gave for one prompt, and how a batch of such is made.
+
+    Arguments:
+        processor: the model's.
+        inputs, by_token: as of `Media`.
+    """
+    kind = type(processor).__name__
+    return Media(inputs, by_token, kind.startswith(IMAGES_BY_ROW), _OF_TEXT if kind.startswith(_BEFORE_TEXT) else {})
 
 
 def _placed(processor: ProcessorMixin, prompt: Prompt) -> tuple[str, int]:
@@ -316,21 +333,24 @@ def image_spans(
 # Batches --------------------------------------------------------------------------------------------------------------
 
 
-def media_inputs(media: Sequence[Media]) -> dict[str, Tensor]:
+def media_inputs(media: Sequence[Media | None]) -> dict[str, Tensor]:
     """The inputs of a batch beside those that have a number for each token.
 
     Arguments:
-        media: of each row.
+        media: of each row; None: it has no image. At least one has.
 
     Returns:
         Name -> tensor; where rows or images differ in size, zero behind the smaller ones.
     """
     import torch
 
+    some = [one for one in media if one is not None]
     joined: dict[str, Tensor] = {}
-    for name in media[0].inputs:
-        parts = [one.inputs[name] for one in media]
-        sizes = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
+    for name, first in some[0].inputs.items():
+        parts = [one.inputs[name] for one in some]
+        if some[0].by_row:  # images of zeros are none
+            parts = [torch.zeros_like(first) if one is None else one.inputs[name] for one in media]
+        sizes = [max(part.shape[axis] for part in parts) for axis in range(1, first.dim())]
         padded = []
         for part in parts:
             more = [pair for axis, size in reversed(list(enumerate(sizes, 1))) for pair in (0, size - part.shape[axis])]
@@ -339,11 +359,11 @@ def media_inputs(media: Sequence[Media]) -> dict[str, Tensor]:
     return joined
 
 
-def by_token(media: Sequence[Media], width: int, before: Sequence[int]) -> dict[str, Tensor]:
-    """The inputs of a batch that have a number for each token, zero at padding.
+def by_token(media: Sequence[Media | None], width: int, before: Sequence[int]) -> dict[str, Tensor]:
+    """The inputs of a batch that have a number for each token, zero at padding and in rows without images.
 
     Arguments:
-        media: of each row.
+        media: of each row; None: it has no image. At least one has.
         width: columns of the batch.
         before: columns of padding before each row.
 
@@ -353,9 +373,13 @@ def by_token(media: Sequence[Media], width: int, before: Sequence[int]) -> dict[
     import torch
 
     filled: dict[str, Tensor] = {}
-    for name in media[0].by_token:
+    some = next(one for one in media if one is not None)
+    for name in some.by_token:
         rows = torch.zeros(len(media), width, dtype=torch.long, device="cpu")
         for row, (one, start) in enumerate(zip(media, before, strict=True)):
+            if one is None:
+                rows[row] = some.of_text.get(name, 0)
+                continue
             numbers = torch.tensor(one.by_token[name][:width], device="cpu")
             rows[row, start : start + len(numbers)] = numbers
         filled[name] = rows

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.model.processor import image_feeds
-from interp.prompts import Encoded, Media
-from interp.prompts.images import IMAGES_BY_ROW, image_markers, image_spans
+from interp.prompts import Encoded
+from interp.prompts.images import IMAGES_BY_ROW, image_markers, image_spans, media_of
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -61,7 +61,10 @@ def encoded_rows(model: StandardizedTransformer, inputs: Mapping[str, Any]) -> l
     by_token = {name: value for name, value in beside.items() if value.shape == ids.shape}
     whole = {name: value for name, value in beside.items() if name not in by_token}
     rows: list[list[int]] = [row[own].tolist() for row, own in zip(ids.cpu(), mask, strict=True)]
-    find = _Images(model, rows, whole)
+    processor = model.processor
+    if processor is None:
+        raise InterpError("inputs: pixel_values, but the model was loaded without its processor.")
+    find = _Images(model, processor, rows, whole)
     shares = _shares(model, whole, [len(one) for one in find.blocks], find.tokens)
     found = []
     for index, row in enumerate(rows):
@@ -76,7 +79,7 @@ def encoded_rows(model: StandardizedTransformer, inputs: Mapping[str, Any]) -> l
             find.markers,
         )
         numbers = {name: value[index].cpu()[mask[index]].tolist() for name, value in by_token.items()}
-        found.append(Encoded(row, spans, {}, Media(shares[index], numbers, find.by_row)))
+        found.append(Encoded(row, spans, {}, media_of(processor, shares[index], numbers)))
     return found
 
 
@@ -86,22 +89,21 @@ class _Images:
     Attributes:
         token: the id in whose place the model puts what it sees.
         markers: ids that stand before and behind an image.
-        by_row: each row has its images along an axis of the pixels.
         tokens: of each row, how many stand for images.
         blocks: of each row, the images as (first token, one past the last), with what stands between their rows.
     """
 
     def __init__(
-        self, model: StandardizedTransformer, rows: Sequence[Sequence[int]], whole: Mapping[str, Tensor]
+        self,
+        model: StandardizedTransformer,
+        processor: Any,
+        rows: Sequence[Sequence[int]],
+        whole: Mapping[str, Tensor],
     ) -> None:
-        processor: Any = model.processor
-        if processor is None:
-            raise InterpError("inputs: pixel_values, but the model was loaded without its processor.")
         config: Any = model._module.config
         tokenizer = processor.tokenizer
         self.token: int = config.image_token_id
         self.markers = image_markers(processor)
-        self.by_row = type(processor).__name__.startswith(IMAGES_BY_ROW)
         words = tokenizer.get_added_vocab()
         named = {getattr(holder, "image_break_token", None) for holder in (processor, tokenizer)}
         self._between = {number for word, number in words.items() if word in named or _TILE.fullmatch(word)}

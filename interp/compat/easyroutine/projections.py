@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from interp.activations.layer_maps import output_weight
 from interp.architectures import submodule
 from interp.errors import InterpError
 from interp.model.hooks import hooks_aside
@@ -102,11 +103,6 @@ def through_output(model: StandardizedTransformer, layer: int, heads: Sequence[i
     Returns:
         (example, position, head, hidden).
     """
-    place = head_out_place(model, layer, f"head_out.{layer}")
-    module = place.projection._module
-    width = place.z.num_heads * vectors.shape[-1]
     with torch.no_grad(), hooks_aside(model._module):
-        rows = torch.eye(width, dtype=model.dtype, device=vectors.device)[None]
-        weight: Tensor = (module(rows) - module(torch.zeros_like(rows[:, :1])))[0]  # (head and number, hidden)
-    matrices = weight.unflatten(0, (place.z.num_heads, -1))[list(heads)]
-    return torch.einsum("bphn,hnd->bphd", vectors.to(weight.device), matrices)
+        matrices = output_weight(model, layer, vectors.shape[-1])[list(heads)]  # head, width, hidden
+    return torch.einsum("bphn,hnd->bphd", vectors.to(matrices.device), matrices)
