@@ -190,7 +190,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (dict(type="full"), "pattern_L0H0 takes columns, rows, grid"),
     (dict(activation="resid_out_0"), "resid_out_0 takes full"),
     (dict(type="full", activation="values_L12"), "the model has layers 0 to 3"),
-    (dict(type="full", activation="head_values_L0H4"), "the model has heads 0 to 3"),
+    (dict(type="full", activation="head_values_L0H4"), "the layer has heads 0 to 3"),
     (dict(type="full", activation="head_values_0"), "expected e.g. 'head_values_L0H0'"),
     (dict(type="full", activation="resid_out_L0H1"), "expected e.g. 'resid_out_0'"),
     (dict(type="full", activation="resid_oot_0"), "'resid_oot_0' is not the key.*Did you mean 'resid_out_0'"),
