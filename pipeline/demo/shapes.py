@@ -1,13 +1,13 @@
-"""Draw the embedded images: coloured shapes on a dark ground, with questions about them.
+"""Draw the embedded images: a coloured shape on a dark ground, with a question about each.
 
     python -m pipeline.demo.shapes                # the committed folder, into outputs/shapes
     python -m pipeline.demo.shapes --out DIR      # elsewhere
 
-An image has 32 x 32 pixels and two to four quarters with a shape each, all different, in different colours. A question
-names the shape and asks for its colour, or the other way round, so that who answers has to find the one by the other:
+An image has 32 x 32 pixels and one shape, of any size and in any place. A question asks for its colour or its shape:
+both are to be seen, and the text alone says which is wanted.
 
     <image>
-    What colour is the circle? Answer:      red
+    What colour is it? Answer:      red
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDER = Path(__file__).parent / "shapes"
 """The images, and metadata.jsonl with a question and its answers for each."""
 
 SIDE = 32  # pixels of an image
-QUARTER, SIZE = SIDE // 2, 12  # pixels of a quarter, and of a shape in it
+SIZES = (12, 22)  # pixels of a shape, at least and at most
 FINER = 8  # a shape is drawn so many times larger, for smooth edges
 GROUND = (24, 24, 32)
 COLOURS = {
@@ -46,44 +46,39 @@ class Scene:
     """What an image shows.
 
     Arguments:
-        things: quarter (0 to 3, by rows) -> (shape, colour).
-        shifts: quarter -> (down, right): pixels by which its shape stands off the quarter's corner.
+        shape, colour: of the thing.
+        size: its height and width in pixels.
+        top, left: pixels above it, and beside it.
     """
 
-    things: dict[int, tuple[str, str]]
-    shifts: dict[int, tuple[int, int]]
+    shape: str
+    colour: str
+    size: int
+    top: int
+    left: int
 
-    def colour_of(self, shape: str) -> str:
-        """The colour of its only such shape."""
-        return next(colour for own, colour in self.things.values() if own == shape)
 
-
-def draw_scene(draws: random.Random, fewest: int = 2, most: int = 4) -> Scene:
-    """Draw what an image shows: two to four shapes, or as many as are asked for, each in a colour of its own."""
-    count = draws.randint(fewest, most)
-    quarters = sorted(draws.sample(range(4), count))
-    pairs = zip(draws.sample(SHAPES, count), draws.sample(list(COLOURS), count), strict=True)
-    room = QUARTER - SIZE
-    shifts = {quarter: (draws.randint(0, room), draws.randint(0, room)) for quarter in quarters}
-    return Scene(dict(zip(quarters, pairs, strict=True)), shifts)
+def draw_scene(draws: random.Random) -> Scene:
+    """Draw what an image shows."""
+    size = draws.randint(*SIZES)
+    room = SIDE - size
+    return Scene(
+        draws.choice(SHAPES), draws.choice(list(COLOURS)), size, draws.randint(0, room), draws.randint(0, room)
+    )
 
 
 def draw(scene: Scene) -> NDArray[np.uint8]:
     """The image of a scene, (height, width, 3)."""
     pixels = np.full((SIDE, SIDE, 3), GROUND, dtype=np.float32)
-    for quarter, (shape, colour) in scene.things.items():
-        down, right = scene.shifts[quarter]
-        top, left = QUARTER * (quarter // 2) + down, QUARTER * (quarter % 2) + right
-        covered = _cover(shape)[:, :, None]
-        under = pixels[top : top + SIZE, left : left + SIZE]
-        under += covered * (np.array(COLOURS[colour], dtype=np.float32) - under)
+    under = pixels[scene.top : scene.top + scene.size, scene.left : scene.left + scene.size]
+    under += _cover(scene.shape, scene.size)[:, :, None] * (np.array(COLOURS[scene.colour], dtype=np.float32) - under)
     return pixels.round().astype(np.uint8)
 
 
 @cache
-def _cover(shape: str) -> NDArray[np.float32]:
-    """How much of each pixel a shape covers, (SIZE, SIZE) from 0 to 1."""
-    size = SIZE * FINER
+def _cover(shape: str, pixels: int) -> NDArray[np.float32]:
+    """How much of each pixel a shape covers, (pixels, pixels) from 0 to 1."""
+    size = pixels * FINER
     image = Image.new("L", (size, size))
     pen, last = ImageDraw.Draw(image), size - 1
     if shape in ("circle", "ring"):
@@ -100,14 +95,14 @@ def _cover(shape: str) -> NDArray[np.float32]:
         if shape == "cross":
             pen.rectangle((third, 0, last - third, last), fill=255)
     finer = np.asarray(image, dtype=np.float32) / 255
-    return finer.reshape(SIZE, FINER, SIZE, FINER).mean(axis=(1, 3))
+    return finer.reshape(pixels, FINER, pixels, FINER).mean(axis=(1, 3))
 
 
 def write_folder(folder: Path) -> None:
     """Write the images and metadata.jsonl, as `datasets` reads a folder of images.
 
-    The columns beside `file_name`: `prompt`; `shape`, whose colour it asks for; `answer`, that colour; `other`, that of
-    another shape in the image.
+    The columns beside `file_name`: `prompt`; `asked`, what it asks for, in turns colour and shape; `answer`; and
+    `other`, which is to be seen as well and is not asked for.
 
     Arguments:
         folder: made where it does not exist.
@@ -117,11 +112,13 @@ def write_folder(folder: Path) -> None:
     rows = []
     for number in range(NUM_IMAGES):
         scene = draw_scene(draws)
-        asked, other = draws.sample(list(scene.things.values()), 2)
         name = f"{number:02}.png"
         Image.fromarray(draw(scene)).save(folder / name, optimize=True)
-        prompt = f"<image>\nWhat colour is the {asked[0]}? Answer:"
-        rows.append({"file_name": name, "prompt": prompt, "shape": asked[0], "answer": asked[1], "other": other[1]})
+        asked, answer, other = ("colour", scene.colour, scene.shape)
+        if number % 2:
+            asked, answer, other = ("shape", scene.shape, scene.colour)
+        prompt = f"<image>\nWhat {asked} is it? Answer:"
+        rows.append({"file_name": name, "prompt": prompt, "asked": asked, "answer": answer, "other": other})
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
 

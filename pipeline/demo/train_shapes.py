@@ -5,7 +5,7 @@
 
 It learns three things, each on fresh draws at every step:
 
-* to answer questions about an image (`pipeline.demo.shapes`): the colour of a shape, the shape of a colour;
+* to answer questions about an image (`pipeline.demo.shapes`), for its colour or its shape;
 * to answer them about the first or the second of two images;
 * to repeat a word, without any image, so that a patchscope can ask it to: `red red`, `bar bar`, `pink`.
 """
@@ -64,14 +64,13 @@ class Recipe:
         vision_size, vision_layers: of the vision tower, with as many heads.
         vocab_size: of the tokenizer at most.
         initializer_range: standard deviation of the language model's weights before training.
-        growing: share of the steps after which images have all their shapes; at first they have one.
         seed: of weights and draws.
     """
 
-    steps: int = 1600
+    steps: int = 700
     batch_size: int = 48
     learning_rate: float = 2e-3
-    warmup_steps: int = 100
+    warmup_steps: int = 50
     weight_decay: float = 0.05
     hidden_size: int = 64
     intermediate_size: int = 160
@@ -81,7 +80,6 @@ class Recipe:
     vision_layers: int = 3
     vocab_size: int = 560
     initializer_range: float = 0.1
-    growing: float = 0.4
     seed: int = 0
 
 
@@ -98,25 +96,23 @@ class Questions:
     images: list[NDArray[np.uint8]] = field(default_factory=list)
 
 
-def draw_prompt(draws: random.Random, num_images: int, asked: int, fewest: int = 2, most: int = 4) -> Questions:
+def draw_prompt(draws: random.Random, num_images: int, asked: int) -> Questions:
     """Draw questions about one image or two, all different; without an image, words that are repeated.
 
     Arguments:
         draws: where chance comes from.
         num_images: none, one or two.
         asked: how many questions at most, or how many words.
-        fewest, most: shapes in an image.
     """
     if not num_images:
         words = draws.sample([*COLOURS, *SHAPES], asked)
         parts = [part for word in words for part in (f"\n{word}", f" {word}")]
         return Questions([words[0], *parts[1:]])
-    scenes = [draw_scene(draws, fewest, most) for _ in range(num_images)]
+    scenes = [draw_scene(draws) for _ in range(num_images)]
     possible = []
     for scene, ordinal in zip(scenes, ORDINALS, strict=False):
         where = f" in the {ordinal} image" if num_images > 1 else ""
-        for shape, colour in scene.things.values():
-            possible += [(f"What colour is the {shape}{where}?", colour), (f"What shape is {colour}{where}?", shape)]
+        possible += [(f"What colour is it{where}?", scene.colour), (f"What shape is it{where}?", scene.shape)]
     drawn = draws.sample(possible, min(asked, len(possible)))
     parts = [part for question, answer in drawn for part in (f"\n{question} Answer:", f" {answer}")]
     return Questions(["<image>" * num_images + parts[0], *parts[1:]], [draw(scene) for scene in scenes])
@@ -129,7 +125,7 @@ def make_processor(recipe: Recipe) -> LlavaProcessor:
     bpe.decoder = decoders.ByteLevel()
     words = [*COLOURS, *SHAPES]
     text = [" ".join(words), *words, *(f" {word}" for word in words)]
-    text += ["\nWhat colour is the? Answer: What shape is in the first image? in the second image?"]
+    text += ["\nWhat colour is it? Answer: What shape is it in the first image? in the second image?"]
     bpe.train_from_iterator(
         text * 3,
         trainers.BpeTrainer(
@@ -256,8 +252,7 @@ def train(recipe: Recipe, out: Path) -> dict[str, float]:
     model.train()
     for step in tqdm(range(recipe.steps), disable=not sys.stderr.isatty()):
         num_images, asked = TURNS[step % len(TURNS)]
-        shapes = shapes_at(recipe, step)
-        prompts = [draw_prompt(draws, num_images, asked, *shapes) for _ in range(recipe.batch_size)]
+        prompts = [draw_prompt(draws, num_images, asked) for _ in range(recipe.batch_size)]
         batch, labels = inputs_of(processor, prompts)
         logits = model(**batch).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=NOTHING)
@@ -279,12 +274,6 @@ def train(recipe: Recipe, out: Path) -> dict[str, float]:
     shown = ", ".join(f"{kind} {share:.4f}" for kind, share in accuracy.items())
     print(f"accuracy on fresh questions: {shown}; {seconds:.0f} s; wrote {out}")
     return accuracy
-
-
-def shapes_at(recipe: Recipe, step: int) -> tuple[int, int]:
-    """The fewest and the most shapes in an image at a step: one alone at first, two to four after `growing`."""
-    stage = int(3 * step / (recipe.growing * recipe.steps))
-    return min(1 + stage // 2, 2), min(1 + stage, 4)
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:
@@ -318,8 +307,8 @@ into, and knows nothing else.
 {recipe.hidden_size}, {recipe.heads} heads) |
 | parameters | {model.num_parameters():,}, kept in bfloat16 |
 | tokenizer | byte-level BPE, {model.config.text_config.vocab_size} entries; every colour and shape is one token |
-| data | drawn anew at every step (`pipeline/demo/shapes.py`): {len(COLOURS)} colours, {len(SHAPES)} shapes, two to \
-four in an image; five prompts of eight about one image, two about two, one repeats words |
+| data | drawn anew at every step (`pipeline/demo/shapes.py`): {len(COLOURS)} colours, {len(SHAPES)} shapes, one in \
+an image, of any size and place; five prompts of eight about one image, two about two, one repeats words |
 | training | {recipe.steps} steps of {recipe.batch_size} prompts, AdamW {recipe.learning_rate:g}, weight decay \
 {recipe.weight_decay:g}, cosine decay, seed {recipe.seed}, one thread, {seconds / 60:.0f} minutes |
 | accuracy | of 256 fresh questions about one image {accuracy["one image"]:.4f}, about one of two images \
@@ -329,12 +318,12 @@ A prompt, of one image and of two:
 
 ```
 <image>
-What colour is the circle? Answer:
+What colour is it? Answer:
 ```
 
 ```
 <image><image>
-What shape is red in the second image? Answer:
+What shape is it in the second image? Answer:
 ```
 
 Train it again with `python -m pipeline.demo.train_shapes`.
