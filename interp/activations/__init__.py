@@ -1,4 +1,4 @@
-"""Activations of prompts: caches, extractions, hooks, decompositions; runs with interventions; collecting as they come."""
+"""Activations of prompts: caches, extractions, hooks, decompositions; runs with interventions; collecting of many."""
 
 from interp.activations.activation_cache import ActivationCache
 from interp.activations.cache_blocks import CacheBlocks
