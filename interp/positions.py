@@ -7,7 +7,10 @@
 | `2:5`, `:3`, `-2:` | a slice, the end left out |
 | `random:3`, `random:3@7` | three drawn without replacement, with seed 0 or 7, in ascending order |
 | `query.first`, `query.last`, `query.all`, `query.1`, ... | any of these, within a span that the prompt marks |
-| `image[0].first`, `image[0].last`, `image[0].all` | the tokens of the prompt's first image |
+| `image[0].first`, `image[0].last`, `image[0].all`, ... | the tokens of the prompt's first image; `image.all`: of all |
+| `image[0].begin`, `image[0].end` | the marker before and behind an image, where the family has one |
+| `text.all`, `text.last`, ... | the tokens that stand for no image and mark none |
+| `text.after_image[0]` | those of them behind an image and before the next; `text.after_image[0].first`, ... |
 
 A set of tokens that an attention knock-out blocks (`Block`) is any of these, or
 
@@ -16,6 +19,11 @@ A set of tokens that an attention knock-out blocks (`Block`) is any of these, or
 | `before_query`, `after_query` | all tokens of the prompt before, or after, the span `query` |
 
 Positions count the prompt's own tokens, the beginning-of-text token included and padding left out.
+
+easyroutine's names are read too: `last-2` is `-2`, `all-text` is `text.all`, `all-image` is `image.all`,
+`random-text-3` and `random-image-3` are `text.random:3` and `image.random:3`, `start-image` and `last-image` are
+`image[0].first` and `image[0].last`. `end-image` is `image[0].end` where the family has that marker, else
+`image[0].last`.
 """
 
 from __future__ import annotations
@@ -23,7 +31,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from interp.errors import InterpError, nearest
 
@@ -34,6 +42,17 @@ _INTEGER = re.compile(r"-?\d+")
 _SLICE = re.compile(r"(-?\d+)?:(-?\d+)?")
 _RANDOM = re.compile(r"random:(\d+)(?:@(\d+))?")
 _SPAN = re.compile(r"[A-Za-z_]\w*(\[\d+\])?(\.[A-Za-z_]\w*(\[\d+\])?)*")
+_MARKER = re.compile(r"image\[\d+\]\.(begin|end)")
+_AFTER = re.compile(r"text\.after_image\[\d+\]")
+# easyroutine's names, as this vocabulary spells them.
+_ALIASES = (
+    (re.compile(r"last-(\d+)"), r"-\1"),
+    (re.compile(r"all-(text|image)"), r"\1.all"),
+    (re.compile(r"random-(text|image)"), r"\1.random:1"),
+    (re.compile(r"random-(text|image)-(\d+(?:@\d+)?)"), r"\1.random:\2"),
+    (re.compile(r"start-image"), "image[0].first"),
+    (re.compile(r"last-image"), "image[0].last"),
+)
 _FORMS = (
     "first, last, all, an integer (0, -2), a slice (2:5), random:3 or random:3@SEED, "
     "or one of these in a span (query.last)"
@@ -69,6 +88,7 @@ class Position:
         single: exactly one token, `start`.
         draw: how many tokens to draw at random; None: all of them.
         seed: seed of the draw.
+        instead: the span that counts where a prompt lacks the other.
     """
 
     text: str
@@ -78,6 +98,7 @@ class Position:
     single: bool = False
     draw: int | None = None
     seed: int = 0
+    instead: str | None = None
 
     @classmethod
     def parse(cls, text: str | int) -> Position:
@@ -90,6 +111,15 @@ class Position:
             InterpError: it cannot be read.
         """
         spelling = str(text).strip()
+        if spelling == "end-image":
+            return cls(spelling, "image[0].end", start=-1, single=True, instead="image[0]")
+        for name, meaning in _ALIASES:
+            if match := name.fullmatch(spelling):
+                return replace(cls.parse(match.expand(meaning)), text=spelling)
+        if _MARKER.fullmatch(spelling):
+            return cls(spelling, spelling, start=0, single=True)
+        if _AFTER.fullmatch(spelling):
+            return cls(spelling, spelling)
         span, dot, selection = spelling.rpartition(".")
         span_name = span if dot else None
         if span_name is not None and not _SPAN.fullmatch(span_name):
@@ -164,11 +194,12 @@ class Position:
     def _places(self, length: int, spans: Mapping[str, Span]) -> tuple[Sequence[int], str]:
         """The tokens that it counts within, and what messages call them."""
         name = self.span_name
-        if name is None:
+        if self.instead is not None and name not in spans:
+            name = self.instead
+        if name is None or (name == "text" and not {"text", "image"} & spans.keys()):
             return range(length), "the prompt"
         if name not in spans:
-            known = nearest(name, spans) if spans else " It marks none."
-            raise InterpError(f"position {self.text!r}: the prompt has no span {name!r}.{known}")
+            raise InterpError(f"position {self.text!r}: {_no_span(name, spans)}")
         span = spans[name]
         if isinstance(span, TokenSet):
             first, last, places = span.tokens[0], span.tokens[-1], span.tokens
@@ -192,6 +223,21 @@ class Position:
             return hashlib.sha256(f"{self.seed}/{size}/{index}".encode()).digest()
 
         return sorted(range(size), key=key)[: self.draw]
+
+
+def _no_span(name: str, spans: Mapping[str, Span]) -> str:
+    """Why a prompt lacks a span."""
+    if name.startswith(("image", "text.after_image")) and "image" not in spans:
+        return "the prompt has no image. Give one, images= beside it or Prompt(text, images=...)."
+    if _MARKER.fullmatch(name) and name.rpartition(".")[0] in spans:
+        which = name.rpartition(".")
+        side = "before" if which[2] == "begin" else "behind"
+        return (
+            f"this model's family has no marker {side} an image. Write {which[0]}."
+            f"{'first' if which[2] == 'begin' else 'last'} for the image's own."
+        )
+    known = nearest(name, spans) if spans else " It marks none."
+    return f"the prompt has no span {name!r}.{known}"
 
 
 def check_positions(texts: str | Iterable[str]) -> list[Position]:

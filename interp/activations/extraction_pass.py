@@ -6,7 +6,7 @@ visit, so that the patterns of one layer are in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +170,35 @@ class ExtractionPlan:
         made = reading.visits()
         return [*changes, *made] if made else []
 
+    def of_tensors(self, encoded: list[Encoded], slots: BatchSlots, held: Mapping[Site, Tensor]) -> BatchValues:
+        """What `run` gives, from whole tensors that hooks have kept in one pass of prompts of one length.
+
+        Arguments:
+            encoded: the prompts, all of one length.
+            slots: their tokens that something is taken at.
+            held: what there was at `sites`, (prompt, ...), without padding.
+        """
+        passes = ForwardPasses.whole(self.model, encoded, len(encoded), "left")
+        values = BatchValues(slots, [list(one.input_ids) for one in encoded])
+        reading = _PassReading(self, passes, passes.passes[0], values)
+        sites, steps = reading.by_site()
+        places = {site: _Held(held[site]) for site in sites}
+        _Steps(reading, sites, places, steps).read()
+        if self._norms:
+            reading.norms(self._norms, held[Site("resid_post", self.model.num_layers - 1)])
+        return values
+
+    def sites(self, encoded: list[Encoded], slots: BatchSlots) -> list[Site]:
+        """Where `of_tensors` needs tensors of, without heads, in the order of the model; arguments as there."""
+        passes = ForwardPasses.whole(self.model, encoded, len(encoded), "left")
+        reading = _PassReading(self, passes, passes.passes[0], BatchValues(slots, []))
+        last = [Site("resid_post", self.model.num_layers - 1)] if self._norms else []
+        return list(self.model.in_order([*{*reading.by_site()[0], *last}]))
+
+    @property
+    def _norms(self) -> list[Extracted]:
+        return [x for x in self.taken if x.kind in OF_LAST_NORM]
+
     def _input_ids(self, values: BatchValues) -> None:
         table = values.slots.position.table
         ids = torch.tensor(
@@ -217,19 +246,23 @@ class _PassReading:
 
     def visits(self) -> list[Visit]:
         """One visit of all sites, and one of what the final norm receives."""
-        steps: dict[Site, list[Callable[[Tensor], None]]] = {}
-        for layer in self._maps.values():
-            for site, call in layer.steps():
-                steps.setdefault(site, []).append(call)
-        sites = self.plan.model.in_order([*{*self._plain, *steps}])
+        sites, steps = self.by_site()
         visits = []
         if sites:
             places = {site: place_of(self.plan.model, site) for site in sites}
             visits.append(Visit("extraction", _Steps(self, sites, places, steps), lambda _: None))
-        norms = [x for x in self.plan.taken if x.kind in OF_LAST_NORM]
+        norms = self.plan._norms
         if norms:
-            visits.append(Visit("last_norm", _last_norm(self.plan.model), lambda value: self._norms(norms, value)))
+            visits.append(Visit("last_norm", _last_norm(self.plan.model), lambda value: self.norms(norms, value)))
         return visits
+
+    def by_site(self) -> tuple[list[Site], dict[Site, list[Callable[[Tensor], None]]]]:
+        """The sites that are read, in the order of the model, and what is done with those of maps."""
+        steps: dict[Site, list[Callable[[Tensor], None]]] = {}
+        for layer in self._maps.values():
+            for site, call in layer.steps():
+                steps.setdefault(site, []).append(call)
+        return list(self.plan.model.in_order([*{*self._plain, *steps}])), steps
 
     def plain(self, site: Site, place: Any) -> None:
         """Take what is at a site, and heads of it."""
@@ -304,7 +337,8 @@ class _PassReading:
         sums[name] = sums[name] + total if name in sums else total
         counts[name] = counts[name] + count if name in counts else count
 
-    def _norms(self, wanted: Sequence[Extracted], value: Tensor) -> None:
+    def norms(self, wanted: Sequence[Extracted], value: Tensor) -> None:
+        """Keep statistics of what the last norm receives."""
         at = self.axes["position"]
         hidden = at.at(value.detach(), 1)
         hidden = hidden.to(accumulating(hidden))
@@ -317,6 +351,16 @@ class _PassReading:
         for what in wanted:
             numbers = found[what.kind]
             self.keep(what, numbers.masked_fill(~at.there.to(numbers.device), torch.nan))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A tensor that a hook has kept, in place of a place."""
+
+    value: Tensor
+
+    def read(self) -> Tensor:
+        return self.value
 
 
 @dataclass

@@ -15,7 +15,7 @@ from interp.errors import InterpError, nearest
 from interp.interventions.perform import OPERATIONS
 from interp.interventions.values import AnotherRun, SavedTensor, Value, as_value, finite, plain_value, same_value
 from interp.interventions.where import as_where, plain_where
-from interp.sites import KINDS, canonical
+from interp.sites import KINDS, MAP_KINDS, canonical
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,8 @@ class Intervention:
         embedding_stds: of `noise`, the same as a multiple of the standard deviation of the token embeddings.
         seed: of `noise` and `resample`.
         mean_over: of `mean`: `prompts`, position by position; or `tokens`, one mean over all tokens of the reference.
-        from_positions: of `knockout`, the keys that are cut from the queries, as `positions`.
+        from_positions: of `knockout`, the keys that are cut from the queries, as `positions`; of `set`, `add`, `scale`
+            and `zero` at `scores` and `pattern`, the keys that are changed (None: all).
         steps: in a generation, `prompt`: at these positions of the prompt alone; `every`: also at each new token.
 
     Raises:
@@ -108,13 +109,14 @@ class Intervention:
                 what = " or ".join(f"{field}=" for field in needed)
                 raise InterpError(f"{name} {operation.does}: expected {what}{', one of them' * (len(needed) > 1)}.")
         given = [field.name for field in fields(self) if field.name in _DEFAULTS and self._is_given(field.name)]
+        has_keys = set(self.kinds) <= set(MAP_KINDS)
+        taken = [field for field in operation.parameters if has_keys or field != "from_positions"]
         for field in given:
-            if field not in operation.parameters:
-                takes = (
-                    f"{name} takes {', '.join(operation.parameters)}" if operation.parameters else f"{name} has none"
-                )
+            if field not in taken:
+                takes = f"{name} takes {', '.join(taken)}" if taken else f"{name} has none"
                 of = ", ".join(other for other, one in OPERATIONS.items() if field in one.parameters)
-                raise InterpError(f"{field} is a parameter of {of}; {takes}.")
+                where = f" at {' and '.join(MAP_KINDS)}" if field == "from_positions" else ""
+                raise InterpError(f"{field} is a parameter of {of}{where}; {takes}.")
         if self.value is not None and _form(self.value) not in operation.takes:
             words = {"tensor": "numbers", "file": "a tensor in a file", "run": "another run"}
             known = " or ".join(words[form] for form in operation.takes) or "no value"

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import nnsight
@@ -24,7 +25,7 @@ from interp.model.digest import model_digest
 from interp.model.fed import Fed, position_limit
 from interp.model.following import RESERVED, Given, ModuleTree, follow
 from interp.model.head import ReadoutParts, Tail, plain_head
-from interp.model.keywords import check_inputs, check_keywords, check_prompts
+from interp.model.keywords import check_inputs, check_keywords, check_prompts, has_images
 from interp.model.loading import (
     check_options,
     execution_device,
@@ -369,9 +370,19 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
                 self.attention_access.release()
                 self.trace_memory.values.clear()
 
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        if has_images(inputs, kwargs):
+            rows: int = resolve_name("interp.model.image_inputs:rows_of")(inputs, kwargs)
+            return rows
+        return TransformersModel._batch_size(self, *inputs, **kwargs)
+
     def _batch(self, invokes: list[Any], fn: Any) -> Any:
         for given, _ in invokes:
             check_prompts(given)
+        if any(has_images(given, named) for given, named in invokes):
+            # By name: with what it imports, this method goes to servers.
+            read = resolve_name("interp.model.image_inputs:inputs_of_invokes")
+            return (), read(self, invokes, generates=getattr(fn, "__name__", None) == "generate")
         # nnsight makes masks and positions on torch's default device, which need not be where the prompts are.
         with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
             return TransformersModel._batch(self, invokes, fn)

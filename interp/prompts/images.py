@@ -22,14 +22,28 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import ProcessorMixin
 
-__all__ = ["Media", "by_token", "encode_with_images", "media_inputs", "opened", "with_images"]
+__all__ = [
+    "IMAGES_BY_ROW",
+    "Media",
+    "by_token",
+    "check_no_images",
+    "encode_with_images",
+    "image_markers",
+    "image_spans",
+    "media_inputs",
+    "opened",
+    "same_prompt",
+    "with_images",
+]
 
 # What a processor gives that is not fed beside the ids, or that the batch makes itself.
 _OWN = {"input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask", "text_replacement_offsets"}
 # Families that give each row its images along an axis; in the others the images of all rows stand one after another.
-_IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
+IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
 # Families whose processor writes the placeholders itself, before the text.
 _BEFORE_TEXT = ("PaliGemma",)
+# In these the prompt of an image is looked at from both sides (0); what is written behind it, and other text, is not.
+_OF_TEXT = {"token_type_ids": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +54,38 @@ class Media:
         inputs: name -> tensor, as the processor gives it for a batch of this prompt alone (`pixel_values`, ...).
         by_token: name -> a number for each token (`token_type_ids`, `mm_token_type_ids`).
         by_row: the tensors have an axis of one for the prompt; else their first axis is one of images or patches.
+        of_text: name -> the number of a token of text that no image stands before, or that is written behind; 0 for
+            names that are not here.
     """
 
     inputs: Mapping[str, Tensor]
     by_token: Mapping[str, list[int]] = field(default_factory=dict)
     by_row: bool = False
+    of_text: Mapping[str, int] = field(default_factory=dict)
+
+    def followed(self, more: int, numbers: Mapping[str, int] | None = None) -> Media:
+        """The same with tokens behind the prompt that are no part of an image.
+
+        Arguments:
+            more: how many.
+            numbers: what each of them has by name; 0 where it is not said.
+        """
+        after = numbers or {}
+        return replace(
+            self, by_token={name: [*own, *[after.get(name, 0)] * more] for name, own in self.by_token.items()}
+        )
+
+
+def same_prompt(one: Encoded, other: Encoded) -> bool:
+    """Whether two prompts are the same to a model: their tokens, and what stands for them."""
+    if one.input_ids != other.input_ids or (one.media is None) != (other.media is None):
+        return False
+    if one.media is None or other.media is None or one.media is other.media:
+        return True
+    first, second = one.media.inputs, other.media.inputs
+    return first.keys() == second.keys() and all(
+        value.shape == second[name].shape and bool((value == second[name]).all()) for name, value in first.items()
+    )
 
 
 # Given beside prompts -------------------------------------------------------------------------------------------------
@@ -104,6 +145,22 @@ def _given(prompt: Any, images: tuple[Any, ...], index: int) -> Any:
     return Prompt(prompt, images=images)
 
 
+def check_no_images(prompts: Sequence[Encoded | Prompt | Any], name: str, why: str) -> None:
+    """Refuse prompts with images where these would be left out.
+
+    Arguments:
+        prompts: `Prompt`s, encoded or not, and others.
+        name: what the caller calls them, for messages.
+        why: why they cannot have images, and what can be done, without a full stop.
+
+    Raises:
+        InterpError: one has images.
+    """
+    for index, one in enumerate(prompts):
+        if getattr(one, "images", ()) or getattr(one, "media", None) is not None:
+            raise InterpError(f"{name}: prompt {index} has images, and {why}.")
+
+
 def opened(image: Any) -> Any:
     """An image as a processor takes it.
 
@@ -149,6 +206,9 @@ def encode_with_images(
     Raises:
         InterpError: another number of placeholders than images; a span without a token of its own.
     """
+    import numpy as np
+    import torch
+
     check_unicode(prompt.text)
     text, before = _placed(processor, prompt)
     images = [[opened(image) for image in prompt.images]]
@@ -162,7 +222,7 @@ def encode_with_images(
         return_text_replacement_offsets=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
-        return_tensors="pt",
+        return_tensors="np",  # with torch's, numpy warns of what PaliGemma's processor does with them
         **completed,
     )
     added: list[int] = given["special_tokens_mask"][0].tolist()
@@ -173,16 +233,23 @@ def encode_with_images(
         for name, value in given.items()
         if name in feeds and name not in _OWN and tuple(getattr(value, "shape", ())) == (1, len(added))
     }
-    inputs = {name: value for name, value in given.items() if name in feeds and name not in {*_OWN, *by_token}}
-    media = Media(inputs, by_token, type(processor).__name__.startswith(_IMAGES_BY_ROW))
+    inputs = {
+        name: torch.from_numpy(np.asarray(value))
+        for name, value in given.items()
+        if name in feeds and name not in {*_OWN, *by_token}
+    }
+    kind = type(processor).__name__
+    media = Media(inputs, by_token, kind.startswith(IMAGES_BY_ROW), _OF_TEXT if kind.startswith(_BEFORE_TEXT) else {})
     ids: list[int] = given["input_ids"][0, :kept].tolist()
     offsets: list[tuple[int, int]] = [(start, stop) for start, stop in given["offset_mapping"][0, :kept].tolist()]
     replaced = given["text_replacement_offsets"][0]
     laid_out = processor.prepare_inputs_layout(images=images, text=[text])[1][0]
     expanded = _Expanded(text.split(processor.image_token), laid_out, replaced)
-    spans = _image_spans(ids, offsets, replaced, image_token_id)
+    spans = image_spans(ids, offsets, replaced, image_token_id, image_markers(processor))
     characters: dict[str, tuple[int, int]] = {}
     for name, (start, stop) in prompt.spans.items():
+        if name in spans or name == "text":
+            raise InterpError(f"span {name!r}: in a prompt with images that is a name of theirs. Call it otherwise.")
         first, end = expanded.at(before + start), expanded.at(before + stop - 1, last=True) + 1
         tokens = [index for index, (begin, stop) in enumerate(offsets) if begin < end and stop > first and begin < stop]
         if not tokens:
@@ -237,12 +304,36 @@ class _Expanded:
         raise AssertionError("a character behind the end")
 
 
-def _image_spans(
-    ids: Sequence[int], offsets: Sequence[tuple[int, int]], replaced: Sequence[Mapping[str, Any]], image_token_id: int
+# What processors and tokenizers call the tokens that mark an image.
+_MARKERS = {
+    "begin": ("boi_token", "image_start_token", "start_image_token", "vision_start_token", "fake_image_token"),
+    "end": ("eoi_token", "image_end_token", "end_image_token", "vision_end_token", "fake_image_token"),
+}
+
+
+def image_markers(processor: Any) -> dict[str, set[int]]:
+    """Ids of the tokens that stand before and behind an image; none in some families."""
+    named = {
+        side: {
+            getattr(holder, name) for name in names for holder in (processor, processor.tokenizer)
+            if isinstance(getattr(holder, name, None), str)
+        }
+        for side, names in _MARKERS.items()
+    }  # fmt: skip
+    return {side: {processor.tokenizer.convert_tokens_to_ids(token) for token in named[side]} for side in named}
+
+
+def image_spans(
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    replaced: Sequence[Mapping[str, Any]],
+    image_token_id: int,
+    markers: Mapping[str, Collection[int]],
 ) -> dict[str, Span]:
-    """`image[0]`, ...: the tokens of each image; `image`: of all; `text` and `text.after_image[0]`, ...: the others."""
+    """The tokens of each image and of all, their markers, the text and what of it stands behind each image."""
     spans: dict[str, Span] = {}
     images: list[tuple[int, ...]] = []
+    taken: set[int] = set()  # tokens of images, their markers, and what stands between their rows
     for index, one in enumerate(replaced):
         start, stop = one["new_span"]
         block = [token for token, (begin, end) in enumerate(offsets) if begin < stop and end > start and begin < end]
@@ -253,8 +344,17 @@ def _image_spans(
                 f"model expects token {image_token_id}. Load the processor of this model."
             )
         spans[f"image[{index}]"] = TokenSet(images[-1])
+        taken |= {token for token in block if offsets[token][0] >= start and offsets[token][1] <= stop}
+        # A marker stands in the block, or beside it, where it is the user's (or a template's) to write.
+        ahead = range(images[-1][0] - 1, max(block[0] - 2, -1), -1)
+        behind = range(images[-1][-1] + 1, min(block[-1] + 2, len(ids)))
+        for side, around in (("begin", ahead), ("end", behind)):
+            marker = next((token for token in around if ids[token] in markers[side]), None)
+            if marker is not None:
+                spans[f"image[{index}].{side}"] = (marker, marker + 1)
+                taken.add(marker)
     spans["image"] = TokenSet(tuple(token for image in images for token in image))
-    text = [token for token in range(len(ids)) if ids[token] != image_token_id]
+    text = [token for token in range(len(ids)) if token not in taken]
     for name, first, stop in (
         ("text", 0, len(ids)),
         *(
@@ -271,21 +371,24 @@ def _image_spans(
 # Batches --------------------------------------------------------------------------------------------------------------
 
 
-def media_inputs(media: Sequence[Media]) -> dict[str, Tensor]:
+def media_inputs(media: Sequence[Media | None]) -> dict[str, Tensor]:
     """The inputs of a batch beside those that have a number for each token.
 
     Arguments:
-        media: of each row.
+        media: of each row; None: it has no image. At least one has.
 
     Returns:
         Name -> tensor; where rows or images differ in size, zero behind the smaller ones.
     """
     import torch
 
+    some = [one for one in media if one is not None]
     joined: dict[str, Tensor] = {}
-    for name in media[0].inputs:
-        parts = [one.inputs[name] for one in media]
-        sizes = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
+    for name, first in some[0].inputs.items():
+        parts = [one.inputs[name] for one in some]
+        if some[0].by_row:  # images of zeros are none
+            parts = [torch.zeros_like(first) if one is None else one.inputs[name] for one in media]
+        sizes = [max(part.shape[axis] for part in parts) for axis in range(1, first.dim())]
         padded = []
         for part in parts:
             more = [pair for axis, size in reversed(list(enumerate(sizes, 1))) for pair in (0, size - part.shape[axis])]
@@ -294,11 +397,11 @@ def media_inputs(media: Sequence[Media]) -> dict[str, Tensor]:
     return joined
 
 
-def by_token(media: Sequence[Media], width: int, before: Sequence[int]) -> dict[str, Tensor]:
-    """The inputs of a batch that have a number for each token, zero at padding.
+def by_token(media: Sequence[Media | None], width: int, before: Sequence[int]) -> dict[str, Tensor]:
+    """The inputs of a batch that have a number for each token, zero at padding and in rows without images.
 
     Arguments:
-        media: of each row.
+        media: of each row; None: it has no image. At least one has.
         width: columns of the batch.
         before: columns of padding before each row.
 
@@ -308,9 +411,13 @@ def by_token(media: Sequence[Media], width: int, before: Sequence[int]) -> dict[
     import torch
 
     filled: dict[str, Tensor] = {}
-    for name in media[0].by_token:
+    some = next(one for one in media if one is not None)
+    for name in some.by_token:
         rows = torch.zeros(len(media), width, dtype=torch.long, device="cpu")
         for row, (one, start) in enumerate(zip(media, before, strict=True)):
+            if one is None:
+                rows[row] = some.of_text.get(name, 0)
+                continue
             numbers = torch.tensor(one.by_token[name][:width], device="cpu")
             rows[row, start : start + len(numbers)] = numbers
         filled[name] = rows

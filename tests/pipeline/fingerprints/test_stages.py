@@ -292,10 +292,10 @@ def test_a_stage_depends_on_its_own_sections_and_on_nothing_else() -> None:
         "evaluate": ["evaluate"],
         "report": ["collect", "evaluate", "lens", "model", "report", "task", "tune"],
     }
-    tokens = ["tokens/manifest.json", "tokens/pairs", "tokens/prompts", "tokens/targets"]
+    tokens = ["tokens/images", "tokens/manifest.json", "tokens/pairs", "tokens/prompts", "tokens/targets"]
     assert {name: stage["deps"] for name, stage in stages.items()} == {
         "tokenize": ["${task.depends_on}", "${model.depends_on}"],
-        "collect": ["${model.depends_on}", "tokens/prompts"],
+        "collect": ["${model.depends_on}", "tokens/images", "tokens/prompts"],
         "tune": ["${model.depends_on}", "${tune.depends_on}"],
         "lens": ["${model.depends_on}", "activations.zarr", *tokens, "tuned_lens"],
         "evaluate": ["lens.zarr"],
@@ -334,7 +334,7 @@ def test_a_stage_depends_on_the_libraries_that_its_numbers_come_from(sections: S
         found = {distributions[module][0].lower() for module in imported} - IDLE
         listed = set(stages[name]["meta"]["libraries"])
         if name == "report":  # it reads what the stages before it computed, and shares code with them
-            assert listed == {"jinja2", "matplotlib", "numpy", "pyarrow", "zarr"}
+            assert listed == {"jinja2", "matplotlib", "numpy", "pillow", "pyarrow", "zarr"}
             continue
         assert found - DRAWS <= listed, name
         assert listed <= found | {"tokenizers"}, name  # transformers' tokenizers are those of `tokenizers`
