@@ -215,6 +215,20 @@ class ForwardPasses:
         order = [row for one in self.passes for row in one.batch.rows]
         return torch.cat(outputs)[torch.tensor(order, device="cpu").argsort().to(outputs[0].device)]
 
+    def read(self, visits: Callable[[Pass], Sequence[Visit]]) -> None:
+        """Run whole prompts for what is visited alone: each pass ends with its last visit, and gives no output.
+
+        Arguments:
+            visits: what is done in a pass; where it is nothing, the pass is not run.
+        """
+        with turn(self.model._module):
+            for one in self.passes:
+                forget_lengths(self.model)
+                made = list(visits(one))
+                if made:
+                    with products(self.model, one.inputs["input_ids"].numel()):
+                        run_visiting(self.model, made, stop=True, **one.inputs)
+
     def _run(self, one: Pass, visits: list[Visit], inside_attention: bool) -> Tensor:
         model, found = self.model, []
         if one.residual is not None:

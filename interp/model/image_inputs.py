@@ -23,7 +23,6 @@ __all__ = [
     "batches_images",
     "check_text_goes_on",
     "encoded_with_images",
-    "has_images",
     "inputs_of_invokes",
     "inputs_of_prompts",
     "position_offsets",
@@ -107,7 +106,7 @@ def position_offsets(model: StandardizedTransformer, inputs: Mapping[str, Any]) 
     whole: Any = model._module.base_model
     if "position_ids" in inputs or not hasattr(whole, "get_rope_index"):
         return None
-    return whole.rope_deltas.clone()  # type: ignore[no-any-return]
+    return whole.rope_deltas.clone()
 
 
 def check_text_goes_on(model: StandardizedTransformer, media: Sequence[Media | None] | None) -> None:
@@ -127,14 +126,6 @@ def check_text_goes_on(model: StandardizedTransformer, media: Sequence[Media | N
 # Of a trace -----------------------------------------------------------------------------------------------------------
 
 Invoke = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def has_images(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
-    """Whether an invoke has images, or prompts that may have some."""
-    if keywords.get("images") is not None:
-        return True
-    data = inputs[0] if inputs else None
-    return any(isinstance(one, Prompt) for one in (data if isinstance(data, list | tuple) else [data]))
 
 
 def rows_of(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> int:
