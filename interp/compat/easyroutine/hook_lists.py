@@ -70,7 +70,7 @@ class HookLists:
             token_index, token_indexes: where: tokens, or lists of tokens.
             token_dict: where: name -> tokens; the names are those of the cache's `mapping_index`.
             extracted_token_position: where: names of positions, in place of these two; the last token where none is
-                given.
+                given, and of patterns every token.
             extraction_config, flags: what is taken.
             patching_queries, ablation_queries, interventions: what is changed.
             batch_idx, external_cache: as of `forward`.
@@ -111,7 +111,8 @@ class HookLists:
             hooks.append({"component": str(edit.site), "intervention": change})
         if external_cache is not None and batch_idx == 0:
             external_cache.forget_means()
-        values = FlagValues(self.standardized, batch, config, names)
+        unnamed = indices is None and not token_dict and extracted_token_position is None
+        values = FlagValues(self.standardized, batch, config, names, columns=["all"] if unnamed else None)
         if config.is_not_empty():
             collected = _Collected(values, values.plan, values.slots(), cache, external_cache)
             hooks += [
