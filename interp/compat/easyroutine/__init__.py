@@ -9,6 +9,7 @@ Names of token positions stand in `interp.compat.easyroutine.named_positions`. W
 stands in `docs/migrating.md`.
 """
 
+from interp.compat.easyroutine.cached_lens import LogitLens
 from interp.compat.easyroutine.extraction_config import ExtractionConfig, HookedModelConfig
 from interp.compat.easyroutine.hooked_model import HookedModel
 from interp.compat.easyroutine.keyed_cache import ActivationCache
@@ -23,4 +24,5 @@ __all__ = [
     "HookedModel",
     "HookedModelConfig",
     "Intervention",
+    "LogitLens",
 ]

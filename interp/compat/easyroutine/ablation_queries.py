@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.compat.easyroutine.input_batch import InputBatch
+from interp.compat.easyroutine.projections import heads_of
 from interp.compat.easyroutine.query_tables import query_rows
 from interp.errors import InterpError, nearest
 from interp.interventions import Intervention
@@ -110,9 +111,8 @@ def _couples(row: Mapping[str, Any], model: StandardizedTransformer, name: str) 
         couples = [[row["head"], row["layer"]]]
     several = couples.tolist() if callable(getattr(couples, "tolist", None)) else couples
     if several == "all" or (isinstance(several, Sequence) and list(several) == ["all"]):
-        return {
-            layer: list(range(model.num_heads)) for layer in range(model.num_layers) if model.has(f"pattern.{layer}")
-        }
+        layers = [layer for layer in range(model.num_layers) if model.has(f"pattern.{layer}")]
+        return {layer: list(range(heads_of(model, layer))) for layer in layers}
     if not isinstance(several, Sequence) or isinstance(several, str) or not several:
         raise InterpError(f"{name}: head-layer-couple: expected [[head, layer], ...] or ['all'], got {couples!r:.80}.")
     found: dict[int, set[int]] = {}
@@ -120,9 +120,10 @@ def _couples(row: Mapping[str, Any], model: StandardizedTransformer, name: str) 
         if not isinstance(couple, Sequence) or len(couple) != 2 or not all(_is_index(one) for one in couple):
             raise InterpError(f"{name}: head-layer-couple: expected [head, layer], got {couple!r:.80}.")
         head, layer = (int(one) for one in couple)
-        if not 0 <= head < model.num_heads or not 0 <= layer < model.num_layers:
+        heads = heads_of(model, layer) if 0 <= layer < model.num_layers else model.num_heads
+        if not 0 <= head < heads or not 0 <= layer < model.num_layers:
             raise InterpError(
-                f"{name}: head-layer-couple {[head, layer]}: heads are 0 to {model.num_heads - 1} and layers 0 to "
+                f"{name}: head-layer-couple {[head, layer]}: heads are 0 to {heads - 1} and layers 0 to "
                 f"{model.num_layers - 1}, the head first."
             )
         found.setdefault(layer, set()).add(head)
@@ -171,7 +172,7 @@ def _sites(couples: Mapping[int, Sequence[int]], model: StandardizedTransformer,
     """Spellings of sites, one for all layers in which the heads are the same."""
     by_heads: Heads = {}
     for layer, heads in couples.items():
-        is_all = kind == "pattern" and len(heads) == model.num_heads
+        is_all = kind == "pattern" and len(heads) == heads_of(model, layer)
         by_heads.setdefault(None if is_all else tuple(heads), []).append(layer)
     return [
         f"{kind}.{_listed(layers)}" + ("" if heads is None else f".h{_listed(heads)}")
@@ -199,7 +200,7 @@ def _by_values(couples: Mapping[int, Sequence[int]], tokens: Any, model: Standar
     for layer, heads in couples.items():
         count = shapes[Site("v", layer)].heads
         assert count is not None
-        size = model.num_heads // count
+        size = heads_of(model, layer) // count
         whole = [group for group in range(count) if set(range(group * size, (group + 1) * size)) <= set(heads)]
         rest = [head for head in heads if head // size not in whole]
         groups |= {layer: whole} if whole else {}

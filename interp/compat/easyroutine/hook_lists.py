@@ -46,7 +46,7 @@ class HookLists:
         inputs: Any,
         cache: ActivationCache,
         token_index: Any = None,
-        token_dict: Mapping[Name, Any] | None = None,
+        token_dict: Any = None,
         extraction_config: ExtractionConfig | None = None,
         patching_queries: Any = None,
         ablation_queries: Any = None,
@@ -68,7 +68,8 @@ class HookLists:
             inputs: as of `forward`, of examples of one length.
             cache: takes what is extracted, once a pass has come by all of the hooks.
             token_index, token_indexes: where: tokens, or lists of tokens.
-            token_dict: where: name -> tokens; the names are those of the cache's `mapping_index`.
+            token_dict: name -> tokens, or such a dictionary for each example, as a cache's `token_dict`: the names of
+                these tokens; without `token_index`, where.
             extracted_token_position: where: names of positions, in place of these two; the last token where none is
                 given, and of patterns every token.
             extraction_config, flags: what is taken.
@@ -195,30 +196,46 @@ def _with_keywords(function: Callable[..., Any]) -> Callable[..., Any]:
     return hook
 
 
-def _names(batch: InputBatch, indices: Any, tokens: Mapping[Name, Any] | None, positions: Any) -> list[Name]:
-    """The names at which something is taken; tokens that are given get a name."""
+def _names(batch: InputBatch, indices: Any, tokens: Any, positions: Any) -> list[Name]:
+    """The names at which something is taken; tokens that are given get a name, by `token_dict` where it has one."""
     if positions is not None:
         return named(positions, "extracted_token_position")
+    several: list[Any] = [tokens] * len(batch) if tokens is None or isinstance(tokens, Mapping) else list(tokens)
+    known: dict[Name, list[list[int]]] = {}
     if tokens is not None:
-        chosen = {name: tokens[name] for name in tokens if name not in ("info",)}
-        for name, where in chosen.items():
-            batch.call(name, _tokens(where, batch, f"token_dict[{name!r}]"))
-        return list(chosen)
+        if len(several) != len(batch) or not all(isinstance(one, Mapping) for one in several):
+            raise InterpError(f"token_dict: expected a dictionary, or one for each example, got {tokens!r:.80}.")
+        for name in several[0]:
+            known[name] = [_tokens(one[name], batch, f"token_dict[{name!r}]") for one in several]
     if indices is None:
-        return ["last"]
-    plain = indices.tolist() if isinstance(indices, Tensor) else list(indices)
-    flat = [token for one in plain for token in (one if isinstance(one, Sequence) else [one])]
-    batch.call("token_index", _tokens(flat, batch, "token_index"))
-    return ["token_index"]
+        chosen = known or {"last": [[-1]] * len(batch)}
+    else:
+        plain = indices.tolist() if isinstance(indices, Tensor) else list(indices)
+        groups = [_tokens(one, batch, "token_index") for one in (plain if _is_nested(plain) else [plain])]
+        found = {name: rows for group in groups for name, rows in known.items() if rows == [group] * len(batch)}
+        flat = [token for group in groups for token in group]
+        chosen = found if len(found) == len(groups) else {"token_index": [flat] * len(batch)}
+    length = len(batch.encoded[0].input_ids)
+    for name, rows in chosen.items():
+        batch.call(name, [[token % length for token in row] for row in rows])
+    return list(chosen)
 
 
-def _tokens(given: Any, batch: InputBatch, name: str) -> list[list[int]]:
+def _is_nested(plain: list[Any]) -> bool:
+    return bool(plain) and all(isinstance(one, Sequence) for one in plain)
+
+
+def _tokens(given: Any, batch: InputBatch, name: str) -> list[int]:
     length = len(batch.encoded[0].input_ids)
     plain = given.tolist() if isinstance(given, Tensor) else given
-    several = [plain] if isinstance(plain, int) else list(plain)
-    if not several or not all(isinstance(one, int) and -length <= one < length for one in several):
+    several = [plain] if isinstance(plain, int) else plain
+    if (
+        not isinstance(several, Sequence)
+        or not several
+        or not all(isinstance(one, int) and -length <= one < length for one in several)
+    ):
         raise InterpError(f"{name}: expected tokens of {length}, got {given!r:.80}.")
-    return [[one % length for one in several]] * len(batch)
+    return [one % length for one in several]
 
 
 @dataclass

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from interp.activations.forward_passes import ForwardPasses
+from interp.compat.easyroutine.projections import heads_of, projection_of
 from interp.errors import InterpError, nearest
 from interp.interventions.shapes import site_shapes
-from interp.model.layer_parts import model_parts
 from interp.model.places import ModulePlace
 from interp.model.places_inside import ProjectedPlace
 from interp.model.resolve import place_of
@@ -92,9 +92,7 @@ class WrittenKey:
         """
         model, site = self.model, Site(self.site.kind, self.site.layer)
         assert site.layer is not None
-        part = model_parts(model).layers[site.layer].heads.get(site.kind)
-        if part is None:
-            raise InterpError(f"{self.key}: what gives it in layer {site.layer} is not found. Write {site} instead.")
+        part = projection_of(model, site.layer, site.kind)
         projection = ModulePlace(model.layer(site.layer).get(part.path), "output", self.key)
         place = ProjectedPlace(projection, part.columns, part.heads)
         made = value.clone()
@@ -145,11 +143,11 @@ def written_key(key: str, model: StandardizedTransformer, name: str) -> WrittenK
     if (head is not None) != (word in _OF_A_HEAD):
         wanted = f"{word}_L{layer}H0" if word in _OF_A_HEAD else f"{word}_{layer}"
         raise InterpError(f"{name}: {key!r}: expected e.g. {wanted!r}.")
-    if head is not None and head >= model.num_heads:
-        raise InterpError(f"{name}: {key!r}: the model has heads 0 to {model.num_heads - 1}.")
+    if head is not None and head >= heads_of(model, layer):
+        raise InterpError(f"{name}: {key!r}: the layer has heads 0 to {heads_of(model, layer) - 1}.")
     site = Site(kinds[word], layer, head)
     if head is not None and site.kind in ("k", "v"):
         count = site_shapes(model, [Site(site.kind, layer)])[Site(site.kind, layer)].heads
         assert count is not None
-        site = Site(site.kind, layer, head * count // model.num_heads)
+        site = Site(site.kind, layer, head * count // heads_of(model, layer))
     return WrittenKey(str(key), word, site, model)

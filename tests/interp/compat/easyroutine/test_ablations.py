@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -86,6 +87,21 @@ def test_generation_with_and_without_a_key_value_cache(
             torch.testing.assert_close(found["logits"][step][row], expected, rtol=1e-4, atol=1e-4)
         assert found["sequences"][row, -3:].tolist() == [int(logits.argmax()) for logits in steps]
         assert found["sequences"][row, -3 - len(ids) : -3].tolist() == ids
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt2", "gemma2"])
+def test_windows_and_other_attention_over_a_cache(hooked: Callable[[str], HookedModel], family: str) -> None:
+    model, given = hooked(family), batch_of([[*IDS[0], 40, 41, 42], IDS[1]])
+    asked = [query("std", [[1, 0], [3, 2]], "@last-2"), query("flash-attn", ["all"], "@first")]
+    asked += [query("keep-self-attn", [[0, 3]])]
+    config: dict[str, Any] = dict(max_new_tokens=5, return_dict_in_generate=True, output_logits=True, eos_token_id=None)
+    whole, cached = (
+        model.generate(given, ablation_queries=asked, use_cache=use_cache, **config)["logits"]
+        for use_cache in (False, True)
+    )
+    for own, other in zip(whole, cached, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(whole[3], model.generate(given, **config)["logits"][3], atol=1e-2)
 
 
 @pytest.mark.parametrize(("kind", "is_text"), [("block-img-txt", True), ("block-img-img", False)])

@@ -60,6 +60,8 @@ def test_tokens_instead_of_names(llama: HookedModel) -> None:
     expected = llama.forward(GIVEN, ["last", (1, 3)], extract_resid_out=True, extract_avg=True)["resid_out_2"]
     for where in (
         dict(token_dict={"last": [-1], "span": [1, 2]}),
+        dict(token_dict=[{"last": [4], "span": [1, 2]}] * 2),
+        dict(token_dict={"all": range(5), "last": [4], "span": [1, 2]}, token_index=[[4], [1, 2]]),
         dict(token_index=[[4]], extract_avg=False),
         dict(token_indexes=torch.tensor([4]), extract_avg=False),
     ):

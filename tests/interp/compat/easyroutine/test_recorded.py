@@ -68,3 +68,9 @@ def test_interventions(model: HookedModel, name: str) -> None:
 
 def test_generation(model: HookedModel) -> None:
     assert model.generate(GIVEN, max_new_tokens=4, eos_token_id=None)["sequences"][0].tolist() == RECORDED["generate"]
+
+
+def test_prediction(model: HookedModel) -> None:
+    found = model.predict(k=4, inputs=GIVEN, target_token_positions=["last"])
+    assert isinstance(found, dict) and found == pytest.approx(RECORDED["predict"], abs=1e-5)
+    assert list(found.values()) == sorted(found.values(), reverse=True)
