@@ -1,4 +1,4 @@
-"""Activations of prompts: caches, hooks and decompositions; runs with interventions; collecting many as they come."""
+"""Activations of prompts: caches, extractions, hooks, decompositions, runs with interventions, collecting."""
 
 from interp.activations.activation_cache import ActivationCache
 from interp.activations.cache_blocks import CacheBlocks

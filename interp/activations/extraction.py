@@ -293,10 +293,10 @@ def _words(given: Any) -> list[str]:
 
 def _encoded(model: StandardizedTransformer, batch: GivenBatch, spans: Spans | None) -> list[Encoded]:
     """The prompts of a batch, with the spans that the caller adds."""
-    check_fed(model, [one.input_ids for one in batch.prompts if isinstance(one, Encoded)], "batches", 0)
-    encoded = [
-        one if isinstance(one, Encoded) else encoded_prompts(model, [one], name="batches")[0] for one in batch.prompts
-    ]
+    plain = [one for one in batch.prompts if not isinstance(one, Encoded)]
+    check_fed(model, [one.input_ids for one in batch.prompts if isinstance(one, Encoded)], "batches")
+    found = iter(encoded_prompts(model, plain, name="batches") if plain else ())
+    encoded = [one if isinstance(one, Encoded) else next(found) for one in batch.prompts]
     if spans is None:
         return encoded
     more = list(spans(batch.given, encoded))
@@ -307,6 +307,6 @@ def _encoded(model: StandardizedTransformer, batch: GivenBatch, spans: Spans | N
 
 def _bar(batches: Any, progress: bool) -> Any:
     """A progress bar over the entries of what is iterated over, which knows their number where that does."""
-    is_one = isinstance(batches, str | Prompt | Mapping)
+    is_one = isinstance(batches, str | Prompt | Encoded | Mapping | torch.Tensor)
     total = len(batches) if isinstance(batches, Sized) and not is_one else None
     return tqdm(total=total, desc="Extracting", disable=not progress)

@@ -151,7 +151,8 @@ class ExtractionBlocks:
         light = self.encoded[row]
         if row not in self.images:
             return light
-        [whole] = encoded_prompts(self.plan.model, [self.images[row]])
+        prompt = self.images[row]
+        [whole] = [prompt] if isinstance(prompt, Encoded) else encoded_prompts(self.plan.model, [prompt])
         return replace(light, media=whole.media)
 
     def __len__(self) -> int:
@@ -165,6 +166,6 @@ def _numbers(values: Any) -> np.ndarray | None:
     """Values as an array of numbers, where they are that."""
     try:
         array = np.asarray(values)
-    except ValueError:  # rows of several lengths
+    except (ValueError, TypeError):  # rows of several lengths, or what numpy has no numbers for
         return None
     return array if array.dtype.kind in "biuf" and array.dtype != np.float16 else None

@@ -64,9 +64,13 @@ class ExtractionResult(Mapping[Spelling, Tensor]):
         Raises:
             InterpError: it cannot be read.
         """
-        if isinstance(spelling, str) and spelling.split(".", 1)[0] in DERIVED:
-            return spelling
-        return str(parse_site(spelling, self.about.num_layers, self.about.num_heads, self.about.num_kv_heads))
+        sizes = (self.about.num_layers, self.about.num_heads, self.about.num_kv_heads)
+        if not (isinstance(spelling, str) and spelling.split(".", 1)[0] in DERIVED):
+            return str(parse_site(spelling, *sizes))
+        found = named(spelling, *sizes)
+        if len(found) > 1:
+            raise InterpError(f"expected one name, got {spelling!r}, which names {len(found)}.")
+        return str(found[0])
 
     def __getitem__(self, spelling: Spelling) -> Tensor:
         """The tensor of a name; of one head, a view of that of all heads.

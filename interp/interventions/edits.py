@@ -34,12 +34,14 @@ class Source:
         site: what is read, with or without one head.
         heads: which of its heads; None: all.
         positions: where, for each of these prompts.
+        others: of `resample`, for each example the prompts that are others than it.
     """
 
     encoded: Sequence[Encoded]
     site: Site
     heads: list[int] | None
     positions: Tokens
+    others: list[list[int]] | None = None
 
 
 @dataclass

@@ -20,6 +20,7 @@ from interp.errors import InterpError, nearest
 from interp.interventions.where import as_where, plain_where
 from interp.prompts import Prompt
 from interp.prompts.given import is_ids
+from interp.prompts.images import opened
 from interp.sites import canonical
 
 __all__ = ["AnotherRun", "SavedTensor", "Value", "as_value", "plain_value", "same_value"]
@@ -101,13 +102,20 @@ class AnotherRun:
 
 def _prompt(given: Any) -> str | Prompt | tuple[int, ...]:
     if isinstance(given, Mapping) and "text" in given:
-        unknown = sorted(set(given) - {"text", "spans", "add_special_tokens"})
+        unknown = sorted(set(given) - {"text", "spans", "add_special_tokens", "images"})
         if unknown:
-            raise InterpError(f"value: a prompt has text, spans and add_special_tokens, got {', '.join(unknown)}.")
+            raise InterpError(
+                f"value: a prompt has text, spans, images and add_special_tokens, got {', '.join(unknown)}."
+            )
+        images = given.get("images") or ()
+        images = tuple(images) if isinstance(images, list | tuple) else (images,)
         spans = {name: (int(start), int(stop)) for name, (start, stop) in (given.get("spans") or {}).items()}
-        return _prompt(Prompt(given["text"], {}, spans, bool(given.get("add_special_tokens", True))))
+        return _prompt(Prompt(given["text"], {}, spans, bool(given.get("add_special_tokens", True)), images))
     if isinstance(given, Prompt):  # its targets are of no effect on a run
-        return given.text if not given.spans and given.add_special_tokens else replace(given, targets={})
+        if not given.spans and not given.images and given.add_special_tokens:
+            return given.text
+        images = tuple(str(one) if isinstance(one, str | Path) else opened(one) for one in given.images)
+        return replace(given, targets={}, images=images)
     if isinstance(given, str):
         return given
     tolist = getattr(given, "tolist", None)
@@ -208,6 +216,13 @@ def _plain_prompt(prompt: str | Prompt | tuple[int, ...]) -> Any:
     given: dict[str, Any] = {"text": prompt.text}
     if prompt.spans:
         given["spans"] = {name: list(span) for name, span in prompt.spans.items()}
+    if prompt.images:
+        held = [type(image).__name__ for image in prompt.images if not isinstance(image, str)]
+        if held:
+            raise InterpError(
+                f"value: an image in memory ({held[0]}) cannot be written out. Save it, and give the prompt its path."
+            )
+        given["images"] = list(prompt.images)
     return given if prompt.add_special_tokens else {**given, "add_special_tokens": False}
 
 

@@ -23,8 +23,8 @@ __all__ = [
     "batches_images",
     "check_text_goes_on",
     "encoded_with_images",
-    "has_images",
     "inputs_of_invokes",
+    "inputs_of_prompts",
     "position_offsets",
     "rows_of",
     "with_media",
@@ -76,6 +76,23 @@ def with_media(
     }
 
 
+def inputs_of_prompts(
+    model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], media: Sequence[Media | None] | None
+) -> dict[str, Tensor]:
+    """The inputs of a forward pass over whole prompts, padded on the left, with what their images are fed as.
+
+    Arguments:
+        model: the model.
+        input_ids: token ids of each prompt, unpadded.
+        media: of each; None: there is no image.
+    """
+    inputs = whole_inputs(model, input_ids)
+    if media is None:
+        return inputs
+    width = inputs["input_ids"].shape[1]
+    return with_media(model, inputs, media, [width - len(own) for own in input_ids])
+
+
 def position_offsets(model: StandardizedTransformer, inputs: Mapping[str, Any]) -> Tensor | None:
     """How far the positions behind prompts are from their numbers of tokens, where a model counts those of images.
 
@@ -89,7 +106,7 @@ def position_offsets(model: StandardizedTransformer, inputs: Mapping[str, Any]) 
     whole: Any = model._module.base_model
     if "position_ids" in inputs or not hasattr(whole, "get_rope_index"):
         return None
-    return whole.rope_deltas.clone()  # type: ignore[no-any-return]
+    return whole.rope_deltas.clone()
 
 
 def check_text_goes_on(model: StandardizedTransformer, media: Sequence[Media | None] | None) -> None:
@@ -109,14 +126,6 @@ def check_text_goes_on(model: StandardizedTransformer, media: Sequence[Media | N
 # Of a trace -----------------------------------------------------------------------------------------------------------
 
 Invoke = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def has_images(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
-    """Whether an invoke has images, or prompts that may have some."""
-    if keywords.get("images") is not None:
-        return True
-    data = inputs[0] if inputs else None
-    return any(isinstance(one, Prompt) for one in (data if isinstance(data, list | tuple) else [data]))
 
 
 def rows_of(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> int:
@@ -155,10 +164,7 @@ def inputs_of_invokes(model: StandardizedTransformer, invokes: Sequence[Invoke],
             f"images: how several prompts share a pass is not known of {type(model._module).__name__}. Give each "
             "prompt a trace of its own, or use model.run, which runs them one by one."
         )
-    ids = [one.input_ids for one in encoded]
-    padded = whole_inputs(model, ids)
-    width = padded["input_ids"].shape[1]
-    whole = with_media(model, padded, media, [width - len(own) for own in ids])
+    whole = inputs_of_prompts(model, [one.input_ids for one in encoded], media)
     if generates:
         whole.pop("position_ids", None)
     return {**whole, **others}

@@ -26,12 +26,14 @@ __all__ = [
     "IMAGES_BY_ROW",
     "Media",
     "by_token",
+    "check_no_images",
     "encode_with_images",
     "image_markers",
     "image_spans",
     "media_inputs",
     "media_of",
     "opened",
+    "same_prompt",
     "with_images",
 ]
 
@@ -61,6 +63,30 @@ class Media:
     by_token: Mapping[str, list[int]] = field(default_factory=dict)
     by_row: bool = False
     of_text: Mapping[str, int] = field(default_factory=dict)
+
+    def followed(self, more: int, numbers: Mapping[str, int] | None = None) -> Media:
+        """The same with tokens behind the prompt that are no part of an image.
+
+        Arguments:
+            more: how many.
+            numbers: what each of them has by name; 0 where it is not said.
+        """
+        after = numbers or {}
+        return replace(
+            self, by_token={name: [*own, *[after.get(name, 0)] * more] for name, own in self.by_token.items()}
+        )
+
+
+def same_prompt(one: Encoded, other: Encoded) -> bool:
+    """Whether two prompts are the same to a model: their tokens, and what stands for them."""
+    if one.input_ids != other.input_ids or (one.media is None) != (other.media is None):
+        return False
+    if one.media is None or other.media is None or one.media is other.media:
+        return True
+    first, second = one.media.inputs, other.media.inputs
+    return first.keys() == second.keys() and all(
+        value.shape == second[name].shape and bool((value == second[name]).all()) for name, value in first.items()
+    )
 
 
 # Given beside prompts -------------------------------------------------------------------------------------------------
@@ -120,6 +146,22 @@ def _given(prompt: Any, images: tuple[Any, ...], index: int) -> Any:
     return Prompt(prompt, images=images)
 
 
+def check_no_images(prompts: Sequence[Encoded | Prompt | Any], name: str, why: str) -> None:
+    """Refuse prompts with images where these would be left out.
+
+    Arguments:
+        prompts: `Prompt`s, encoded or not, and others.
+        name: what the caller calls them, for messages.
+        why: why they cannot have images, and what can be done, without a full stop.
+
+    Raises:
+        InterpError: one has images.
+    """
+    for index, one in enumerate(prompts):
+        if getattr(one, "images", ()) or getattr(one, "media", None) is not None:
+            raise InterpError(f"{name}: prompt {index} has images, and {why}.")
+
+
 def opened(image: Any) -> Any:
     """An image as a processor takes it.
 
@@ -165,6 +207,9 @@ def encode_with_images(
     Raises:
         InterpError: another number of placeholders than images; a span without a token of its own.
     """
+    import numpy as np
+    import torch
+
     check_unicode(prompt.text)
     text, before = _placed(processor, prompt)
     images = [[opened(image) for image in prompt.images]]
@@ -178,7 +223,7 @@ def encode_with_images(
         return_text_replacement_offsets=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
-        return_tensors="pt",
+        return_tensors="np",  # with torch's, numpy warns of what PaliGemma's processor does with them
         **completed,
     )
     added: list[int] = given["special_tokens_mask"][0].tolist()
@@ -189,7 +234,11 @@ def encode_with_images(
         for name, value in given.items()
         if name in feeds and name not in _OWN and tuple(getattr(value, "shape", ())) == (1, len(added))
     }
-    inputs = {name: value for name, value in given.items() if name in feeds and name not in {*_OWN, *by_token}}
+    inputs = {
+        name: torch.from_numpy(np.asarray(value))
+        for name, value in given.items()
+        if name in feeds and name not in {*_OWN, *by_token}
+    }
     media = media_of(processor, inputs, by_token)
     ids: list[int] = given["input_ids"][0, :kept].tolist()
     offsets: list[tuple[int, int]] = [(start, stop) for start, stop in given["offset_mapping"][0, :kept].tolist()]

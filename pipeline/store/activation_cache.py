@@ -20,6 +20,7 @@ __all__ = ["Blocks", "write_cache"]
 
 FORMAT = "interpipe.cache/1"
 UNIT = "example"
+_LENGTHS = "num_tokens"
 
 
 class Blocks(Protocol):
@@ -97,10 +98,8 @@ def write_cache(
     ranges = list(blocks.ranges)
     if not ranges:
         raise InterpError("write_cache: expected at least one block of prompts, got none.")
-    if not blocks.sites:
-        raise InterpError("write_cache: expected something that is kept of each example; means alone fit in memory.")
     first = blocks.block(0)  # widths are seen, not guessed
-    arrays, dtypes = _arrays(blocks, first)
+    arrays, dtypes = _arrays(blocks, 0, first)
     given: dict[str, Any] = {"chunk_bytes": chunk_bytes, "compression": compression}
     writer = StoreWriter(
         path,
@@ -117,15 +116,22 @@ def write_cache(
             values = blocks.block(block) if block else first
             running.write(block, values)
             if block in pending:
-                writer.write(block, _arrays(blocks, values)[0] if block else arrays)
+                writer.write(block, _arrays(blocks, block, values)[0] if block else arrays)
         running.finish()
         if not writer.finished:
             writer.finish()
     return {"blocks": len(ranges), "written": len(pending)}
 
 
-def _arrays(blocks: Blocks, cache: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The values of a block, and their dtypes; numpy has no bfloat16, which is written from float32 exactly."""
+def _arrays(blocks: Blocks, index: int, cache: Any) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The values of a block, and their dtypes; numpy has no bfloat16, which is written from float32 exactly.
+
+    Where nothing but means over examples is asked for, each example has its number of tokens.
+    """
+    if not blocks.sites:
+        rows = blocks.ranges[index]
+        lengths = [len(ids) for ids in blocks.input_ids[rows.start : rows.stop]]
+        return {_LENGTHS: np.array(lengths, dtype=np.int32)}, {_LENGTHS: "int32"}
     found, dtypes = {}, {}
     for site in blocks.sites:
         tensor = cache[site].cpu()
@@ -137,7 +143,7 @@ def _arrays(blocks: Blocks, cache: Any) -> tuple[dict[str, np.ndarray], dict[str
 def _layout(blocks: Blocks, first: Mapping[str, np.ndarray], dtypes: Mapping[str, str]) -> list[ArraySpec]:
     """An array for each site; a dimension that differs in length from one of its name has the site behind it."""
     lengths = {UNIT: len(blocks.positions), "position": len(blocks.labels)}
-    arrays = []
+    arrays = [] if blocks.sites else [ArraySpec(_LENGTHS, (UNIT,), (len(blocks.positions),), dtypes[_LENGTHS])]
     for site in blocks.sites:
         values = first[str(site)]
         shape = (len(blocks.positions), *values.shape[1:])

@@ -57,11 +57,12 @@ class BlockStatistics:
             )
             for name, values in self._sums(first).items()
         ]
+        about = blocks.about
         attributes = {
             "format": FORMAT,
             "means": [str(one) for one in blocks.means],
             "sites": [str(one) for one in blocks.sites] if sites else [],
-            "model": {"name": blocks.about.name, "digest": blocks.about.digest},
+            "model": {"name": about.name, "digest": about.digest},
             **({"of": dict(blocks.attributes)} if blocks.attributes else {}),
         }
         self._writer = StoreWriter(

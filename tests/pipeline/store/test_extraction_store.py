@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ def blocks_of(dtype: torch.dtype | None = None) -> ExtractionBlocks:
 class Killed(ExtractionBlocks):
     """Dies in its third block."""
 
+    @classmethod
+    def of(cls, blocks: ExtractionBlocks) -> Killed:
+        return cls(**{one.name: getattr(blocks, one.name) for one in fields(blocks)})
+
     def block(self, index: int) -> Any:
         if index == 2:
             raise KeyboardInterrupt
@@ -56,8 +60,7 @@ def test_a_store_takes_an_extraction_and_goes_on_after_a_kill(tmp_path: Path) ->
     blocks = blocks_of()
     assert write_cache(whole / "cache.zarr", blocks, statistics=True) == {"blocks": 3, "written": 3}
     with pytest.raises(KeyboardInterrupt):
-        killed = Killed(**{name: getattr(blocks, name) for name in blocks.__dataclass_fields__})
-        write_cache(again / "cache.zarr", killed, statistics=True)
+        write_cache(again / "cache.zarr", Killed.of(blocks), statistics=True)
     assert write_cache(again / "cache.zarr", blocks_of(), statistics=True) == {"blocks": 3, "written": 1}
     assert digests(whole) == digests(again) and len(digests(whole)) > 30
 
@@ -87,10 +90,26 @@ def test_a_store_takes_an_extraction_and_goes_on_after_a_kill(tmp_path: Path) ->
     assert keys.tolist() == [21, 21, 21, 19, 16, 12, 7, 7]
 
 
+def test_means_alone_go_on_too(tmp_path: Path) -> None:
+    model = wrapped("llama")
+    extraction = Extraction(means="resid_post.1 pattern_sum.2", positions="all", mean_over_positions=True)
+    blocks = extraction.blocks(model, PROMPTS, block_size=2)
+    with pytest.raises(KeyboardInterrupt):
+        write_cache(
+            tmp_path / "a.zarr", Killed(**{name: getattr(blocks, name) for name in blocks.__dataclass_fields__})
+        )
+    assert write_cache(tmp_path / "a.zarr", blocks) == {"blocks": 3, "written": 1}
+    assert open_store(tmp_path / "a.zarr").read("num_tokens").tolist() == [len(ids) for ids in PROMPTS]
+    result = extraction.run(model, PROMPTS, progress=False)
+    found = read_statistics(tmp_path / "a.zarr")
+    assert set(found) == set(result.means)
+    for name, mean in result.means.items():
+        np.testing.assert_allclose(found[name]["mean"], mean, rtol=1e-5, atol=1e-6)
+    assert (found["resid_post.1"]["count"] == len(PROMPTS)).all()
+
+
 def test_what_does_not_fit_a_store_is_refused(tmp_path: Path) -> None:
     model = wrapped("llama")
-    with pytest.raises(InterpError, match="means alone fit in memory"):
-        write_cache(tmp_path / "means.zarr", Extraction(means="resid_post.1").blocks(model, PROMPTS))
     with pytest.raises(InterpError, match="no statistics"):
         read_statistics(tmp_path / "cache.zarr")
     blocks = Extraction("resid_post.1").blocks(model, PROMPTS, block_size=2, dtype=torch.bfloat16)
