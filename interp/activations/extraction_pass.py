@@ -284,7 +284,8 @@ class _PassReading:
         if rows == list(range(len(self.values.input_ids))):
             tensors[str(site)] = tensors[str(other)]
         else:
-            self._store(str(site), tensors[str(other)][torch.tensor(rows).to(tensors[str(other)].device)])
+            kept = tensors[str(other)]
+            self._store(str(site), kept[torch.tensor(rows, device="cpu").to(kept.device)])
 
     # Keeping ----------------------------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ class ExtractionResult(Mapping[Spelling, Tensor]):
     __eq__, __hash__ = object.__eq__, object.__hash__
 
     def axes(self, spelling: Spelling) -> tuple[str, ...]:
-        """Names of the axes of a tensor here, such as `example, position, hidden`; of a mean without `example`."""
+        """Names of the axes of a tensor here, such as `example, position, hidden`; a mean lacks `example`."""
         name = self.name(spelling)
         one = next((x for x in self.taken if str(x) == name), None)
         if one is None:
@@ -280,8 +280,8 @@ class Gathered:
     """Batches put together.
 
     Arguments:
-        axes: from what is taken to the names of its axes.
-        taken: what that is.
+        taken: what is taken.
+        mean_over_positions: whether each named position has one value.
     """
 
     def __init__(self, taken: Sequence[Extracted], mean_over_positions: bool) -> None:

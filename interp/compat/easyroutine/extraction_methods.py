@@ -61,7 +61,7 @@ class ExtractionMethods:
             inputs: `input_ids` (example, column), `attention_mask` and what else the model is fed; padding may be on
                 either side.
             target_token_positions, extracted_token_position: names of positions (`interp.compat.easyroutine` lists
-                them); the last token unless said otherwise.
+                them); the last token unless said otherwise, but of patterns every token.
             split_positions, pivot_positions: where examples are split into groups, of each example's own tokens: one
                 list for all, or one for each.
             extraction_config: the flags.
@@ -81,7 +81,8 @@ class ExtractionMethods:
         Raises:
             InterpError: an unknown flag, position, layer or head, or what the model cannot be fed.
         """
-        names = named(_one_of(target_token_positions, extracted_token_position, ["last"]))
+        asked = _one_of(target_token_positions, extracted_token_position)
+        names = named(["last"] if asked is _UNSET else asked)
         if attn_heads != "all":
             flags["attn_heads"] = attn_heads
         config = (extraction_config or ExtractionConfig()).changed(flags, "forward")
@@ -90,7 +91,8 @@ class ExtractionMethods:
         if external_cache is not None and batch_idx == 0:
             external_cache.forget_means()
         means = ActivationCache() if external_cache is None else external_cache
-        values = FlagValues(self.standardized, batch, config, names, changes, vocabulary_index, self._rows)
+        columns = ["all"] if asked is _UNSET else None
+        values = FlagValues(self.standardized, batch, config, names, changes, vocabulary_index, self._rows, columns)
         cache = values.run(means)
         cache.put("input_ids", batch.input_ids, {"tokens": batch.input_ids.shape[1]})
         if external_cache is None:
@@ -160,7 +162,7 @@ class ExtractionMethods:
         Raises:
             InterpError: as `forward`; no batch.
         """
-        names = named(_one_of(target_token_positions, extracted_token_position, ["last"]))
+        where = _one_of(target_token_positions, extracted_token_position)
         flags = {name: kwargs.pop(name) for name in list(kwargs) if name in ExtractionConfig.names()}
         config = (extraction_config or ExtractionConfig()).changed(flags, "extract_cache")
         if extraction_config is None and not flags:
@@ -174,7 +176,7 @@ class ExtractionMethods:
             for index, batch in enumerate(tqdm(dataloader, desc="Extracting cache")):
                 read = self.read_batch(batch)
                 cache = self.forward(
-                    read, names, extraction_config=config, batch_idx=index, external_cache=means,
+                    read, where, extraction_config=config, batch_idx=index, external_cache=means,
                     **{**_of_batch(batch), **kwargs},
                 )  # fmt: skip
                 if not config.save_input_ids:
@@ -185,17 +187,17 @@ class ExtractionMethods:
             raise InterpError("extract_cache: the dataloader gives no batch.")
         found.update(means.cpu() if move_to_cpu_after_forward else means)
         asked = {name: kwargs.get(name) for name in ("ablation_queries", "patching_queries", "interventions")}
+        names = ["last"] if where is _UNSET else named(where)
         changed = {name: described(one) for name, one in asked.items() if one is not None}
         found.add_metadata(names, self.name, config.to_dict(), changed)
         return found
 
 
-def _one_of(first: Any, second: Any, default: Any) -> Any:
-    """The argument that goes by two names."""
+def _one_of(first: Any, second: Any) -> Any:
+    """The argument that goes by two names; `_UNSET` where neither is given."""
     if first is not _UNSET and second is not _UNSET:
         raise InterpError("target_token_positions and extracted_token_position are the same. Give one of them.")
-    given = second if first is _UNSET else first
-    return default if given is _UNSET else given
+    return second if first is _UNSET else first
 
 
 def _pivots(split: Any, pivot: Any) -> Any:

@@ -76,6 +76,7 @@ class FlagValues:
         interventions: what is changed before anything is taken.
         vocabulary_index: of `keep_gradient`: whose logit, one for all examples or one for each.
         batch_size: examples in a forward pass at most; None: all.
+        columns: from where to where patterns are taken; None: the names.
     """
 
     model: StandardizedTransformer
@@ -85,13 +86,15 @@ class FlagValues:
     interventions: Sequence[Intervention] = ()
     vocabulary_index: Any = None
     batch_size: int | None = None
+    columns: Sequence[Name] | None = None
     heads: list[tuple[int, int]] = field(init=False)  # of which keys that name a head are taken
 
     def __post_init__(self) -> None:
         check_ready(self.model)
         self.heads = chosen_heads(self.model, self.config.attn_heads)
         rows = self.config.attn_pattern_row_positions
-        self.rows = self.names if rows is None else named(rows, "attn_pattern_row_positions")
+        self._columns = self.names if self.columns is None else self.columns
+        self.rows = self._columns if rows is None else named(rows, "attn_pattern_row_positions")
 
     def run(self, means: ActivationCache) -> ActivationCache:
         """Run the batch.
@@ -122,6 +125,7 @@ class FlagValues:
         """
         self.layout = {name: slots.position.widths[at] for at, name in enumerate(self.names)}
         self.row_layout = {name: slots.query.widths[at] for at, name in enumerate(self.rows)}
+        self.column_layout = {name: slots.key.widths[at] for at, name in enumerate(self._columns)}
         cache = ActivationCache()
         cache.padding_id = getattr(self.model.tokenizer, "pad_token_id", None) or 0
         self._streams(cache, found)
@@ -203,11 +207,10 @@ class FlagValues:
 
     def slots(self) -> BatchSlots:
         """The tokens at the names, and behind them the last one of each example, whose logits are kept."""
-        columns, rows = self._at(self.names), self._at(self.rows)
-        last = tuple((len(one.input_ids) - 1,) for one in self.batch.encoded)
-        tokens = tuple((*at, own) for at, own in zip(columns.tokens, last, strict=True))
-        position = TokenSlots((*columns.positions, Position("last token")), tokens, (*columns.widths, 1))
-        return BatchSlots(position, rows, columns)
+        named, last = self._at(self.names), tuple((len(one.input_ids) - 1,) for one in self.batch.encoded)
+        tokens = tuple((*at, own) for at, own in zip(named.tokens, last, strict=True))
+        position = TokenSlots((*named.positions, Position("last token")), tokens, (*named.widths, 1))
+        return BatchSlots(position, self._at(self.rows), self._at(self._columns))
 
     def _at(self, names: Sequence[Name]) -> TokenSlots:
         found = [self.batch.tokens(name) for name in names]
@@ -263,7 +266,7 @@ class FlagValues:
 
     def _patterns(self, cache: ActivationCache, found: BatchValues, means: ActivationCache) -> None:
         blocks = self.config.attn_pattern_avg != "none"
-        rows, columns = self.row_layout, self.layout
+        rows, columns = self.row_layout, self.column_layout
         if blocks:
             rows, columns = dict.fromkeys(rows, 1), dict.fromkeys(columns, 1)
         plain, weighted = self._mean_patterns
@@ -279,7 +282,7 @@ class FlagValues:
                 if asked:
                     name = f"{kind}.{layer}.h{head}"
                     sums, counts = found.sums[name][None].float(), found.counts[name][None].float()
-                    means.add_to_mean(key, sums, counts, self.row_layout, self.layout)
+                    means.add_to_mean(key, sums, counts, self.row_layout, self.column_layout)
 
     def _whole(self, cache: ActivationCache, found: BatchValues) -> None:
         """What is of no layer."""

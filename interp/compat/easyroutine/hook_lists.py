@@ -71,7 +71,7 @@ class HookLists:
             token_dict: name -> tokens, or such a dictionary for each example, as a cache's `token_dict`: the names of
                 these tokens; without `token_index`, where.
             extracted_token_position: where: names of positions, in place of these two; the last token where none is
-                given.
+                given, and of patterns every token.
             extraction_config, flags: what is taken.
             patching_queries, ablation_queries, interventions: what is changed.
             batch_idx, external_cache: as of `forward`.
@@ -112,7 +112,8 @@ class HookLists:
             hooks.append({"component": str(edit.site), "intervention": change})
         if external_cache is not None and batch_idx == 0:
             external_cache.forget_means()
-        values = FlagValues(self.standardized, batch, config, names)
+        unnamed = indices is None and not token_dict and extracted_token_position is None
+        values = FlagValues(self.standardized, batch, config, names, columns=["all"] if unnamed else None)
         if config.is_not_empty():
             collected = _Collected(values, values.plan, values.slots(), cache, external_cache)
             hooks += [

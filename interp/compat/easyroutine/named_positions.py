@@ -20,6 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from interp.errors import InterpError, nearest
@@ -51,13 +52,13 @@ def named(positions: Any, what: str = "target_token_positions") -> list[Name]:
     Raises:
         InterpError: nothing, or what is no name: neither a text, nor an integer, nor a pair of integers.
     """
-    if isinstance(positions, str | int) or _is_pair(positions):
+    if isinstance(positions, str | int | np.integer) or _is_pair(positions):
         positions = [positions]
     if not isinstance(positions, Sequence) or not positions:
         raise InterpError(f"{what}: expected names of token positions, at least one, e.g. ['last']; got {positions!r}.")
     found: list[Name] = []
     for given in positions:
-        name = tuple(given) if isinstance(given, list) and _is_pair(tuple(given)) else given
+        name = tuple(map(_plain, given)) if isinstance(given, list | tuple) else _plain(given)
         if isinstance(name, bool) or not (isinstance(name, str | int) or _is_pair(name)):
             raise InterpError(f"{what}: expected a name, an integer or a pair (start, end), got {given!r}.")
         if name in found:
@@ -174,6 +175,11 @@ def _checked(word: str) -> str:
         return Position.parse(word).text
     except InterpError:
         raise InterpError(f"unknown.{nearest(word, _KNOWN)}") from None
+
+
+def _plain(given: Any) -> Any:
+    """Python's integer in place of numpy's."""
+    return int(given) if isinstance(given, np.integer) else given
 
 
 def _is_pair(given: Any) -> bool:

@@ -13,14 +13,14 @@ from interp.activations.layer_maps import output_weight
 from interp.architectures import submodule
 from interp.errors import InterpError
 from interp.model.hooks import hooks_aside
-from interp.model.layer_parts import ModelParts, model_parts
+from interp.model.layer_parts import ModelParts, Projection, model_parts
 from interp.model.resolve import head_out_place, why_missing
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["chosen_heads", "heads_of", "projected", "through_output"]
+__all__ = ["chosen_heads", "heads_of", "projected", "projection_of", "through_output"]
 
 _parts: WeakKeyDictionary[StandardizedTransformer, ModelParts] = WeakKeyDictionary()
 
@@ -61,6 +61,23 @@ def heads_of(model: StandardizedTransformer, layer: int) -> int:
     return head_out_place(model, layer, f"z.{layer}").z.num_heads
 
 
+def projection_of(model: StandardizedTransformer, layer: int, kind: str) -> Projection:
+    """What gives a layer's keys (`k`) or queries (`q`); what is found is kept with the model.
+
+    Raises:
+        InterpError: the layer has no such projection.
+    """
+    if model not in _parts:
+        _parts[model] = model_parts(model)
+    parts = _parts[model].layers[layer]
+    projection = parts.heads.get(kind)
+    if projection is None or projection.heads is None:
+        raise InterpError(
+            f"layer {layer} has no projection to {'keys' if kind == 'k' else 'queries'}: {parts.no_heads}"
+        )
+    return projection
+
+
 def projected(model: StandardizedTransformer, layer: int, kind: str, entering: Tensor) -> Tensor:
     """Keys or queries as their projection gives them, before rotation and norms.
 
@@ -76,14 +93,7 @@ def projected(model: StandardizedTransformer, layer: int, kind: str, entering: T
     Raises:
         InterpError: the layer has no such projection.
     """
-    if model not in _parts:
-        _parts[model] = model_parts(model)
-    parts = _parts[model].layers[layer]
-    projection = parts.heads.get(kind)
-    if projection is None or projection.heads is None:
-        raise InterpError(
-            f"layer {layer} has no projection to {'keys' if kind == 'k' else 'queries'}: {parts.no_heads}"
-        )
+    projection = projection_of(model, layer, kind)
     module: Any = submodule(model.layer(layer)._module, projection.path)
     with torch.no_grad(), hooks_aside(model._module):
         given: Tensor = module(entering)

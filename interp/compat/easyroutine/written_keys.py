@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from interp.activations.forward_passes import ForwardPasses
-from interp.compat.easyroutine.projections import heads_of
+from interp.compat.easyroutine.projections import heads_of, projection_of
 from interp.errors import InterpError, nearest
 from interp.interventions.shapes import site_shapes
-from interp.model.layer_parts import model_parts
 from interp.model.places import ModulePlace
 from interp.model.places_inside import ProjectedPlace
 from interp.model.resolve import place_of
@@ -93,9 +92,7 @@ class WrittenKey:
         """
         model, site = self.model, Site(self.site.kind, self.site.layer)
         assert site.layer is not None
-        part = model_parts(model).layers[site.layer].heads.get(site.kind)
-        if part is None:
-            raise InterpError(f"{self.key}: what gives it in layer {site.layer} is not found. Write {site} instead.")
+        part = projection_of(model, site.layer, site.kind)
         projection = ModulePlace(model.layer(site.layer).get(part.path), "output", self.key)
         place = ProjectedPlace(projection, part.columns, part.heads)
         made = value.clone()

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
 from interp import StandardizedTransformer
 from interp.activations import Extraction
 from interp.prompts import Prompt
 from tests.vision import FAMILIES, image
+from tests.vision.plain import Plain
 
 TEXT = " king hello"
 SITES = "resid_post.1 pattern.1 pattern_ratio.1 last_norm_second_moment logits"
@@ -22,12 +22,12 @@ SITES = "resid_post.1 pattern.1 pattern_ratio.1 last_norm_second_moment logits"
 
 def plain(folder: Path, model: StandardizedTransformer, prompt: Prompt) -> tuple[Tensor, Tensor, Tensor]:
     """(head, query, key) pattern of layer 1, (position, vocabulary) logits, and token ids, by plain transformers."""
-    eager = AutoModelForImageTextToText.from_pretrained(folder, attn_implementation="eager").eval()
-    processor: Any = model.processor
-    inputs = processor(text=prompt.text, images=list(prompt.images), return_tensors="pt")
+    twin = Plain(folder, model.processor, "model.language_model.layers")
+    twin.model.set_attn_implementation("eager")
+    inputs = twin.inputs(prompt.text, prompt.images)
     with torch.no_grad():
-        output = eager(**inputs, output_attentions=True)
-    return output.attentions[1][0], output.logits[0], inputs["input_ids"][0]
+        output = twin.model(**inputs, output_attentions=True)
+    return output.attentions[1][0].float(), output.logits[0].float(), inputs["input_ids"][0]
 
 
 def seen_by_hand(family: str, ids: Tensor, is_image: Tensor) -> Tensor:
@@ -39,8 +39,6 @@ def seen_by_hand(family: str, ids: Tensor, is_image: Tensor) -> Tensor:
     return causal | (is_image[:, None] & is_image) if family == "gemma3" else causal
 
 
-# PaliGemma's processor makes arrays of tensors in a way that numpy deprecates.
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("family", ["paligemma", "gemma3", "qwen2_vl"])
 def test_prompts_with_images(family: str, vision_folder: Callable[[str], Path]) -> None:
     folder = vision_folder(family)

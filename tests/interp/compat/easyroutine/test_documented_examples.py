@@ -213,3 +213,5 @@ def test_nothing_is_left_behind_by_a_run_that_fails(hooked: Hooked) -> None:
     after = model.forward(INPUTS, ["all"], extract_attn_pattern=True)
     for key in ("logits", "pattern_L3H3"):
         assert torch.equal(before[key], after[key])
+    with torch.enable_grad():
+        assert not model.forward(INPUTS)["logits"].requires_grad and torch.is_grad_enabled()

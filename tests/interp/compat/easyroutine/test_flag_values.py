@@ -175,6 +175,22 @@ def test_blocks_of_a_pattern(hooked: Hooked, twins: list[dict[str, Tensor]]) -> 
     assert rows_alone["pattern_L3H1"][0, 0, 4:].isnan().all()
 
 
+def test_patterns_are_whole_where_no_positions_are_named(hooked: Hooked, twins: list[dict[str, Tensor]]) -> None:
+    model, flags = (
+        hooked("biased"),
+        dict(extract_attn_pattern=True, extract_avg_attn_pattern=True, extract_resid_in=True),
+    )
+    for cache in (
+        model.forward(padded(EXAMPLES, "left"), **flags),  # type: ignore[arg-type]
+        model.extract_cache([padded([ids], "left") for ids in EXAMPLES], **flags),  # type: ignore[arg-type]
+    ):
+        assert cache["resid_in_0"].shape == (3, 1, 32) and cache["avg_pattern_L0H0"].shape == (1, 7, 7)
+        for row, (ids, twin) in enumerate(zip(EXAMPLES, twins, strict=True)):
+            found = cache["pattern_L2H1"][row]
+            torch.testing.assert_close(found[: len(ids), : len(ids)], twin["pattern_L2H1"], **TOLERANCE)
+            assert found[len(ids) :].isnan().all() and found[:, len(ids) :].isnan().all()
+
+
 def test_statistics_of_what_enters_the_last_norm(hooked: Hooked, twins: list[dict[str, Tensor]]) -> None:
     cache = hooked("biased").forward(padded(EXAMPLES, "left"), ["last", "first"], extract_last_layernorm=True)
     for row, twin in enumerate(twins):

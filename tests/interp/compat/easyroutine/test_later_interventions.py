@@ -94,27 +94,26 @@ def test_what_is_read_can_be_written(llama: HookedModel) -> None:
         "resid_in", "resid_mid", "resid_out", "attn_in", "attn_out", "mlp_out", "values", "keys", "queries", "embed",
         "head_values", "head_keys", "head_queries", "head_out", "attn_pattern", "resid_in_post_layernorm",
     )  # fmt: skip
-    for side in ("left", "right"):
-        given = batch_of(IDS, side)
-        held = llama.forward(given, ["all"], **{f"extract_{flag}": True for flag in flags})
-        keys = [
-            "resid_in_1", "resid_mid_L1", "resid_out_1", "resid_out_L2", "attn_in_1", "attn_out_1", "mlp_out_1",
-            "values_L1", "keys_L1", "queries_L1", "input_embeddings", "head_values_L1H3", "head_keys_L1H2",
-            "head_queries_L1H3",
-            "head_out_L1H3", "resid_in_post_layernorm_1",
-        ]  # fmt: skip
-        for key in keys:
-            value = held[key.replace("_L1", "_1").replace("_L2", "_2") if key.startswith("resid") else key]
-            own = Intervention("full", key, ["all"], value)
-            found = llama.forward(given, interventions=[own])["logits"]
-            torch.testing.assert_close(found, held["logits"], rtol=1e-4, atol=1e-4)
-            other = llama.forward(given, interventions=[Intervention("full", key, ["all"], 2 * value)])["logits"]
-            assert not torch.allclose(other, held["logits"], atol=1e-3), key
-        pattern = held["pattern_L1H2"].nan_to_num()
-        own = Intervention("columns", "pattern_L1H2", ["all"], pattern)
-        torch.testing.assert_close(
-            llama.forward(given, interventions=[own])["logits"], held["logits"], rtol=1e-4, atol=1e-4
-        )
+    given = batch_of(IDS, "right")
+    held = llama.forward(given, ["all"], **{f"extract_{flag}": True for flag in flags})
+    keys = [
+        "resid_in_1", "resid_mid_L1", "resid_out_1", "resid_out_L2", "attn_in_1", "attn_out_1", "mlp_out_1",
+        "values_L1", "keys_L1", "queries_L1", "input_embeddings", "head_values_L1H3", "head_keys_L1H2",
+        "head_queries_L1H3",
+        "head_out_L1H3", "resid_in_post_layernorm_1",
+    ]  # fmt: skip
+    for key in keys:
+        value = held[key.replace("_L1", "_1").replace("_L2", "_2") if key.startswith("resid") else key]
+        own = Intervention("full", key, ["all"], value)
+        found = llama.forward(given, interventions=[own])["logits"]
+        torch.testing.assert_close(found, held["logits"], rtol=1e-4, atol=1e-4)
+        other = llama.forward(given, interventions=[Intervention("full", key, ["all"], 2 * value)])["logits"]
+        assert not torch.allclose(other, held["logits"], atol=1e-3), key
+    pattern = held["pattern_L1H2"].nan_to_num()
+    own = Intervention("columns", "pattern_L1H2", ["all"], pattern)
+    torch.testing.assert_close(
+        llama.forward(given, interventions=[own])["logits"], held["logits"], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_keys_and_queries_are_written_before_rotation(llama: HookedModel, by_transformers: Any) -> None:

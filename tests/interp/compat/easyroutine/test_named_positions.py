@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,6 +71,19 @@ def test_drawn_tokens_are_drawn_once_and_again_the_same(hooked: Hooked) -> None:
     alone = model.forward(padded(EXAMPLES[1:2], "left"), names, split_positions=[1])
     assert alone["token_dict"] == first["token_dict"][1]
     assert any(named["random-text-3"] != named["random-text-3@7"] for named in first["token_dict"])
+
+
+def test_integers_of_numpy_and_one_name_alone_are_names(hooked: Hooked) -> None:
+    model, inputs = hooked("llama"), padded(EXAMPLES[:1], "left")
+    for names, expected in (
+        (np.arange(1, 3).tolist(), {1: [1], 2: [2]}),
+        ([np.int64(2), (np.int64(0), 2)], {2: [2], (0, 2): [0, 1]}),
+        ([[0, 2]], {(0, 2): [0, 1]}),
+        ("last", {"last": [3]}),
+        (-1, {-1: [3]}),
+        ((0, 2), {(0, 2): [0, 1]}),
+    ):
+        assert model.forward(inputs, names)["token_dict"] == expected
 
 
 def test_each_example_has_its_own_splits(hooked: Hooked) -> None:

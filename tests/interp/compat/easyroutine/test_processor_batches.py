@@ -153,6 +153,23 @@ def test_examples_with_and_without_images_are_one_batch(seeing: Callable[[str], 
         model.forward(whole, ["all-image"])
 
 
+def test_averages_of_image_and_text_and_what_must_add_up(seeing: Callable[[str], HookedModel]) -> None:
+    model, names = seeing("llava"), ["all-image", "all-text", "all"]
+    inputs = processed(model, "llava", slice(2))
+    flags = dict.fromkeys(["extract_resid_in", "extract_attn_out", "extract_resid_mid", "extract_mlp_out"], True)
+    whole = model.forward(inputs, names, extract_resid_out=True, **flags)
+    for layer in range(3):
+        middle = whole[f"resid_in_{layer}"] + whole[f"attn_out_{layer}"]
+        torch.testing.assert_close(whole[f"resid_mid_{layer}"], middle, equal_nan=True, rtol=1e-4, atol=1e-4)
+        last = middle + whole[f"mlp_out_{layer}"]
+        torch.testing.assert_close(whole[f"resid_out_{layer}"], last, equal_nan=True, rtol=1e-4, atol=1e-4)
+    means = model.forward(inputs, names, extract_avg=True, extract_resid_mid=True)
+    assert means["mapping_index"] == {"all-image": [0], "all-text": [1], "all": [2]}
+    parts = whole.map_to_dict("resid_mid_1")
+    expected = torch.stack([parts[name].nanmean(1) for name in names], 1)
+    torch.testing.assert_close(means["resid_mid_1"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_images_that_cannot_be_told_apart_are_refused(seeing: Callable[[str], HookedModel]) -> None:
     model = seeing("llava_next")
     both = model.get_processor()(text=["<image><image> hello"], images=[[image(0), image(1)]], return_tensors="pt")
