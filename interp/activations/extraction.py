@@ -295,7 +295,8 @@ def _words(given: Any) -> list[str]:
 def _encoded(model: StandardizedTransformer, batch: GivenBatch, spans: Spans | None) -> list[Encoded]:
     """The prompts of a batch, with the spans that the caller adds."""
     plain = [one for one in batch.prompts if not isinstance(one, Encoded)]
-    check_fed(model, [one.input_ids for one in batch.prompts if isinstance(one, Encoded)], "batches")
+    ready = [one for one in batch.prompts if isinstance(one, Encoded)]
+    check_fed(model, [one.input_ids for one in ready], "batches", media=[one.media for one in ready])
     found = iter(encoded_prompts(model, plain, name="batches") if plain else ())
     encoded = [one if isinstance(one, Encoded) else next(found) for one in batch.prompts]
     if spans is None:
