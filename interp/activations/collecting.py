@@ -31,13 +31,14 @@ from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths, rotary_limit
 from interp.matmul import faster_products
-from interp.model.fed import check_fed, whole_inputs
+from interp.model.fed import check_fed
+from interp.model.image_inputs import batches_images, inputs_of_prompts
 from interp.model.padding import pads
 from interp.model.verdicts import is_changed
 from interp.passes import turn
 from interp.prompts import Media
 from interp.prompts.given import token_ids
-from interp.sites import ATTENTION_KINDS, Site, Spelling, parse_sites
+from interp.sites import ATTENTION_KINDS, VISION_KINDS, Site, Spelling, parse_sites
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -116,7 +117,7 @@ def collect(
 def _listed(model: StandardizedTransformer, sites: Spelling | Sequence[Spelling]) -> list[Site]:
     several = [sites] if isinstance(sites, str | Site) else list(sites)
     given = [site for site in several if isinstance(site, Site)]
-    if len(given) == len(several):
+    if len(given) == len(several) and not any(site.kind in VISION_KINDS for site in given):  # which are refused
         return given
     return parse_sites(sites, model.num_layers, model.num_heads, model.num_kv_heads)
 
@@ -255,8 +256,10 @@ class _Collector:
             block = block.cut(keep=block.rows if self.inside_attention else long | seeing)
         done = len(block.input_ids) - len(block.rows)  # of those without a position nothing is read
         groups = [(block, shared) for shared in self._groups(block, short)]
-        if seeing - long:
+        if seeing - long and batches_images(self.model):
             groups.append((whole, SharedPrefix(0, sorted(seeing - long))))
+        else:
+            long |= seeing  # each alone
         for row in sorted(long, key=lambda row: len(block.input_ids[row])):
             groups.append((whole if row in seeing else block, SharedPrefix(0, [row])))
         for of, shared in groups:
@@ -359,7 +362,7 @@ class _Collector:
         if block.causal:
             return Feed.of(self.model, right_padded(tokens), prefix)
         sees = any(one is not None for one in media)
-        return Feed({**whole_inputs(self.model, tokens, media), "use_cache": False}, sees=sees)
+        return Feed({**inputs_of_prompts(self.model, tokens, media), "use_cache": False}, sees=sees)
 
     def _read(self, block: Block, feed: Feed, entries: Entries) -> None:
         """Run one forward pass, and start the copy of what it gives at some tokens."""

@@ -9,7 +9,7 @@ edits of `k` and `v` themselves, and cut edges, are made again in each step, on 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths
 from interp.interventions.edits import Window
 from interp.interventions.perform import draws
+from interp.model.image_inputs import check_text_goes_on, position_offsets
 from interp.model.verdicts import Pair, sample_ids, verdict
 from interp.prompts import Media
 from interp.readout import Sampling
@@ -93,6 +94,7 @@ def generate(
         model, _NAME + " behind a prefix" * is_behind, lambda length: _trial(model, length, is_behind=is_behind),
         _CONSEQUENCE, longest=longest,
     )  # fmt: skip
+    check_text_goes_on(model, media)
     forget_lengths(model)
     logits, going_on = (_cached if cached else _whole)(first, one, input_ids, new, media)
     noise = torch.tensor([draws(sampling.seed, input_ids[example], new.most) for example in examples], device="cpu")
@@ -126,6 +128,7 @@ def _cached(
     if cache is None:
         raise NotImplementedError("the model gives no past_key_values")
     inputs = {name: value for name, value in batch.inputs.items() if name != "input_ids"}
+    offsets = position_offsets(first.model, inputs)
     columns = first.window.stop
 
     def going_on(going: list[int], tokens: Tensor) -> Tensor:
@@ -141,6 +144,8 @@ def _cached(
         if "position_ids" in inputs:
             inputs["position_ids"] = inputs["position_ids"][:, -1:] + 1
             fed["position_ids"] = inputs["position_ids"]
+        elif offsets is not None:
+            fed["position_ids"] = inputs["attention_mask"].sum(dim=1, keepdim=True) - 1 + offsets
         step = EditedPass(first.model, window, first.edits, Read.nothing(len(tokens)), last_logits=True)
         step.run({**fed, "past_key_values": cache, "use_cache": True})
         assert step.last is not None
@@ -165,25 +170,24 @@ def _whole(
         texts = [[*input_ids[example][one.before :], *new.ids[example]] for example in examples]
         grown = len(new.ids[examples[0]])
         found: list[Tensor | None] = [None] * len(going)
-        own = None if media is None else [_longer(media[example], grown) for example in examples]
-        for part in _passes(first.model, texts, None if one.prefix is None else one.prefix.of_rows(going), own):
+        prefix = None if one.prefix is None else one.prefix.of_rows(going)
+        fed = None if media is None else [_longer(media[example], grown) for example in examples]
+        for part in _passes(first.model, texts, prefix, fed):
             forget_lengths(first.model)
             window = part.window(first.window.lengths, [examples[index] for index in part.batch.rows], grown)
             step = EditedPass(first.model, window, first.edits, Read.nothing(len(part.batch.rows)), last_logits=True)
             step.run(part.inputs)
             assert step.last is not None
-            for index, own in zip(part.batch.rows, step.last, strict=True):
-                found[index] = own
-        return torch.stack([own for own in found if own is not None])
+            for index, last in zip(part.batch.rows, step.last, strict=True):
+                found[index] = last
+        return torch.stack([last for last in found if last is not None])
 
     return first.last, going_on
 
 
 def _longer(media: Media | None, grown: int) -> Media | None:
     """What a prompt is fed, behind which new tokens stand that are no part of an image."""
-    if media is None:
-        return None
-    return replace(media, by_token={name: [*own, *[0] * grown] for name, own in media.by_token.items()})
+    return None if media is None else media.followed(grown, media.of_text)
 
 
 def _passes(

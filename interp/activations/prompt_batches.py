@@ -18,10 +18,10 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import whole_batches
 from interp.interventions.edits import Window
 from interp.matmul import faster_products
-from interp.model.fed import check_fed, with_media
-from interp.model.processor import image_feeds, load_processor, sees_images
+from interp.model.fed import check_fed, first_position
+from interp.model.image_inputs import batches_images, encoded_with_images, with_media
 from interp.positions import Position
-from interp.prompts import Encoded, Media, Prompt, encode, encode_with_images
+from interp.prompts import Encoded, Media, Prompt, encode
 from interp.prompts.given import is_ids, listed
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def encoded_prompts(
 
 def _encoded(model: StandardizedTransformer, prompt: Any, name: str) -> Encoded:
     if isinstance(prompt, Prompt) and prompt.images:
-        return _seen(model, prompt)
+        return encoded_with_images(model, prompt)
     if isinstance(prompt, Prompt):
         return prompt.encode(model.tokenizer)
     if isinstance(prompt, str):
@@ -75,16 +75,6 @@ def _encoded(model: StandardizedTransformer, prompt: Any, name: str) -> Encoded:
     if is_ids(prompt):
         return Encoded([int(token) for token in prompt], {})
     raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, got {prompt!r:.80} among them.")
-
-
-def _seen(model: StandardizedTransformer, prompt: Prompt) -> Encoded:
-    if model.processor is None:
-        why = "takes no images" if not sees_images(model._module) else "was given no processor: pass processor="
-        if sees_images(model._module) and model.repo_id:
-            load_processor(model.repo_id, revision=model.revision)  # says why there is none
-        raise InterpError(f"images: {type(model._module).__name__} {why}.")
-    config: Any = model._module.config
-    return encode_with_images(model.processor, prompt, image_feeds(model._module), config.image_token_id)
 
 
 def resolved(positions: Sequence[Position], encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[str]]:
@@ -230,7 +220,8 @@ def prompt_batches(
     batches = []
     for alike in (False, True):
         chosen = [row for row, one in enumerate(media) if (one is not None) is alike]
-        for batch in whole_batches(model, [lengths[row] for row in chosen], batch_size, more) if chosen else ():
+        size = 1 if alike and not batches_images(model) else batch_size
+        for batch in whole_batches(model, [lengths[row] for row in chosen], size, more) if chosen else ():
             rows = sorted(chosen[index] for index in batch)
             padded = _padded(model, rows, [input_ids[row] for row in rows], padding_side)
             fed = with_media(model, padded.inputs, [media[row] for row in rows], padded.before.tolist())
@@ -275,6 +266,7 @@ def _padded(
     if side == "right":
         turned = (torch.arange(longest, device="cpu") - lengths[:, None]) % longest  # where a column is on the left
         inputs = {name: value.gather(1, turned.to(value.device)) for name, value in inputs.items()}
+    inputs["position_ids"] += first_position(model)
     taken = inspect.signature(type(model._module).forward).parameters
     inputs = {name: value for name, value in inputs.items() if name == "input_ids" or name in taken}
     return PromptBatch(rows, lengths, before, inputs)

@@ -8,18 +8,22 @@ from interp.architectures.find import Candidates, candidates, find_architecture,
 from interp.architectures.record import Architecture, Sublayer, submodule
 from interp.architectures.rename import RenameConfig, config_value
 from interp.architectures.table import ARCHITECTURES, REFUSED
+from interp.architectures.vision import VISION_LAYOUTS, VisionLayout, vision_layout
 
 __all__ = [
     "ARCHITECTURES",
     "REFUSED",
+    "VISION_LAYOUTS",
     "Architecture",
     "Candidates",
     "RenameConfig",
     "Sublayer",
+    "VisionLayout",
     "candidates",
     "config_value",
     "find_architecture",
     "known_model_types",
     "missing_parts",
     "submodule",
+    "vision_layout",
 ]

@@ -20,6 +20,7 @@ from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import rotary_limit
 from interp.forward.shared_attention import sharing
+from interp.model.fed import first_position
 from interp.model.hooks import users_hook
 from interp.model.verdicts import Pair, holds, is_changed, misfit, regime_of, sample_ids, verdict, verdicts_of
 from interp.sites import Site
@@ -85,7 +86,7 @@ class Feed:
         inputs["attention_mask"] = torch.ones(rows, start + length, dtype=torch.long, device=model.device)
         if model.takes_position_ids:
             columns = torch.arange(length, device=model.device) if packed is None else packed.columns
-            inputs["position_ids"] = (start + columns).expand(rows, length)
+            inputs["position_ids"] = (start + columns + first_position(model)).expand(rows, length)
         return cls(inputs, prefix, packed)
 
     @property

@@ -162,7 +162,7 @@ class _Planner:
 
         Those of images may see later ones too: the run itself tells.
         """
-        if not any(kind == "scores" for kind in self.intervention.kinds):
+        if self.intervention.operation != "knockout" or "scores" not in self.intervention.kinds:
             return
         for example, (rows, cut) in enumerate(zip(queries, keys, strict=True)):
             for query in rows if self.whole[example].media is None else ():
@@ -353,6 +353,8 @@ def check_contradictions(edits: Sequence[Edit]) -> None:
             for head in heads:
                 there = known.setdefault((*_stream(edit.site), head), {}).setdefault(example, [])
                 for others, other in there:
+                    if edit.keys and other.keys and not set(edit.keys[example]) & set(other.keys[example]):
+                        continue
                     both = sorted(others & set(tokens))
                     if both or (tokens and others and edit.at_every_step and other.at_every_step):
                         at = f"token {both[0]}" if both else "new tokens"

@@ -15,8 +15,9 @@ from interp.model.head import closest_tokens
 from interp.model.interventions import skip_layers, steer
 from interp.model.places import ModulePlace, Place
 from interp.model.resolve import place_of, projection_width, sublayer_of, why_missing
+from interp.model.vision_sites import num_vision_layers
 from interp.prompts.encoding import bare_tokenizer
-from interp.sites import HEAD_KINDS, Site, Spelling, parse_site
+from interp.sites import HEAD_KINDS, VISION_KINDS, Site, Spelling, parse_site
 from interp.tracing import check_not_passed
 
 __all__ = ["LayerModules", "LayerValues", "NamedValues", "aliases", "merged"]
@@ -90,16 +91,18 @@ class NamedValues:
         Raises:
             InterpError: it cannot be read, names several sites, or a layer or head that the model does not have.
         """
-        return parse_site(site, self.num_layers, self.num_heads, self.num_kv_heads)
+        return parse_site(site, self.num_layers, self.num_heads, self.num_kv_heads, num_vision_layers(self))
 
     def has(self: Any, site: Spelling) -> bool:
         """Whether the model has a site: parallel layers have no `resid_mid`, Mamba layers no `pattern`."""
+        if num_vision_layers(self) is None and str(site).startswith("vision."):
+            return False
         return why_missing(self, self.site(site)) is None
 
     def in_order(self: Any, sites: Sequence[Spelling]) -> list[Site]:
         """Sort sites in the order in which this model computes them, which a trace must keep."""
-        layers = self.num_layers  # asked for once: it looks at all modules
-        places = (parse_site(site, layers, self.num_heads, self.num_kv_heads) for site in sites)
+        layers, seen = self.num_layers, num_vision_layers(self)  # asked for once: it looks at all modules
+        places = (parse_site(site, layers, self.num_heads, self.num_kv_heads, seen) for site in sites)
         return sorted(places, key=self._depth)
 
     def _depth(self: Any, site: Site) -> tuple[Any, ...]:
@@ -115,6 +118,8 @@ class NamedValues:
             InterpError: no such site in this model, or one with heads.
         """
         place = self.site(site)
+        if place.kind in VISION_KINDS:
+            raise InterpError(f"width of {place}: it is that of the vision tower. Read it in a trace to see it.")
         if place.kind in HEAD_KINDS:
             raise InterpError(f"width of {place}: expected a site without a head axis.")
         if place.kind == "logits":

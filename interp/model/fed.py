@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from interp.architectures import vision_layout
 from interp.batching import left_padded
 from interp.errors import InterpError
 from interp.model.processor import image_token
 from interp.prompts import Media
-from interp.prompts.images import by_token, media_inputs
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["Fed", "check_fed", "is_fake", "position_limit", "whole_inputs", "with_media"]
+__all__ = ["Fed", "check_fed", "first_position", "is_fake", "position_limit", "whole_inputs"]
 
 
 def check_fed(
@@ -164,51 +164,27 @@ def is_fake(tensor: Tensor) -> bool:
     return type(tensor) not in (Tensor, nn.Parameter) or isinstance(tensor, torch._subclasses.FakeTensor)
 
 
-def whole_inputs(
-    model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], media: Sequence[Media | None] | None = None
-) -> dict[str, Tensor]:
+def whole_inputs(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """The inputs of a forward pass over whole prompts; padded only where padding leaves the model's numbers alone.
 
     Arguments:
         model: the model.
         input_ids: token ids of each prompt, unpadded.
-        media: what each is fed beside them, all or none of them; None: nothing.
 
     Returns:
-        `input_ids`, and `attention_mask` and `position_ids` where the model takes them, each (row, position); and the
-        images.
+        `input_ids`, and `attention_mask` and `position_ids` where the model takes them, each (row, position).
     """
     inputs = left_padded(input_ids, 0, model.device)  # 0 is in every vocabulary, a pad token may not be
     if "attention_mask" not in inspect.signature(type(model._module).forward).parameters:
         del inputs["attention_mask"]
     if not model.takes_position_ids:  # no positions (Bloom, MPT), only distances, which padding leaves alone
         del inputs["position_ids"]
-    longest = inputs["input_ids"].shape[1]
-    return with_media(model, inputs, media or (), [longest - len(ids) for ids in input_ids])
+    else:
+        inputs["position_ids"] += first_position(model)
+    return inputs
 
 
-def with_media(
-    model: StandardizedTransformer,
-    inputs: dict[str, Tensor],
-    media: Sequence[Media | None],
-    before: Sequence[int],
-) -> dict[str, Tensor]:
-    """The inputs of a batch with its images, on the model's device.
-
-    Arguments:
-        model: the model.
-        inputs: `input_ids`, (row, column), and what goes with them.
-        media: what each row is fed beside its ids: of all rows, or of none.
-        before: columns of padding before each row.
-    """
-    own = [one for one in media if one is not None]
-    if not own:
-        return inputs
-    assert len(own) == len(before)  # rows with images and rows without are batches of their own
-    inputs = {**inputs, **by_token(own, inputs["input_ids"].shape[1], before), **media_inputs(own)}
-    if hasattr(model._module.base_model, "get_rope_index"):
-        inputs.pop("position_ids", None)  # the model counts rows and columns of images
-    return {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in inputs.items()
-    }
+def first_position(model: StandardizedTransformer) -> int:
+    """The number of a prompt's first position, 0 but in a few families."""
+    layout = vision_layout(model._module.config)
+    return 0 if layout is None else layout.first_position

@@ -30,7 +30,7 @@ __all__ = ["RESERVED", "Given", "ModuleTree", "follow"]
 RESERVED = (
     "architecture", "tokenizer", "spec", "tail", "parallel", "attention_access", "fed", "trace_memory",
     "position_limit", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_size",
-    "vocab_size",
+    "vocab_size", "processor", "vision_tower", "projector", "num_vision_layers",
 )  # fmt: skip
 _log = logging.getLogger(__name__)
 

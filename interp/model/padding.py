@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from interp.architectures import Architecture, submodule
 from interp.errors import InterpError
-from interp.model.fed import is_fake
+from interp.model.fed import first_position, is_fake
 from interp.model.hooks import hooks_aside
 from interp.model.verdicts import holds, is_changed, misfit, sample_ids
 from interp.passes import after, before  # by name: what travels to a server must not name a module of ours
@@ -59,7 +59,7 @@ def _trial(model: StandardizedTransformer, length: int) -> str | None:
     mask = (torch.arange(length, device=model.device) >= padding[:, None]).long()
     inputs = {"input_ids": ids, "attention_mask": mask}
     if model.takes_position_ids:
-        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + first_position(model)
     interleaving = model.interleaver.interleaving
     model.interleaver.interleaving = False  # a trace may be about to run, which these passes are no part of
     try:

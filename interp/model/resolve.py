@@ -22,7 +22,8 @@ from interp.model.places import (
     ZPlace,
 )
 from interp.model.verdicts import once
-from interp.sites import Site
+from interp.model.vision_sites import vision_place
+from interp.sites import VISION_KINDS, Site
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
@@ -47,6 +48,8 @@ def place_of(model: StandardizedTransformer, site: Site) -> Place:
     reason = why_missing(model, site)
     if reason is not None:
         raise InterpError(f"site {str(site)!r} does not exist in {type(model._module).__name__}: {reason}")
+    if site.kind in VISION_KINDS:
+        return vision_place(model, site)
     whole = _whole(model, site)
     return whole if site.head is None else HeadPlace(whole, _HEAD_AXIS[site.kind], site.head, str(site))
 
@@ -55,7 +58,7 @@ def why_missing(model: StandardizedTransformer, site: Site) -> str | None:
     """Why a model does not have a site; None where it has it."""
     if site.kind == "final_norm":
         return None if model.architecture.final_norm else "the model has no norm after its last layer."
-    if site.layer is None or site.kind in ("resid_pre", "resid_post"):
+    if site.layer is None or site.kind in ("resid_pre", "resid_post", *VISION_KINDS):
         return None
     layer = model.layer(site.layer)._module
     record = model.architecture.of_layer(layer)

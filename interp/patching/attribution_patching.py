@@ -30,7 +30,7 @@ from torch import Tensor
 from interp.batching import Budget, batches_alike
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready, forget_lengths
-from interp.model.fed import whole_inputs
+from interp.model.image_inputs import batches_images, inputs_of_prompts
 from interp.model.resolve import place_of
 from interp.model.verdicts import off_by
 from interp.model.visits import Visit, run_visiting
@@ -130,6 +130,8 @@ def attribution_patching(
         for pair, (into, of) in enumerate(zip(places.base, places.source, strict=True))
     ]
     budget = Budget.of(None, model.device).tokens
+    if any(one is not None for of in media for one in of) and not batches_images(model):
+        batch_size = 1
     for rows in batches_alike(ids[0], alike, batch_size, 1, budget=budget):
         first = rows[0]
         batch = _Batch(
@@ -313,7 +315,7 @@ class _Estimate:
         visits.append(Visit(str(last), place_of(self.model, last), lambda live: final.append(live[:, -1])))
         forget_lengths(self.model)
         with torch.enable_grad():
-            fed = whole_inputs(self.model, batch.base_ids, batch.base_media)
+            fed = inputs_of_prompts(self.model, batch.base_ids, batch.base_media)
             run_visiting(self.model, visits, stop=True, **fed, use_cache=False)
             compared = self.model.readout(of_clean) if self.metrics.compares else None
             examples = torch.tensor(batch.rows, device="cpu")

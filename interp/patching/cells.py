@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.matmul import faster_products
-from interp.model.fed import whole_inputs
+from interp.model.image_inputs import inputs_of_prompts
 from interp.model.places import HeadOutPlace, ZPlace
 from interp.model.resolve import place_of
 from interp.model.visits import Visit, run_visiting
@@ -154,7 +154,7 @@ def run_whole(
     visits: Sequence[Visit],
     media: Sequence[Media | None] | None = None,
 ) -> None:
-    inputs = whole_inputs(model, input_ids, media)
+    inputs = inputs_of_prompts(model, input_ids, media)
     with faster_products(inputs["input_ids"].numel(), model.hidden_size, model.dtype, model.device):
         run_visiting(model, visits, stop=True, **inputs, use_cache=False)
 

@@ -19,7 +19,7 @@ from interp import passes
 from interp.errors import InterpError
 from interp.forward.rope import forget_lengths
 from interp.matmul import faster_products
-from interp.model.fed import whole_inputs
+from interp.model.image_inputs import inputs_of_prompts
 from interp.model.resolve import sublayer_of
 from interp.model.verdicts import Pair, once, sample_ids
 from interp.patching.fits import fits
@@ -135,7 +135,7 @@ def run_blocked(
         InterpError: a layer's scores are not available, or a position has nothing left to look at.
     """
     forget_lengths(model)
-    inputs = whole_inputs(model, input_ids, media)
+    inputs = inputs_of_prompts(model, input_ids, media)
     longest = inputs["input_ids"].shape[1]
     masks = [cut.mask(len(ids), padding=longest - len(ids)) for ids, cut in zip(input_ids, cuts, strict=True)]
     blocked = torch.stack(masks).to(model.device)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interp.batching import WALKING_TOKENS, Budget, batches_alike
 from interp.forward import first_changed
+from interp.model.image_inputs import batches_images
 from interp.model.verdicts import Pair, sample_ids
 from interp.patching.cells import Cell, Positions, Written, by_position, heads_of, run_cells, values_at
 from interp.patching.fits import fits
@@ -160,6 +161,8 @@ class GridPlan(Plan[GridEnds]):
             _, ends = values_at(self.lm, prompts, [], self._both_media(own)[0])
             tokens = len(own) * len(prompts[0])
             size = max(1, Budget.of(None, self.lm.device).tokens // tokens)
+            if any(self._both_media(own)[0]) and not batches_images(self.lm):
+                size = 1
             for layer in sorted({cell.layer for cell in self.cells}):
                 there = [cell for cell in self._there(own) if self.cells[cell].layer == layer]
                 for start in range(0, len(there), size):

@@ -25,7 +25,7 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import first_changed, forget_lengths
 from interp.forward.shared_attention import sharing
 from interp.matmul import faster_products
-from interp.model.fed import whole_inputs
+from interp.model.image_inputs import inputs_of_prompts
 from interp.model.verdicts import verdicts_of
 from interp.prompts import Media
 from interp.sites import Site
@@ -282,7 +282,7 @@ def run_patched(
         (row, hidden_size), the residual stream after the last layer at each prompt's last token.
     """
     forget_lengths(model)
-    inputs = whole_inputs(model, target_ids, media)
+    inputs = inputs_of_prompts(model, target_ids, media)
     longest = inputs["input_ids"].shape[1]
     columns, rows = (
         torch.tensor(positions, device="cpu"),

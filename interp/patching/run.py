@@ -20,6 +20,7 @@ from torch import Tensor
 from interp.batching import batches_alike
 from interp.errors import InterpError
 from interp.forward import whole_batches
+from interp.model.image_inputs import batches_images
 from interp.patching.patched_runs import run_patched
 from interp.prompts import Media
 
@@ -134,7 +135,8 @@ def run(plan: Plan[Found], batch_size: int) -> Iterator[tuple[list[int], Found]]
             batches, way = plan.batches(rows, batch_size), plan.fast
         else:
             lengths = [len(plan.input_ids[row]) for row in rows]
-            found = whole_batches(plan.model, lengths, batch_size, plan.new_tokens) if rows else []
+            size = 1 if sees and not batches_images(plan.model) else batch_size
+            found = whole_batches(plan.model, lengths, size, plan.new_tokens) if rows else []
             batches, way = [[rows[index] for index in batch] for batch in found], plan.slow
         for batch in batches:
             for part in way(batch):

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 __all__ = [
+    "IMAGES_BY_ROW",
     "Media",
     "by_token",
     "check_no_images",
     "encode_with_images",
+    "image_markers",
+    "image_spans",
     "media_inputs",
+    "media_of",
     "opened",
     "same_prompt",
     "with_images",
@@ -36,9 +40,11 @@ __all__ = [
 # What a processor gives that is not fed beside the ids, or that the batch makes itself.
 _OWN = {"input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask", "text_replacement_offsets"}
 # Families that give each row its images along an axis; in the others the images of all rows stand one after another.
-_IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
+IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
 # Families whose processor writes the placeholders itself, before the text.
 _BEFORE_TEXT = ("PaliGemma",)
+# In these the prompt of an image is looked at from both sides (0); what is written behind it, and other text, is not.
+_OF_TEXT = {"token_type_ids": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +55,26 @@ class Media:
         inputs: name -> tensor, as the processor gives it for a batch of this prompt alone (`pixel_values`, ...).
         by_token: name -> a number for each token (`token_type_ids`, `mm_token_type_ids`).
         by_row: the tensors have an axis of one for the prompt; else their first axis is one of images or patches.
+        of_text: name -> the number of a token of text that no image stands before, or that is written behind; 0 for
+            names that are not here.
     """
 
     inputs: Mapping[str, Tensor]
     by_token: Mapping[str, list[int]] = field(default_factory=dict)
     by_row: bool = False
+    of_text: Mapping[str, int] = field(default_factory=dict)
+
+    def followed(self, more: int, numbers: Mapping[str, int] | None = None) -> Media:
+        """The same with tokens behind the prompt that are no part of an image.
+
+        Arguments:
+            more: how many.
+            numbers: what each of them has by name; 0 where it is not said.
+        """
+        after = numbers or {}
+        return replace(
+            self, by_token={name: [*own, *[after.get(name, 0)] * more] for name, own in self.by_token.items()}
+        )
 
 
 def same_prompt(one: Encoded, other: Encoded) -> bool:
@@ -186,6 +207,9 @@ def encode_with_images(
     Raises:
         InterpError: another number of placeholders than images; a span without a token of its own.
     """
+    import numpy as np
+    import torch
+
     check_unicode(prompt.text)
     text, before = _placed(processor, prompt)
     images = [[opened(image) for image in prompt.images]]
@@ -199,7 +223,7 @@ def encode_with_images(
         return_text_replacement_offsets=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
-        return_tensors="pt",
+        return_tensors="np",  # with torch's, numpy warns of what PaliGemma's processor does with them
         **completed,
     )
     added: list[int] = given["special_tokens_mask"][0].tolist()
@@ -210,14 +234,18 @@ def encode_with_images(
         for name, value in given.items()
         if name in feeds and name not in _OWN and tuple(getattr(value, "shape", ())) == (1, len(added))
     }
-    inputs = {name: value for name, value in given.items() if name in feeds and name not in {*_OWN, *by_token}}
-    media = Media(inputs, by_token, type(processor).__name__.startswith(_IMAGES_BY_ROW))
+    inputs = {
+        name: torch.from_numpy(np.asarray(value))
+        for name, value in given.items()
+        if name in feeds and name not in {*_OWN, *by_token}
+    }
+    media = media_of(processor, inputs, by_token)
     ids: list[int] = given["input_ids"][0, :kept].tolist()
     offsets: list[tuple[int, int]] = [(start, stop) for start, stop in given["offset_mapping"][0, :kept].tolist()]
     replaced = given["text_replacement_offsets"][0]
     laid_out = processor.prepare_inputs_layout(images=images, text=[text])[1][0]
     expanded = _Expanded(text.split(processor.image_token), laid_out, replaced)
-    spans = _image_spans(ids, offsets, replaced, image_token_id, _markers(processor))
+    spans = image_spans(ids, offsets, replaced, image_token_id, image_markers(processor))
     characters: dict[str, tuple[int, int]] = {}
     for name, (start, stop) in prompt.spans.items():
         if name in spans or name == "text":
@@ -228,6 +256,17 @@ def encode_with_images(
             raise InterpError(f"span {name!r}: the tokenizer gives its characters no token of their own.")
         spans[name], characters[name] = (tokens[0], tokens[-1] + 1), (start, stop)
     return Encoded(ids, spans, characters, media)
+
+
+def media_of(processor: ProcessorMixin, inputs: Mapping[str, Tensor], by_token: Mapping[str, list[int]]) -> Media:
+    """What a family's processor gave for one prompt, and how a batch of such is made.
+
+    Arguments:
+        processor: the model's.
+        inputs, by_token: as of `Media`.
+    """
+    kind = type(processor).__name__
+    return Media(inputs, by_token, kind.startswith(IMAGES_BY_ROW), _OF_TEXT if kind.startswith(_BEFORE_TEXT) else {})
 
 
 def _placed(processor: ProcessorMixin, prompt: Prompt) -> tuple[str, int]:
@@ -283,7 +322,7 @@ _MARKERS = {
 }
 
 
-def _markers(processor: Any) -> dict[str, set[int]]:
+def image_markers(processor: Any) -> dict[str, set[int]]:
     """Ids of the tokens that stand before and behind an image; none in some families."""
     named = {
         side: {
@@ -295,7 +334,7 @@ def _markers(processor: Any) -> dict[str, set[int]]:
     return {side: {processor.tokenizer.convert_tokens_to_ids(token) for token in named[side]} for side in named}
 
 
-def _image_spans(
+def image_spans(
     ids: Sequence[int],
     offsets: Sequence[tuple[int, int]],
     replaced: Sequence[Mapping[str, Any]],
@@ -343,21 +382,24 @@ def _image_spans(
 # Batches --------------------------------------------------------------------------------------------------------------
 
 
-def media_inputs(media: Sequence[Media]) -> dict[str, Tensor]:
+def media_inputs(media: Sequence[Media | None]) -> dict[str, Tensor]:
     """The inputs of a batch beside those that have a number for each token.
 
     Arguments:
-        media: of each row.
+        media: of each row; None: it has no image. At least one has.
 
     Returns:
         Name -> tensor; where rows or images differ in size, zero behind the smaller ones.
     """
     import torch
 
+    some = [one for one in media if one is not None]
     joined: dict[str, Tensor] = {}
-    for name in media[0].inputs:
-        parts = [one.inputs[name] for one in media]
-        sizes = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
+    for name, first in some[0].inputs.items():
+        parts = [one.inputs[name] for one in some]
+        if some[0].by_row:  # images of zeros are none
+            parts = [torch.zeros_like(first) if one is None else one.inputs[name] for one in media]
+        sizes = [max(part.shape[axis] for part in parts) for axis in range(1, first.dim())]
         padded = []
         for part in parts:
             more = [pair for axis, size in reversed(list(enumerate(sizes, 1))) for pair in (0, size - part.shape[axis])]
@@ -366,11 +408,11 @@ def media_inputs(media: Sequence[Media]) -> dict[str, Tensor]:
     return joined
 
 
-def by_token(media: Sequence[Media], width: int, before: Sequence[int]) -> dict[str, Tensor]:
-    """The inputs of a batch that have a number for each token, zero at padding.
+def by_token(media: Sequence[Media | None], width: int, before: Sequence[int]) -> dict[str, Tensor]:
+    """The inputs of a batch that have a number for each token, zero at padding and in rows without images.
 
     Arguments:
-        media: of each row.
+        media: of each row; None: it has no image. At least one has.
         width: columns of the batch.
         before: columns of padding before each row.
 
@@ -380,9 +422,13 @@ def by_token(media: Sequence[Media], width: int, before: Sequence[int]) -> dict[
     import torch
 
     filled: dict[str, Tensor] = {}
-    for name in media[0].by_token:
+    some = next(one for one in media if one is not None)
+    for name in some.by_token:
         rows = torch.zeros(len(media), width, dtype=torch.long, device="cpu")
         for row, (one, start) in enumerate(zip(media, before, strict=True)):
+            if one is None:
+                rows[row] = some.of_text.get(name, 0)
+                continue
             numbers = torch.tensor(one.by_token[name][:width], device="cpu")
             rows[row, start : start + len(numbers)] = numbers
         filled[name] = rows

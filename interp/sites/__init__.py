@@ -20,11 +20,25 @@ recurrent block) and the MLP receive, after their norm | batch, position, hidden
 | `final_norm` | after the model's last norm | batch, position, hidden |
 | `logits` | the model's own output | batch, position, vocabulary |
 
+A model that sees has `vision.resid_pre` and `vision.resid_post` too, the residual stream of its vision tower (image or
+tile, patch, width), in traces alone.
+
 What other systems call these places is read too: `blocks.3.hook_resid_post`, `resid_out_3`, `layers_output[3]`,
 `hidden_states[4]`. The tables are in `interp.sites.spellings`.
 """
 
-from interp.sites.kinds import ATTENTION_KINDS, HEAD_KINDS, HIDDEN_KINDS, KINDS, LAYER_KINDS, MAP_KINDS, SHAPES, Site
+from interp.sites.kinds import (
+    ATTENTION_KINDS,
+    HEAD_KINDS,
+    HIDDEN_KINDS,
+    KINDS,
+    LAYER_KINDS,
+    MAP_KINDS,
+    SHAPES,
+    VISION_KINDS,
+    VISION_SHAPES,
+    Site,
+)
 from interp.sites.parsing import (
     Spelling,
     canonical,
@@ -44,6 +58,8 @@ __all__ = [
     "LAYER_KINDS",
     "MAP_KINDS",
     "SHAPES",
+    "VISION_KINDS",
+    "VISION_SHAPES",
     "Site",
     "Spelling",
     "canonical",

@@ -9,7 +9,18 @@ from types import MappingProxyType
 
 from interp.errors import InterpError, nearest
 
-__all__ = ["ATTENTION_KINDS", "HEAD_KINDS", "HIDDEN_KINDS", "KINDS", "LAYER_KINDS", "MAP_KINDS", "SHAPES", "Site"]
+__all__ = [
+    "ATTENTION_KINDS",
+    "HEAD_KINDS",
+    "HIDDEN_KINDS",
+    "KINDS",
+    "LAYER_KINDS",
+    "MAP_KINDS",
+    "SHAPES",
+    "VISION_KINDS",
+    "VISION_SHAPES",
+    "Site",
+]
 
 # In the order in which a forward pass meets them. `hidden` is hidden_size numbers, `position` one token of a prompt.
 SHAPES: Mapping[str, str] = MappingProxyType(
@@ -41,6 +52,11 @@ LAYER_KINDS = tuple(kind for kind in KINDS if kind not in ("embed", "final_norm"
 HEAD_KINDS = ("q", "k", "v", "scores", "pattern", "z", "head_out")
 ATTENTION_KINDS = ("q", "k", "v", "scores", "pattern")  # inside the attention function: heads before positions
 MAP_KINDS = ("scores", "pattern")  # from each query to each key
+# The residual stream of a vision tower, in a trace alone: its axes are no prompts and no tokens.
+VISION_SHAPES: Mapping[str, str] = MappingProxyType(
+    {"vision.resid_pre": "image or tile, patch, width", "vision.resid_post": "image or tile, patch, width"}
+)
+VISION_KINDS = tuple(VISION_SHAPES)
 HIDDEN_KINDS = tuple(kind for kind in LAYER_KINDS if SHAPES[kind] == "batch, position, hidden")
 
 
@@ -50,8 +66,8 @@ class Site:
     """One place in a model. Sites sort by `depth`.
 
     Arguments:
-        kind: one of `KINDS`.
-        layer: from 0, for the kinds that layers have (`LAYER_KINDS`); None for the others.
+        kind: one of `KINDS`, or of `VISION_KINDS`.
+        layer: from 0, for the kinds that layers have (`LAYER_KINDS`, `VISION_KINDS`); None for the others.
         head: from 0, for the kinds that have a head axis (`HEAD_KINDS`), where one head is meant; None: all of them.
 
     Raises:
@@ -64,7 +80,7 @@ class Site:
 
     def __post_init__(self) -> None:
         check_kind(self.kind, self.kind)
-        if self.kind not in LAYER_KINDS:
+        if self.kind not in (*LAYER_KINDS, *VISION_KINDS):
             if self.layer is not None:
                 raise InterpError(f"site {self.kind!r} is not part of a layer, got layer {self.layer}. Leave it out.")
         elif self.layer is None:
@@ -98,6 +114,8 @@ class Site:
 
         Layer, kind, head; all heads together come before each of them.
         """
+        if self.kind in VISION_KINDS:  # the tower is done before the language model begins
+            return ((self.layer or 0) - (1 << 30), VISION_KINDS.index(self.kind), -1)
         outside = -1 if self.kind == "embed" else 1 << 30
         return (
             outside if self.layer is None else self.layer,
@@ -108,8 +126,8 @@ class Site:
 
 def check_kind(kind: str, word: str) -> None:
     """Raise on a kind that is none, with the nearest ones; `word` is what the user wrote."""
-    if kind not in KINDS:
-        raise InterpError(f"site {word!r}: unknown kind {kind!r}.{nearest(kind, KINDS)}")
+    if kind not in (*KINDS, *VISION_KINDS):
+        raise InterpError(f"site {word!r}: unknown kind {kind!r}.{nearest(kind, (*KINDS, *VISION_KINDS))}")
 
 
 def heads_are_of() -> str:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
 
 from interp.errors import InterpError, nearest
-from interp.sites.kinds import HEAD_KINDS, KINDS, LAYER_KINDS, Site, check_kind, heads_are_of
+from interp.sites.kinds import HEAD_KINDS, KINDS, LAYER_KINDS, VISION_KINDS, Site, check_kind, heads_are_of
 from interp.sites.spellings import SYSTEMS, hook_name, matcher
 
 if TYPE_CHECKING:
@@ -36,7 +36,11 @@ _INTEGER = re.compile(r"-?\d+")
 
 
 def parse_sites(
-    text: Spelling | Iterable[Spelling], num_layers: int, num_heads: int | None = None, num_kv_heads: int | None = None
+    text: Spelling | Iterable[Spelling],
+    num_layers: int,
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+    num_vision_layers: int | None = None,
 ) -> list[Site]:
     """Turn any spelling of sites into sites.
 
@@ -46,6 +50,8 @@ def parse_sites(
         num_layers: the model's depth.
         num_heads: attention heads in a layer; needed where heads are named.
         num_kv_heads: key-value heads in a layer, which `k` and `v` have; needed where heads of these are named.
+        num_vision_layers: layers of the model's vision tower; None: its sites are refused, because it has none, or
+            because they cannot be read where they are named.
 
     Returns:
         The sites, by depth, each once.
@@ -54,21 +60,27 @@ def parse_sites(
         InterpError: an unknown kind (with the nearest known one), a layer or head out of range (with the valid range),
             a spelling that cannot be read or would be misread, or no site at all.
     """
-    sizes = _Sizes(num_layers, num_heads, num_kv_heads)
+    sizes = _Sizes(num_layers, num_heads, num_kv_heads, num_vision_layers)
     return sorted({site for written in _read(text) for site in _sites(written, sizes)})
 
 
-def parse_site(text: Spelling, num_layers: int, num_heads: int | None = None, num_kv_heads: int | None = None) -> Site:
+def parse_site(
+    text: Spelling,
+    num_layers: int,
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+    num_vision_layers: int | None = None,
+) -> Site:
     """Turn a spelling that names exactly one place into a site.
 
     Arguments:
         text: `resid_post.3`, `attn_out.-1`, `z.3.h0`, `logits`, `blocks.3.hook_resid_post`.
-        num_layers, num_heads, num_kv_heads: as in `parse_sites`.
+        num_layers, num_heads, num_kv_heads, num_vision_layers: as in `parse_sites`.
 
     Raises:
         InterpError: as `parse_sites`, or the text names several places.
     """
-    sites = parse_sites(text, num_layers, num_heads, num_kv_heads)
+    sites = parse_sites(text, num_layers, num_heads, num_kv_heads, num_vision_layers)
     if len(sites) > 1:
         raise InterpError(f"expected one site, got {text!r}, which names {len(sites)}: {sites[0]} to {sites[-1]}.")
     return sites[0]
@@ -91,6 +103,8 @@ def check_sites(
         InterpError: as `parse_sites`.
     """
     for written in _read(texts):
+        if written.kind in VISION_KINDS:
+            raise InterpError(_of_vision(written.text))
         if written.kind == "hidden_states":
             _hidden_states(written, num_layers)
             continue
@@ -186,6 +200,7 @@ class _Sizes:
     num_layers: int
     num_heads: int | None
     num_kv_heads: int | None
+    num_vision_layers: int | None = None
 
     def heads(self, kind: str) -> int | None:
         return self.num_kv_heads if kind in ("k", "v") else self.num_heads
@@ -216,6 +231,10 @@ def _is_shorthand(text: object) -> TypeGuard[tuple[str, int] | tuple[str, int, s
 
 def _word(word: str) -> _Written:
     kind, *rest = word.split(".")
+    if kind == "vision":
+        kind, rest = ".".join([kind, *rest[:1]]), rest[1:]
+        check_kind(kind, word)
+        return _own(word, kind, rest)
     if kind in KINDS and "hook_" not in word:
         return _own(word, kind, rest)
     return _foreign(word, word)
@@ -223,7 +242,7 @@ def _word(word: str) -> _Written:
 
 def _own(word: str, kind: str, rest: list[str]) -> _Written:
     """`kind`, `kind.layers` or `kind.layers.hHEADS`."""
-    if kind not in LAYER_KINDS:
+    if kind not in (*LAYER_KINDS, *VISION_KINDS):
         if rest:
             raise InterpError(f"site {word!r}: {kind} is not part of a layer. Write {kind!r}.")
         return _Written(word, kind)
@@ -270,7 +289,10 @@ def _sites(written: _Written, sizes: _Sizes) -> list[Site]:
         return _hidden_states(written, sizes.num_layers)
     if written.layers is None:
         return [Site(written.kind)]
-    layers = _indices(written.layers, sizes.num_layers, written.text, "layer")
+    count = sizes.num_vision_layers if written.kind in VISION_KINDS else sizes.num_layers
+    if count is None:
+        raise InterpError(_of_vision(written.text))
+    layers = _indices(written.layers, count, written.text, "layer")
     if written.heads is None:
         return [Site(written.kind, layer) for layer in layers]
     count = sizes.heads(written.kind)
@@ -284,6 +306,13 @@ def _sites(written: _Written, sizes: _Sizes) -> list[Site]:
         )
     heads = _indices(written.heads, count, written.text, _noun(written.kind))
     return [Site(written.kind, layer, head) for layer in layers for head in heads]
+
+
+def _of_vision(text: str) -> str:
+    return (
+        f"site {text!r} is of a vision tower: its axes are images and patches, not prompts and positions. It is read "
+        f"and written in a trace of a model that sees: model.read({text!r}) in model.trace(text, images=...)."
+    )
 
 
 def _noun(kind: str) -> str:
