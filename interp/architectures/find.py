@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from interp.architectures.record import Architecture, submodule
 from interp.architectures.rename import RenameConfig, renamed
 from interp.architectures.table import ARCHITECTURES, why_refused
+from interp.architectures.vision import VISION_LAYOUTS
 from interp.errors import InterpError
 
 __all__ = ["Candidates", "candidates", "described", "find_architecture", "known_model_types", "missing_parts"]
@@ -144,6 +146,11 @@ def missing_parts(architecture: Architecture, module: Any) -> list[str]:
     if architecture.final_norm is not None:
         roots["final norm"] = architecture.final_norm
     missing = [f"{role} at {path!r}" for role, path in roots.items() if submodule(module, path) is None]
+    if architecture.silenced is not None:
+        try:
+            attrgetter(architecture.silenced)(module)
+        except AttributeError:
+            missing.append(f"tokens that are never said at {architecture.silenced!r}")
     layers = submodule(module, architecture.layers)
     for index, layer in enumerate(layers if layers is not None else ()):
         if absent := list(_missing_in_layer(architecture, layer)):
@@ -192,6 +199,14 @@ def described() -> list[dict[str, str]]:
                 lines[model_type]["how"] += f"; or {how}"
             else:
                 lines[model_type] = {"model_type": model_type, "family": record.family, "how": how}
+    for layout in VISION_LAYOUTS:
+        sees = f"images through {layout.tower}" + (f" and {layout.projector}" if layout.projector else "")
+        for model_type in layout.model_types:
+            if model_type in lines:
+                lines[model_type]["how"] += f", {sees}"
+            else:
+                how = f"the record of its language model, {sees}"
+                lines[model_type] = {"model_type": model_type, "family": model_type, "how": how}
     return [lines[model_type] for model_type in sorted(lines)]
 
 

@@ -144,12 +144,11 @@ def _class_name(name: str, hub: Mapping[str, Any], trust_remote_code: bool) -> s
 
 def _images_only(kind: Any) -> Any:
     """The family's class without its video processor; the class itself where it has none."""
-    if (
-        not (inspect.isclass(kind) and issubclass(kind, ProcessorMixin))
-        or "video_processor" not in kind.get_attributes()
-    ):
+    attributes = getattr(kind, "get_attributes", None)
+    parts: list[str] = [] if attributes is None else attributes()
+    if "video_processor" not in parts:
         return kind
-    kept = [part for part in kind.get_attributes() if part != "video_processor"]
+    kept = [part for part in parts if part != "video_processor"]
     # Of the same name, which `save_pretrained` writes down.
     return type(
         kind.__name__,
