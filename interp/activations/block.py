@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.prompts import Media
 from interp.sites import MAP_KINDS, Site
 
 __all__ = ["Block", "Entries", "checked_block", "checked_sites"]
@@ -48,12 +49,14 @@ class Block:
         input_ids: token ids of each, unpadded.
         table: (prompt, position), the tokens that are read; -1: none.
         rows_of_kind: kind -> site -> index along the layer axis.
+        media: what each is fed beside its ids; such a prompt is run whole.
         causal: what follows a token leaves it as it is, so that it may be left away, or be anything.
     """
 
     input_ids: list[list[int]]
     table: Tensor
     rows_of_kind: dict[str, dict[Site, int]]
+    media: Sequence[Media | None]
     causal: bool = False
     _values: dict[str, Tensor] = field(default_factory=dict)
 
@@ -66,6 +69,11 @@ class Block:
     def rows(self) -> list[int]:
         """The prompts of which anything is read."""
         return [row for row, tokens in enumerate(self.needed) if tokens]
+
+    @property
+    def seeing(self) -> list[int]:
+        """Those of them that have images."""
+        return [row for row in self.rows if self.media[row] is not None]
 
     @property
     def is_even(self) -> bool:
@@ -157,17 +165,23 @@ def checked_sites(sites: Sequence[Site]) -> dict[str, dict[Site, int]]:
 
 
 def checked_block(
-    input_ids: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], rows_of_kind: dict[str, dict[Site, int]]
+    input_ids: Sequence[Sequence[int]],
+    positions: Sequence[Sequence[int]],
+    rows_of_kind: dict[str, dict[Site, int]],
+    media: Sequence[Media | None] | None = None,
 ) -> Block:
     """Check prompts and positions, and make them a block.
 
     Raises:
-        InterpError: no prompt, an empty one, positions of other prompts, outside their prompt, or none at all.
+        InterpError: no prompt, an empty one, positions of other prompts, outside their prompt, or none at all; media of
+            other prompts.
     """
     if not input_ids:
         raise InterpError("expected prompts and sites, got 0 prompts.")
     if len(positions) != len(input_ids):
         raise InterpError(f"expected positions for {len(input_ids)} prompts, got {len(positions)}.")
+    media = [None] * len(input_ids) if media is None else list(media)
+    _check_media(input_ids, media)
     table = torch.full((len(positions), max(len(row) for row in positions)), -1, dtype=torch.long, device="cpu")
     for row, (ids, indices) in enumerate(zip(input_ids, positions, strict=True)):
         if not len(ids):
@@ -181,4 +195,20 @@ def checked_block(
         table[row, : len(indices)] = torch.as_tensor(indices, dtype=torch.long, device="cpu")
     if not (table >= 0).any():
         raise InterpError("expected at least one position in one prompt, got none.")
-    return Block([list(ids) for ids in input_ids], table, rows_of_kind)
+    return Block([list(ids) for ids in input_ids], table, rows_of_kind, media)
+
+
+def _check_media(input_ids: Sequence[Sequence[int]], media: Sequence[Media | None]) -> None:
+    if len(media) != len(input_ids):
+        raise InterpError(f"media: expected an entry for each of {len(input_ids)} prompts (or None), got {len(media)}.")
+    for row, (ids, one) in enumerate(zip(input_ids, media, strict=True)):
+        if one is not None and not isinstance(one, Media):
+            raise InterpError(
+                f"media: expected what `interp.prompts.encode_with_images` gives (`Encoded.media`) or None, got "
+                f"{one!r:.80} for prompt {row}."
+            )
+        for name, numbers in {} if one is None else one.by_token.items():
+            if len(numbers) != len(ids):
+                raise InterpError(
+                    f"media: prompt {row} has {len(ids)} tokens, and {len(numbers)} {name}. Are they of another prompt?"
+                )

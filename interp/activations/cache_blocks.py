@@ -91,6 +91,21 @@ class CacheBlocks:
         model = self.request.passes.model
         return replace(CachedModel.of(model), digest=model.digest())
 
+    @property
+    def means(self) -> tuple[()]:
+        """Nothing is averaged over examples."""
+        return ()
+
+    @property
+    def static(self) -> dict[str, Any]:
+        """No arrays beside the cache's own."""
+        return {}
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """No values beside the cache's own."""
+        return {}
+
     def axes(self, site: Site) -> tuple[str, ...]:
         """Names of the axes of a site's tensor."""
         return axes_of(site)

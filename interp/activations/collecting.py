@@ -31,12 +31,14 @@ from interp.forward.packing import Packed, sent
 from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import forget_lengths, rotary_limit
 from interp.matmul import faster_products
-from interp.model.fed import check_fed, whole_inputs
+from interp.model.fed import check_fed
+from interp.model.image_inputs import batches_images, inputs_of_prompts
 from interp.model.padding import pads
 from interp.model.verdicts import is_changed
 from interp.passes import turn
+from interp.prompts import Media
 from interp.prompts.given import token_ids
-from interp.sites import ATTENTION_KINDS, Site, Spelling, parse_sites
+from interp.sites import ATTENTION_KINDS, VISION_KINDS, Site, Spelling, parse_sites
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -45,6 +47,10 @@ __all__ = ["collect", "collect_blocks", "collect_elsewhere"]
 
 
 Prompts = Sequence[Sequence[int]]
+Blocks = Iterable[
+    tuple[Prompts, Sequence[Sequence[int]]] | tuple[Prompts, Sequence[Sequence[int]], Sequence[Media | None] | None]
+]
+"""Token ids and positions of some prompts each, and where they have images, what they are fed beside their ids."""
 
 
 def collect(
@@ -53,6 +59,7 @@ def collect(
     sites: Spelling | Sequence[Spelling],
     positions: Sequence[Sequence[int]],
     *,
+    media: Sequence[Media | None] | None = None,
     batch_tokens: int | None = None,
     share_prefixes: bool = True,
     progress: Callable[[int], None] | None = None,
@@ -65,6 +72,9 @@ def collect(
     prompts are put into batches depends on the prompts, the positions and the budget alone. Where memory runs out, the
     budget is halved, which the log says, down to one prompt at a time.
 
+    Prompts with images are run whole, by the model's own forward pass: in some families image tokens see what comes
+    after them, and their ids do not say what they stand for.
+
     Arguments:
         model: the model.
         input_ids: token ids of each prompt exactly as they are fed, unpadded; or what a tokenizer returned, whose
@@ -72,6 +82,8 @@ def collect(
         sites: what is read, in any spelling, each once; those of one kind all with all their heads, or all of one head.
         positions: for each prompt, indices into its own tokens, from 0; -1 stands for none. Prompts may have different
             numbers of them.
+        media: for each prompt what it is fed beside its ids, `Encoded.media` of `interp.prompts`, or None; None: there
+            are no images.
         batch_tokens: tokens in a forward pass at most, padding included; a longer prompt goes alone. None: what suits
             the device, 512 on a processor, whose caches then hold the activations, and 8192 elsewhere.
         share_prefixes: compute the tokens that several prompts begin with once, where that saves work and fits the
@@ -91,21 +103,21 @@ def collect(
 
     Raises:
         InterpError: no prompt, no site, a site twice, one kind with all heads and with one, an empty prompt, a position
-            outside its prompt, layers of one kind that differ in width or in the number of heads, or a hook of the
-            user's that was put on the model meanwhile.
+            outside its prompt, layers of one kind that differ in width or in the number of heads, a hook of the user's
+            that was put on the model meanwhile, or images that are to be seen elsewhere.
     """
     input_ids, sites = token_ids(input_ids), _listed(model, sites)
     if not input_ids or not sites:
         raise InterpError(f"expected prompts and sites, got {len(input_ids)} prompts and {len(sites)} sites.")
     given = dict(batch_tokens=batch_tokens, share_prefixes=share_prefixes, progress=progress, remote=remote)
-    [values] = collect_blocks(model, [(input_ids, positions)], sites, **given)  # type: ignore[arg-type]
+    [values] = collect_blocks(model, [(input_ids, positions, media)], sites, **given)  # type: ignore[arg-type]
     return values
 
 
 def _listed(model: StandardizedTransformer, sites: Spelling | Sequence[Spelling]) -> list[Site]:
     several = [sites] if isinstance(sites, str | Site) else list(sites)
     given = [site for site in several if isinstance(site, Site)]
-    if len(given) == len(several):
+    if len(given) == len(several) and not any(site.kind in VISION_KINDS for site in given):  # which are refused
         return given
     return parse_sites(sites, model.num_layers, model.num_heads, model.num_kv_heads)
 
@@ -113,7 +125,7 @@ def _listed(model: StandardizedTransformer, sites: Spelling | Sequence[Spelling]
 @torch.no_grad()
 def collect_blocks(
     model: StandardizedTransformer,
-    blocks: Iterable[tuple[Prompts, Sequence[Sequence[int]]]],
+    blocks: Blocks,
     sites: Spelling | Sequence[Spelling],
     *,
     batch_tokens: int | None = None,
@@ -127,7 +139,8 @@ def collect_blocks(
 
     Arguments:
         model: the model.
-        blocks: (input_ids, positions) of some prompts each; taken one at a time, as they are needed.
+        blocks: (input_ids, positions) or (input_ids, positions, media) of some prompts each; taken one at a time, as
+            they are needed.
         sites, batch_tokens, share_prefixes, remote: as in `collect`.
         progress: called after each batch with the number of prompts that are done in its block.
 
@@ -142,8 +155,8 @@ def collect_blocks(
     rows_of_kind = checked_sites(chosen)
     if remote:
         budget = Budget(ACCELERATOR_TOKENS) if batch_tokens is None else Budget.of(batch_tokens, torch.device("cpu"))
-        for input_ids, positions in blocks:
-            block = _checked(model, input_ids, positions, rows_of_kind)
+        for given in blocks:
+            block = _checked(model, *given, rows_of_kind=rows_of_kind)
             yield collect_elsewhere(model, block, model.in_order(chosen), budget, remote)
             if progress is not None:
                 progress(len(block.input_ids))
@@ -156,8 +169,8 @@ def collect_blocks(
         share_prefixes,
     )
     waiting: Block | None = None  # its last copy is under way
-    for input_ids, positions in blocks:
-        block = _checked(model, input_ids, positions, rows_of_kind)
+    for given in blocks:
+        block = _checked(model, *given, rows_of_kind=rows_of_kind)
         with model.session():
             for done in collector.in_turns(block):
                 if progress is not None:
@@ -178,11 +191,13 @@ def _checked(
     model: StandardizedTransformer,
     input_ids: Prompts,
     positions: Sequence[Sequence[int]],
+    media: Sequence[Media | None] | None = None,
+    *,
     rows_of_kind: dict[str, dict[Site, int]],
 ) -> Block:
     """Prompts and positions that the model can be fed."""
-    block = checked_block(token_ids(input_ids), positions, rows_of_kind)
-    check_fed(model, block.input_ids, "input_ids")
+    block = checked_block(token_ids(input_ids), positions, rows_of_kind, media)
+    check_fed(model, block.input_ids, "input_ids", media=block.media)
     return block
 
 
@@ -232,17 +247,24 @@ class _Collector:
 
     def run(self, block: Block) -> Iterator[int]:
         """Read a block; after each batch, give the number of prompts that are done."""
-        limit = rotary_limit(self.model)
+        limit, seeing = rotary_limit(self.model), set(block.seeing)
         long = {row for row in block.rows if limit is not None and len(block.input_ids[row]) > limit}
-        longest = max((len(block.input_ids[row]) for row in block.rows if row not in long), default=0)
-        if block.is_even or is_causal(self.model, longest):
-            block = block.cut(keep=block.rows if self.inside_attention else long)
+        short = [row for row in block.rows if row not in long | seeing]
+        longest = max((len(block.input_ids[row]) for row in short), default=0)
+        whole = block
+        if set(block.rows) > seeing and (block.is_even or is_causal(self.model, longest)):
+            block = block.cut(keep=block.rows if self.inside_attention else long | seeing)
         done = len(block.input_ids) - len(block.rows)  # of those without a position nothing is read
-        groups = self._groups(block, [row for row in block.rows if row not in long])
-        groups += [SharedPrefix(0, [row]) for row in sorted(long, key=lambda row: len(block.input_ids[row]))]
-        for shared in groups:
-            prefix = self._prefix(block, shared)
-            for batch in self._batches(block, shared, prefix):
+        groups = [(block, shared) for shared in self._groups(block, short)]
+        if seeing - long and batches_images(self.model):
+            groups.append((whole, SharedPrefix(0, sorted(seeing - long))))
+        else:
+            long |= seeing  # each alone
+        for row in sorted(long, key=lambda row: len(block.input_ids[row])):
+            groups.append((whole if row in seeing else block, SharedPrefix(0, [row])))
+        for of, shared in groups:
+            prefix = self._prefix(of, shared)
+            for batch in self._batches(of, shared, prefix):
                 done += len(batch)
                 yield done
 
@@ -311,7 +333,8 @@ class _Collector:
         if not block.causal:
             longest = max(len(ids) for ids in tokens)
             entries = entries.moved([longest - len(ids) for ids in tokens])
-        feed = self._feed(block, tokens, prefix, packed=packed)
+        media = [block.media[row] for row in batch]
+        feed = self._feed(block, tokens, media, prefix, packed=packed)
         try:
             self._read(block, feed, entries)
             return True
@@ -322,7 +345,15 @@ class _Collector:
         self.budget.halve(feed.inputs["input_ids"].numel())
         return False
 
-    def _feed(self, block: Block, tokens: Prompts, prefix: FrozenPrefix | None, *, packed: bool) -> Feed:
+    def _feed(
+        self,
+        block: Block,
+        tokens: Prompts,
+        media: Sequence[Media | None],
+        prefix: FrozenPrefix | None,
+        *,
+        packed: bool,
+    ) -> Feed:
         """A batch as it goes through the model."""
         lengths = [len(ids) for ids in tokens]
         if packed and len(set(lengths)) > 1:
@@ -330,7 +361,8 @@ class _Collector:
             return Feed.of(self.model, row, prefix, Packed.of(lengths, self.model.device))
         if block.causal:
             return Feed.of(self.model, right_padded(tokens), prefix)
-        return Feed({**whole_inputs(self.model, tokens), "use_cache": False})
+        sees = any(one is not None for one in media)
+        return Feed({**inputs_of_prompts(self.model, tokens, media), "use_cache": False}, sees=sees)
 
     def _read(self, block: Block, feed: Feed, entries: Entries) -> None:
         """Run one forward pass, and start the copy of what it gives at some tokens."""
@@ -357,6 +389,11 @@ def collect_elsewhere(
     Returns:
         What `collect` gives.
     """
+    if block.seeing:
+        raise InterpError(
+            f"remote: prompt {block.seeing[0]} has images, and only token ids are sent. Collect from a model that is "
+            "loaded here, or see the images in a trace(..., remote=...)."
+        )
     lengths = [len(block.input_ids[row]) for row in block.rows]
     planned = batches_by_tokens(lengths, budget.tokens, budget.batch_cost)
     batches = [[block.rows[index] for index in batch] for batch in planned]

@@ -23,6 +23,8 @@ def steering_vectors(
     positive: Any,
     negative: Any,
     *,
+    images: Any = None,
+    negative_images: Any = None,
     sites: Spelling | Iterable[Spelling] = "resid_post.*",
     position: str | int = "last",
     method: Contrast = "mean_difference",
@@ -33,6 +35,8 @@ def steering_vectors(
     Arguments:
         model: the model.
         positive, negative: prompts that show what is wanted, and their pairs that do not, as `model.run` takes them.
+        images: of both, where they are pairs: an entry a prompt, as of `model.run`.
+        negative_images: of the negative ones, where these are others; `[None, ...]` where they have none.
         sites: where, e.g. `resid_post.*`.
         position: which tokens of each prompt are read; of several, their mean.
         method: `mean_difference` or `principal_component` (`interp.interventions.steering`).
@@ -46,8 +50,9 @@ def steering_vectors(
             `pattern`), or what `model.run` refuses.
     """
     ends = []
-    for prompts in (positive, negative):
-        read = run(model, prompts, read=sites, positions=position, logits=False, batch_size=batch_size)
+    others = images if negative_images is None else negative_images
+    for prompts, own in ((positive, images), (negative, others)):
+        read = run(model, prompts, images=own, read=sites, positions=position, logits=False, batch_size=batch_size)
         given = read.activations
         ends.append({name: _of_prompts(site, given[name]) for name, site in given.sites.items()})
     return SteeringVectors({name: contrast(ends[0][name], ends[1][name], method) for name in ends[0]}, method)

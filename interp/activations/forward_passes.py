@@ -136,26 +136,31 @@ class ForwardPasses:
         return self.passes[0].before
 
     @property
-    def prefixes(self) -> list[list[int]]:
-        """Token ids before each prompt."""
-        ids: list[list[int]] = [[] for _ in self.encoded]
-        for one in self.passes:
-            if one.prefix is not None:
-                assert one.prefix.input_ids is not None
-                before = one.prefix.input_ids.tolist()
-                for index, row in enumerate(one.batch.rows):
-                    ids[row] = before[index % len(before)]
-        return ids
-
-    @property
     def media(self) -> list[Media | None]:
         """What each prompt is fed beside its token ids."""
         return [one.media for one in self.encoded]
 
     @property
+    def whole_prompts(self) -> list[Encoded]:
+        """Each prompt with what is before it in its prefix, whose spans are not known."""
+        if not self.before:
+            return self.encoded
+        whole = list(self.encoded)
+        for one in self.passes:
+            prefix = one.prefix
+            assert prefix is not None and prefix.input_ids is not None
+            before = prefix.input_ids.tolist()
+            for index, row in enumerate(one.batch.rows):
+                ids = self.encoded[row].input_ids
+                own = prefix.media[index % len(before)] if prefix.media else None
+                media = None if own is None else own.followed(len(ids))
+                whole[row] = Encoded([*before[index % len(before)], *ids], {}, media=media)
+        return whole
+
+    @property
     def input_ids(self) -> list[list[int]]:
         """Token ids of each prompt, those of its prefix included."""
-        return [[*before, *one.input_ids] for before, one in zip(self.prefixes, self.encoded, strict=True)]
+        return [one.input_ids for one in self.whole_prompts]
 
     def window(self, one: Pass) -> Window:
         """What a pass is fed, for interventions; tokens of a prompt count those of its prefix."""
@@ -209,6 +214,20 @@ class ForwardPasses:
             return whole
         order = [row for one in self.passes for row in one.batch.rows]
         return torch.cat(outputs)[torch.tensor(order, device="cpu").argsort().to(outputs[0].device)]
+
+    def read(self, visits: Callable[[Pass], Sequence[Visit]]) -> None:
+        """Run whole prompts for what is visited alone: each pass ends with its last visit, and gives no output.
+
+        Arguments:
+            visits: what is done in a pass; where it is nothing, the pass is not run.
+        """
+        with turn(self.model._module):
+            for one in self.passes:
+                forget_lengths(self.model)
+                made = list(visits(one))
+                if made:
+                    with products(self.model, one.inputs["input_ids"].numel()):
+                        run_visiting(self.model, made, stop=True, **one.inputs)
 
     def _run(self, one: Pass, visits: list[Visit], inside_attention: bool) -> Tensor:
         model, found = self.model, []

@@ -9,7 +9,7 @@ edits of `k` and `v` themselves, and cut edges, are made again in each step, on 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -170,26 +170,24 @@ def _whole(
         texts = [[*input_ids[example][one.before :], *new.ids[example]] for example in examples]
         grown = len(new.ids[examples[0]])
         found: list[Tensor | None] = [None] * len(going)
-        own = None if media is None else [_longer(media[example], grown) for example in examples]
-        for part in _passes(first.model, texts, None if one.prefix is None else one.prefix.of_rows(going), own):
+        prefix = None if one.prefix is None else one.prefix.of_rows(going)
+        fed = None if media is None else [_longer(media[example], grown) for example in examples]
+        for part in _passes(first.model, texts, prefix, fed):
             forget_lengths(first.model)
             window = part.window(first.window.lengths, [examples[index] for index in part.batch.rows], grown)
             step = EditedPass(first.model, window, first.edits, Read.nothing(len(part.batch.rows)), last_logits=True)
             step.run(part.inputs)
             assert step.last is not None
-            for index, own in zip(part.batch.rows, step.last, strict=True):
-                found[index] = own
-        return torch.stack([own for own in found if own is not None])
+            for index, last in zip(part.batch.rows, step.last, strict=True):
+                found[index] = last
+        return torch.stack([last for last in found if last is not None])
 
     return first.last, going_on
 
 
 def _longer(media: Media | None, grown: int) -> Media | None:
     """What a prompt is fed, behind which new tokens stand that are no part of an image."""
-    if media is None:
-        return None
-    by_token = {name: [*own, *[media.of_text.get(name, 0)] * grown] for name, own in media.by_token.items()}
-    return replace(media, by_token=by_token)
+    return None if media is None else media.followed(grown, media.of_text)
 
 
 def _passes(

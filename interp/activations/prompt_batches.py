@@ -61,7 +61,7 @@ def encoded_prompts(
     if not several or is_ids(several):
         raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, at least one; e.g. [[1, 17, 33]].")
     encoded = [_encoded(model, prompt, name) for prompt in several]
-    check_fed(model, [one.input_ids for one in encoded], name, more)
+    check_fed(model, [one.input_ids for one in encoded], name, more, [one.media for one in encoded])
     return encoded
 
 
@@ -224,12 +224,9 @@ def prompt_batches(
         for batch in whole_batches(model, [lengths[row] for row in chosen], size, more) if chosen else ():
             rows = sorted(chosen[index] for index in batch)
             padded = _padded(model, rows, [input_ids[row] for row in rows], padding_side)
-            batches.append(_with_media(model, padded, [media[row] for row in rows]))
+            fed = with_media(model, padded.inputs, [media[row] for row in rows], padded.before.tolist())
+            batches.append(replace(padded, inputs=fed))
     return batches
-
-
-def _with_media(model: StandardizedTransformer, batch: PromptBatch, media: list[Media | None]) -> PromptBatch:
-    return replace(batch, inputs=with_media(model, batch.inputs, media, batch.before.tolist()))
 
 
 def check_side(padding_side: str) -> None:

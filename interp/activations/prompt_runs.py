@@ -143,7 +143,7 @@ def planned_edits(
     def encode(given: Any) -> list[Encoded]:
         return encoded_prompts(passes.model, given, name="value")
 
-    edits = plan_edits(passes.model, interventions, passes.encoded, encode, passes.prefixes)
+    edits = plan_edits(passes.model, interventions, passes.encoded, encode, passes.whole_prompts)
     for edit in edits:
         passes.check_runs(edit.site)
     _read_sources(passes.model, edits, batch_size, padding_side)
@@ -175,22 +175,19 @@ def _read_sources(
         for edit, source in group:
             value = values[source.site]
             value = value if source.heads is None else value[:, :, source.heads]
-            edit.value = _reduced(edit, encoded, value)
+            edit.value = _reduced(edit, source, value)
 
 
-def _reduced(edit: Edit, encoded: Sequence[Encoded], value: Tensor) -> Tensor:
+def _reduced(edit: Edit, source: Source, value: Tensor) -> Tensor:
     """What an edit takes of (prompt, position, [head,] number) in another run."""
     given = edit.intervention
     if given.operation == "mean":
         over = (0,) if given.mean_over == "prompts" else (0, 1)
         return value.float().nanmean(dim=over, keepdim=True)
-    if given.operation != "resample":
+    if source.others is None:
         return value
-    chosen = []
-    for ids in edit.ids:
-        others = [index for index, one in enumerate(encoded) if one.input_ids != list(ids)]
-        chosen.append(others[drawn(given.seed, "resample", ids, len(others))])
-    return value[chosen]
+    drawn_from = zip(edit.ids, source.others, strict=True)
+    return value[[others[drawn(given.seed, "resample", ids, len(others))] for ids, others in drawn_from]]
 
 
 # Together -------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def read_tokens(
     Returns:
         Of each site what `read_places` gives.
     """
-    layer = _cut_short(model, sites, feed, feed.inputs["input_ids"].numel() - len(rows))
+    layer = None if feed.sees else _cut_short(model, sites, feed, feed.inputs["input_ids"].numel() - len(rows))
     if layer is None:
         return _read(model, feed, sites, rows, columns)
 

@@ -146,16 +146,21 @@ def missing_parts(architecture: Architecture, module: Any) -> list[str]:
     if architecture.final_norm is not None:
         roots["final norm"] = architecture.final_norm
     missing = [f"{role} at {path!r}" for role, path in roots.items() if submodule(module, path) is None]
-    if architecture.silenced is not None:
-        try:
-            attrgetter(architecture.silenced)(module)
-        except AttributeError:
-            missing.append(f"tokens that are never said at {architecture.silenced!r}")
+    if architecture.silenced is not None and not _has(module, architecture.silenced):
+        missing.append(f"tokens that are never said at {architecture.silenced!r}")
     layers = submodule(module, architecture.layers)
     for index, layer in enumerate(layers if layers is not None else ()):
         if absent := list(_missing_in_layer(architecture, layer)):
             return missing + [f"{role} at '{architecture.layers}.{index}.{path}'" for role, path in absent]
     return missing
+
+
+def _has(module: Any, attribute: str) -> bool:
+    try:
+        attrgetter(attribute)(module)
+    except AttributeError:
+        return False
+    return True
 
 
 def _missing_in_layer(architecture: Architecture, layer: Any) -> Iterator[tuple[str, str]]:

@@ -51,11 +51,13 @@ class Feed:
         inputs: keyword arguments of a trace.
         prefix: what the batch goes on from.
         packed: how its prompts stand in one row; None: each is a row.
+        sees: its prompts have images; then the model runs as it is, with nothing left out.
     """
 
     inputs: dict[str, Any]
     prefix: FrozenPrefix | None = None
     packed: Packed | None = None
+    sees: bool = False
 
     @classmethod
     def of(

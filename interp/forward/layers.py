@@ -5,7 +5,7 @@ that a model is ready to run, and causal.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,10 @@ from interp import passes
 from interp.errors import InterpError
 from interp.matmul import faster_products
 from interp.model.fed import first_position
+from interp.model.image_inputs import with_media
 from interp.model.verdicts import off_by, sample_ids, verdict
 from interp.passes import check_not_open
+from interp.prompts import Media
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -33,7 +35,13 @@ class _Done(Exception):
 
 
 @torch.no_grad()
-def run_layers(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicCache, start: int) -> Tensor:
+def run_layers(
+    model: StandardizedTransformer,
+    input_ids: Tensor,
+    cache: DynamicCache,
+    start: int,
+    media: Sequence[Media | None] = (),
+) -> Tensor:
     """Run tokens through all layers.
 
     Arguments:
@@ -41,6 +49,7 @@ def run_layers(model: StandardizedTransformer, input_ids: Tensor, cache: Dynamic
         input_ids: (row, position), without padding.
         cache: what lies before them, and where their keys and values go.
         start: the position of the first of them.
+        media: what each row is fed beside them, all or none of them; empty: nothing.
 
     Returns:
         (row, position, hidden), the residual stream after the last layer.
@@ -49,7 +58,7 @@ def run_layers(model: StandardizedTransformer, input_ids: Tensor, cache: Dynamic
         faster_products(input_ids.numel(), model.hidden_size, model.dtype, model.device),
         _up_to_the_last_layer(model) as final,
     ):
-        _forward(model, input_ids, cache, start)
+        _forward(model, input_ids, cache, start, media)
     return final[0]
 
 
@@ -134,15 +143,21 @@ def _up_to_the_last_layer(model: StandardizedTransformer) -> Iterator[list[Tenso
         hook.remove()
 
 
-def _forward(model: StandardizedTransformer, input_ids: Tensor, cache: DynamicCache, start: int) -> None:
+def _forward(
+    model: StandardizedTransformer,
+    input_ids: Tensor,
+    cache: DynamicCache,
+    start: int,
+    media: Sequence[Media | None] = (),
+) -> None:
     rows, length = input_ids.shape
     device = input_ids.device
-    keywords: dict[str, Any] = {"input_ids": input_ids, "past_key_values": cache, "use_cache": True}
-    keywords["attention_mask"] = torch.ones(rows, start + length, dtype=torch.long, device=device)
+    inputs = {"input_ids": input_ids}
+    inputs["attention_mask"] = torch.ones(rows, start + length, dtype=torch.long, device=device)
     if model.takes_position_ids:
         positions = torch.arange(start, start + length, device=device) + first_position(model)
-        keywords["position_ids"] = positions.expand(rows, length)
-    model._module(**keywords)
+        inputs["position_ids"] = positions.expand(rows, length)
+    model._module(**with_media(model, inputs, media, [0] * rows), past_key_values=cache, use_cache=True)
 
 
 _SHORT, _AFTER = 6, 4  # tokens of a short prompt, and those that follow

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from interp.forward.layers import run_layers
 from interp.forward.shared_attention import Shared, hold
+from interp.prompts import Media
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -60,31 +61,34 @@ class FrozenPrefix:
         cache: what layers are given as `past_key_values`; continuations read it and never write.
         length: how many tokens.
         input_ids: (row, position), the tokens; None: not kept.
+        media: of each row, what it was fed beside them; empty: nothing.
     """
 
     cache: DynamicCache
     length: int
     input_ids: Tensor | None = None
+    media: Sequence[Media | None] = ()
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: StandardizedTransformer, input_ids: Tensor) -> FrozenPrefix:
+    def of(cls, model: StandardizedTransformer, input_ids: Tensor, media: Sequence[Media | None] = ()) -> FrozenPrefix:
         """Run the prefix of some prompts, all equally long.
 
         Arguments:
             model: the model.
             input_ids: (row, position), without padding; no position at all is a prefix too.
+            media: what each row is fed beside them, all or none of them; empty: nothing.
         """
         cache = DynamicCache()  # without the config: a layer with a window would forget what lies before it
         if input_ids.shape[1]:
-            run_layers(model, input_ids, cache, 0)
+            run_layers(model, input_ids, cache, 0, media)
             for layer in cache.layers:
                 layer.__class__ = FrozenLayer
         else:
             cache.layers = [FrozenLayer() for _ in range(model.num_layers)]
         for frozen in cache.layers:
             frozen.module = model._module
-        return cls(cache, input_ids.shape[1], input_ids)
+        return cls(cache, input_ids.shape[1], input_ids, media)
 
     @property
     def layers(self) -> list[FrozenLayer]:
@@ -110,7 +114,9 @@ class FrozenPrefix:
                 taken.lazy_initialization(layer.keys, layer.values)
                 taken.keys, taken.values = layer.keys[chosen], layer.values[chosen]
             cache.layers.append(taken)
-        return FrozenPrefix(cache, self.length, self.input_ids[chosen])
+        return FrozenPrefix(
+            cache, self.length, self.input_ids[chosen], [self.media[row] for row in chosen if self.media]
+        )
 
     def thawed(self, rows: int | None = None) -> DynamicCache:
         """A copy that a model may write on, for `past_key_values=` of a pass or a generation.

@@ -17,6 +17,7 @@ from interp.interventions.values import AnotherRun, SavedTensor, Value
 from interp.interventions.where import is_of_the_end, resolve_where
 from interp.model.resolve import place_of
 from interp.prompts import Encoded
+from interp.prompts.images import same_prompt
 from interp.sites import MAP_KINDS, Site, parse_sites
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def plan_edits(
     interventions: Intervention | Iterable[Intervention],
     encoded: Sequence[Encoded],
     encode: Encode,
-    prefixes: Sequence[Sequence[int]] | None = None,
+    whole: Sequence[Encoded] | None = None,
 ) -> list[Edit]:
     """The changes of a run of given examples, in the order in which they are listed.
 
@@ -42,7 +43,7 @@ def plan_edits(
         interventions: one or several.
         encoded: the examples; positions count their tokens.
         encode: encodes the prompts of other runs.
-        prefixes: token ids before each example, which are not in a pass any more; None: there are none.
+        whole: each example with what is before it and not in a pass any more; None: nothing is.
 
     Returns:
         An edit for each site of each intervention, at tokens of the whole prompts, prefix and example; those with a
@@ -61,8 +62,9 @@ def plan_edits(
                 "mapping."
             )
         name = f"interventions[{index}]" if len(listed) > 1 else "intervention"
-        planners.append(_Planner(model, one, encoded, encode, f"{name} ({one.operation} at {one.site})", prefixes))
-    site_shapes(model, [site for planner in planners for site in planner.whole])  # measured together
+        said = f"{name} ({one.operation} at {one.site})"
+        planners.append(_Planner(model, one, encoded, encode, said, encoded if whole is None else whole))
+    site_shapes(model, [site for planner in planners for site in planner.sites])  # measured together
     edits = [edit for planner in planners for edit in planner.edits()]
     check_contradictions(edits)
     return edits
@@ -78,14 +80,15 @@ class _Planner:
         encoded: Sequence[Encoded],
         encode: Encode,
         name: str,
-        prefixes: Sequence[Sequence[int]] | None,
+        whole: Sequence[Encoded],
     ) -> None:
         self.model, self.intervention, self.encoded, self.name = model, intervention, encoded, name
         self.encode = encode
-        self.prefixes = [[] for _ in encoded] if prefixes is None else prefixes
-        self.ids = [[*prefix, *one.input_ids] for prefix, one in zip(self.prefixes, encoded, strict=True)]
+        self.whole = whole
+        self.ids = [one.input_ids for one in whole]
         self.lengths = [len(ids) for ids in self.ids]
-        self.whole = self._sites()
+        self.before = [len(ids) - len(one.input_ids) for ids, one in zip(self.ids, encoded, strict=True)]
+        self.sites = self._sites()
         self.positions = self._own(intervention.positions, "positions")
         self.keys: Tokens | None = None
         if intervention.from_positions is not None:
@@ -95,9 +98,9 @@ class _Planner:
 
     def edits(self) -> list[Edit]:
         given = self.intervention
-        shapes = site_shapes(self.model, self.whole)
+        shapes = site_shapes(self.model, self.sites)
         made = []
-        for site, heads in self.whole.items():
+        for site, heads in self.sites.items():
             shape = shapes[site]
             for head in heads or ():
                 if shape.heads is not None and head >= shape.heads:
@@ -149,17 +152,20 @@ class _Planner:
         except InterpError as error:
             raise InterpError(
                 f"{error} Positions count what follows the prefix, which is as it was computed."
-                if any(self.prefixes)
+                if any(self.before)
                 else str(error)
             ) from None
-        return [[len(before) + token for token in tokens] for before, tokens in zip(self.prefixes, found, strict=True)]
+        return [[before + token for token in tokens] for before, tokens in zip(self.before, found, strict=True)]
 
     def _check_something_is_left(self, queries: Tokens, keys: Tokens) -> None:
-        """Refuse a softmax over nothing, as far as tokens before a query tell; layers with windows see fewer."""
-        if not any(kind == "scores" for kind in self.intervention.kinds):
+        """Refuse a softmax over nothing, as far as tokens before a query tell; layers with windows see fewer.
+
+        Those of images may see later ones too: the run itself tells.
+        """
+        if self.intervention.operation != "knockout" or "scores" not in self.intervention.kinds:
             return
         for example, (rows, cut) in enumerate(zip(queries, keys, strict=True)):
-            for query in rows:
+            for query in rows if self.whole[example].media is None else ():
                 if set(range(query + 1)) <= set(cut):
                     raise InterpError(
                         f"{self.name}: example {example}: it cuts everything that token {query} sees, and a softmax "
@@ -209,9 +215,8 @@ class _Planner:
         """The prompts that a value is read from, and the tokens of each; None where it is of no run."""
         given, value = self.intervention, self.intervention.value
         if given.operation == "resample" and value is None:  # from the others of this run
-            whole = [Encoded(ids, {}) for ids in self.ids]
-            self._check_others(whole)
-            return AnotherRun(list(self.ids)), whole, positions
+            self._others(self.whole)
+            return AnotherRun(list(self.ids)), list(self.whole), positions
         if not isinstance(value, AnotherRun):
             return None
         try:
@@ -225,7 +230,7 @@ class _Planner:
                 f"{len(encoded)}."
             )
         if given.operation == "resample":
-            self._check_others(encoded)
+            self._others(encoded)
         asked = value.position
         if asked is None and given.operation == "mean" and given.mean_over == "tokens":
             asked = "all"
@@ -237,21 +242,23 @@ class _Planner:
                 f"{self.name}: value: its positions are of each example; say where the reference prompts are read, "
                 "e.g. value={'prompt': [...], 'position': 'last'}."
             )
-        if asked is None and any(self.prefixes) and not is_of_the_end(where):
+        if asked is None and any(self.before) and not is_of_the_end(where):
             raise InterpError(
                 f"{self.name}: value: its prompts are whole ones, and its positions count what follows the prefix; say "
                 "where the prompts are read, e.g. value={'prompt': ..., 'position': 'last'}."
             )
         return value, encoded, self._resolved(where, encoded, "value: position")
 
-    def _check_others(self, encoded: Sequence[Encoded]) -> None:
-        """Refuse to resample where an example has no prompt but itself to be resampled from."""
-        for example, ids in enumerate(self.ids):
-            if all(one.input_ids == ids for one in encoded):
+    def _others(self, encoded: Sequence[Encoded]) -> list[list[int]]:
+        """For each example the prompts that it is resampled from: none is the example itself."""
+        found = [[index for index, one in enumerate(encoded) if not same_prompt(one, own)] for own in self.whole]
+        for example, others in enumerate(found):
+            if not others:
                 raise InterpError(
                     f"{self.name}: example {example}: there is no other example to resample from. Give prompts to draw "
                     "from, value={'prompt': [...]}."
                 )
+        return found
 
     def _source(self, edit: Edit, run: AnotherRun, encoded: list[Encoded], found: Tokens) -> Source:
         """Where the value of one site is read, checked to fit it."""
@@ -278,7 +285,8 @@ class _Planner:
                 f"{_described(own, edit.shape.width)}."
             )
         self._check_counts(edit, encoded, found)
-        return Source(encoded, read, several, found)
+        others = self._others(encoded) if self.intervention.operation == "resample" else None
+        return Source(encoded, read, several, found, others)
 
     def _check_counts(self, edit: Edit, encoded: list[Encoded], found: Tokens) -> None:
         """Refuse other runs that have values for more or fewer positions than are written."""
@@ -345,6 +353,8 @@ def check_contradictions(edits: Sequence[Edit]) -> None:
             for head in heads:
                 there = known.setdefault((*_stream(edit.site), head), {}).setdefault(example, [])
                 for others, other in there:
+                    if edit.keys and other.keys and not set(edit.keys[example]) & set(other.keys[example]):
+                        continue
                     both = sorted(others & set(tokens))
                     if both or (tokens and others and edit.at_every_step and other.at_every_step):
                         at = f"token {both[0]}" if both else "new tokens"

@@ -34,12 +34,14 @@ class Source:
         site: what is read, with or without one head.
         heads: which of its heads; None: all.
         positions: where, for each of these prompts.
+        others: of `resample`, for each example the prompts that are others than it.
     """
 
     encoded: Sequence[Encoded]
     site: Site
     heads: list[int] | None
     positions: Tokens
+    others: list[list[int]] | None = None
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Edit:
         heads: which heads; None: all of them, or the site has none.
         shape: of the site.
         positions: the tokens that are changed; of `scores` and `pattern`, the queries.
-        keys: of a knock-out, the tokens that are cut from these.
+        keys: of `scores` and `pattern`, the tokens that are changed, or cut from these; None: all.
         value: (example, position, [head,] number), 1 where it is one for all; None: none is needed, or it is yet to be
             read from `source`.
         basis: (direction, number), orthonormal.
@@ -172,15 +174,17 @@ class Edit:
         for row, (example, queries) in enumerate(window.changed(self)):
             if not queries:
                 continue
-            before, length = window.before[row], window.lengths[example] + window.grown
-            keys = list(range(length)) if self.keys is None else self.keys[example]
-            places = [before + key - shift for key in keys]
-            used = [index for index, place in enumerate(places) if place >= 0]
+            before, length = window.before[row], window.lengths[example]
+            known = length + (window.grown if self.at_every_step else 0)  # tokens of the prompt see no new ones
+            keys = list(range(known)) if self.keys is None else self.keys[example]
+            keys = [key for key in keys if before + key - shift >= 0]
             query = torch.tensor([before + token - window.start for token in queries], device=live.device)[:, None]
-            key = torch.tensor([places[index] for index in used], dtype=torch.long, device=live.device)
+            key = torch.tensor([before + key - shift for key in keys], dtype=torch.long, device=live.device)
             part = live[row, heads, query, key]  # (head, query, key)
-            if self.keys is not None:
-                new[row, heads, query, key] = lowest if self.site.kind == "scores" else 0.0
+            if self.intervention.operation in ("knockout", "isolate"):
+                cut = torch.full_like(part, lowest if self.site.kind == "scores" else 0.0)
+                is_kept = (key + shift == query + window.start) & (self.intervention.operation == "isolate")
+                new[row, heads, query, key] = torch.where(is_kept, part, cut)
                 if self.site.kind == "scores":
                     self._check_left(
                         live[row, heads[:, 0], query[:, 0][None]], new[row, heads[:, 0], query[:, 0][None]]
@@ -190,13 +194,14 @@ class Edit:
             value = self._value(torch.full_like(slots, example), slots)  # (query or 1, [head,] key)
             if value is not None:
                 value = value if self._has_heads else value[:, None]
-                value = value if value.shape[-1] == 1 else value[..., used]
+                value = value if value.shape[-1] == 1 else value[..., keys]
                 value = value.transpose(0, 1).to(live.device)
             factor = self.intervention.factor
             changed = perform(self.intervention.operation, part, value, factor=factor, basis=None)
             if self.site.kind == "scores":  # what is masked stays masked
                 changed = torch.where(part > lowest / 2, changed, part)
-            new[row, heads, query, key] = changed
+            is_new = (key + shift >= before + length) & (key + shift > query + window.start)
+            new[row, heads, query, key] = torch.where(is_new, part, changed)  # a cache has no later tokens
         return new
 
     @property

@@ -15,12 +15,12 @@ from interp.errors import InterpError, nearest
 from interp.interventions.perform import OPERATIONS
 from interp.interventions.values import AnotherRun, SavedTensor, Value, as_value, finite, plain_value, same_value
 from interp.interventions.where import as_where, plain_where
-from interp.sites import KINDS, canonical
+from interp.sites import KINDS, MAP_KINDS, canonical
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Intervention", "from_frame", "from_yaml", "to_frame", "to_yaml"]
+__all__ = ["Intervention", "YamlLoader", "from_frame", "from_yaml", "to_frame", "to_yaml"]
 
 STEPS = ("prompt", "every")
 MEANS = ("prompts", "tokens")
@@ -48,7 +48,8 @@ class Intervention:
         embedding_stds: of `noise`, the same as a multiple of the standard deviation of the token embeddings.
         seed: of `noise` and `resample`.
         mean_over: of `mean`: `prompts`, position by position; or `tokens`, one mean over all tokens of the reference.
-        from_positions: of `knockout`, the keys that are cut from the queries, as `positions`.
+        from_positions: of `knockout`, the keys that are cut from the queries, as `positions`; of `set`, `add`, `scale`
+            and `zero` at `scores` and `pattern`, the keys that are changed (None: all).
         steps: in a generation, `prompt`: at these positions of the prompt alone; `every`: also at each new token.
 
     Raises:
@@ -108,13 +109,14 @@ class Intervention:
                 what = " or ".join(f"{field}=" for field in needed)
                 raise InterpError(f"{name} {operation.does}: expected {what}{', one of them' * (len(needed) > 1)}.")
         given = [field.name for field in fields(self) if field.name in _DEFAULTS and self._is_given(field.name)]
+        has_keys = set(self.kinds) <= set(MAP_KINDS)
+        taken = [field for field in operation.parameters if has_keys or field != "from_positions"]
         for field in given:
-            if field not in operation.parameters:
-                takes = (
-                    f"{name} takes {', '.join(operation.parameters)}" if operation.parameters else f"{name} has none"
-                )
+            if field not in taken:
+                takes = f"{name} takes {', '.join(taken)}" if taken else f"{name} has none"
                 of = ", ".join(other for other, one in OPERATIONS.items() if field in one.parameters)
-                raise InterpError(f"{field} is a parameter of {of}; {takes}.")
+                where = f" at {' and '.join(MAP_KINDS)}" if field == "from_positions" else ""
+                raise InterpError(f"{field} is a parameter of {of}{where}; {takes}.")
         if self.value is not None and _form(self.value) not in operation.takes:
             words = {"tensor": "numbers", "file": "a tensor in a file", "run": "another run"}
             known = " or ".join(words[form] for form in operation.takes) or "no value"
@@ -253,16 +255,16 @@ def _shown(value: Any) -> str:
 # Several together -----------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
+class YamlLoader(yaml.SafeLoader):
     """YAML 1.2's numbers: `2:5` is a slice, not 125 sixties, and 1e-5 is a number."""
 
 
-_Loader.yaml_implicit_resolvers = {
+YamlLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
+YamlLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
     list("-+.0123456789"),
@@ -283,7 +285,7 @@ def from_yaml(text: str) -> list[Intervention]:
         InterpError: text that is no YAML, or something else in it.
     """
     try:
-        given = yaml.load(text, Loader=_Loader)
+        given = yaml.load(text, Loader=YamlLoader)
     except yaml.YAMLError as error:
         raise InterpError(f"interventions: expected YAML, got text that is none: {error}") from None
     return [Intervention.from_dict(one) for one in (given if isinstance(given, list) else [given])]

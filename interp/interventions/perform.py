@@ -46,12 +46,13 @@ class Operation:
 
 
 _ANY = ("tensor", "file", "run")
+_KEYS = ("from_positions",)  # at `scores` and `pattern`
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
-        "set": Operation("replaces it by the value", KINDS, _ANY, [["value"]], overwrites=True),
-        "add": Operation("adds factor times the value", KINDS, _ANY, [["value"]], ["factor"]),
-        "scale": Operation("multiplies it by the value", KINDS, ("tensor", "file"), [["value"]]),
-        "zero": Operation("replaces it by zero", KINDS, overwrites=True),
+        "set": Operation("replaces it by the value", KINDS, _ANY, [["value"]], _KEYS, overwrites=True),
+        "add": Operation("adds factor times the value", KINDS, _ANY, [["value"]], ["factor", *_KEYS]),
+        "scale": Operation("multiplies it by the value", KINDS, ("tensor", "file"), [["value"]], _KEYS),
+        "zero": Operation("replaces it by zero", KINDS, (), (), _KEYS, overwrites=True),
         "mean": Operation(
             "replaces it by its mean over reference prompts", takes=("run",), needs=[["value"]],
             parameters=["mean_over"], overwrites=True,
@@ -78,6 +79,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
             "cuts attention from `from_positions` to `positions`", MAP_KINDS, needs=[["from_positions"]],
             parameters=["from_positions"],
         ),
+        "isolate": Operation("cuts attention from every other token to `positions`", MAP_KINDS),
         "skip": Operation("leaves out a layer (resid_post), an attention, a mixer or an MLP", SKIPPED, overwrites=True),
     }
 )  # fmt: skip
@@ -87,7 +89,7 @@ def perform(operation: str, live: Tensor, value: Tensor | None, *, factor: float
     """What an operation makes of entries.
 
     Arguments:
-        operation: one of `OPERATIONS`, but for `knockout` and `skip`.
+        operation: one of `OPERATIONS`, but for `knockout`, `isolate` and `skip`.
         live: (entry, ..., number), what is there.
         value: what broadcasts to it: what is set or added (of `noise`, the noise); None for `zero` and projections.
         factor: of `add`.

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.activations.prompt_batches import encoded_prompts, resolved
 from interp.batching import WALKING_TOKENS
 from interp.errors import InterpError
 from interp.forward import check_ready
-from interp.lenses.reading import LensPrompt, Positions, Targets, encode_prompts, read_layers, windows_of
+from interp.lenses.reading import LensPrompt, Positions, Targets, groups_of, read_layers, windows_of
 from interp.model.resolve import sublayer_of, why_missing
 from interp.passes import in_turn
 from interp.patching import (
@@ -44,6 +45,8 @@ from interp.patching import (
     walk_blocked,
 )
 from interp.patching.run import Ends, EndsPlan, run
+from interp.positions import check_positions
+from interp.prompts import Encoded, Media, with_images
 from interp.prompts.given import listed
 from interp.readout import Groups, TokenGroups, reduce_hidden
 from interp.results import LensResult
@@ -72,6 +75,7 @@ def attention_knockout(
     blocks: Blocks,
     targets: Targets | None = None,
     *,
+    images: Any = None,
     window: int | None,
     layers: Sequence[int] | None = None,
     centred: bool = False,
@@ -97,6 +101,8 @@ def attention_knockout(
             each; or per prompt, per group: token ids. None: the targets of the prompts that are `Prompt`s, or where
             none has any, one group `own`: the token that the unblocked model finds most probable, as Geva et al.
             measure.
+        images: of the prompts, as of `model.run`: for one an image or several, for several an entry each. Prompts with
+            images run whole.
         window: in how many layers attention is cut; None: in all from each of `layers` to the last.
         layers: the first layer of each window, ascending; None: every layer, or with `window=None` layer 0. Windows are
             cut off at the model's last layer.
@@ -123,11 +129,12 @@ def attention_knockout(
             a model whose scores are not available.
     """
     check_ready(model)
-    given = _Given.of(model, source, blocks, query_positions, targets, policy)
+    given = _Given.of(model, with_images(source, images, "source"), blocks, query_positions, targets, policy)
     windows = windows_of(layers, window, model.num_layers, centred=centred)
     check_attention(model, windows)
     padded = None if given.groups is None else TokenGroups.pad(given.groups, model.vocab_size)
-    plan = KnockoutPlan(model, given.input_ids, given.cuts, list(windows.values()), cut_heads(model, heads, windows))
+    layers_of_windows, of_layers = list(windows.values()), cut_heads(model, heads, windows)
+    plan = KnockoutPlan(model, given.input_ids, given.cuts, layers_of_windows, of_layers, given.media)
     parts, order = [], []
     for chosen, (hidden, clean) in run(plan, batch_size):
         order += chosen
@@ -153,6 +160,7 @@ class _Given:
 
     Arguments:
         input_ids: per prompt: token ids, unpadded.
+        media: per prompt: what it is fed beside them, or None.
         block_names: names of the blocks.
         cuts: per prompt: the edges of each block.
         groups: per prompt, per group: token ids; None: what the model finds most probable.
@@ -160,6 +168,7 @@ class _Given:
     """
 
     input_ids: list[list[int]]
+    media: list[Media | None]
     block_names: list[str]
     cuts: list[list[Cut]]
     groups: Groups | None
@@ -177,10 +186,12 @@ class _Given:
     ) -> _Given:
         prompts = listed(source, "source")
         if not prompts:
-            return cls([], [], [], None if targets is None else [], ("own",) if targets is None else ())
-        encoded = encode_prompts(model, prompts, "last", targets, policy, name="source")
+            return cls([], [], [], [], None if targets is None else [], ("own",) if targets is None else ())
+        encoded = encoded_prompts(model, prompts, name="source")
+        groups, group_names = groups_of(model, prompts, targets, policy)
+        ids, media = [one.input_ids for one in encoded], [one.media for one in encoded]
         if isinstance(blocks, Mapping):
-            found = {name: _tokens(model, prompts, positions) for name, positions in blocks.items()}
+            found = {name: _tokens(encoded, positions) for name, positions in blocks.items()}
             own: Sequence[Mapping[str, Sequence[int]]] = [
                 {name: tokens[prompt] for name, tokens in found.items()} for prompt in range(len(prompts))
             ]
@@ -188,24 +199,18 @@ class _Given:
             own = blocks
         else:
             raise InterpError(f"blocks: expected names with positions, e.g. {{'start': 'first'}}, got {blocks!r:.80}.")
-        names, cuts = cuts_of(encoded.input_ids, own, _tokens(model, prompts, query_positions))
-        asked = targets is not None or encoded.group_names
-        return cls(
-            encoded.input_ids,
-            names,
-            cuts,
-            encoded.groups if asked else None,
-            encoded.group_names if asked else ("own",),
-        )
+        looks_ahead = [one is not None for one in media]
+        names, cuts = cuts_of(ids, own, _tokens(encoded, query_positions), looks_ahead)
+        asked = targets is not None or group_names
+        return cls(ids, media, names, cuts, groups if asked else None, group_names if asked else ("own",))
 
 
-def _tokens(
-    model: StandardizedTransformer, prompts: list[Any], positions: Positions | Sequence[Sequence[int]]
-) -> Sequence[Sequence[int]]:
+def _tokens(encoded: Sequence[Encoded], positions: Positions | Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
     """The tokens of each prompt that positions name, ascending; or as they are given for each."""
     if not isinstance(positions, str | int) and not any(isinstance(each, str | int) for each in positions):
         return positions  # type: ignore[return-value]
-    found = encode_prompts(model, prompts, positions, name="source").positions  # type: ignore[arg-type]
+    several = [positions] if isinstance(positions, str | int) else positions
+    found, _ = resolved(check_positions([str(each) for each in several]), encoded)
     return [sorted({at for at in own if at >= 0}) for own in found]
 
 
@@ -256,6 +261,7 @@ class KnockoutPlan(EndsPlan):
         cuts: the edges of each block, by example.
         windows: the layers of each window, ascending by the first of them.
         heads: in which heads of which layers; None: in all.
+        seen: what each prompt is fed beside its ids; empty: nothing.
     """
 
     of: StandardizedTransformer
@@ -263,6 +269,7 @@ class KnockoutPlan(EndsPlan):
     cuts: list[list[Cut]]
     windows: list[range]
     heads: CutHeads | None
+    seen: Sequence[Media | None] = ()
 
     @property
     def model(self) -> StandardizedTransformer:
@@ -271,6 +278,10 @@ class KnockoutPlan(EndsPlan):
     @property
     def input_ids(self) -> Sequence[Sequence[int]]:
         return self.prompts
+
+    @property
+    def media(self) -> Sequence[Media | None]:
+        return self.seen or super().media
 
     @property
     def positions(self) -> list[int]:
@@ -312,12 +323,13 @@ class KnockoutPlan(EndsPlan):
         yield Ends(torch.cat(parts).unflatten(0, self.entries), clean.ends(len(rows)))
 
     def plain(self, rows: list[int]) -> Iterator[Tensor]:
-        ids, hidden = [self.input_ids[row] for row in rows], []
+        ids, media, hidden = [self.input_ids[row] for row in rows], [self.media[row] for row in rows], []
         for window in self.windows:
             layers = [layer for layer in self.cut_in(window) if attends(self.model, layer)]
             for block in range(self.num_blocks):
                 cuts = [self.cuts[row][block] for row in rows]
-                hidden.append(run_blocked(self.model, ids, cuts, layers, heads=self.heads, examples=rows))
+                given: dict[str, Any] = dict(heads=self.heads, examples=rows, media=media)
+                hidden.append(run_blocked(self.model, ids, cuts, layers, **given))
         yield torch.stack(hidden).unflatten(0, self.entries)
 
 
@@ -389,6 +401,7 @@ def cuts_of(
     input_ids: Sequence[Sequence[int]],
     blocks: Sequence[Mapping[str, Sequence[int]]],
     query_positions: Sequence[Sequence[int]],
+    looks_ahead: Sequence[bool] = (),
 ) -> tuple[list[str], list[list[Cut]]]:
     """Names of the blocks, and by example the edges of each.
 
@@ -396,6 +409,8 @@ def cuts_of(
         input_ids: per example: token ids of its prompt.
         blocks: per example: name of each block -> its tokens.
         query_positions: per example: the tokens that may not look.
+        looks_ahead: per example: whether a token may see later ones, as among those of images in some families; empty:
+            none may.
 
     Raises:
         InterpError: they do not fit each other, or a block has nothing that a query sees.
@@ -414,7 +429,7 @@ def cuts_of(
         queries = _inside("query_positions", example, query_positions[example], len(ids))
         cuts.append([Cut(queries, _inside(f"blocks: {name!r}:", example, positions[name], len(ids))) for name in names])
         for name, cut in zip(names, cuts[-1], strict=True):
-            if min(cut.keys) > max(cut.queries):
+            if min(cut.keys) > max(cut.queries) and not (looks_ahead and looks_ahead[example]):
                 raise InterpError(
                     f"blocks: {name!r} of example {example} is {list(cut.keys)}, which none of the query positions "
                     f"{list(cut.queries)} sees: attention looks back."

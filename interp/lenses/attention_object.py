@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -92,6 +92,7 @@ def attention_object_lens(
     target_positions: TargetPositions | None = "last",
     targets: Targets | None = None,
     *,
+    images: Any = None,
     source_positions: Positions = "last",
     window: int | None = 5,
     layers: Sequence[int] | None = None,
@@ -111,7 +112,7 @@ def attention_object_lens(
         model: the model.
         source: source prompts, whose `attn_in` is read; or `Latents`, `attn_in` at the source of every layer of the
             windows that has attention. See `patchscope_lens`.
-        target_prompts, targets, source_positions, policy, top_k, batch_tokens: as in `patchscope_lens`.
+        target_prompts, targets, images, source_positions, policy, top_k, batch_tokens: as in `patchscope_lens`.
         target_positions: the token of the target prompt that receives, or several, as in `patchscope_lens`; None: its
             placeholder.
         window: in how many layers from j on, cut off at the model's last; None: in all of them.
@@ -128,8 +129,8 @@ def attention_object_lens(
     """
     windows = AttentionWindows.of(model, layers, window)
     given = PatchscopeInputs.of(
-        model, source, target_prompts, target_positions, source_positions=source_positions, targets=targets,
-        policy=policy, batch_tokens=batch_tokens,
+        model, source, target_prompts, target_positions, images=images, source_positions=source_positions,
+        targets=targets, policy=policy, batch_tokens=batch_tokens,
     )  # fmt: skip
     lens = partial(_of_part, model, windows=windows, top_k=top_k, batch_size=batch_size)
     return given.results("attn_in", windows.attending, lens)

@@ -21,7 +21,7 @@ sums of it; `apply_ln_to_stack` of TransformerLens is the same arithmetic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ def direct_logit_attribution(
     source: LensPrompt | Sequence[LensPrompt],
     targets: Targets | None = None,
     *,
+    images: Any = None,
     sites: Spelling | Sequence[Spelling] | None = None,
     positions: Positions = "last",
     policy: str = "first_token",
@@ -72,6 +73,8 @@ def direct_logit_attribution(
         source: one text or `Prompt`, or several, or lists of token ids.
         targets: the groups: name -> words (or token ids), for all prompts or a mapping for each; or per prompt, per
             group: token ids. None: the targets of the prompts that are `Prompt`s.
+        images: of the prompts, as of `model.run`: for one an image or several, for several an entry each. Prompts with
+            images run whole.
         sites: the parts: `embed`, `attn_out`, `mixer_out`, `mlp_out`, `head_out` (each head; what the bias of its
             projection adds is left to the remainder). None: the embedding and whole attentions, mixers and MLPs.
         positions: where, one or several of the vocabulary in `interp.positions`.
@@ -87,7 +90,7 @@ def direct_logit_attribution(
             targets, parts of which one holds another, or a site or position that is not there.
     """
     scales = residual_scales(model)
-    encoded = encode_prompts(model, source, positions, targets, policy, name="source")
+    encoded = encode_prompts(model, source, positions, targets, policy, images=images, name="source")
     if not encoded.groups[0]:
         raise InterpError(
             "direct logit attribution: expected targets, whose logits are taken apart, e.g. {'it': ['cane']}."

@@ -78,6 +78,7 @@ def jacobian_lens(
     source: LensPrompt | Sequence[LensPrompt] | Latents,
     targets: Targets | None = None,
     *,
+    images: Any = None,
     layers: Sequence[int] | None = None,
     positions: Positions = "last",
     policy: str = "first_token",
@@ -91,7 +92,7 @@ def jacobian_lens(
     Arguments:
         model: the model.
         jacobians: the matrix of each layer (`load_jacobians`). The model's last layer needs none: it is read as it is.
-        source, targets, positions, policy, top_k, inverted, batch_size, batch_tokens: as in `logit_lens`.
+        source, targets, images, positions, policy, top_k, inverted, batch_size, batch_tokens: as in `logit_lens`.
         layers: ascending; None: those that there are matrices of and the last, or all that there are latents of.
 
     Returns:
@@ -116,6 +117,7 @@ def jacobian_lens(
         source,
         targets,
         carry,
+        images=images,
         layers=every if layers is None else layers,
         positions=positions,
         policy=policy,

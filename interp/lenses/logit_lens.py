@@ -37,7 +37,7 @@ from interp.lenses.reading import (
     states_of_prompts,
 )
 from interp.lenses.remote import read_out_elsewhere
-from interp.lenses.sources import Latents
+from interp.lenses.sources import Latents, check_no_images_of_latents
 from interp.readout import TokenGroups
 from interp.results import Coordinate, LensResult
 from interp.sites import Site, Spelling
@@ -61,6 +61,7 @@ def logit_lens(
     source: LensPrompt | Sequence[LensPrompt] | Latents,
     targets: Targets | None = None,
     *,
+    images: Any = None,
     sites: Spelling | Sequence[Spelling] = "resid_post.*",
     positions: Positions = "last",
     policy: str = "first_token",
@@ -90,6 +91,8 @@ def logit_lens(
             residual streams after layers, one token an example.
         targets: the groups whose probability is read: name -> words (or token ids), for all examples or a mapping for
             each; or per example, per group: token ids. None: the targets of the prompts that are `Prompt`s.
+        images: of the prompts, as of `model.run`: for one an image or several, for several an entry each. Prompts with
+            images run whole.
         sites: what is read of prompts: `embed`, `resid_pre`, `resid_mid`, `resid_post`, `final_norm` (by the head
             alone), `attn_out`, `mixer_out`, `mlp_out`, `head_out` (each head); any spelling of `interp.sites`, or
             several.
@@ -114,6 +117,7 @@ def logit_lens(
             vocabulary, `top_k` out of range.
     """
     if isinstance(source, Latents):
+        check_no_images_of_latents(images)
         if sites != "resid_post.*" or positions != "last" or batch_tokens is not None:
             raise InterpError("sites, positions, batch_tokens: they say how prompts are read, and `Latents` are given.")
         return _of_latents(
@@ -127,8 +131,8 @@ def logit_lens(
         )
     chosen = lens_sites(model, sites, READABLE_KINDS)
     return _of_prompts(
-        model, source, targets, policy, None, sites=chosen, positions=positions, top_k=top_k, inverted=inverted,
-        surprisal=surprisal, batch_tokens=batch_tokens,
+        model, source, targets, policy, None, images=images, sites=chosen, positions=positions, top_k=top_k,
+        inverted=inverted, surprisal=surprisal, batch_tokens=batch_tokens,
     )  # fmt: skip
 
 
@@ -139,6 +143,7 @@ def read_carried(
     targets: Targets | None,
     carry: Carry,
     *,
+    images: Any,
     layers: Sequence[int],
     positions: Positions,
     policy: str,
@@ -152,9 +157,11 @@ def read_carried(
     Arguments:
         carry: gives what is read out in their place, and leaves the model's last layer as it is.
         layers: the layers, ascending.
-        model, source, targets, positions, policy, top_k, inverted, batch_size, batch_tokens: as in `logit_lens`.
+        model, source, targets, images, positions, policy, top_k, inverted, batch_size, batch_tokens: as in
+            `logit_lens`.
     """
     if isinstance(source, Latents):
+        check_no_images_of_latents(images)
         if positions != "last" or batch_tokens is not None:
             raise InterpError("positions, batch_tokens: they say how prompts are read, and `Latents` are given.")
         return _of_latents(
@@ -163,7 +170,7 @@ def read_carried(
         )  # fmt: skip
     layers = check_lens_layers(layers, model.num_layers)
     return _of_prompts(
-        model, source, targets, policy, carry, sites=[Site("resid_post", layer) for layer in layers],
+        model, source, targets, policy, carry, images=images, sites=[Site("resid_post", layer) for layer in layers],
         positions=positions, top_k=top_k, inverted=inverted, surprisal=True, batch_tokens=batch_tokens,
     )  # fmt: skip
 
@@ -224,6 +231,7 @@ def _of_prompts(
     policy: str,
     carry: Carry | None,
     *,
+    images: Any,
     sites: Sequence[Site],
     positions: Positions,
     top_k: int,
@@ -231,7 +239,7 @@ def _of_prompts(
     surprisal: bool,
     batch_tokens: int | None,
 ) -> LensResult:
-    encoded = encode_prompts(model, prompts, positions, targets, policy, name="source")
+    encoded = encode_prompts(model, prompts, positions, targets, policy, images=images, name="source")
     last = Site("resid_post", model.num_layers - 1)
     # The final norm of the last residual stream is what the head reads: both are one reading.
     read = [last if site.kind == "final_norm" else site for site in sites]

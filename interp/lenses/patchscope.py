@@ -55,6 +55,7 @@ def patchscope_lens(
     target_positions: TargetPositions | None = None,
     targets: Targets | None = None,
     *,
+    images: Any = None,
     source_positions: Positions = "last",
     source_model: StandardizedTransformer | None = None,
     layers: Sequence[int] | None = None,
@@ -92,6 +93,8 @@ def patchscope_lens(
         targets: the groups whose probability is read: name -> words (or token ids), for all examples or a mapping for
             each; or per example, per group: token ids. None: the targets of the target prompts that are `Prompt`s, or
             where none has any, of the source prompts.
+        images: of the source prompts, an entry for each (of an example with several, an entry each in that); target
+            prompts are texts.
         source_positions: the token of a source prompt that is read, in the vocabulary of `interp.positions`; or
             several, which are written at once.
         source_model: the model that runs the source prompts; None: `model`. One of another width needs a `mapping`.
@@ -119,8 +122,8 @@ def patchscope_lens(
     """
     check_patch(patch, site)
     given = PatchscopeInputs.of(
-        model, source, target_prompts, target_positions, source_positions=source_positions, source_model=source_model,
-        targets=targets, policy=policy, batch_tokens=batch_tokens,
+        model, source, target_prompts, target_positions, images=images, source_positions=source_positions,
+        source_model=source_model, targets=targets, policy=policy, batch_tokens=batch_tokens,
     )  # fmt: skip
     if remote and given.source.reader is not None:
         raise InterpError(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -66,6 +66,7 @@ def patchscope_generate(
     target_prompts: TargetPrompts,
     target_positions: TargetPositions | None = None,
     *,
+    images: Any = None,
     source_positions: Positions = "last",
     source_model: StandardizedTransformer | None = None,
     layers: Sequence[int] | None = None,
@@ -89,8 +90,8 @@ def patchscope_generate(
 
     Arguments:
         model: the model that runs the target prompts.
-        source, target_prompts, target_positions, source_positions, source_model, patch, site, mapping, batch_tokens: as
-            in `patchscope_lens`.
+        source, target_prompts, target_positions, images, source_positions, source_model, patch, site, mapping,
+            batch_tokens: as in `patchscope_lens`.
         layers: the layers that are patched, each by itself, in any order; None: all that there are latents of, or that
             both models have.
         max_new_tokens: new tokens at most.
@@ -116,8 +117,8 @@ def patchscope_generate(
         raise InterpError(f"max_new_tokens, batch_size: expected at least 1, got {max_new_tokens} and {batch_size}.")
     check_patch(patch, site)
     given = PatchscopeInputs.of(
-        model, source, target_prompts, target_positions, source_positions=source_positions, source_model=source_model,
-        batch_tokens=batch_tokens,
+        model, source, target_prompts, target_positions, images=images, source_positions=source_positions,
+        source_model=source_model, batch_tokens=batch_tokens,
     )  # fmt: skip
     numbers = range(len(given.source)) if example_numbers is None else example_numbers
     check_number("example_numbers", numbers, len(given.source))

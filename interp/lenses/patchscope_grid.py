@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ def patchscope_grid(
     target_positions: TargetPositions | None = None,
     targets: Targets | None = None,
     *,
+    images: Any = None,
     source_positions: Positions = "last",
     source_model: StandardizedTransformer | None = None,
     source_layers: Sequence[int] | None = None,
@@ -76,7 +77,7 @@ def patchscope_grid(
 
     Arguments:
         model: the model that runs the target prompts.
-        source, target_prompts, target_positions, targets, source_positions, source_model, site, policy, top_k,
+        source, target_prompts, target_positions, targets, images, source_positions, source_model, site, policy, top_k,
             batch_tokens: as in `patchscope_lens`.
         source_layers: the layers whose latents are written, ascending; None: all that there are latents of, or that the
             source model has.
@@ -97,8 +98,8 @@ def patchscope_grid(
     targeted = check_lens_layers(range(model.num_layers) if target_layers is None else target_layers, model.num_layers)
     check_patch(patch, site)
     given = PatchscopeInputs.of(
-        model, source, target_prompts, target_positions, source_positions=source_positions, source_model=source_model,
-        targets=targets, policy=policy, batch_tokens=batch_tokens,
+        model, source, target_prompts, target_positions, images=images, source_positions=source_positions,
+        source_model=source_model, targets=targets, policy=policy, batch_tokens=batch_tokens,
     )  # fmt: skip
     sources = _ascending(given.source.all_layers() if source_layers is None else source_layers)
     later = range(targeted[0] + 1, model.num_layers) if patch == "from_layer" else range(0)

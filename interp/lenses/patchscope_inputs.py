@@ -12,12 +12,13 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.lenses.reading import LensPrompt, Positions, Targets, groups_of, surprisal_of
-from interp.lenses.sources import Latents, Source, SourcePrompts, Sources
+from interp.lenses.sources import Latents, Source, SourcePrompts, Sources, check_no_images_of_latents
 from interp.model.fed import check_fed
 from interp.patching import PatchedPrompts, check_number
 from interp.positions import Position, Span
 from interp.prompts import Prompt
 from interp.prompts.given import is_ids, listed
+from interp.prompts.images import check_no_images
 from interp.prompts.target_prompt import TargetPrompt, as_target_prompt
 from interp.readout import Groups, reduce_hidden
 from interp.results import LensResult
@@ -91,6 +92,7 @@ class PatchscopeInputs:
         target_prompts: TargetPrompts,
         target_positions: TargetPositions | None,
         *,
+        images: Any,
         source_positions: Positions,
         source_model: StandardizedTransformer | None = None,
         targets: Targets | None = None,
@@ -104,6 +106,7 @@ class PatchscopeInputs:
                 targets that do not fit, or latents with what is for source prompts.
         """
         if isinstance(source, Latents):
+            check_no_images_of_latents(images)
             if source_positions != "last" or source_model is not None or batch_tokens is not None:
                 raise InterpError(
                     "source_positions, source_model, batch_tokens: they say how source prompts are read, and `Latents` "
@@ -111,11 +114,14 @@ class PatchscopeInputs:
                 )
             found: Source = source
         else:
-            found = Sources.of(model if source_model is None else source_model, source, source_positions, batch_tokens)
+            reader = model if source_model is None else source_model
+            found = Sources.of(reader, source, source_positions, batch_tokens, images)
         given = (
             [target_prompts] if isinstance(target_prompts, TargetPrompt) else listed(target_prompts, "target_prompts")
         )
         given = [given] if is_ids(given) else given  # one prompt
+        into = [one.prompt if isinstance(one, TargetPrompt) else one for one in given]
+        check_no_images(into, "target_prompts", "states are written into texts. Source prompts may have images")
         if len(found) == 1 and len(given) > 1:
             found = found.for_examples(len(given))
         if len(given) not in (1, len(found)):

@@ -19,7 +19,7 @@ from interp.model.places import HeadOutPlace
 from interp.model.resolve import place_of
 from interp.patching import check_number
 from interp.positions import check_positions
-from interp.prompts import AnswerTokens, Prompt
+from interp.prompts import AnswerTokens, Media, Prompt, with_images
 from interp.prompts.given import listed
 from interp.prompts.prompt import Accepted
 from interp.readout import Groups, Reduced, TokenGroups, logits_of, reduce_hidden
@@ -183,6 +183,7 @@ class LensPrompts:
 
     Arguments:
         input_ids: per prompt: token ids as the model is fed, unpadded.
+        media: per prompt: what it is fed beside them, or None.
         positions: per prompt, for each of `labels`: a token, or -1 where the prompt has no such position.
         labels: names along the axis `position`.
         single: there is exactly one position, so that no axis `position` is needed.
@@ -191,6 +192,7 @@ class LensPrompts:
     """
 
     input_ids: list[list[int]]
+    media: list[Media | None]
     positions: list[list[int]]
     labels: list[str]
     single: bool
@@ -205,6 +207,7 @@ def encode_prompts(
     targets: Targets | None = None,
     policy: str = _POLICY,
     *,
+    images: Any = None,
     name: str = "prompts",
 ) -> LensPrompts:
     """Tokenize prompts, resolve positions in each, and find the tokens of its targets.
@@ -215,19 +218,21 @@ def encode_prompts(
         positions: one or several of the vocabulary in `interp.positions`.
         targets: as in `groups_of`.
         policy: which tokens count as a word; see `interp.prompts.answer_tokens`.
+        images: of the prompts, as `interp.prompts.with_images` takes them.
         name: what the caller calls the prompts, for messages.
 
     Raises:
         InterpError: no prompt, a position that one does not have, targets that do not fit, a prompt that is longer than
             the model's learned positions.
     """
-    several = listed(prompts, name)
+    several = listed(with_images(prompts, images, name), name)
     encoded = encoded_prompts(model, several, name=name)
     parsed = check_positions([str(each) for each in ([positions] if isinstance(positions, str | int) else positions)])
     slots, labels = resolved(parsed, encoded)
     groups, names = groups_of(model, several, targets, policy)
     return LensPrompts(
         input_ids=[one.input_ids for one in encoded],
+        media=[one.media for one in encoded],
         positions=slots,
         labels=labels,
         single=len(parsed) == 1 and parsed[0].single,
@@ -374,7 +379,8 @@ def states_of_prompts(
     step = how_many(4 * len(sites) * model.hidden_size, model.device)
     starts = range(0, len(prompts.input_ids), size)
     tables = [torch.tensor(prompts.positions[start : start + size], device="cpu") for start in starts]
-    blocks = [(prompts.input_ids[start : start + size], prompts.positions[start : start + size]) for start in starts]
+    parts = [slice(start, start + size) for start in starts]
+    blocks = [(prompts.input_ids[part], prompts.positions[part], prompts.media[part]) for part in parts]
     collected = collect_blocks(model, blocks, sites, batch_tokens=batch_tokens)
     for start, table, values in zip(starts, tables, collected, strict=True):
         rows, columns = (table >= 0).nonzero(as_tuple=True)  # (cell,) each

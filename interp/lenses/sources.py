@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,14 @@ from torch import Tensor
 from interp.activations import collect
 from interp.errors import InterpError
 from interp.lenses.reading import LensPrompt, Positions, encode_prompts
+from interp.prompts import Media, Prompt, with_images
 from interp.prompts.given import is_ids, listed
 from interp.sites import Site
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
 
-__all__ = ["Latents", "Source", "SourcePrompts", "Sources"]
+__all__ = ["Latents", "Source", "SourcePrompts", "Sources", "check_no_images_of_latents"]
 
 SourcePrompts = LensPrompt | Sequence[LensPrompt | Sequence[LensPrompt]]
 """A source prompt; or one an example; or, for an example, several, whose mean is written."""
@@ -145,6 +146,12 @@ class Latents(Source):
         yield Writing(slice(0, len(self)), layers, own.at(layers).tensor, self.reference)
 
 
+def check_no_images_of_latents(images: Any) -> None:
+    """Raises InterpError where there are images beside `Latents`."""
+    if images is not None:
+        raise InterpError("images: they are of prompts, and `Latents` are given, which were read before.")
+
+
 @dataclass(frozen=True)
 class Sources(Source):
     """The source prompts of all examples, each prompt by itself.
@@ -152,6 +159,7 @@ class Sources(Source):
     Arguments:
         model: the model that reads them.
         input_ids: per prompt: token ids, unpadded.
+        media: per prompt: what it is fed beside them, or None.
         positions: per prompt: the tokens that are read.
         counts: per example: how many of the prompts are its own, in order.
         single: whether one token is read, so that latents have no axis `position`.
@@ -162,6 +170,7 @@ class Sources(Source):
 
     model: StandardizedTransformer
     input_ids: list[list[int]]
+    media: list[Media | None]
     positions: list[list[int]]
     counts: list[int]
     single: bool
@@ -171,14 +180,24 @@ class Sources(Source):
 
     @classmethod
     def of(
-        cls, model: StandardizedTransformer, prompts: SourcePrompts, positions: Positions, batch_tokens: int | None
+        cls,
+        model: StandardizedTransformer,
+        prompts: SourcePrompts,
+        positions: Positions,
+        batch_tokens: int | None,
+        images: Any = None,
     ) -> Sources:
         """Tokenize the source prompts and find their positions.
+
+        Arguments:
+            model: the model that reads them.
+            prompts, positions, batch_tokens: as of `patchscope_lens`.
+            images: of the prompts, an entry for each example; of an example with several, an entry each in that.
 
         Raises:
             InterpError: no prompt, an example without one, or a position that a prompt does not have.
         """
-        examples = [_several(example) for example in _examples(prompts)]
+        examples = [_several(example) for example in _examples(_seeing(prompts, images))]
         if not examples or not all(examples):
             raise InterpError("source: expected at least one example, and at least one source prompt in each.")
         several = [prompt for example in examples for prompt in example]
@@ -192,6 +211,7 @@ class Sources(Source):
         return cls(
             model,
             encoded.input_ids,
+            encoded.media,
             encoded.positions,
             [len(example) for example in examples],
             encoded.single,
@@ -248,8 +268,9 @@ class Sources(Source):
             prompts = slice(first, first + sum(counts))
             first = prompts.stop
             read = collect(
-                self.model, self.input_ids[prompts], asked, self.positions[prompts], batch_tokens=self.batch_tokens
-            )
+                self.model, self.input_ids[prompts], asked, self.positions[prompts], media=self.media[prompts],
+                batch_tokens=self.batch_tokens,
+            )  # fmt: skip
             latents = read[site][: len(layers)]  # (layer, prompt, position, hidden)
             alone = max(counts) == 1
             if not alone:
@@ -268,6 +289,23 @@ def _examples(prompts: SourcePrompts) -> list[LensPrompt | Sequence[LensPrompt]]
     """The examples: token ids by themselves are one, as a text and a prompt are."""
     examples = listed(prompts, "source")
     return [examples] if is_ids(examples) else examples
+
+
+def _seeing(prompts: SourcePrompts, images: Any) -> SourcePrompts:
+    """The prompts with their images, also where an example has several prompts."""
+    examples = [] if images is None else _examples(prompts)
+    nested = [not isinstance(one, str | Prompt | Mapping) and not is_ids(one) for one in examples]
+    if not any(nested):
+        return with_images(prompts, images, "source")
+    if not isinstance(images, list | tuple) or len(images) != len(examples):
+        raise InterpError(
+            f"images: expected an entry for each of {len(examples)} examples, and in one of several prompts an entry "
+            f"for each of these, got {images!r:.80}."
+        )
+    return [
+        with_images(example, own, "source") if several else with_images([example], [own], "source")[0]
+        for example, own, several in zip(examples, images, nested, strict=True)
+    ]
 
 
 def _several(example: LensPrompt | Sequence[LensPrompt]) -> list[LensPrompt]:

@@ -19,7 +19,7 @@ itself, its training and its files are `interp.translators`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interp.lenses.logit_lens import read_carried
 from interp.lenses.reading import LensPrompt, Positions, Targets
@@ -39,6 +39,7 @@ def tuned_lens(
     source: LensPrompt | Sequence[LensPrompt] | Latents,
     targets: Targets | None = None,
     *,
+    images: Any = None,
     layers: Sequence[int] | None = None,
     positions: Positions = "last",
     policy: str = "first_token",
@@ -51,7 +52,7 @@ def tuned_lens(
     Arguments:
         model: the model.
         lens: its tuned lens.
-        source, targets, positions, policy, top_k, batch_size, batch_tokens: as in `logit_lens`.
+        source, targets, images, positions, policy, top_k, batch_size, batch_tokens: as in `logit_lens`.
         layers: ascending, layers of the lens and the model's last, which is read as it is; None: all of these, or all
             that there are latents of.
 
@@ -67,6 +68,7 @@ def tuned_lens(
         source,
         targets,
         lens.translate,
+        images=images,
         layers=every if layers is None else layers,
         positions=positions,
         policy=policy,

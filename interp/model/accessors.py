@@ -15,7 +15,7 @@ from interp.model.head import closest_tokens
 from interp.model.interventions import skip_layers, steer
 from interp.model.places import ModulePlace, Place
 from interp.model.resolve import place_of, projection_width, sublayer_of, why_missing
-from interp.model.vision_sites import layout_of, num_vision_layers
+from interp.model.vision_sites import num_vision_layers
 from interp.prompts.encoding import bare_tokenizer
 from interp.sites import HEAD_KINDS, VISION_KINDS, Site, Spelling, parse_site
 from interp.tracing import check_not_passed
@@ -110,35 +110,6 @@ class NamedValues:
             return site.depth
         before = Site("attn_in", site.layer).depth
         return (*before[:1], before[1] - (0.5 if site.kind == "mixer_out" else 0.75), *before[2:])
-
-    @property
-    def vision_tower(self: Any) -> Any:
-        """What makes numbers of pixels, an nnsight envoy.
-
-        Raises:
-            InterpError: the model sees no images.
-        """
-        return self.get(layout_of(self).tower)
-
-    @property
-    def projector(self: Any) -> Any:
-        """What makes vectors of the language model's width of what the vision tower gives, an nnsight envoy.
-
-        Raises:
-            InterpError: the model sees no images, or has no projector.
-        """
-        path = layout_of(self).projector
-        if path is None:
-            raise InterpError(
-                f"{type(self._module).__name__} has no projector: its images are words of its vocabulary, which the "
-                "language model embeds like others."
-            )
-        return self.get(path)
-
-    @property
-    def num_vision_layers(self: Any) -> int:
-        """How many layers the vision tower has that share a residual stream; 0: none, or there is no tower."""
-        return num_vision_layers(self) or 0
 
     def width(self: Any, site: Spelling) -> int:
         """The last axis of a site without a head axis: hidden, vocabulary, or the MLP's neurons.

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from interp.architectures import vision_layout
 from interp.batching import left_padded
 from interp.errors import InterpError
+from interp.model.processor import image_token
+from interp.prompts import Media
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
@@ -20,7 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["Fed", "check_fed", "first_position", "is_fake", "position_limit", "whole_inputs"]
 
 
-def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], name: str, more: int = 0) -> None:
+def check_fed(
+    model: StandardizedTransformer,
+    input_ids: Sequence[Sequence[int]],
+    name: str,
+    more: int = 0,
+    media: Sequence[Media | None] | None = None,
+) -> None:
     """Refuse prompts with token ids or positions that the model has no embeddings for.
 
     Arguments:
@@ -28,10 +36,13 @@ def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]
         input_ids: token ids of each prompt, unpadded.
         name: what the caller calls the prompts, for messages.
         more: tokens that are written behind each.
+        media: what each is fed beside them; None: nothing.
 
     Raises:
-        InterpError: an id outside the vocabulary, a prompt without tokens, or one beyond its table of positions.
+        InterpError: an id outside the vocabulary, a prompt without tokens, one beyond its table of positions, or tokens
+            of an image without the image.
     """
+    image = image_token(model._module)
     limit, vocabulary = model.position_limit, model.vocab_size  # asked for once: the model looks at all its modules
     for index, ids in enumerate(input_ids):
         one = f"{name}: example {index} has"
@@ -41,6 +52,11 @@ def check_fed(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]]
             raise InterpError(
                 f"{one} ids {min(ids)} to {max(ids)}, expected token ids from 0 to {vocabulary - 1}. Were they "
                 "made with another model's tokenizer?"
+            )
+        if image is not None and image in ids and (media is None or media[index] is None):
+            raise InterpError(
+                f"{one} the image token {model.tokenizer.convert_ids_to_tokens(image)!r} and no image, so the model "
+                "would read the token itself. Give the prompt its images: Prompt(text, images=(picture,)), or images=."
             )
         if limit is not None and len(ids) + more > limit:
             behind = f", and {more} more are written behind them" if more else ""

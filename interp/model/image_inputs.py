@@ -25,8 +25,8 @@ __all__ = [
     "batches_images",
     "check_text_goes_on",
     "encoded_with_images",
-    "has_images",
     "inputs_of_invokes",
+    "inputs_of_prompts",
     "position_offsets",
     "rows_of",
     "sample_with_image",
@@ -79,6 +79,23 @@ def with_media(
     }
 
 
+def inputs_of_prompts(
+    model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], media: Sequence[Media | None] | None
+) -> dict[str, Tensor]:
+    """The inputs of a forward pass over whole prompts, padded on the left, with what their images are fed as.
+
+    Arguments:
+        model: the model.
+        input_ids: token ids of each prompt, unpadded.
+        media: of each; None: there is no image.
+    """
+    inputs = whole_inputs(model, input_ids)
+    if media is None:
+        return inputs
+    width = inputs["input_ids"].shape[1]
+    return with_media(model, inputs, media, [width - len(own) for own in input_ids])
+
+
 def position_offsets(model: StandardizedTransformer, inputs: Mapping[str, Any]) -> Tensor | None:
     """How far the positions behind prompts are from their numbers of tokens, where a model counts those of images.
 
@@ -129,14 +146,6 @@ def sample_with_image(model: StandardizedTransformer) -> tuple[dict[str, Tensor]
 Invoke = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def has_images(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
-    """Whether an invoke has images, or prompts that may have some."""
-    if keywords.get("images") is not None:
-        return True
-    data = inputs[0] if inputs else None
-    return any(isinstance(one, Prompt) for one in (data if isinstance(data, list | tuple) else [data]))
-
-
 def rows_of(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> int:
     """How many prompts an invoke with images has."""
     return len(_prompts(inputs, dict(keywords)))
@@ -173,10 +182,7 @@ def inputs_of_invokes(model: StandardizedTransformer, invokes: Sequence[Invoke],
             f"images: how several prompts share a pass is not known of {type(model._module).__name__}. Give each "
             "prompt a trace of its own, or use model.run, which runs them one by one."
         )
-    ids = [one.input_ids for one in encoded]
-    padded = whole_inputs(model, ids)
-    width = padded["input_ids"].shape[1]
-    whole = with_media(model, padded, media, [width - len(own) for own in ids])
+    whole = inputs_of_prompts(model, [one.input_ids for one in encoded], media)
     if generates:
         whole.pop("position_ids", None)
     return {**whole, **others}

@@ -14,7 +14,7 @@ from interp.errors import InterpError
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["check_inputs", "check_keywords", "check_prompts"]
+__all__ = ["check_inputs", "check_keywords", "check_prompts", "has_images"]
 
 # What a forward pass reads beyond its signature, in most families.
 _SHARED = {*TransformersKwargs.__annotations__, "cache_position", "return_dict", "logits_to_keep", "use_cache"}
@@ -99,3 +99,11 @@ def check_prompts(given: Sequence[Any]) -> None:
     else:
         return
     raise InterpError(f"expected a text, a list of texts, token ids or what a tokenizer returned, got {got}.")
+
+
+def has_images(given: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
+    """Whether an invoke has images, or prompts (`interp.prompts.Prompt`) that may have some."""
+    if keywords.get("images") is not None:
+        return True
+    data = given[0] if given else None
+    return any(hasattr(one, "images") for one in (data if isinstance(data, list | tuple) else [data]))

@@ -17,6 +17,7 @@ from unittest import mock
 
 import transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -32,7 +33,7 @@ from transformers.utils import cached_file, is_torchvision_available
 from interp.errors import InterpError
 from interp.model.loading import load_tokenizer
 
-__all__ = ["image_feeds", "load_processor", "quiet_pipeline", "sees_images"]
+__all__ = ["image_feeds", "image_token", "load_processor", "processor_of", "quiet_pipeline", "sees_images"]
 
 # Where the hub's repositories say which processor is theirs, in the order in which transformers looks.
 _FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -50,6 +51,11 @@ def sees_images(module: Any) -> bool:
 def image_feeds(module: Any) -> set[str]:
     """Names of what a model's forward pass takes."""
     return set(inspect.signature(type(module).forward).parameters)
+
+
+def image_token(module: Any) -> int | None:
+    """The token in whose place a model puts what it sees; None: it takes no images."""
+    return getattr(module.config, "image_token_id", None) if sees_images(module) else None
 
 
 @contextmanager
@@ -114,6 +120,27 @@ def load_processor(
         raise InterpError(f"no processor of images in {str(source)!r} ({said}). {advice}") from error
 
 
+def processor_of(
+    given: ProcessorMixin | str | Path | None,
+    module: nn.Module,
+    model: str | Path | nn.Module,
+    revision: str | None,
+    *,
+    trust_remote_code: bool,
+) -> ProcessorMixin | None:
+    """The processor that is given, or that lies where the model is; None: there is none, and texts need none."""
+    if isinstance(given, ProcessorMixin):
+        return given
+    if given is not None:
+        return load_processor(given, trust_remote_code=trust_remote_code)
+    if isinstance(model, nn.Module) or not sees_images(module):
+        return None
+    try:
+        return load_processor(model, revision=revision, trust_remote_code=trust_remote_code)
+    except InterpError:
+        return None  # images say why
+
+
 def _class_of(name: str, hub: Mapping[str, Any], trust_remote_code: bool) -> type[ProcessorMixin] | None:
     """The family's class, one that reads images alone where torchvision is missing; None: not one of transformers'."""
     named = _class_name(name, hub, trust_remote_code)
@@ -144,11 +171,10 @@ def _class_name(name: str, hub: Mapping[str, Any], trust_remote_code: bool) -> s
 
 def _images_only(kind: Any) -> Any:
     """The family's class without its video processor; the class itself where it has none."""
-    attributes = getattr(kind, "get_attributes", None)
-    parts: list[str] = [] if attributes is None else attributes()
-    if "video_processor" not in parts:
+    attributes: list[str] = kind.get_attributes() if hasattr(kind, "get_attributes") else []
+    if "video_processor" not in attributes:
         return kind
-    kept = [part for part in parts if part != "video_processor"]
+    kept = [part for part in attributes if part != "video_processor"]
     # Of the same name, which `save_pretrained` writes down.
     return type(
         kind.__name__,

@@ -327,7 +327,7 @@ class Runs:
         """The hooks of the model, forward and then backward, in the order in which those at one site act."""
         return resolve_name("interp.activations.model_hooks:list_hooks")(self)
 
-    def freeze_prefix(self, prompts: Any) -> FrozenPrefix:
+    def freeze_prefix(self, prompts: Any, *, images: Any = None) -> FrozenPrefix:
         """Compute the keys and values of a prefix once, to go on from it many times with `prefix=`.
 
             prefix = model.freeze_prefix("A long prompt that all share.")
@@ -338,9 +338,11 @@ class Runs:
 
         Arguments:
             prompts: one prefix, or several of one length; continuation i goes on from row i modulo these.
+            images: of the prefixes, as of `run`; what follows is text. Tried with a few tokens behind these images.
 
         Raises:
             InterpError: prefixes of several lengths, or a model that keeps more than keys and values of what came
-                before (state-space and recurrent layers), where a continuation would give other numbers.
+                before (state-space and recurrent layers), whose images see what follows them (PaliGemma) or are counted
+                in rows and columns (Qwen-VL), where a continuation would give other numbers.
         """
-        return resolve_name("interp.activations.behind_prefix:freeze_prefix")(self, prompts)
+        return resolve_name("interp.activations.behind_prefix:freeze_prefix")(self, prompts, images)

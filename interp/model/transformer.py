@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import nnsight
@@ -24,8 +25,7 @@ from interp.model.digest import model_digest
 from interp.model.fed import Fed, position_limit
 from interp.model.following import RESERVED, Given, ModuleTree, follow
 from interp.model.head import ReadoutParts, Tail, plain_head
-from interp.model.image_inputs import has_images, inputs_of_invokes, rows_of
-from interp.model.keywords import check_inputs, check_keywords, check_prompts
+from interp.model.keywords import check_inputs, check_keywords, check_prompts, has_images
 from interp.model.loading import (
     check_options,
     execution_device,
@@ -38,17 +38,18 @@ from interp.model.loading import (
 from interp.model.model_spec import ModelSpec
 from interp.model.padding import PaddingWatch, guard_padding
 from interp.model.places import TraceMemory
-from interp.model.processor import load_processor, quiet_pipeline, sees_images
+from interp.model.processor import processor_of, quiet_pipeline
 from interp.model.resolve import Attentions
 from interp.model.runs import Runs
 from interp.model.verdicts import verdicts_of
 from interp.model.verify import failures, never_reached, prove
+from interp.model.vision_sites import Sees
 from interp.passes import ThreadInterleaver, before, check_not_open, turn
 
 __all__ = ["StandardizedTransformer"]
 
 
-class StandardizedTransformer(NamedValues, Runs, TransformersModel):
+class StandardizedTransformer(NamedValues, Sees, Runs, TransformersModel):
     """A decoder language model whose inside has the same names in every family.
 
     A subclass of nnsight's `TransformersModel`: `trace`, `generate`, `session`, `edit` and the modules' own names are
@@ -175,7 +176,7 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
                 trust_remote_code=trust_remote_code,
                 options=options,
             )
-        processor = self._processor(processor, module, model, revision, trust_remote_code=trust_remote_code)
+        processor = processor_of(processor, module, model, revision, trust_remote_code=trust_remote_code)
         if tokenizer is None and processor is not None and not tokenizer_kwargs:
             tokenizer = processor.tokenizer
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -207,27 +208,6 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
         verdicts_of(self).clear()  # the module may have been wrapped before, and changed since
         self._given = Given(rename_config, rename, verify)
         self._choose(found, config)
-
-    @staticmethod
-    def _processor(
-        given: ProcessorMixin | str | Path | None,
-        module: nn.Module,
-        model: str | Path | nn.Module,
-        revision: str | None,
-        *,
-        trust_remote_code: bool,
-    ) -> ProcessorMixin | None:
-        """The processor that is given, or that lies where the model is; None: there is none, and texts need none."""
-        if isinstance(given, ProcessorMixin):
-            return given
-        if given is not None:
-            return load_processor(given, trust_remote_code=trust_remote_code)
-        if isinstance(model, nn.Module) or not sees_images(module):
-            return None
-        try:
-            return load_processor(model, revision=revision, trust_remote_code=trust_remote_code)
-        except InterpError:
-            return None  # images say why
 
     @staticmethod
     def _standard_names(record: Architecture, module: nn.Module) -> dict[Any, list[str]]:
@@ -371,13 +351,18 @@ class StandardizedTransformer(NamedValues, Runs, TransformersModel):
                 self.trace_memory.values.clear()
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
-        return rows_of(inputs, kwargs) if has_images(inputs, kwargs) else super()._batch_size(*inputs, **kwargs)
+        if has_images(inputs, kwargs):
+            rows: int = resolve_name("interp.model.image_inputs:rows_of")(inputs, kwargs)
+            return rows
+        return TransformersModel._batch_size(self, *inputs, **kwargs)
 
     def _batch(self, invokes: list[Any], fn: Any) -> Any:
         for given, _ in invokes:
             check_prompts(given)
         if any(has_images(given, named) for given, named in invokes):
-            return (), inputs_of_invokes(self, invokes, generates=getattr(fn, "__name__", None) == "generate")
+            # By name: with what it imports, this method goes to servers.
+            read = resolve_name("interp.model.image_inputs:inputs_of_invokes")
+            return (), read(self, invokes, generates=getattr(fn, "__name__", None) == "generate")
         # nnsight makes masks and positions on torch's default device, which need not be where the prompts are.
         with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
             return TransformersModel._batch(self, invokes, fn)

@@ -78,6 +78,9 @@ def sample_ids(model: StandardizedTransformer, rows: int = 2, length: int = SMAL
     if length > SMALL + 3:
         half = length // 2
         ids[:, half : 2 * half] = ids[:, :half]
+    image = getattr(model._module.config, "image_token_id", None)
+    if image is not None:  # there is none to see
+        ids[ids == image] = (image + 1) % usable
     return ids.to(model.device)
 
 

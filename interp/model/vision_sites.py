@@ -15,7 +15,7 @@ from interp.sites import Site
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
 
-__all__ = ["VisionPlace", "layers_path", "layout_of", "num_vision_layers", "vision_place"]
+__all__ = ["Sees", "VisionPlace", "layers_path", "layout_of", "num_vision_layers", "vision_place"]
 
 
 def layout_of(model: StandardizedTransformer) -> VisionLayout:
@@ -49,6 +49,39 @@ def num_vision_layers(model: StandardizedTransformer) -> int | None:
     path = layers_path(model)
     layers: Any = None if path is None else submodule(model._module, path)
     return None if layers is None else len(layers)
+
+
+class Sees:
+    """What a `StandardizedTransformer` has to see with."""
+
+    @property
+    def vision_tower(self: Any) -> Any:
+        """What makes numbers of pixels, an nnsight envoy.
+
+        Raises:
+            InterpError: the model sees no images.
+        """
+        return self.get(layout_of(self).tower)
+
+    @property
+    def projector(self: Any) -> Any:
+        """What makes vectors of the language model's width of what the vision tower gives, an nnsight envoy.
+
+        Raises:
+            InterpError: the model sees no images, or has no projector.
+        """
+        path = layout_of(self).projector
+        if path is None:
+            raise InterpError(
+                f"{type(self._module).__name__} has no projector: its images are words of its vocabulary, which the "
+                "language model embeds like others."
+            )
+        return self.get(path)
+
+    @property
+    def num_vision_layers(self: Any) -> int:
+        """How many layers the vision tower has that share a residual stream; 0: none, or there is no tower."""
+        return num_vision_layers(self) or 0
 
 
 def vision_place(model: StandardizedTransformer, site: Site) -> VisionPlace:

@@ -41,7 +41,7 @@ from interp.patching.effects import Answers, Metric, Metrics
 from interp.patching.grid import GridPlan
 from interp.patching.run import run
 from interp.positions import check_positions
-from interp.prompts import Encoded
+from interp.prompts import Encoded, with_images
 from interp.results import Coordinate, Direction, PatchingResult
 from interp.sites import HEAD_KINDS, LAYER_KINDS, MAP_KINDS, Site
 from interp.sites.parsing import check_lens_layers
@@ -79,6 +79,8 @@ def activation_patching(
     sites: str | Sequence[str] = "resid_pre",
     positions: PositionSets = "all",
     *,
+    images: Any = None,
+    corrupted_images: Any = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | str | None = None,
     direction: Direction = "denoising",
@@ -96,6 +98,9 @@ def activation_patching(
             `pattern`. Of maps (`scores`, `pattern`) positions are the queries, each with all its keys.
         positions: one or several of the vocabulary in `interp.positions` (`all`, `last`, `subject.last`, `-3:`), each
             token a cell; or name -> one or several of these, written at once, a cell a name; None: whole prompts.
+        images: of both prompts of each pair, as of `model.run`: an entry a pair. Pairs with images run by plain forward
+            passes of whole prompts, a pass a cell.
+        corrupted_images: of the corrupted prompts, where these are others: of one text, say, with another image.
         layers: which, ascending; None: all that have the site.
         heads: heads that are written one at a time, counted from 0, or `all` for each of them; None: all at once. Keys
             and values have the heads that queries share.
@@ -115,7 +120,7 @@ def activation_patching(
             or token that is not there, an unknown metric or direction.
     """
     check_ready(model)
-    base, source = Pairs.of(model, clean, corrupted).directed(direction)
+    base, source = Pairs.of(model, clean, corrupted, images, corrupted_images).directed(direction)
     kinds = kinds_of(sites)
     places = Places.of(positions, base, source, whole=any(kind in MAP_KINDS for kind in kinds))
     by_kind = {kind: layers_of(model, kind, layers) for kind in kinds}
@@ -128,7 +133,8 @@ def activation_patching(
     for index, (kind, there) in enumerate(by_kind.items()):
         cells = cells_of(model, kind, there, len(places.labels), chosen)
         into, of = ([one.input_ids for one in prompts] for prompts in (base, source))
-        plan = GridPlan(model, kind, into, of, places.base, places.source, cells)
+        media = [[one.media for one in prompts] for prompts in (base, source)]
+        plan = GridPlan(model, kind, into, of, places.base, places.source, cells, *media)
         values, of_runs = measure(plan, metrics, direction, batch_size)
         for cell, of_cell in zip(cells, values, strict=True):
             patched[:, index, every.index(cell.layer), cell.place, chosen.index(cell.head)] = of_cell
@@ -271,14 +277,28 @@ class Pairs:
     corrupted: list[Encoded]
 
     @classmethod
-    def of(cls, model: StandardizedTransformer, clean: Any, corrupted: Any) -> Pairs:
+    def of(
+        cls,
+        model: StandardizedTransformer,
+        clean: Any,
+        corrupted: Any,
+        images: Any = None,
+        corrupted_images: Any = None,
+    ) -> Pairs:
         """The pairs, checked.
+
+        Arguments:
+            model: the model.
+            clean, corrupted: the prompts.
+            images: of both prompts of each pair.
+            corrupted_images: of the corrupted ones, in their place.
 
         Raises:
             InterpError: no prompt, or not equally many of both.
         """
-        first = encoded_prompts(model, clean, name="clean")
-        second = encoded_prompts(model, corrupted, name="corrupted")
+        others = images if corrupted_images is None else corrupted_images
+        first = encoded_prompts(model, with_images(clean, images, "clean"), name="clean")
+        second = encoded_prompts(model, with_images(corrupted, others, "corrupted"), name="corrupted")
         if len(first) != len(second):
             raise InterpError(f"expected pairs, got {len(first)} clean and {len(second)} corrupted prompts.")
         return cls(first, second)

@@ -30,8 +30,9 @@ from torch import Tensor
 from interp.batching import Budget, batches_alike
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready, forget_lengths
-from interp.model.fed import whole_inputs
+from interp.model.image_inputs import batches_images, inputs_of_prompts
 from interp.model.resolve import place_of
+from interp.model.verdicts import off_by
 from interp.model.visits import Visit, run_visiting
 from interp.passes import check_gradients, in_turn
 from interp.patching.activation_patching import (
@@ -44,8 +45,9 @@ from interp.patching.activation_patching import (
     kinds_of,
     layers_of,
 )
-from interp.patching.cells import by_position, values_at
+from interp.patching.cells import by_position, run_whole, values_at
 from interp.patching.effects import Answers, Metric, Metrics
+from interp.prompts import Media
 from interp.results import Coordinate, Direction, PatchingResult
 from interp.sites import HEAD_KINDS, MAP_KINDS, Site
 
@@ -67,6 +69,8 @@ def attribution_patching(
     sites: str | Sequence[str] = "resid_pre",
     positions: PositionSets = "all",
     *,
+    images: Any = None,
+    corrupted_images: Any = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | str | None = None,
     direction: Direction = "denoising",
@@ -80,7 +84,8 @@ def attribution_patching(
 
     Arguments:
         model: the model.
-        clean, corrupted, sites, positions, layers, heads, direction, metric, answers: as of `activation_patching`.
+        clean, corrupted, sites, positions, images, corrupted_images, layers, heads, direction, metric, answers: as of
+            `activation_patching`.
         steps: None: the gradient at the run that is written into. A number m: the mean of the gradients at m points on
             the way to the other run, at the middle of m equal parts.
         way: what goes that way. `inputs`: the embeddings, from which everything follows (prompts of a pair need as many
@@ -93,7 +98,7 @@ def attribution_patching(
 
     Raises:
         InterpError: as `activation_patching`; a number of steps below 1, pairs of different lengths with `inputs`,
-            `kl` at the clean run alone.
+            `kl` at the clean run alone, images of which a model shows its layers more than embeddings with `inputs`.
 
     Nanda (2023), "Attribution patching: activation patching at industrial scale"; Syed, Rager & Conmy (2023), arXiv
     2310.10348; Sundararajan, Taly & Yan (2017), arXiv 1703.01365; Hanna, Pezzelle & Belinkov (2024), arXiv 2403.17806.
@@ -104,7 +109,7 @@ def attribution_patching(
         raise InterpError(f"way: unknown {way!r}.{nearest(str(way), get_args(Way))}")
     if steps is not None and steps < 1:
         raise InterpError(f"steps: expected at least 1, or None for the gradient at the patched run, got {steps}.")
-    base, source = Pairs.of(model, clean, corrupted).directed(direction)
+    base, source = Pairs.of(model, clean, corrupted, images, corrupted_images).directed(direction)
     kinds = kinds_of(sites)
     places = Places.of(positions, base, source, whole=any(kind in MAP_KINDS for kind in kinds))
     by_kind = {kind: layers_of(model, kind, layers) for kind in kinds}
@@ -119,15 +124,20 @@ def attribution_patching(
     )  # fmt: skip
     ends = np.empty((2, len(base), len(metrics.names)), dtype=np.float32)
     ids = [[one.input_ids for one in prompts] for prompts in (base, source)]
+    media = [[one.media for one in prompts] for prompts in (base, source)]
     alike = [
-        (len(other), tuple(into), tuple(of)) for other, into, of in zip(ids[1], places.base, places.source, strict=True)
+        (len(ids[1][pair]), *(one[pair] is not None for one in media), tuple(into), tuple(of))
+        for pair, (into, of) in enumerate(zip(places.base, places.source, strict=True))
     ]
     budget = Budget.of(None, model.device).tokens
+    if any(one is not None for of in media for one in of) and not batches_images(model):
+        batch_size = 1
     for rows in batches_alike(ids[0], alike, batch_size, 1, budget=budget):
         first = rows[0]
         batch = _Batch(
-            rows, [ids[0][row] for row in rows], [ids[1][row] for row in rows], places.base[first], places.source[first]
-        )
+            rows, [ids[0][row] for row in rows], [ids[1][row] for row in rows], [media[0][row] for row in rows],
+            [media[1][row] for row in rows], places.base[first], places.source[first],
+        )  # fmt: skip
         there = [Site(kind, layer) for kind, own in by_kind.items() for layer in own]
         found, ends[0, rows], ends[1, rows] = estimate.of(batch, there)
         for index, (kind, own) in enumerate(by_kind.items()):
@@ -178,12 +188,15 @@ class _Batch:
     Arguments:
         rows: which, by number.
         base_ids, source_ids: token ids of the prompts that are written into, and of those that values are of.
+        base_media, source_media: what these are fed beside them.
         base, source: by place, the tokens that are written, and those that values stand at; None: no such place.
     """
 
     rows: list[int]
     base_ids: list[list[int]]
     source_ids: list[list[int]]
+    base_media: list[Media | None]
+    source_media: list[Media | None]
     base: Sequence[tuple[int, ...] | None]
     source: Sequence[tuple[int, ...] | None]
 
@@ -209,8 +222,8 @@ class _Estimate:
     def of(self, batch: _Batch, sites: Sequence[Site]) -> tuple[dict[Site, Tensor], NDArray, NDArray]:
         """Site -> (metric, row, position[, head]), on the CPU; and (row, metric) of both prompts as they are."""
         with torch.no_grad():
-            theirs, of_source = values_at(self.model, batch.source_ids, sites)
-            ours, of_base = values_at(self.model, batch.base_ids, sites)
+            theirs, of_source = values_at(self.model, batch.source_ids, sites, batch.source_media)
+            ours, of_base = values_at(self.model, batch.base_ids, sites, batch.base_media)
             of_clean = of_source if self.direction == "denoising" else of_base
             examples = torch.tensor(batch.rows, device="cpu")
             ends = [self.metrics.of_hidden(one, examples, of_clean).numpy() for one in (of_base, of_source)]
@@ -221,7 +234,7 @@ class _Estimate:
         if not points:
             self._add(found, batch, differences, of_clean, {})
         elif self.way == "inputs":
-            step = self._between_inputs(batch)
+            step = self._between_inputs(batch, of_source)
             for point in points:
                 self._add(found, batch, differences, of_clean, {Site("embed"): point * step})
         else:
@@ -231,17 +244,46 @@ class _Estimate:
                     self._add(found, batch, {site: differences[site]}, of_clean, moved)
         return {site: product / max(1, len(points)) for site, product in found.items()}, ends[0], ends[1]
 
-    def _between_inputs(self, batch: _Batch) -> Tensor:
-        """(row, position, hidden), from the embeddings of the one prompt to those of the other."""
+    def _between_inputs(self, batch: _Batch, of_source: Tensor) -> Tensor:
+        """(row, position, hidden), from the embeddings of the one prompt to those of the other.
+
+        Arguments:
+            batch: the pairs.
+            of_source: (row, hidden), what the prompts end with that values are of.
+        """
         if len(batch.base_ids[0]) != len(batch.source_ids[0]):
             raise InterpError(
                 f"pair {batch.rows[0]} has prompts of {len(batch.base_ids[0])} and {len(batch.source_ids[0])} tokens: "
                 "there is no way from the embeddings of the one to those of the other. Take way='sites', or steps=None."
             )
         embed = Site("embed")
+        both = ((batch.base_ids, batch.base_media), (batch.source_ids, batch.source_media))
         with torch.no_grad():
-            ends = [values_at(self.model, ids, [embed])[0][embed] for ids in (batch.base_ids, batch.source_ids)]
-        return ends[1] - ends[0]
+            ends = [values_at(self.model, ids, [embed], media)[0][embed] for ids, media in both]
+            step = ends[1] - ends[0]
+            if any(one is not None for _, media in both for one in media):
+                self._check_all_follows(batch, step, of_source)
+        return step
+
+    def _check_all_follows(self, batch: _Batch, step: Tensor, of_source: Tensor) -> None:
+        """Refuse images of which the layers are shown more than embeddings: features, positions, a mask of their own.
+
+        Raises:
+            InterpError: the one prompt with the embeddings of the other ends with something else than the other.
+        """
+        found: list[Tensor] = []
+        embed, last = Site("embed"), Site("resid_post", self.model.num_layers - 1)
+        visits = [
+            Visit(str(embed), place_of(self.model, embed), lambda live: live + step.to(live)),
+            Visit(str(last), place_of(self.model, last), lambda live: found.append(live[:, -1].clone())),
+        ]
+        run_whole(self.model, batch.base_ids, visits, batch.base_media)
+        if off_by(self.model, found[0], of_source) is not None:
+            raise InterpError(
+                f"pair {batch.rows[0]} has images of which {type(self.model._module).__name__} shows its layers more "
+                "than embeddings, or at other tokens in the one prompt than in the other: the way from the embeddings "
+                "of the one to those of the other does not end at the other run. Take way='sites', or steps=None."
+            )
 
     def _add(
         self,
@@ -273,7 +315,8 @@ class _Estimate:
         visits.append(Visit(str(last), place_of(self.model, last), lambda live: final.append(live[:, -1])))
         forget_lengths(self.model)
         with torch.enable_grad():
-            run_visiting(self.model, visits, stop=True, **whole_inputs(self.model, batch.base_ids), use_cache=False)
+            fed = inputs_of_prompts(self.model, batch.base_ids, batch.base_media)
+            run_visiting(self.model, visits, stop=True, **fed, use_cache=False)
             compared = self.model.readout(of_clean) if self.metrics.compares else None
             examples = torch.tensor(batch.rows, device="cpu")
             values = self.metrics(self.model.readout(final[0]), examples, compared).sum(0)  # (metric,)

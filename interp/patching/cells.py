@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from interp.matmul import faster_products
-from interp.model.fed import whole_inputs
+from interp.model.image_inputs import inputs_of_prompts
 from interp.model.places import HeadOutPlace, ZPlace
 from interp.model.resolve import place_of
 from interp.model.visits import Visit, run_visiting
 from interp.patching.changed_attention import heads_in
+from interp.prompts import Media
 from interp.sites import ATTENTION_KINDS, Site
 
 if TYPE_CHECKING:
@@ -115,9 +116,18 @@ def _index(columns: Sequence[int]) -> slice | list[int]:
 
 
 def values_at(
-    model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], sites: Sequence[Site]
+    model: StandardizedTransformer,
+    input_ids: Sequence[Sequence[int]],
+    sites: Sequence[Site],
+    media: Sequence[Media | None] | None = None,
 ) -> tuple[dict[Site, Tensor], Tensor]:
     """Run prompts of one length once, and keep whole sites, each as `by_position` gives it.
+
+    Arguments:
+        model: the model.
+        input_ids: of each prompt.
+        sites: what is kept.
+        media: what each is fed beside its ids, all or none of them.
 
     Returns:
         Site -> (prompt, position, ...); and (prompt, hidden), after the last layer at the last token.
@@ -134,19 +144,28 @@ def values_at(
 
     visits = [Visit(str(site), place_of(model, site), keeping(site)) for site in sites]
     visits.append(Visit(str(last), place_of(model, last), lambda value: ends.append(value[:, -1].clone())))
-    run_whole(model, input_ids, visits)
+    run_whole(model, input_ids, visits, media)
     return found, ends[0]
 
 
-def run_whole(model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], visits: Sequence[Visit]) -> None:
-    inputs = whole_inputs(model, input_ids)
+def run_whole(
+    model: StandardizedTransformer,
+    input_ids: Sequence[Sequence[int]],
+    visits: Sequence[Visit],
+    media: Sequence[Media | None] | None = None,
+) -> None:
+    inputs = inputs_of_prompts(model, input_ids, media)
     with faster_products(inputs["input_ids"].numel(), model.hidden_size, model.dtype, model.device):
         run_visiting(model, visits, stop=True, **inputs, use_cache=False)
 
 
 @torch.no_grad()
 def run_cells(
-    model: StandardizedTransformer, input_ids: Sequence[Sequence[int]], cells: Sequence[Cell], written: Written
+    model: StandardizedTransformer,
+    input_ids: Sequence[Sequence[int]],
+    cells: Sequence[Cell],
+    written: Written,
+    media: Sequence[Media | None],
 ) -> Tensor:
     """The plain way: one forward pass of whole prompts for some cells of one layer, written with visits.
 
@@ -155,6 +174,7 @@ def run_cells(
         input_ids: of each prompt, all equally long.
         cells: of one layer.
         written: what is written.
+        media: what each prompt is fed beside its ids, all or none of them.
 
     Returns:
         (cell, prompt, hidden), after the last layer at the last token.
@@ -166,7 +186,7 @@ def run_cells(
         Visit(str(site), place_of(model, site), lambda live: written.into(live, layer, cells)),
         Visit(str(last), place_of(model, last), lambda value: ends.append(value[:, -1].clone())),
     ]
-    run_whole(model, [list(ids) for ids in input_ids] * len(cells), visits)
+    run_whole(model, [list(ids) for ids in input_ids] * len(cells), visits, [*media] * len(cells))
     return ends[0].unflatten(0, (len(cells), -1))
 
 

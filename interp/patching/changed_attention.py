@@ -19,11 +19,12 @@ from interp import passes
 from interp.errors import InterpError
 from interp.forward.rope import forget_lengths
 from interp.matmul import faster_products
-from interp.model.fed import whole_inputs
+from interp.model.image_inputs import inputs_of_prompts
 from interp.model.resolve import sublayer_of
 from interp.model.verdicts import Pair, once, sample_ids
 from interp.patching.fits import fits
 from interp.patching.patched_runs import CleanRun, run_patched, walk_windows
+from interp.prompts import Media
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def run_blocked(
     *,
     heads: CutHeads | None = None,
     examples: Sequence[int] | None = None,
+    media: Sequence[Media | None] | None = None,
 ) -> Tensor:
     """Cut edges in some layers the plain way: one traced forward pass of whole prompts, in which scores are written.
 
@@ -124,6 +126,7 @@ def run_blocked(
         layers: in which layers, ascending.
         heads: in which heads of each; None: in all.
         examples: what the rows are called in a message; None: by their number.
+        media: what each row is fed beside its ids, all or none of them.
 
     Returns:
         (row, hidden), the residual stream after the last layer at each prompt's last token.
@@ -132,7 +135,7 @@ def run_blocked(
         InterpError: a layer's scores are not available, or a position has nothing left to look at.
     """
     forget_lengths(model)
-    inputs = whole_inputs(model, input_ids)
+    inputs = inputs_of_prompts(model, input_ids, media)
     longest = inputs["input_ids"].shape[1]
     masks = [cut.mask(len(ids), padding=longest - len(ids)) for ids, cut in zip(input_ids, cuts, strict=True)]
     blocked = torch.stack(masks).to(model.device)

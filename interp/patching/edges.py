@@ -38,6 +38,7 @@ from interp.patching.computation_graph import ComputationGraph
 from interp.patching.effects import Answers, Metric, Metrics
 from interp.patching.node_outputs import LayerGradients, NodeOutputs, OutputDifferences, run_layer
 from interp.patching.patched_runs import CleanRun
+from interp.prompts.images import check_no_images
 from interp.results import Coordinate, Direction, EdgeScores
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ class PromptPairs:
         graph = ComputationGraph.of(model)
         pairs = Pairs.of(model, clean, corrupted)
         ids = [[one.input_ids for one in prompts] for prompts in (pairs.clean, pairs.corrupted)]
+        why = "edges run layers one by one, on token ids alone. Patch sites: activation_patching, attribution_patching"
+        for name, prompts in (("clean", pairs.clean), ("corrupted", pairs.corrupted)):
+            check_no_images(prompts, name, why)
         lengths = [[len(one) for one in prompts] for prompts in ids]
         for example, (one, other) in enumerate(zip(*lengths, strict=True)):
             if one != other:

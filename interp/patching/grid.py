@@ -19,12 +19,14 @@ from torch import Tensor
 
 from interp.batching import WALKING_TOKENS, Budget, batches_alike
 from interp.forward import first_changed
+from interp.model.image_inputs import batches_images
 from interp.model.verdicts import Pair, sample_ids
 from interp.patching.cells import Cell, Positions, Written, by_position, heads_of, run_cells, values_at
 from interp.patching.fits import fits
 from interp.patching.grid_walk import LAST_TOKEN, RecordedRun, walk_cells
 from interp.patching.patched_runs import CleanRun
 from interp.patching.run import Plan
+from interp.prompts import Media
 from interp.sites import HEAD_KINDS, MAP_KINDS, Site
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ class GridPlan(Plan[GridEnds]):
         base_ids, source_ids: per pair: the prompt that is written into, and the one that the values are of.
         base, source: per pair, by place: the tokens that are written, and those that the values stand at.
         cells: what is run.
+        base_media, source_media: what these prompts are fed beside their ids; empty: nothing.
     """
 
     lm: StandardizedTransformer
@@ -75,6 +78,8 @@ class GridPlan(Plan[GridEnds]):
     base: Sequence[Positions]
     source: Sequence[Positions]
     cells: Sequence[Cell]
+    base_media: Sequence[Media | None] = ()
+    source_media: Sequence[Media | None] = ()
 
     @property
     def model(self) -> StandardizedTransformer:
@@ -85,10 +90,16 @@ class GridPlan(Plan[GridEnds]):
         return self.base_ids
 
     @property
+    def media(self) -> Sequence[Media | None]:
+        """Of each pair, what the one or the other prompt has."""
+        return [own or other for own, other in zip(*self._both_media(range(len(self.base_ids))), strict=True)]
+
+    @property
     def positions(self) -> Sequence[Any]:
         """What pairs of one batch share, beside the length of the prompt that is written into."""
+        sees = [[one is not None for one in media] for media in self._both_media(range(len(self.base_ids)))]
         return [
-            (len(source), self._same(row), tuple(self.base[row]), tuple(self.source[row]))
+            (len(source), self._same(row), tuple(self.base[row]), tuple(self.source[row]), sees[0][row], sees[1][row])
             for row, source in enumerate(self.source_ids)
         ]
 
@@ -135,7 +146,7 @@ class GridPlan(Plan[GridEnds]):
 
     def whole(self, rows: Sequence[int], cells: Sequence[Cell], written: Written) -> Tensor:
         """(cell, prompt, hidden), the same of cells of one layer by forward passes of whole prompts."""
-        return run_cells(self.lm, [self.base_ids[row] for row in rows], cells, written)
+        return run_cells(self.lm, [self.base_ids[row] for row in rows], cells, written, self._both_media(rows)[0])
 
     def changes(self, cell: Cell) -> bool:
         """Whether a cell can change anything, whatever is written."""
@@ -147,9 +158,11 @@ class GridPlan(Plan[GridEnds]):
             own = [rows[index] for index in batch]
             prompts = [self.base_ids[row] for row in own]
             written, source = self._written(own)
-            _, ends = values_at(self.lm, prompts, [])
+            _, ends = values_at(self.lm, prompts, [], self._both_media(own)[0])
             tokens = len(own) * len(prompts[0])
             size = max(1, Budget.of(None, self.lm.device).tokens // tokens)
+            if any(self._both_media(own)[0]) and not batches_images(self.lm):
+                size = 1
             for layer in sorted({cell.layer for cell in self.cells}):
                 there = [cell for cell in self._there(own) if self.cells[cell].layer == layer]
                 for start in range(0, len(there), size):
@@ -161,6 +174,14 @@ class GridPlan(Plan[GridEnds]):
         none = torch.empty(0, self.lm.hidden_size, dtype=torch.float32, device="cpu")
         return GridEnds([], [], none[None], none, none)
 
+    def _both_media(self, rows: Sequence[int]) -> tuple[list[Media | None], list[Media | None]]:
+        """Of some pairs, what the prompts that are written into are fed beside their ids, and the others."""
+
+        def of(own: Sequence[Media | None]) -> list[Media | None]:
+            return [own[row] if own else None for row in rows]
+
+        return of(self.base_media), of(self.source_media)
+
     def _there(self, rows: Sequence[int]) -> list[int]:
         """The cells that prompts have, by number, by layer."""
         places = self.base[rows[0]]
@@ -170,8 +191,10 @@ class GridPlan(Plan[GridEnds]):
     def _same(self, row: int) -> int:
         """How many tokens both prompts of a pair begin with: values there are the same, and writing changes nothing.
 
-        None are where the rotation depends on a prompt's length.
+        None are where the rotation depends on a prompt's length, or where there are images.
         """
+        if any(one is not None for (one,) in self._both_media([row])):
+            return 0
         base, source = self.base_ids[row], self.source_ids[row]
         shorter = min(len(base), len(source))
         same = next((place for place in range(shorter) if base[place] != source[place]), shorter)
@@ -181,7 +204,7 @@ class GridPlan(Plan[GridEnds]):
         """What is written into prompts, and what the prompts that it is of end with."""
         layers = sorted({cell.layer for cell in self.cells})
         sites = [Site(self.kind, layer) for layer in layers]
-        found, ends = values_at(self.lm, [self.source_ids[row] for row in rows], sites)
+        found, ends = values_at(self.lm, [self.source_ids[row] for row in rows], sites, self._both_media(rows)[1])
         values = {layer: found[site] for layer, site in zip(layers, sites, strict=True)}
         first = rows[0]
         return Written(self.kind, values, len(self.base_ids[first]), self.base[first], self.source[first]), ends

@@ -25,8 +25,9 @@ from interp.forward.prefix import FrozenPrefix
 from interp.forward.rope import first_changed, forget_lengths
 from interp.forward.shared_attention import sharing
 from interp.matmul import faster_products
-from interp.model.fed import whole_inputs
+from interp.model.image_inputs import inputs_of_prompts
 from interp.model.verdicts import verdicts_of
+from interp.prompts import Media
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -265,6 +266,7 @@ def run_patched(
     target_ids: Sequence[Sequence[int]],
     positions: Sequence[int] | Sequence[Sequence[int]],
     writes: Sequence[tuple[Site, Tensor]],
+    media: Sequence[Media | None] | None = None,
 ) -> Tensor:
     """Run target prompts with latents written into them, up to the last layer and without the head.
 
@@ -274,12 +276,13 @@ def run_patched(
         positions: the token of each row that is written, counted without padding; or several, equally many in each.
         writes: sites in the order of a forward pass, and what is written there, (row, hidden_size); or (row, position,
             hidden_size) where several tokens are.
+        media: what each row is fed beside its ids, all or none of them.
 
     Returns:
         (row, hidden_size), the residual stream after the last layer at each prompt's last token.
     """
     forget_lengths(model)
-    inputs = whole_inputs(model, target_ids)
+    inputs = inputs_of_prompts(model, target_ids, media)
     longest = inputs["input_ids"].shape[1]
     columns, rows = (
         torch.tensor(positions, device="cpu"),

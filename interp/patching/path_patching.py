@@ -85,6 +85,8 @@ def path_patching(
     receivers: Spelling | Sequence[Spelling],
     positions: PositionSets = None,
     *,
+    images: Any = None,
+    corrupted_images: Any = None,
     receiver_positions: Spellings | None = None,
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | str | None = None,
@@ -103,6 +105,7 @@ def path_patching(
         receivers: one or several sites that receive, written together: `q.9.h6`, `["v.7.h3", "v.8.h1"]`,
             `resid_post.-1` (the direct effect on the logits).
         positions: where senders are patched, as in `activation_patching`; None: whole prompts.
+        images, corrupted_images: of the pairs, as in `activation_patching`.
         receiver_positions: where receivers receive, in the prompt that is written into; None: everywhere.
         layers, heads: of the senders, as in `activation_patching`.
         frozen: the outputs that are held between sender and receivers.
@@ -122,7 +125,7 @@ def path_patching(
     if len(kinds) > 1:
         raise InterpError(f"senders: expected one kind of site, got {kinds}. Patch each in a call of its own.")
     kind = kinds[0]
-    base, source = Pairs.of(model, clean, corrupted).directed(direction)
+    base, source = Pairs.of(model, clean, corrupted, images, corrupted_images).directed(direction)
     places = Places.of(positions, base, source, whole=kind in MAP_KINDS)
     there = layers_of(model, kind, layers)
     chosen = heads_among(model, heads, {kind: there})
@@ -135,9 +138,10 @@ def path_patching(
     ]
     cells = cells_of(model, kind, there, len(places.labels), chosen)
     into, of = ([one.input_ids for one in prompts] for prompts in (base, source))
+    own, other = ([one.media for one in prompts] for prompts in (base, source))
     receiving = _receivers(model, receivers)
     plan = PathPlan(
-        model, kind, into, of, places.base, places.source, cells, receiving, _frozen(frozen), received_at
+        model, kind, into, of, places.base, places.source, cells, own, other, receiving, _frozen(frozen), received_at
     )  # fmt: skip
     values, of_runs = measure(plan, metrics, direction, batch_size)
     patched = np.full((len(base), len(there), len(places.labels), len(chosen), len(metrics.names)), np.nan, np.float32)
@@ -206,8 +210,9 @@ class PathPlan(GridPlan):
         def make(ids: Any, sources: Any, base: Any, source: Any, cells: Any) -> PathPlan:
             at = [tuple(range(len(one))) for one in ids]
             return replace(
-                self, base_ids=ids, source_ids=sources, base=base, source=source, cells=cells, received_at=at
-            )
+                self, base_ids=ids, source_ids=sources, base=base, source=source, cells=cells, received_at=at,
+                base_media=(), source_media=(),
+            )  # fmt: skip
 
         return fits(self.lm, name, partial(grid_trial, make), longest=self.longest, choice=LAST_TOKEN)
 
@@ -228,17 +233,18 @@ class PathPlan(GridPlan):
         prompts = [list(self.base_ids[row]) for row in rows]
         last = max(site.layer or 0 for site in self.receivers)
         held = [site for index in range(layer, last + 1) for site in self.held(index, layer)]
-        values, ends = values_at(model, prompts, held)
+        media = self._both_media(rows)[0]
+        values, ends = values_at(model, prompts, held, media)
         if not self.changes(cells[0]):
             return ends.expand(len(cells), *ends.shape)
         received = _Received(model, self._receiving(layer), self.received_at[rows[0]], written.length)
         visits = [self._sending(cells, written, layer)]
         visits += [self._holding(site, values[site]) for site in held]
-        run_whole(model, prompts * len(cells), [*visits, *received.reading()])
+        run_whole(model, prompts * len(cells), [*visits, *received.reading()], media * len(cells))
         found: list[Tensor] = []
         final = Site("resid_post", model.num_layers - 1)
         keep = Visit(str(final), place_of(model, final), lambda value: found.append(value[:, -1].clone()))
-        run_whole(model, prompts * len(cells), [*received.writing(), keep])
+        run_whole(model, prompts * len(cells), [*received.writing(), keep], media * len(cells))
         return found[0].unflatten(0, (len(cells), -1))
 
     def walked(self, clean: CleanRun, cells: Sequence[Cell], written: Written, rows: Sequence[int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 A plan is data: prompts, and what is written into them where. It knows four things: whether the fast way `fits` the
 model and the prompts, which prompts go together on it (`batches`), and the two ways themselves, `fast` and `slow`,
-which give the same. `run` does the rest, the same for all:
+which give the same. Prompts with images take the slow way. `run` does the rest, the same for all:
 
     for rows, (hidden, clean) in run(plan, batch_size=64):
         ...
@@ -20,7 +20,9 @@ from torch import Tensor
 from interp.batching import batches_alike
 from interp.errors import InterpError
 from interp.forward import whole_batches
+from interp.model.image_inputs import batches_images
 from interp.patching.patched_runs import run_patched
+from interp.prompts import Media
 
 if TYPE_CHECKING:
     from interp.model import StandardizedTransformer
@@ -36,6 +38,7 @@ class Plan(ABC, Generic[Found]):
     Attributes:
         model: the model that runs them.
         input_ids: token ids of each prompt, unpadded.
+        media: what each is fed beside them, or None.
         positions: of each prompt, the tokens that anything is written at, or the first of them.
         num_runs: how many runs each prompt has, which go through the model together on the fast way.
         new_tokens: how many tokens each run goes on for.
@@ -59,6 +62,10 @@ class Plan(ABC, Generic[Found]):
     def num_runs(self) -> int: ...
 
     @property
+    def media(self) -> Sequence[Media | None]:
+        return [None] * len(self.input_ids)
+
+    @property
     def new_tokens(self) -> int:
         return 0
 
@@ -68,22 +75,27 @@ class Plan(ABC, Generic[Found]):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt, new ones included."""
-        return max(map(len, self.input_ids), default=0) + self.new_tokens
+        """Tokens of the longest prompt without images, new ones included."""
+        blind = (len(ids) for ids, one in zip(self.input_ids, self.media, strict=True) if one is None)
+        return max(blind, default=0) + self.new_tokens
 
     @abstractmethod
     def fits(self) -> bool:
         """Whether the fast way gives what the slow one gives, for this model and these prompts."""
 
-    def batches(self, batch_size: int) -> list[list[int]]:
+    def batches(self, rows: Sequence[int], batch_size: int) -> list[list[int]]:
         """Prompts that go together on the fast way: of one length, changed at the same tokens, equal ones together.
 
         Arguments:
+            rows: which prompts.
             batch_size: prompts in a batch at most.
         """
-        return batches_alike(
-            self.input_ids, self.positions, batch_size, self.num_runs, new_tokens=self.new_tokens, budget=self.budget
-        )
+        positions = self.positions
+        batches = batches_alike(
+            [self.input_ids[row] for row in rows], [positions[row] for row in rows], batch_size, self.num_runs,
+            new_tokens=self.new_tokens, budget=self.budget,
+        )  # fmt: skip
+        return [[rows[index] for index in batch] for batch in batches]
 
     @abstractmethod
     def fast(self, rows: list[int]) -> Iterator[Found]:
@@ -116,14 +128,19 @@ def run(plan: Plan[Found], batch_size: int) -> Iterator[tuple[list[int], Found]]
     if not len(plan.input_ids):
         yield [], plan.nothing()
         return
-    if plan.fits():
-        batches, way = plan.batches(batch_size), plan.fast
-    else:
-        lengths = [len(ids) for ids in plan.input_ids]
-        batches, way = whole_batches(plan.model, lengths, batch_size, plan.new_tokens), plan.slow
-    for rows in batches:
-        for found in way(rows):
-            yield rows, found
+    media = plan.media
+    for sees in (False, True):
+        rows = [row for row, one in enumerate(media) if (one is not None) is sees]
+        if rows and not sees and plan.fits():
+            batches, way = plan.batches(rows, batch_size), plan.fast
+        else:
+            lengths = [len(plan.input_ids[row]) for row in rows]
+            size = 1 if sees and not batches_images(plan.model) else batch_size
+            found = whole_batches(plan.model, lengths, size, plan.new_tokens) if rows else []
+            batches, way = [[rows[index] for index in batch] for batch in found], plan.slow
+        for batch in batches:
+            for part in way(batch):
+                yield batch, part
 
 
 class Ends(NamedTuple):
@@ -157,7 +174,8 @@ class EndsPlan(Plan[Ends]):
         """The slow way, without the prompts as they are: (entry, ..., row, hidden) by part."""
 
     def slow(self, rows: list[int]) -> Iterator[Ends]:
-        clean = run_unpatched(self.model, [self.input_ids[row] for row in rows])
+        media = self.media
+        clean = run_unpatched(self.model, [self.input_ids[row] for row in rows], [media[row] for row in rows])
         return (Ends(hidden, clean) for hidden in self.plain(rows))
 
     def nothing(self) -> Ends:
@@ -168,8 +186,12 @@ class EndsPlan(Plan[Ends]):
         )
 
 
-def run_unpatched(model: StandardizedTransformer, ids: Sequence[Sequence[int]]) -> Tensor:
-    """(row, hidden), what prompts end with that nothing is written into, each run once."""
+def run_unpatched(
+    model: StandardizedTransformer, ids: Sequence[Sequence[int]], media: Sequence[Media | None]
+) -> Tensor:
+    """(row, hidden), what prompts end with that nothing is written into, each run once; all with images, or none."""
+    if any(one is not None for one in media):  # their ids do not tell them apart
+        return run_patched(model, ids, [[0]] * len(ids), [], media)
     distinct = list(dict.fromkeys(tuple(row) for row in ids))
     place = {row: index for index, row in enumerate(distinct)}
     return run_patched(model, distinct, [[0]] * len(distinct), [])[[place[tuple(row)] for row in ids]]

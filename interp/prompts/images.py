@@ -22,12 +22,25 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import ProcessorMixin
 
-__all__ = ["Media", "by_token", "encode_with_images", "media_inputs", "opened", "with_images"]
+__all__ = [
+    "IMAGES_BY_ROW",
+    "Media",
+    "by_token",
+    "check_no_images",
+    "encode_with_images",
+    "image_markers",
+    "image_spans",
+    "media_inputs",
+    "media_of",
+    "opened",
+    "same_prompt",
+    "with_images",
+]
 
 # What a processor gives that is not fed beside the ids, or that the batch makes itself.
 _OWN = {"input_ids", "attention_mask", "labels", "offset_mapping", "special_tokens_mask", "text_replacement_offsets"}
 # Families that give each row its images along an axis; in the others the images of all rows stand one after another.
-_IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
+IMAGES_BY_ROW = ("Idefics2", "Idefics3", "SmolVLM")
 # Families whose processor writes the placeholders itself, before the text.
 _BEFORE_TEXT = ("PaliGemma",)
 # In these the prompt of an image is looked at from both sides (0); what is written behind it, and other text, is not.
@@ -50,6 +63,30 @@ class Media:
     by_token: Mapping[str, list[int]] = field(default_factory=dict)
     by_row: bool = False
     of_text: Mapping[str, int] = field(default_factory=dict)
+
+    def followed(self, more: int, numbers: Mapping[str, int] | None = None) -> Media:
+        """The same with tokens behind the prompt that are no part of an image.
+
+        Arguments:
+            more: how many.
+            numbers: what each of them has by name; 0 where it is not said.
+        """
+        after = numbers or {}
+        return replace(
+            self, by_token={name: [*own, *[after.get(name, 0)] * more] for name, own in self.by_token.items()}
+        )
+
+
+def same_prompt(one: Encoded, other: Encoded) -> bool:
+    """Whether two prompts are the same to a model: their tokens, and what stands for them."""
+    if one.input_ids != other.input_ids or (one.media is None) != (other.media is None):
+        return False
+    if one.media is None or other.media is None or one.media is other.media:
+        return True
+    first, second = one.media.inputs, other.media.inputs
+    return first.keys() == second.keys() and all(
+        value.shape == second[name].shape and bool((value == second[name]).all()) for name, value in first.items()
+    )
 
 
 # Given beside prompts -------------------------------------------------------------------------------------------------
@@ -107,6 +144,22 @@ def _given(prompt: Any, images: tuple[Any, ...], index: int) -> Any:
             f"images: prompt {index} is token ids, which cannot be expanded by those of an image. Give its text."
         )
     return Prompt(prompt, images=images)
+
+
+def check_no_images(prompts: Sequence[Encoded | Prompt | Any], name: str, why: str) -> None:
+    """Refuse prompts with images where these would be left out.
+
+    Arguments:
+        prompts: `Prompt`s, encoded or not, and others.
+        name: what the caller calls them, for messages.
+        why: why they cannot have images, and what can be done, without a full stop.
+
+    Raises:
+        InterpError: one has images.
+    """
+    for index, one in enumerate(prompts):
+        if getattr(one, "images", ()) or getattr(one, "media", None) is not None:
+            raise InterpError(f"{name}: prompt {index} has images, and {why}.")
 
 
 def opened(image: Any) -> Any:
@@ -186,14 +239,13 @@ def encode_with_images(
         for name, value in given.items()
         if name in feeds and name not in {*_OWN, *by_token}
     }
-    kind = type(processor).__name__
-    media = Media(inputs, by_token, kind.startswith(_IMAGES_BY_ROW), _OF_TEXT if kind.startswith(_BEFORE_TEXT) else {})
+    media = media_of(processor, inputs, by_token)
     ids: list[int] = given["input_ids"][0, :kept].tolist()
     offsets: list[tuple[int, int]] = [(start, stop) for start, stop in given["offset_mapping"][0, :kept].tolist()]
     replaced = given["text_replacement_offsets"][0]
     laid_out = processor.prepare_inputs_layout(images=images, text=[text])[1][0]
     expanded = _Expanded(text.split(processor.image_token), laid_out, replaced)
-    spans = _image_spans(ids, offsets, replaced, image_token_id, _markers(processor))
+    spans = image_spans(ids, offsets, replaced, image_token_id, image_markers(processor))
     characters: dict[str, tuple[int, int]] = {}
     for name, (start, stop) in prompt.spans.items():
         if name in spans or name == "text":
@@ -204,6 +256,17 @@ def encode_with_images(
             raise InterpError(f"span {name!r}: the tokenizer gives its characters no token of their own.")
         spans[name], characters[name] = (tokens[0], tokens[-1] + 1), (start, stop)
     return Encoded(ids, spans, characters, media)
+
+
+def media_of(processor: ProcessorMixin, inputs: Mapping[str, Tensor], by_token: Mapping[str, list[int]]) -> Media:
+    """What a family's processor gave for one prompt, and how a batch of such is made.
+
+    Arguments:
+        processor: the model's.
+        inputs, by_token: as of `Media`.
+    """
+    kind = type(processor).__name__
+    return Media(inputs, by_token, kind.startswith(IMAGES_BY_ROW), _OF_TEXT if kind.startswith(_BEFORE_TEXT) else {})
 
 
 def _placed(processor: ProcessorMixin, prompt: Prompt) -> tuple[str, int]:
@@ -259,7 +322,7 @@ _MARKERS = {
 }
 
 
-def _markers(processor: Any) -> dict[str, set[int]]:
+def image_markers(processor: Any) -> dict[str, set[int]]:
     """Ids of the tokens that stand before and behind an image; none in some families."""
     named = {
         side: {
@@ -271,7 +334,7 @@ def _markers(processor: Any) -> dict[str, set[int]]:
     return {side: {processor.tokenizer.convert_tokens_to_ids(token) for token in named[side]} for side in named}
 
 
-def _image_spans(
+def image_spans(
     ids: Sequence[int],
     offsets: Sequence[tuple[int, int]],
     replaced: Sequence[Mapping[str, Any]],

@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
+from interp.positions import Span, TokenSet
 from pipeline.tables.table import Note
 
-__all__ = ["FORMAT", "Pair", "Row", "TaskData", "Tokens", "load_prompts", "load_tokens", "prompts_digest"]
+__all__ = [
+    "FORMAT", "IMAGES", "Pair", "Row", "TaskData", "Tokens", "load_prompts", "load_tokens", "plain_span",
+    "prompts_digest", "ranges_of",
+]  # fmt: skip
 
 
 FORMAT = "interpipe.tokens/1"
+IMAGES = Path("tokens", "images")
+"""The images of the prompts of a run folder, each named by its content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +84,34 @@ def load_prompts(folder: str | Path = "tokens") -> list[Row]:
 
 
 def prompts_digest(rows: Iterable[Row]) -> str:
-    """SHA-256, in hexadecimal, of what decides the activations of prompts: texts, token ids and spans, in order.
+    """SHA-256, in hexadecimal, of what decides the activations of prompts: texts, token ids, spans, images, in order.
 
     Labels and answers are left out: they can change without any activation changing.
     """
     digest = hashlib.sha256()
     for row in rows:
-        spans = sorted((name, start, stop) for name, (start, stop) in row.spans.items())
-        line = json.dumps([row.prompt, list(row.input_ids), spans], ensure_ascii=False)
+        spans = sorted((name, *part) for name, span in row.spans.items() for part in ranges_of(span))
+        images = [list(row.images)] if row.images else []  # their names are digests of what they hold
+        line = json.dumps([row.prompt, list(row.input_ids), spans, *images], ensure_ascii=False)
         digest.update(line.encode("utf-8") + b"\n")
     return digest.hexdigest()
+
+
+def ranges_of(span: Span) -> list[tuple[int, int]]:
+    """A span as ranges of tokens (start, stop), ascending, with gaps between them."""
+    if not isinstance(span, TokenSet):
+        return [span]
+    tokens = span.tokens
+    starts = [token for token, before in zip(tokens, (-2, *tokens), strict=False) if token != before + 1]
+    stops = [token + 1 for token, after in zip(tokens, (*tokens[1:], -2), strict=True) if after != token + 1]
+    return list(zip(starts, stops, strict=True))
+
+
+def plain_span(ranges: Sequence[tuple[int, int]]) -> Span:
+    """The span of some ranges: one range where it has no gap."""
+    if len(ranges) == 1:
+        return ranges[0]
+    return TokenSet(tuple(token for start, stop in ranges for token in range(start, stop)))
 
 
 def _load_json(path: Path) -> dict[str, Any]:
@@ -119,10 +143,14 @@ def _load_dataset(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _row(values: dict[str, Any]) -> Row:
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for span in values["spans"]:  # one with gaps stands there several times
+        spans.setdefault(span["name"], []).append((span["start"], span["stop"]))
     return Row(
         prompt=values["prompt"],
         input_ids=values["input_ids"],
-        spans={span["name"]: (span["start"], span["stop"]) for span in values["spans"]},
+        spans={name: plain_span(ranges) for name, ranges in spans.items()},
+        images=tuple(values.get("images", ())),
         labels=_labels(values),
         answers={answer["group"]: answer["token_ids"] for answer in values["answers"]},
         words={answer["group"]: answer["words"] for answer in values["answers"]},
@@ -150,18 +178,21 @@ class Row:
     Arguments:
         prompt: the text.
         input_ids: its token ids exactly as the model is fed, with the tokenizer's start token, unpadded.
-        spans: name of a span -> (first token, one past its last token).
+        spans: name of a span -> (first token, one past its last token), or a `TokenSet` where it has gaps.
         labels: name -> value: what the prompt is about (`concept`, `source_language`, ...).
         answers: group -> ids of the tokens that count as its answer, distinct; empty where none is known.
         words: group -> the accepted words that the tokens come from.
+        images: names of its images in `tokens/images`, in the order of their placeholders in the text; those are the
+            model's own, and stand there once an image, while `input_ids` have all tokens of it.
     """
 
     prompt: str
     input_ids: Sequence[int]
-    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    spans: Mapping[str, Span] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     answers: Mapping[str, Sequence[int]] = field(default_factory=dict)
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    images: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +224,7 @@ class TaskData:
         groups: group -> its label for people, over all three.
         notes: what is odd about the data, counted, with examples.
         read_as: how the user's file is written, for people; empty where there is none.
+        images: name in `tokens/images`, which is made of its content's digest -> the user's file.
     """
 
     prompts: Sequence[Row]
@@ -202,3 +234,4 @@ class TaskData:
     groups: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[Note] = ()
     read_as: str = ""
+    images: Mapping[str, Path] = field(default_factory=dict)

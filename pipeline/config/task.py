@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from pipeline.config.section import Kinds
@@ -25,6 +26,7 @@ class TaskConfig(Kinds):
     Attributes:
         file_key: the setting that names its input file.
         on_hub: whether that may be a data set of the hub.
+        sees: whether its prompts have images; `make` is then given what encodes them as well.
         kind: the task.
     """
 
@@ -32,6 +34,7 @@ class TaskConfig(Kinds):
     noun: ClassVar[str] = "task"
     file_key: ClassVar[str]
     on_hub: ClassVar[bool] = False
+    sees: ClassVar[bool] = False
 
     kind: str
 
@@ -46,6 +49,14 @@ class TaskConfig(Kinds):
     def averaged(self) -> Sequence[str] | None:
         """The languages whose source prompts a pair has, which a patchscope can average over; None: it has no such."""
         return None
+
+    def files(self) -> Mapping[str, Path]:
+        """Further files that its input file names (its images), on whose bytes its prompts depend: name -> file.
+
+        Raises:
+            InterpError: one is missing.
+        """
+        return {}
 
     def check(self) -> None:
         """Check its settings against each other and against its input file, as the stage `tokenize` will read it.

@@ -77,6 +77,9 @@ class Module:
         return found
 
 
+READ: dict[str, Meaning] = {}  # what files mean that this process has read, by the digest of their bytes
+
+
 class Kept:
     """Reads files; keeps what they mean under the digest of their bytes, so that nothing stale is ever taken.
 
@@ -89,7 +92,7 @@ class Kept:
         rules = [Path(__file__).with_name(name).read_bytes() for name in ("meaning.py", "written.py")]
         self.rules = hashlib.sha256(b"".join(rules)).hexdigest()
         self.known: dict[str, dict[str, Any]] = {}
-        self.asked: dict[str, dict[str, Any]] = {}
+        self.asked: dict[str, Meaning] = {}
         if place is not None:
             with contextlib.suppress(OSError, ValueError):
                 found = json.loads(place.read_bytes())
@@ -105,10 +108,13 @@ class Kept:
         content = path.read_bytes()
         key = hashlib.sha256(content).hexdigest()
         if key not in self.asked:
-            self.asked[key] = self.known.get(key) or asdict(meaning_of(content, str(path)))
-        values = self.asked[key]
-        imports, typing = ([Import(**entry) for entry in values[name]] for name in ("imports", "typing"))
-        return Meaning(**{**values, "imports": imports, "typing": typing})
+            if key in self.known:
+                self.asked[key] = restored(self.known[key])
+            else:
+                if key not in READ:
+                    READ[key] = meaning_of(content, str(path))
+                self.asked[key] = READ[key]
+        return self.asked[key]
 
     def write(self, whole: bool = False) -> None:
         """Keep what was asked for, for the next process.
@@ -116,14 +122,24 @@ class Kept:
         Arguments:
             whole: nothing else is of use any more; the meanings of other files, of former states, are forgotten.
         """
-        kept = self.asked if whole else self.known | self.asked
-        if self.place is None or kept.keys() == self.known.keys():
+        if self.place is None or (
+            self.asked.keys() == self.known.keys() if whole else self.asked.keys() <= self.known.keys()
+        ):
             return
+        kept = {key: self.known.get(key) or asdict(meaning) for key, meaning in self.asked.items()}
+        if not whole:
+            kept = self.known | kept
         staged = self.place.with_name(f".{self.place.name}.{os.getpid()}")  # others may write at the same time
         with contextlib.suppress(OSError):
             staged.parent.mkdir(parents=True, exist_ok=True)
             staged.write_text(json.dumps({"rules": self.rules, "meanings": kept}, separators=(",", ":")))
             os.replace(staged, self.place)
+
+
+def restored(values: Mapping[str, Any]) -> Meaning:
+    """A meaning from the plain values that it was kept as."""
+    imports, typing = ([Import(**entry) for entry in values[name]] for name in ("imports", "typing"))
+    return Meaning(**{**values, "imports": imports, "typing": typing})
 
 
 Found = tuple[str, str]  # a module, and the name in it; no name: the module itself, whole

@@ -5,7 +5,8 @@
 DVC runs it always, and first, in a fraction of a second. Every other stage depends on what is said of it, as on
 parameters, so that `dvc status` and `dvc params diff` name the module that has changed:
 
-    code/NAME.json   the stage's modules, each with the fingerprint of its meaning (`pipeline.fingerprints`)
+    code/NAME.json   the stage's modules, each with the fingerprint of its meaning (`pipeline.fingerprints`); of
+                     `tokenize` also the digest of the images that the task's table names, which DVC knows nothing of
     versions.json    a section a stage: the minor versions of its libraries (`pipeline.fingerprints`)
 """
 
@@ -21,12 +22,15 @@ from pipeline.fingerprints import ANY, VERSIONS_FILE, minor_versions, of_stages,
 from pipeline.plugins import load, of_run, roots, used
 from pipeline.stages.common import stage_main
 
+IMAGES = "images of the task"  # beside the modules of stage `tokenize`
+
 
 def write_code() -> None:
     """Write `code/` and `versions.json` of the current run folder."""
     extra, places = plugin_code()
+    images = images_of_task()
     for name, modules in of_stages(extra=extra, roots=places).items():
-        write_json(section_file(name), modules)
+        write_json(section_file(name), modules | images if name == "tokenize" else modules)
     sections = minor_versions()
     write_json(VERSIONS_FILE, sections if _policy() == "recompute" else dict.fromkeys(sections, ANY))
 
@@ -56,13 +60,35 @@ def plugin_code() -> tuple[dict[str, list[str]], dict[str, Path]]:
     return used(names, chosen), roots(names)
 
 
-def _policy() -> str:
-    """`cache.versions` of the run folder."""
+def images_of_task() -> dict[str, str]:
+    """`IMAGES` -> one digest of the images that the input of the run folder's task names; empty where it names none.
+
+    Raises:
+        InterpError: the input cannot be read, or an image is missing.
+    """
+    if not _said("task", "image_columns"):  # only such a task names any, and to import them all takes its time
+        return {}
+    import pipeline.tasks  # noqa: F401 its kinds are known then
+    from pipeline.config.section import load as load_config
+    from pipeline.config.task import TaskConfig
+    from pipeline.tables.image_files import combined_digest
+
+    load(of_run())
+    return {IMAGES: combined_digest(load_config(TaskConfig).files())}
+
+
+def _said(section: str, key: str) -> Any:
+    """A value of `params.yaml`; None: there is none."""
     try:
         values = yaml.load(Path("params.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        policy = values["cache"]["versions"]
+        return values[section][key]
     except (OSError, yaml.YAMLError, KeyError, TypeError):
-        policy = None
+        return None
+
+
+def _policy() -> str:
+    """`cache.versions` of the run folder."""
+    policy = _said("cache", "versions")
     if policy in ("recompute", "warn", "ignore"):
         return str(policy)
     from pipeline.config.section import load  # what is wrong is said as in any section; it takes its time

@@ -2,8 +2,9 @@
 
     python -m pipeline.stages.collect        # in a run folder
 
-Reads sections `model`, `collect` and `store` and the artifact `tokens/prompts`. A block of prompts is the unit of work:
-a killed process goes on after the last complete block, in a scratch folder, since DVC clears a stage's outputs.
+Reads sections `model`, `collect` and `store` and the artifacts `tokens/prompts` and `tokens/images`. A block of prompts
+is the unit of work: a killed process goes on after the last complete block, in a scratch folder, since DVC clears a
+stage's outputs.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from interp.activations import collect, collect_blocks
 from interp.errors import InterpError, nearest
 from interp.model import StandardizedTransformer
+from interp.model.processor import image_token
 from interp.positions import check_positions
 from interp.sites import HEAD_KINDS, MAP_KINDS, Site, parse_sites
 from pipeline.artifacts.tokens import Row, load_prompts, prompts_digest
@@ -31,7 +33,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.section import load
 from pipeline.files import digest_of, publish
 from pipeline.stages.common import beside, code_digest, progress, scratch, stage_main
-from pipeline.stages.loading import load_model
+from pipeline.stages.loading import load_model, media_of, processor_digest
 from pipeline.store.schema import ArraySpec, Static
 from pipeline.store.writer import StoreWriter
 
@@ -63,6 +65,7 @@ def collect_activations() -> dict[str, float]:
         "position_names": names,
         "model": {**described(model_config), "digest": digest_of_model(model, model_config)},
         "prompts_digest": prompts_digest(rows),
+        **({"processor_digest": processor_digest(model.processor)} if any(row.images for row in rows) else {}),
         "dtype": dtype,
         "config": asdict(config),
     }
@@ -123,10 +126,13 @@ def collect_blocks_into(
     """
     blocks = [writer.blocks[index] for index in pending]
     where = [positions[block.start : block.stop] for block in blocks]
-    input_ids = ([rows[row].input_ids for row in block] for block in blocks)
+    own = ([rows[row] for row in block] for block in blocks)
     values = collect_blocks(
         model,
-        zip(input_ids, (found.tolist() for found in where), strict=True),
+        (
+            ([row.input_ids for row in block], found.tolist(), media_of(model, block))
+            for block, found in zip(own, where, strict=True)
+        ),
         [site for kind in kinds.values() for site in kind.sites],
         batch_tokens=config.batch_tokens,
         share_prefixes=config.share_prefixes,
@@ -332,7 +338,8 @@ def widths_of(
     headed = [kind for kind in kinds if kind in HEAD_KINDS]
     if headed:
         sites = [site for kind in headed for site in kinds[kind].sites]
-        seen = collect(model, [rows[0].input_ids[:1]], sites, [[0]], remote=remote)
+        image = image_token(model._module)  # which is no token without its image
+        seen = collect(model, [[next(t for t in rows[0].input_ids if t != image)]], sites, [[0]], remote=remote)
         longest = max(len(row.input_ids) for row in rows)
         for kind in headed:
             *heads, size = kinds[kind].apart(seen[kind]).shape[3:]

@@ -3,31 +3,35 @@
     python -m pipeline.stages.tokenize      # in a run folder
 
 Reads the sections `task` and `model` of params.yaml. Writes `tokens/`: the `datasets` datasets `prompts`, `targets` and
-`pairs`, and `manifest.json`. The same config gives the same bytes, whenever and wherever it runs.
+`pairs`, `manifest.json`, and in `images` a copy of each image, named by its content, so that the run goes on with what
+it began with, whatever becomes of the user's files. The same input gives the same bytes, whenever and wherever it runs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from interp.errors import InterpError
-from pipeline.artifacts.tokens import FORMAT, Pair, Row, TaskData, prompts_digest
+from pipeline.artifacts.tokens import FORMAT, IMAGES, Pair, Row, TaskData, prompts_digest, ranges_of
 from pipeline.config.model import CONTEXT_KEYS, ModelConfig
 from pipeline.config.section import load
 from pipeline.config.task import TaskConfig
 from pipeline.files import digest_of, publish, write_json
 from pipeline.stages.common import log, scratch, stage_main
 from pipeline.tasks import make
+from pipeline.tasks.image_prompts import ImageEncoder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-__all__ = ["context_length", "load_tokenizer", "main", "tokenizer_digest", "write_tokens"]
+__all__ = ["context_length", "load_image_encoder", "load_tokenizer", "main", "tokenizer_digest", "write_tokens"]
 
 LABELS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
 SPANS = pa.list_(pa.struct([("name", pa.string()), ("start", pa.int32()), ("stop", pa.int32())]))
@@ -43,6 +47,7 @@ ROWS = pa.schema(
         ("answers", ANSWERS),
     ]
 )
+ROWS_WITH_IMAGES = ROWS.append(pa.field("images", pa.list_(pa.string())))
 PAIRS = pa.schema([("sources", pa.list_(pa.int32())), ("target", pa.int32()), ("labels", LABELS), ("answers", ANSWERS)])
 
 
@@ -61,7 +66,8 @@ def tokenize() -> dict[str, float]:
     datasets.disable_progress_bars()
     tokenizer, config = load_tokenizer(model)
     digest = tokenizer_digest(tokenizer)  # before use: some tokenizers note their last padding in themselves
-    data = make(task, tokenizer, context_length(config))
+    encoder = load_image_encoder(model, config) if task.sees else None
+    data = make(task, tokenizer, context_length(config), encoder)
     manifest = write_tokens(data, "tokens", kind=task.kind, tokenizer_digest=digest)
     if data.read_as:
         log.info("%s is read as %s", getattr(task, task.file_key), data.read_as)
@@ -100,6 +106,24 @@ def load_tokenizer(model: ModelConfig) -> tuple[PreTrainedTokenizerBase, Pretrai
     return tokenizer, config
 
 
+def load_image_encoder(model: ModelConfig, config: PretrainedConfig) -> ImageEncoder:
+    """Load a model's image processor; not its weights.
+
+    Raises:
+        InterpError: it has none, or sees nothing.
+    """
+    from interp.model.processor import load_processor  # torch, which a task of text alone does without
+
+    token = getattr(config, "image_token_id", None)
+    if token is None:
+        raise InterpError(
+            f"model.source: the task's prompts have images, and {model.source} ({config.model_type}) has no image "
+            "token. Choose a model that sees, such as model=shapes."
+        )
+    processor = load_processor(model.source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    return ImageEncoder(processor, token)
+
+
 def context_length(config: PretrainedConfig) -> int | None:
     """How many tokens a model reads at most; None where its config names no limit."""
     text = config.get_text_config()
@@ -134,8 +158,9 @@ def write_tokens(data: TaskData, folder: str | Path, *, kind: str, tokenizer_dig
         The manifest.
     """
     folder = Path(folder)
+    rows = ROWS_WITH_IMAGES if data.images else ROWS
     tables = {
-        "prompts": pa.Table.from_pylist([_row(row) for row in data.prompts], schema=ROWS),
+        "prompts": pa.Table.from_pylist([_row(row) for row in data.prompts], schema=rows),
         "targets": pa.Table.from_pylist([_row(row) for row in data.targets], schema=ROWS),
         "pairs": pa.Table.from_pylist([_pair(pair) for pair in data.pairs], schema=PAIRS),
     }
@@ -156,10 +181,26 @@ def write_tokens(data: TaskData, folder: str | Path, *, kind: str, tokenizer_dig
         for name, table in tables.items():
             shutil.rmtree(unfinished / name, ignore_errors=True)  # of a run that was broken off
             _save(table, unfinished / name, digests[name])
-        for name in tables:
+        _copy_images(data.images, unfinished / IMAGES.name)
+        for name in (*tables, IMAGES.name):
             publish(unfinished / name, folder / name)
         write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _copy_images(images: Mapping[str, Path], folder: Path) -> None:
+    """Copy images by the names that their contents have given them.
+
+    Raises:
+        InterpError: one has changed meanwhile.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, file in images.items():
+        content = file.read_bytes()
+        if not hashlib.sha256(content).hexdigest().startswith(Path(name).stem):
+            raise InterpError(f"{file} changed while the stage ran. Start it again when the file is as it is to be.")
+        (folder / name).write_bytes(content)
 
 
 def _save(table: pa.Table, folder: Path, digest: str) -> None:
@@ -178,7 +219,12 @@ def _row(row: Row) -> dict[str, Any]:
     return {
         "prompt": row.prompt,
         "input_ids": row.input_ids,
-        "spans": [{"name": name, "start": start, "stop": stop} for name, (start, stop) in row.spans.items()],
+        "spans": [
+            {"name": name, "start": start, "stop": stop}
+            for name, span in row.spans.items()
+            for start, stop in ranges_of(span)
+        ],
+        "images": list(row.images),
         **_common(row),
     }
 

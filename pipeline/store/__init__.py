@@ -2,7 +2,17 @@
 
 from pipeline.store.activation_cache import write_cache
 from pipeline.store.reader import Store, list_stores, open_store
+from pipeline.store.running_statistics import read_statistics, statistics_path
 from pipeline.store.schema import ArraySpec
 from pipeline.store.writer import StoreWriter
 
-__all__ = ["ArraySpec", "Store", "StoreWriter", "list_stores", "open_store", "write_cache"]
+__all__ = [
+    "ArraySpec",
+    "Store",
+    "StoreWriter",
+    "list_stores",
+    "open_store",
+    "read_statistics",
+    "statistics_path",
+    "write_cache",
+]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
-from interp.prompts import AnswerTokens, encode
+from interp.prompts import AnswerTokens, Encoded, encode
 from interp.prompts.templates import Template
-from pipeline.artifacts.tokens import Row, TaskData
+from pipeline.artifacts.tokens import Row, TaskData, plain_span, ranges_of
 from pipeline.config.section import ConfigError
 from pipeline.tables.table import Note, TableError
 from pipeline.tables.text_files import check_encoding
@@ -99,6 +99,8 @@ def make_row(
     answers: Mapping[str, Answer],
     languages: Mapping[str, str] | None = None,
     find: Callable[[str, str, str], None] | None = None,
+    encoder: Callable[[str, Mapping[str, tuple[int, int]]], Encoded] | None = None,
+    images: Sequence[str] = (),
 ) -> Row:
     """Tokenize one prompt and put what is known about it together.
 
@@ -113,12 +115,14 @@ def make_row(
         languages: group -> language, where several groups may ask for the same word in the same language. Such groups
             share their tokens because they are one, which is no collision.
         find: told (what, where, the text) where a span's tokens hold more than its characters.
+        encoder: encodes text and spans, of a prompt with images; None: `encode`.
+        images: names of its images in `tokens/images`.
 
     Raises:
         InterpError: the prompt is longer than the context, or cannot be tokenized.
     """
     try:
-        encoded = encode(tokenizer, prompt, spans)
+        encoded = encode(tokenizer, prompt, spans) if encoder is None else encoder(prompt, spans)
     except InterpError as error:
         raise InterpError(f"{where}: {error}") from None
     if context_length is not None and len(encoded.input_ids) > context_length:
@@ -137,10 +141,11 @@ def make_row(
     return Row(
         prompt=prompt,
         input_ids=encoded.input_ids,
-        spans={name: span for name, span in encoded.spans.items() if isinstance(span, tuple)},
+        spans={name: plain_span(ranges_of(span)) for name, span in encoded.spans.items()},
         labels={**labels, "collides": "yes" if collides else "no"},
         answers={group: answer.token_ids for group, answer in answers.items()},
         words={group: answer.words for group, answer in answers.items()},
+        images=tuple(images),
     )
 
 
@@ -205,7 +210,8 @@ def odd_prompts(data: TaskData, tokenizer: PreTrainedTokenizerBase) -> tuple[Not
     for name, rows in (("prompts", data.prompts), ("target prompts", data.targets)):
         for number, row in enumerate(rows):
             where = f"{name.removesuffix('s')} {number} {shortened(row.prompt)}"
-            held = Counter(token for token in row.input_ids if token in special) - usual
+            ids = [] if row.images else row.input_ids  # images have such of their own, and belong to a chat as a rule
+            held = Counter(token for token in ids if token in special) - usual
             if tokenizer.unk_token_id in held and tokenizer.unk_token not in row.prompt:
                 del held[tokenizer.unk_token_id]  # it stands for a sign that the tokenizer does not know
             if held:
@@ -245,8 +251,8 @@ def _odd_answers(findings: Findings, rows: Sequence[Row], special: Sequence[str]
 
 
 def _repeated(findings: Findings, rows: Iterable[Row]) -> None:
-    times = Counter(row.prompt for row in rows)
-    for prompt, count in times.most_common():
+    times = Counter((row.prompt, tuple(row.images)) for row in rows)
+    for (prompt, _), count in times.most_common():
         for _ in range(count - 1):
             findings.add("prompts that repeat an earlier one", f"{count} times {shortened(prompt)}")
 

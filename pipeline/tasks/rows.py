@@ -58,6 +58,7 @@ class Rows:
         source: where they come from.
         columns: setting of the section `task` -> the columns that it names.
         max_rows: how many rows at most, in order; None: all.
+        table: the rows, where they are read already; None: they are read here.
 
     Attributes:
         total: how many rows there are in all.
@@ -70,13 +71,19 @@ class Rows:
         ConfigError: the source cannot be read, has no rows, or lacks a column.
     """
 
-    def __init__(self, source: Source, columns: Mapping[str, Sequence[str]], max_rows: int | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        columns: Mapping[str, Sequence[str]],
+        max_rows: int | None,
+        table: Table | None = None,
+    ) -> None:
         for setting, named in columns.items():
             if len(set(named)) < len(named):
                 raise ConfigError(f"task.{setting}: expected different columns, got {list(named)}.")
         if max_rows is not None and max_rows < 1:
             raise ConfigError(f"task.max_prompts: expected at least 1, got {max_rows}.")
-        self._source, self._table = source, _table(source, columns)
+        self._source, self._table = source, table or _table(source, columns)
         self._places: dict[str, int] = {}
         for setting, named in columns.items():
             for column in named:

@@ -40,7 +40,7 @@ from pipeline.config.translators import TuneConfig
 from pipeline.plugins import load as load_plugins
 from pipeline.plugins import localized
 from pipeline.validate.lenses import check_lens, check_tune
-from pipeline.validate.model_source import ModelSize, check_attention, check_device_map, model_size
+from pipeline.validate.model_source import ModelSize, check_attention, check_device_map, check_processor, model_size
 
 RELATIVE_DATABASE = re.compile(r"sqlite:///([^/].*)")
 LONGEST_EXPERIMENT = 250  # MLflow's databases keep 256
@@ -172,6 +172,8 @@ def validate(values: Mapping[str, Any]) -> Config:
     size = model_size(config.model)
     check_attention(config.model)
     num_layers = size.num_layers
+    if config.task.sees:
+        _check_sees(config)
     config.task.check()
     _check_collect(config, size)
     for name, lens in config.lens.items():
@@ -294,6 +296,21 @@ def _check_remote(config: Config) -> None:
             raise ConfigError(
                 f"lens.{name}.mapping: {lens.maps()!r} does not run remotely. Choose identity, or model.remote=false."
             )
+
+
+def _check_sees(config: Config) -> None:
+    """What prompts with images ask of the other sections."""
+    check_processor(config.model, config.task.kind)
+    if config.tune.kind == "prompts":
+        raise ConfigError(
+            f"tune: maps are trained on tokens alone, and the prompts of the task {config.task.kind} have images. "
+            "Choose tune=text, tune=lens or tune=off."
+        )
+    if config.model.remote:
+        raise ConfigError(
+            f"model.remote: prompts with images run on this machine alone, and the task is {config.task.kind}. Set "
+            "model.remote=false."
+        )
 
 
 def _check_collect(config: Config, size: ModelSize) -> None:

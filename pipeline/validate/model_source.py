@@ -19,9 +19,18 @@ from pipeline.config.model import CONTEXT_KEYS, HUB_ID, ModelConfig
 from pipeline.config.paths import HUB_MODEL, located
 from pipeline.config.section import ConfigError, nearest
 
-__all__ = ["ModelSize", "check_attention", "check_device_map", "check_machine", "model_size", "nvidia_gpus"]
+__all__ = [
+    "ModelSize",
+    "check_attention",
+    "check_device_map",
+    "check_machine",
+    "check_processor",
+    "model_size",
+    "nvidia_gpus",
+]
 
 
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
 DEVICE = re.compile(rf"({'|'.join(DEVICES)})(?::(\d{{1,4}}))?")
@@ -111,6 +120,27 @@ def check_machine(model: ModelConfig) -> None:
         raise ConfigError(
             f"model.attention_implementation: {model.attention_implementation} needs the package {package}, which is "
             "not installed. Choose sdpa."
+        )
+
+
+def check_processor(model: ModelConfig, task: str) -> None:
+    """Check that a local model has a processor of images, as one that sees does.
+
+    Arguments:
+        model: section `model`, localized; one of the hub is not looked at.
+        task: kind of the task whose prompts have images.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if model.depends_on == HUB_MODEL:
+        return
+    folder = located(model.source)
+    if not any((folder / name).is_file() for name in PROCESSORS):
+        raise ConfigError(
+            f"model.source: the prompts of the task {task} have images, and {folder} holds no "
+            f"{' and no '.join(PROCESSORS)}: the model does not see, or its processor is missing. Choose another, "
+            "such as model=shapes, or save its processor there with `processor.save_pretrained(FOLDER)`."
         )
 
 

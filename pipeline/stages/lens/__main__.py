@@ -30,7 +30,7 @@ from pipeline.stages.common import code_digest, progress, scratch, stage_main
 from pipeline.stages.lens.base import Lens
 from pipeline.stages.lens.inputs import TUNED_LENS, Inputs
 from pipeline.stages.lens.kinds import prepare
-from pipeline.stages.loading import load_model
+from pipeline.stages.loading import load_model, processor_digest
 from pipeline.store import Store, StoreWriter, open_store
 
 if TYPE_CHECKING:
@@ -58,6 +58,12 @@ def run() -> dict[str, float]:
     tokens, activations = load_tokens(), open_store(ACTIVATIONS)
     check_origin(activations, tokens, model_config)
     inputs = Inputs(tokens, activations, load_model(model_config), model_config.remote)
+    seen = activations.attributes.get("processor_digest")  # of prompts with images
+    if seen is not None and seen != processor_digest(inputs.model.processor):
+        raise InterpError(
+            f"{ACTIVATIONS} was collected with another image processor than the model now has. Run the stage `collect` "
+            "again."
+        )
     lenses = [prepare(name, config, inputs) for name, config in configs.items()]
     plain = {name: asdict(config) for name, config in configs.items()}
     translators = file_digest(TUNED_LENS) if Path(TUNED_LENS).exists() else None

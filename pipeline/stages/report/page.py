@@ -87,6 +87,7 @@ class SectionView:
     columns: Sequence[tuple[str, Series]]
     heat_maps: Sequence[tuple[HeatMap, Markup]]
     own: Sequence[tuple[Panel, Markup]]
+    example_curves: Sequence[Markup | None]
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,9 @@ def _view(section: LensSection) -> SectionView:
         columns=columns,
         heat_maps=[(heat, _chart(heat, heat.frame(), "grid-map")) for heat in section.heat_maps],
         own=[(panel, _chart(panel, frame, "own")) for panel, frame in section.own],
+        example_curves=[
+            None if example.curves is None else _chart(example.curves, SMALL, "strip") for example in section.examples
+        ],
     )
 
 

@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from interp.plots import Curves, Group, Series
 from interp.prompts.patchscopes import identity_prompt
 from interp.text import readable, visible
+from pipeline.metrics import METRICS
+from pipeline.stages.report.pictures import pictures_of
 from pipeline.stages.report.source import Cell, Example, Source, Text, chosen
+from pipeline.stages.report.words import spelled_block
 
 __all__ = ["block_examples", "grid_examples", "text_examples", "text_grid_examples", "token_examples"]
 
@@ -29,7 +33,8 @@ def token_examples(source: Source) -> list[Example]:
             for index, layer in enumerate(source.store.attributes["layers"])
         ]
         columns = [f"top {place}" for place in range(1, ids.shape[1] + 1)]
-        shown.append(Example(**shared, columns=columns, rows=rows[::-1]))
+        curves = _own_curves(source, example, source.groups) if shared["pictures"] else None
+        shown.append(Example(**shared, columns=columns, rows=rows[::-1], curves=curves))
     return shown
 
 
@@ -46,8 +51,35 @@ def block_examples(source: Source) -> list[Example]:
             for index, layer in enumerate(source.store.attributes["layers"])
         ]  # fmt: skip
         columns = [f"without {readable(block)}" for block in blocks]
-        shown.append(Example(**shared, corner="From layer", columns=columns, rows=rows[::-1]))
+        groups = [Group(block, f"without {spelled_block(block)}", color) for color, block in enumerate(blocks)]
+        curves = _own_curves(source, example, groups, of=source.groups[:1]) if shared["pictures"] else None
+        shown.append(Example(**shared, corner="From layer", columns=columns, rows=rows[::-1], curves=curves))
     return shown
+
+
+def _own_curves(source: Source, example: int, groups: Sequence[Group], of: Sequence[Group] = ()) -> Curves | None:
+    """The probability of its answers by layer in one example, or of one answer by what is blocked.
+
+    Arguments:
+        source: the lens.
+        example: its number.
+        groups: what the curves are of, along the last axis that is left.
+        of: the answer, where that axis is blocks.
+    """
+    if not source.groups:
+        return None
+    values = np.exp(source.store.read("log_prob", example=example))  # (layer, group) or (layer, block, group)
+    values = values[..., 0] if of else values
+    layers: list[int] = source.store.attributes["layers"]
+    nothing = [math.nan] * len(layers)
+    series = [
+        Series(group, layers, values[:, place].tolist(), nothing, nothing, [1] * len(layers))
+        for place, group in enumerate(groups)
+        if np.isfinite(values[:, place]).any()
+    ]
+    if not series:
+        return None
+    return source.panel(METRICS["probability"], series, of=of[0] if of else None)
 
 
 def grid_examples(source: Source) -> list[Example]:
@@ -114,6 +146,7 @@ def _shown(source: Source) -> Iterator[tuple[int, Any, dict[str, Any]]]:
     for example in chosen(len(rows), source.num_examples):
         row = int(rows[example])
         record: Any = source.tokens.pairs[row] if on_pairs else source.tokens.prompts[row]
+        pictures = [] if on_pairs else pictures_of(record)
         labels = {name.replace("_", " "): value for name, value in record.labels.items() if name != "collides"}
         yield (
             example,
@@ -122,6 +155,8 @@ def _shown(source: Source) -> Iterator[tuple[int, Any, dict[str, Any]]]:
                 "title": f"{'Pair' if on_pairs else 'Prompt'} {row}",
                 "labels": {readable(name): readable(value) for name, value in labels.items()},
                 "prompts": _prompts_of(source, row, on_pairs),
+                "pictures": pictures,
+                "more_pictures": 0 if on_pairs else len(record.images) - len(pictures),
                 "answers": [
                     (group, [readable(word) for word in record.words.get(group.key, ())]) for group in source.groups
                 ],

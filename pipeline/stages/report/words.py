@@ -25,6 +25,7 @@ from pipeline.config.lens import (
 from pipeline.metrics import Metric
 from pipeline.tasks.attribute_extraction import AttributeExtractionConfig
 from pipeline.tasks.cloze import ClozeConfig
+from pipeline.tasks.image_prompts import ImagePromptsConfig
 from pipeline.tasks.next_token import NextTokenConfig
 from pipeline.tasks.translation import TranslationConfig
 
@@ -209,6 +210,11 @@ def _(config: ClozeConfig) -> str:
 @_about.register
 def _(config: AttributeExtractionConfig) -> str:
     return f"attributes of the subjects in {config.source}"
+
+
+@_about.register
+def _(config: ImagePromptsConfig) -> str:
+    return f"the images in {config.source} and what is asked about them"
 
 
 @_about.register

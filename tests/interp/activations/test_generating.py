@@ -33,6 +33,8 @@ def of_family(model: StandardizedTransformer) -> list[Intervention]:
         Intervention("q.2", "last", "scale", -2.0, steps="every"),
         Intervention("scores.0.h0", "last", "knockout", from_positions="1:3", steps="every"),
         Intervention("pattern.3.h1", "last", "knockout", from_positions="first", steps="every"),
+        Intervention("pattern.1.h0,2", "last 1", "isolate", steps="every"),
+        Intervention("pattern.2.h2", "last", "scale", 0.5, from_positions="1:3", steps="every"),
         Intervention("z.3.h2", "last", "add", HEAD, steps="every"),
         Intervention("resid_post.1", "last", "add", STREAM, steps="every"),
         Intervention("resid_post.2", "first", "scale", 2.0),
@@ -66,6 +68,16 @@ def changes_of(interventions: list[Intervention], ids: list[int], length: int) -
 
         return change
 
+    def isolates(value: Tensor) -> None:
+        for query in [1, *last]:
+            for head in (0, 2):
+                own = value[0, head, query, query].clone()
+                value[0, head, query] = 0.0
+                value[0, head, query, query] = own
+
+    def halves(value: Tensor) -> None:
+        value[0, 2, last, 1:3] *= 0.5
+
     def v_noise(value: Tensor) -> None:
         for token in [1, 2, *new]:
             value[0, :, token] += 2 * noise(0, "v.2", ids, token, (value.shape[1], value.shape[3]))
@@ -75,6 +87,8 @@ def changes_of(interventions: list[Intervention], ids: list[int], length: int) -
         "v.2": v_noise,
         "q.2": scales((0, slice(None), last), -2.0),
         "scores.0": cuts(0, [1, 2], lowest),
+        "pattern.1": isolates,
+        "pattern.2": halves,
         "pattern.3": cuts(1, [0], 0.0),
         "z.3": adds((0, last, 2), HEAD),
         "resid_post.1": adds((0, last), STREAM),
@@ -118,6 +132,15 @@ def test_goes_on_over_the_cache_where_the_family_has_one(
     )  # fmt: skip
     model.run(IDS, of_family(model), max_new_tokens=4, stop_ids=[])
     assert widths == [7, 1, 1, 1]
+
+
+def test_attention_of_later_tokens_is_not_written(standardized: Standardized, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, evenly = standardized("llama"), Intervention("pattern.*.h3", "all", "set", 0.25, steps="every")
+    run = model.run(IDS, evenly, max_new_tokens=4, stop_ids=[])
+    monkeypatch.setattr(generating, "verdict", lambda *_, **__: False)
+    whole = model.run(IDS, evenly, max_new_tokens=4, stop_ids=[])
+    assert whole.new_ids == run.new_ids and whole.new_logits is not None and run.new_logits is not None
+    torch.testing.assert_close(whole.new_logits, run.new_logits, rtol=1e-4, atol=5e-5)
 
 
 def test_without_interventions_is_what_transformers_generates(standardized: Standardized) -> None:

@@ -17,26 +17,11 @@ from interp.activations import collect
 from interp.architectures import submodule
 from interp.forward.packing import Packed
 from interp.forward.shared_attention import Shared, attend_to
-from interp.model.verdicts import verdicts_of
 from interp.sites import Site
-from tests.families import FAMILIES, build
+from tests.families import build
 from tests.interp.forward.alone import BUDGET, off_by, prompts
 from tests.tiny import tiny_tokenizer
 
-# Where prompts stand side by side: layers that carry a state along the row or choose among its keys, attention of a
-# family's own, positions that are counted or not known.
-SIDE_BY_SIDE = {
-    "doge", "deepseek_v32", "glm_moe_dsa", "dots3_note_text", "axk2", "llama4_text", "inkling_text", "qwen3_next",
-    "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear", "bailing_hybrid", "minimax", "lfm2", "lfm2_moe",
-    "lfm3", "jamba", "bamba", "falcon_h1", "granitemoehybrid", "granitemoehybrid_dense", "nemotron_h",
-    "recurrent_gemma", "mamba", "mamba2", "falcon_mamba", "zamba", "zamba2", "gpt_neo", "gptj", "codegen", "bloom",
-    "bloom_post_norm", "falcon", "falcon_alibi", "falcon_sequential", "falcon_new", "falcon_new_one_norm", "mpt",
-    "xglm", "openai-gpt", "moss_transcribe_diarize",
-}  # fmt: skip
-# Where they do so behind a prefix only, of which each row is given a copy.
-COPYING = {
-    "gemma4_text", "minicpm3", "diffllama", "youtu", "glm4_moe_lite", "deepseek_v2", "deepseek_v3", "axk1", "jetmoe",
-}  # fmt: skip
 # Grouped queries; a window; windows, norms after and a softcap; sinks and windows; learned positions; parallel layers;
 # experts; norms of queries and keys; keys without rotation in some layers.
 DRAWN = ["llama", "mistral", "gemma2", "gemma3_text", "gpt_oss", "gpt2", "opt", "phi", "mixtral", "olmo2", "cohere2"]
@@ -78,16 +63,6 @@ def test_attention_in_one_row_is_that_of_each_prompt(data: st.DataObject) -> Non
             scores = scores.masked_fill(~seen[:length, : before + length], -torch.inf)
             torch.testing.assert_close(found[0, own, head], scores.softmax(-1) @ values, rtol=1e-6, atol=1e-6)
         start += length
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_which_families_stand_in_one_row(name: str) -> None:
-    model = wrapped(name)[0]
-    for share in (True, False):
-        read(model, prompts(), share=share)
-    assert verdicts_of(model)["prompts in one row"] == (name not in SIDE_BY_SIDE)
-    if verdicts_of(model)["prefixes"]:
-        assert verdicts_of(model)["prompts in one row behind a prefix"] == (name not in SIDE_BY_SIDE | COPYING)
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -17,39 +17,10 @@ from interp.activations import collect
 from interp.forward import SharedPrefix, plan_prefixes, prefixes_fit
 from interp.model.verdicts import verdicts_of
 from interp.sites import Site
-from tests.families import FAMILIES, build
+from tests.families import build
 from tests.interp.forward.alone import BUDGET, off_by, plain_values, prompts, random_ids
 from tests.made import watching
 from tests.tiny import tiny_model, tiny_tokenizer
-
-# Where prompts run as a whole: layers that carry a state, and caches of other forms.
-WHOLE = {
-    "deepseek_v32", "glm_moe_dsa", "dots3_note_text", "axk2", "inkling_text", "qwen3_next", "qwen3_5_text",
-    "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear", "bailing_hybrid", "minimax", "lfm2", "lfm2_moe", "lfm3", "jamba",
-    "bamba", "falcon_h1", "granitemoehybrid", "granitemoehybrid_dense", "nemotron_h", "recurrent_gemma", "mamba",
-    "mamba2", "falcon_mamba", "zamba", "zamba2", "openai-gpt",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_gives_what_plain_transformers_gives_of_each_prompt(
-    name: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = StandardizedTransformer(build(name), tokenizer=tiny_tokenizer(), verify=False)
-    positions = [[len(ids) - 1, len(ids) // 2, 2] for ids in prompts()]
-    sites = [Site("resid_post", layer) for layer in range(model.num_layers)]
-    with caplog.at_level(logging.WARNING, logger="interp"):
-        shared = collect(model, prompts(), sites, positions, batch_tokens=BUDGET)["resid_post"]
-        again = collect(model, prompts(), sites, positions, batch_tokens=BUDGET)["resid_post"]
-    apart = collect(model, prompts(), sites, positions, batch_tokens=BUDGET, share_prefixes=False)["resid_post"]
-    for row, expected in enumerate(plain_values(name)):
-        assert off_by(shared[:, row], expected[:, positions[row]]) < 1e-5
-        assert off_by(apart[:, row], expected[:, positions[row]]) < 1e-5
-    assert torch.equal(shared, again)
-    assert verdicts_of(model)["causal"]
-    assert verdicts_of(model)["prefixes"] == (name not in WHOLE)
-    said = [record.message for record in caplog.records if "run as a whole" in record.message]
-    assert len(said) == (name in WHOLE), said  # said once, in one line
 
 
 @pytest.mark.parametrize("name", ["gemma2", "mistral", "gpt2", "bloom", "qwen3_moe"])

@@ -90,6 +90,7 @@ def test_refuses_before_the_model_runs(idle: StandardizedTransformer, given: Int
         (one("embed", 0), one("resid_pre.0", "first", "set", 0.0), "token 0 of example 0"),
         (one("resid_post.1", "last", "skip"), one("resid_post.1", "all", "set", 0.0), "contradicts"),
         (one("z.1", 0, steps="every"), one("z.1", 1, steps="every"), "at new tokens of example 0"),
+        (one("pattern.1", from_positions=0), one("pattern.1.h2", from_positions="0 1"), "overwrite pattern.1 at token"),
     ],
 )
 def test_refuses_what_contradicts(
@@ -101,6 +102,7 @@ def test_refuses_what_contradicts(
 
 def test_takes_what_does_not_contradict(standardized: Standardized) -> None:
     model = standardized("llama")
+    model.run(IDS, [one("pattern.1", "last", from_positions=key) for key in (0, 1)])
     apart = [one("z.1.h1"), one("z.1.h2"), one("z.2", 0), one("z.2", 1), one("z.3", [0, None]), one("z.3", [None, 0])]
     model.run(IDS, [*apart, one("z.1", "all", "add", 1.0), one("z.1.h1", 0, "set", 1.0)])
 

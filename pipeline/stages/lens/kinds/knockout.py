@@ -12,6 +12,7 @@ from interp.positions import Position, check_blocks
 from pipeline.config.lens import KnockoutConfig
 from pipeline.stages.lens.base import ReadingLens
 from pipeline.stages.lens.inputs import Inputs, every_prompt, layers_of
+from pipeline.stages.loading import as_fed
 
 
 class Knockout(ReadingLens[KnockoutConfig]):
@@ -53,7 +54,7 @@ class Knockout(ReadingLens[KnockoutConfig]):
         chosen = slice(rows.start, rows.stop)
         result = attention_knockout(
             self.inputs.model,
-            [prompt.input_ids for prompt in self.prompts[chosen]],
+            [as_fed(prompt) for prompt in self.prompts[chosen]],
             self.blocks[chosen],
             self.examples.answers[chosen],
             window=self.config.window,
