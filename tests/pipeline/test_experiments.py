@@ -29,5 +29,5 @@ def test_experiment(experiment: str, repository: Path, pipeline: Run) -> None:
         assert numbers["n"] > 0
         curves = (numbers.get("probability") or numbers["generation_accuracy"]).values()
         by_block = params["lens"][name]["kind"] == "knockout"
-        for curve in [block for curve in curves for block in curve.values()] if by_block else curves:
+        for curve in [block for group in curves for block in group.values()] if by_block else curves:
             assert 0 <= curve["lowest" if by_block else "peak"] <= 1
