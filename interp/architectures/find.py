@@ -10,6 +10,7 @@ from typing import Any
 from interp.architectures.record import Architecture, submodule
 from interp.architectures.rename import RenameConfig, renamed
 from interp.architectures.table import ARCHITECTURES, why_refused
+from interp.architectures.vision import VISION_LAYOUTS
 from interp.errors import InterpError
 
 __all__ = ["Candidates", "candidates", "described", "find_architecture", "known_model_types", "missing_parts"]
@@ -203,6 +204,14 @@ def described() -> list[dict[str, str]]:
                 lines[model_type]["how"] += f"; or {how}"
             else:
                 lines[model_type] = {"model_type": model_type, "family": record.family, "how": how}
+    for layout in VISION_LAYOUTS:
+        sees = f"images through {layout.tower}" + (f" and {layout.projector}" if layout.projector else "")
+        for model_type in layout.model_types:
+            if model_type in lines:
+                lines[model_type]["how"] += f", {sees}"
+            else:
+                how = f"the record of its language model, {sees}"
+                lines[model_type] = {"model_type": model_type, "family": model_type, "how": how}
     return [lines[model_type] for model_type in sorted(lines)]
 
 

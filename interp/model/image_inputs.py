@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from interp.architectures import vision_layout
 from interp.errors import InterpError
 from interp.model.fed import whole_inputs
 from interp.model.processor import image_feeds, load_processor, sees_images
+from interp.positions import TokenSet
 from interp.prompts import Encoded, Media, Prompt, encode, encode_with_images, with_images
 from interp.prompts.given import is_ids, listed
 from interp.prompts.images import by_token, media_inputs
@@ -27,6 +29,7 @@ __all__ = [
     "inputs_of_prompts",
     "position_offsets",
     "rows_of",
+    "sample_with_image",
     "with_media",
 ]
 
@@ -106,7 +109,8 @@ def position_offsets(model: StandardizedTransformer, inputs: Mapping[str, Any]) 
     whole: Any = model._module.base_model
     if "position_ids" in inputs or not hasattr(whole, "get_rope_index"):
         return None
-    return whole.rope_deltas.clone()
+    offsets: Tensor = whole.rope_deltas.clone()
+    return offsets
 
 
 def check_text_goes_on(model: StandardizedTransformer, media: Sequence[Media | None] | None) -> None:
@@ -121,6 +125,20 @@ def check_text_goes_on(model: StandardizedTransformer, media: Sequence[Media | N
             f"{type(model._module).__name__} looks at a prompt without an image from both sides, at new tokens too: "
             "what it generates depends on how it is run. Give the prompt an image."
         )
+
+
+def sample_with_image(model: StandardizedTransformer) -> tuple[dict[str, Tensor], list[int]]:
+    """A prompt with a small image, as the forward pass is fed it, and where the tokens of the image are.
+
+    Raises:
+        InterpError: the processor cannot read it.
+    """
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
+    processor: Any = model.processor
+    encoded = encoded_with_images(model, Prompt(f"{processor.image_token}a", images=(pixels,)))
+    seen = encoded.spans["image"]
+    assert isinstance(seen, TokenSet)
+    return with_media(model, whole_inputs(model, [encoded.input_ids]), [encoded.media], [0]), list(seen.tokens)
 
 
 # Of a trace -----------------------------------------------------------------------------------------------------------

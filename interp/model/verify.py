@@ -10,6 +10,9 @@ On a few random tokens, at every layer (the sites are those of `interp.sites`):
 * readout: `readout(resid_post[-1]) == logits`;
 * a written `resid_mid` reaches `resid_post`; and an edit at each kind of site changes the logits
   (`interp.model.verify_writes`);
+* for a model that sees, chain, additivity and readout again with an image in the prompt; the same chain in the layers
+  of its vision tower, `vision.resid_pre[i + 1] == vision.resid_post[i]`; and an edit before its first layer changes
+  the logits;
 * where attention is asked for, the rows of `pattern` sum to one (with attention sinks, to at most one).
 
 A projection that quantizes what it receives is not linear: there is no `head_out`, and what is proved of `z` is that
@@ -19,7 +22,7 @@ is called undecided and is no failure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
@@ -27,11 +30,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.architectures import Sublayer
+from interp.architectures import Sublayer, vision_layout
+from interp.model.image_inputs import sample_with_image
 from interp.model.places import HeadOutPlace
 from interp.model.resolve import head_out_place, place_of
-from interp.model.verify_writes import part_of, prove_writes
-from interp.sites import Site
+from interp.model.verify_writes import another, part_of, prove_writes
+from interp.model.vision_sites import num_vision_layers
+from interp.sites import VISION_KINDS, Site
 
 if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
@@ -52,6 +57,7 @@ _REMEDIES = {
     "readout": "ln_final_name= and lm_head_name=",
     "write": "middle_name= (the module whose input is the residual stream between attention and MLP)",
     "pattern": "attn_prob_source=",
+    "vision": "nothing: `interp.architectures.vision` says where its tower is; verify=False leaves this out",
 }
 
 
@@ -113,25 +119,19 @@ def prove(model: StandardizedTransformer, *, attention: bool = False) -> list[Pr
     """Check the identities of the sites on a loaded model.
 
     Arguments:
-        model: the model; three forward passes over prompts of five tokens.
+        model: the model; three forward passes over prompts of five tokens, and two over an image where it has a
+            processor.
         attention: also the attention pattern and the points q, k, v, scores; one forward pass more.
 
     Returns:
         A proof for each identity, whether it holds, does not, or cannot be decided.
     """
     input_ids = _random_prompt(model)
-    values = _read_everything(model, input_ids)
+    values = _read_everything(model, {"input_ids": input_ids})
     table = ProofTable(model)
     for layer in range(model.num_layers):
         _prove_layer(model, layer, values, table)
-    last = model.num_layers - 1
-    table.compare(
-        "readout(resid_post) == logits",
-        "readout",
-        last,
-        [model.readout(values[f"resid_post.{last}"])],
-        values["logits"],
-    )
+    _prove_readout(model, values, table)
     has_middle = any(model.has(Site("resid_mid", layer)) for layer in range(model.num_layers))
     if has_middle and "mlp" not in unchecked(model):
         for layer, (written, added, after) in _write_middles(model, input_ids).items():
@@ -153,6 +153,43 @@ def prove(model: StandardizedTransformer, *, attention: bool = False) -> list[Pr
     if attention and "attention" not in unchecked(model):
         _prove_patterns(model, input_ids, table)
     prove_writes(model, input_ids, table, attention=attention, without=unchecked(model))
+    return [*table.proofs(), *_prove_images(model)]
+
+
+def _prove_readout(model: StandardizedTransformer, values: dict[str, Tensor], table: ProofTable) -> None:
+    last = model.num_layers - 1
+    stream = values[f"resid_post.{last}"]
+    table.compare("readout(resid_post) == logits", "readout", last, [model.readout(stream)], values["logits"])
+
+
+def _prove_images(model: StandardizedTransformer) -> list[Proof]:
+    """The same with an image in the prompt, and of the vision tower."""
+    layout = vision_layout(model._module.config)
+    if model.processor is None or layout is None:
+        return []
+    inputs, seen = sample_with_image(model)
+    depth = num_vision_layers(model) or 0
+    tower = [Site(kind, layer) for layer in range(depth) for kind in VISION_KINDS]
+    values = _read_everything(model, inputs, tower)
+    table = ProofTable(model, beside=", with an image")
+    for layer in range(model.num_layers):
+        own = dict(values)
+        if layer and layout.between_layers:  # where the tower adds to the stream between layers, they differ
+            stream = values[f"resid_post.{layer - 1}"].clone()
+            stream[:, seen] = values[f"resid_pre.{layer}"][:, seen]
+            own[f"resid_post.{layer - 1}"] = stream
+        _prove_layer(model, layer, own, table)
+    _prove_readout(model, values, table)
+    for layer in range(1, depth):
+        before, after = values[f"vision.resid_post.{layer - 1}"], values[f"vision.resid_pre.{layer}"]
+        table.compare("vision.resid_pre == vision.resid_post of the layer before", "vision", layer, [before], after)
+    edited: list[Tensor] = []
+    if depth and not failures(table.proofs()):
+        with model.trace(**inputs, use_cache=False):
+            live = model.read("vision.resid_pre.0")
+            model.write("vision.resid_pre.0", live + another(live))
+            edited.append(model.logits.clone())
+        table.moved("vision.resid_pre", 0, values["logits"], edited[0])
     return table.proofs()
 
 
@@ -229,13 +266,15 @@ def _stage(
     table.compare(identity, about, layer, [norm(whole)], after)
 
 
-def _read_everything(model: StandardizedTransformer, input_ids: Tensor) -> dict[str, Tensor]:
+def _read_everything(
+    model: StandardizedTransformer, inputs: Mapping[str, Tensor], tower: Sequence[Site] = ()
+) -> dict[str, Tensor]:
     kinds = ("resid_pre", "z", "head_out", "attn_out", "mixer_out", "resid_mid", "mlp_in", "mlp_out", "resid_post")
     left = [kind for kind in kinds if part_of(kind) not in unchecked(model)]
     layered = [Site(kind, layer) for layer in range(model.num_layers) for kind in left]
-    sites = [Site("embed"), *layered, Site("logits")]
+    sites = [*tower, Site("embed"), *layered, Site("logits")]
     values: dict[str, Tensor] = {}
-    with model.trace(input_ids=input_ids, use_cache=False):
+    with model.trace(**inputs, use_cache=False):
         for site in model.in_order([site for site in sites if model.has(site)]):
             if site.kind == "z":
                 assert site.layer is not None
@@ -312,7 +351,8 @@ def _edit_of(kind: str) -> str:
 class ProofTable:
     """Gathers comparisons by identity and keeps of each the first layer that fails, or else the worst."""
 
-    def __init__(self, model: StandardizedTransformer) -> None:
+    def __init__(self, model: StandardizedTransformer, beside: str = "") -> None:
+        self._beside = beside  # behind the name of each identity
         self._eps = torch.finfo(model.dtype).eps
         self._most = torch.finfo(model.dtype).max  # the size of logits of tokens that are never said
         self._proofs: dict[str, Proof] = {}
@@ -359,7 +399,8 @@ class ProofTable:
         difference = torch.where(before == after, 0.0, (after - before).abs())  # equal infinities are equal
         moved, size = float(difference.nan_to_num(nan=0.0).max()), self._ordinary(before.abs()).max()
         least = _ROUNDINGS * self._eps * float(size)
-        self._edits[kind] = Proof(_edit_of(kind), "write", 1, layer, moved, least, moved > least, least, moved)
+        name = _edit_of(kind) + self._beside
+        self._edits[kind] = Proof(name, "write", 1, layer, moved, least, moved > least, least, moved)
         return moved > least
 
     def undecided(self, kind: str, why: str) -> None:
@@ -367,6 +408,7 @@ class ProofTable:
         self._edits[kind] = replace(self._edits[kind], holds=None, why=why)
 
     def _keep(self, proof: Proof) -> None:
+        proof = replace(proof, identity=proof.identity + self._beside)
         known = self._proofs.get(proof.identity)
         if known is not None:
             worse = proof.holds and proof.difference - proof.allowed > known.difference - known.allowed

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp.model.transformer import StandardizedTransformer
     from interp.model.verify import ProofTable
 
-__all__ = ["part_of", "prove_writes"]
+__all__ = ["another", "part_of", "prove_writes"]
 
 _ATTENTION_KINDS = ("q", "k", "v", "scores", "pattern")
 # Kinds inside a sublayer -> what the sublayer adds.
@@ -117,12 +117,12 @@ def _edited(site: Site, live: Tensor) -> Tensor:
     """Another value of about the same size."""
     if site.kind == "scores":
         return live * 0.5  # where they are masked they are nearly infinite, and have to stay so
-    return live + _another(live)
+    return live + another(live)
 
 
 def _why_by_right(model: StandardizedTransformer, input_ids: Tensor, site: Site) -> str | None:
     """Why an edit that did not change the logits need not have; None where it should have."""
-    first, second = model.readout(_another(torch.ones(2, 1, model.hidden_size, dtype=model.dtype, device=model.device)))
+    first, second = model.readout(another(torch.ones(2, 1, model.hidden_size, dtype=model.dtype, device=model.device)))
     if torch.equal(first, second):
         return "the head gives the same logits whatever it receives"
     added = _INSIDE.get(site.kind)
@@ -137,7 +137,7 @@ def _why_by_right(model: StandardizedTransformer, input_ids: Tensor, site: Site)
             with tracer.invoke(input_ids=input_ids):
                 stream = model.read(Site("resid_pre", site.layer))
                 if changed:
-                    model.write(Site("resid_pre", site.layer), _another(stream))
+                    model.write(Site("resid_pre", site.layer), another(stream))
                 kept.append([model.read(place).clone() for place in watched])
     same = [torch.equal(before, after) for before, after in zip(*kept, strict=True)]
     if same[-1]:
@@ -163,7 +163,7 @@ def _added(model: StandardizedTransformer, input_ids: Tensor, site: Site, added:
     return kept
 
 
-def _another(live: Tensor) -> Tensor:
+def another(live: Tensor) -> Tensor:
     """Random numbers of the size of a tensor's, the same at every call."""
     noise = torch.randn(live.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     # Logits of rows of padding may be minus infinity, those of tokens that are never said the lowest number.

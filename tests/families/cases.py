@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.families.attention import ATTENTION
@@ -47,7 +47,8 @@ def initialized(family: Family) -> nn.Module:
     config = CONFIG_MAPPING[family.model_type](**family.config)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
+        is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        model = (AutoModelForCausalLM if is_causal else AutoModelForImageTextToText).from_config(config)
         for parameter in model.parameters():  # larger than the usual start, so that predictions differ visibly
             nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.15)
         for path, buffer in model.named_buffers():

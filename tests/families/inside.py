@@ -10,6 +10,13 @@ _VISION = dict(
 _AUDIO = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_mel_bins=8)
 _GEMMA = dict(LLAMA, head_dim=8, sliding_window=4, layer_types=SLIDING, final_logit_softcapping=2.0)
 
+_CHAMELEON = dict(
+    {**LLAMA, "num_key_value_heads": 4},
+    vocabulary_map={"<image>": 399, **{f"IMGIMG{letter}Z": 390 + entry for entry, letter in enumerate("ABCDEFGH")}},
+    vq_config=dict(embed_dim=8, num_embeddings=8, latent_channels=8, resolution=16, base_channels=32,
+                   channel_multiplier=[1], num_res_blocks=1),
+)  # fmt: skip
+
 INSIDE: dict[str, tuple[str, dict[str, object]]] = {
     "gemma3": (
         "gemma3",
@@ -67,5 +74,7 @@ INSIDE: dict[str, tuple[str, dict[str, object]]] = {
             ),
         ),
     ),
+    "chameleon": ("chameleon", dict(_CHAMELEON)),
+    "chameleon_swin": ("chameleon", dict(_CHAMELEON, swin_norm=True)),
     "emu3": ("emu3", dict(text_config=dict(LLAMA), vocabulary_map={"<image>": 399})),
 }  # fmt: skip

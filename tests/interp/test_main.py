@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interp.__main__ import main
-from interp.architectures import ARCHITECTURES, REFUSED
+from interp.architectures import ARCHITECTURES, REFUSED, VISION_LAYOUTS
 
 
 def test_check_prints_every_proof(model_folder: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,13 +89,14 @@ def test_families_lists_every_record(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["families", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {row["model_type"] for row in listed["supported"]} == {
-        model_type for record in ARCHITECTURES for model_type in record.model_types
+        model_type for record in (*ARCHITECTURES, *VISION_LAYOUTS) for model_type in record.model_types
     }
     assert listed["refused"] == REFUSED
     assert main(["families"]) == 0
     text = capsys.readouterr().out
     assert "attention and MLP in parallel" in next(line for line in text.splitlines() if line.startswith("cohere "))
     assert "capped at final_logit_softcapping" in next(line for line in text.splitlines() if line.startswith("gemma2 "))
+    assert "images through model.visual" in next(line for line in text.splitlines() if line.startswith("qwen2_vl "))
     assert all(reason in text for reason in REFUSED.values())
 
 

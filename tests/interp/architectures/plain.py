@@ -139,6 +139,9 @@ def read_out(model: nn.Module, record: Architecture, stream: Tensor) -> Tensor:
     if record.softcap is not None and getattr(text, record.softcap, None) is not None:
         cap = getattr(text, record.softcap)
         stream = torch.tanh(stream / cap) * cap
+    if record.silenced is not None:  # Chameleon's words for images
+        never = [token for word, token in text.vocabulary_map.items() if word.startswith("IMGIMG")]
+        stream[..., never] = torch.finfo(stream.dtype).min
     return stream
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from interp.architectures import vision_layout
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
+from interp.model.verify import failures, prove
 from interp.prompts import Prompt
 from tests.vision import FAMILIES, image
 from tests.vision.seeing import Seeing
@@ -138,3 +141,24 @@ def test_what_is_not_there_is_refused(
     assert not chameleon.has("vision.resid_post.0") and chameleon.vision_tower is not None
     with pytest.raises(InterpError, match="words of its vocabulary"):
         _ = chameleon.projector
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "chameleon"])
+def test_proofs_run_with_an_image_in_the_prompt(
+    family: str, seeing: SeeingFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = seeing(family).model
+    proofs = {proof.identity: proof for proof in prove(model) if proof.identity.endswith(", with an image")}
+    assert all(proof.holds for proof in proofs.values())
+    names = ["resid_pre == resid_post of the layer before", "resid_mid == resid_pre + attn_out",
+             "resid_post == resid_mid + mlp_out", "readout(resid_post) == logits"]  # fmt: skip
+    if family != "chameleon":
+        names += ["vision.resid_pre == vision.resid_post of the layer before",
+                  "an edit of vision.resid_pre changes the logits"]  # fmt: skip
+    assert {f"{name}, with an image" for name in names} <= proofs.keys()
+    assert any(name.startswith("vision") for name in proofs) == (family != "chameleon")
+    if family == "qwen3_vl":  # its tower adds to the stream between layers: a record that does not say so is found out
+        layout = replace(vision_layout(model._module.config), between_layers=False)  # type: ignore[type-var]
+        monkeypatch.setattr("interp.model.verify.vision_layout", lambda config: layout)
+        (failed,) = failures(prove(model))
+        assert failed.identity == "resid_pre == resid_post of the layer before, with an image"
