@@ -206,7 +206,8 @@ class Extraction:
             batch_size: prompts in a batch where they come one by one.
             column: the column that holds the prompts; None: `input_ids`, `prompt`, `prompts`, `text` or `texts`.
             spans: more spans of each prompt, which positions may name.
-            device, dtype: of the copies; device None: the model's.
+            device: of what is kept; None: the model's.
+            dtype: of what is kept of sites; None: as it is. Statistics and means are float32, also of a coarser model.
             interventions: what is changed in each batch; it acts before anything is taken.
             padding_side: where shorter prompts of a batch are padded.
 
@@ -228,7 +229,7 @@ class Extraction:
                 bar.update(batch.entries)
         return ExtractionResult(
             tensors=gathered.tensors(),
-            means=gathered.means(dtype),
+            means=gathered.means(),
             counts=gathered.counts,
             slots=BatchSlots.together(gathered.slots),
             input_ids=gathered.input_ids,
@@ -294,7 +295,8 @@ def _words(given: Any) -> list[str]:
 def _encoded(model: StandardizedTransformer, batch: GivenBatch, spans: Spans | None) -> list[Encoded]:
     """The prompts of a batch, with the spans that the caller adds."""
     plain = [one for one in batch.prompts if not isinstance(one, Encoded)]
-    check_fed(model, [one.input_ids for one in batch.prompts if isinstance(one, Encoded)], "batches")
+    ready = [one for one in batch.prompts if isinstance(one, Encoded)]
+    check_fed(model, [one.input_ids for one in ready], "batches", media=[one.media for one in ready])
     found = iter(encoded_prompts(model, plain, name="batches") if plain else ())
     encoded = [one if isinstance(one, Encoded) else next(found) for one in batch.prompts]
     if spans is None:

@@ -97,7 +97,8 @@ class ExtractionPlan:
         kept: what is kept of each example.
         averaged: what is averaged over examples.
         mean_over_positions: whether each named position has one value, the mean of its tokens'.
-        device, dtype: of what is kept; dtype None: as it is.
+        device: of what is kept; None: as it is.
+        dtype: of what is kept of sites, not of statistics; None: as it is.
     """
 
     model: StandardizedTransformer
@@ -306,11 +307,11 @@ class _PassReading:
         if what in self.plan.averaged:
             self._add(what, value, () if reduced else axes)
         if what in self.plan.kept:
-            self._store(str(what), value)
+            dtype = self.plan.dtype if isinstance(what, Site) else None  # statistics keep theirs
+            self._store(str(what), value.to(device=self.plan.device or value.device, dtype=dtype or value.dtype))
 
     def _store(self, name: str, value: Tensor) -> None:
-        plan, rows = self.plan, self.one.batch.rows
-        value = value.to(device=plan.device or value.device, dtype=plan.dtype or value.dtype)
+        rows = self.one.batch.rows
         examples = len(self.values.input_ids)
         if rows == list(range(examples)):
             self.values.tensors[name] = value

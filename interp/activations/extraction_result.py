@@ -328,9 +328,9 @@ class Gathered:
             found |= dict.fromkeys(names, parts[0] if len(parts) == 1 else torch.cat(parts))
         return {name: found[name] for name in order}
 
-    def means(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
-        """The means over examples."""
-        return {name: (total / self.counts[name]).to(dtype or torch.float32) for name, total in self.sums.items()}
+    def means(self) -> dict[str, Tensor]:
+        """The means over examples, in float32."""
+        return {name: (total / self.counts[name]).float() for name, total in self.sums.items()}
 
 
 def _without_examples(slots: BatchSlots) -> BatchSlots:

@@ -15,7 +15,7 @@ from interp.interventions import Intervention
 from interp.prompts import Prompt
 from tests.families import build as build_family
 from tests.interp.activations.plain_extraction import by_hand, visible
-from tests.interp.reference import plain, wrapped
+from tests.interp.reference import build, plain, wrapped
 from tests.made import LiveBytes
 from tests.tiny import tiny_tokenizer
 
@@ -218,6 +218,26 @@ def test_a_pass_ends_with_what_is_taken_last() -> None:
         for hook in hooks:
             hook.remove()
     assert ran == [0]  # layer 1 was left in its attention
+
+
+def test_statistics_of_a_coarse_model_are_float32() -> None:
+    fine = wrapped("gemma2")
+    coarse = StandardizedTransformer(build("gemma2").to(torch.float16), tokenizer=tiny_tokenizer(), verify=False)
+    extraction = Extraction(
+        "resid_post.1 pattern_ratio.0 value_weighted_ratio.1 value_weighted_pattern.2.h1 last_norm_variance",
+        "last", queries=":3 last", keys="first all", means="resid_post.1",
+    )  # fmt: skip
+    expected = extraction.run(fine, RAGGED, progress=False)
+    result = extraction.run(coarse, RAGGED, progress=False, dtype=torch.bfloat16)
+    assert result["resid_post.1"].dtype == torch.bfloat16
+    assert expected["pattern_ratio.0"].isnan().any()  # a key outside a window, also by the mask of float16
+    for name in result:
+        if name != "resid_post.1":
+            assert result[name].dtype == torch.float32
+            torch.testing.assert_close(result[name], expected[name], rtol=0.03, atol=0.01, equal_nan=True)
+    assert result.means["resid_post.1"].dtype == torch.float32
+    close_means = dict(rtol=0.05, atol=0.05)
+    torch.testing.assert_close(result.means["resid_post.1"], expected.means["resid_post.1"], **close_means)
 
 
 def test_memory_is_that_of_one_layer_and_of_what_is_kept() -> None:
