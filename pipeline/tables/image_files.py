@@ -149,6 +149,8 @@ def _checked(path: Path, size: int, modified: int) -> str:
             with Image.open(path) as image:
                 image.draft("RGB", FITTING)
                 image.load()
+                if image.mode in ("I", "F") or image.mode.startswith("I;"):
+                    raise ValueError(f"mode {image.mode}: more than eight bits a channel")
                 kind = str(image.format or "PNG").lower()
     except Exception as error:  # decoders raise whatever a broken file makes them
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
