@@ -16,6 +16,7 @@ from interp.activations.cached_run import run_with_cache
 from interp.activations.extracted_kinds import Derived, Extracted, needed
 from interp.activations.prompt_batches import Pass
 from interp.activations.token_slots import TokenSlots
+from interp.attention.interface import hidden_score
 from interp.errors import InterpError
 from interp.model.hooks import hooks_aside
 from interp.model.resolve import head_out_place
@@ -155,7 +156,7 @@ class LayerMaps:
         if heads:
             rows = self.axes["query"].at(_of_heads(value, heads), 2)
             # What hides a key is the least number of the model's dtype, or minus infinity.
-            seen = rows > torch.finfo(self.model.dtype).min / 2
+            seen = rows > hidden_score(self.model.dtype) / 2
             if bool((seen == seen[:, :1]).all()):  # as a rule a mask is of all heads
                 seen = seen[:, :1]
             weight = seen.float() / seen.sum(-1, keepdim=True).clamp(min=1)

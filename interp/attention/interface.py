@@ -24,7 +24,7 @@ from interp.attention.points import Points
 from interp.attention.switch import Attention, Switched, switch_on
 from interp.errors import InterpError
 
-__all__ = ["IMPLEMENTATIONS", "SoftmaxPoints", "attends_twice", "routing_module", "watch"]
+__all__ = ["IMPLEMENTATIONS", "SoftmaxPoints", "attends_twice", "hidden_score", "routing_module", "watch"]
 
 
 # Those that can be followed: the others never form the pattern, nor a mask that it could be computed from.
@@ -156,7 +156,15 @@ def _additive(mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor
     if mask.dtype != torch.bool:
         return mask
     zero = torch.zeros((), dtype=query.dtype, device=mask.device)
-    return torch.where(mask, zero, torch.finfo(query.dtype).min)
+    return torch.where(mask, zero, hidden_score(query.dtype))
+
+
+def hidden_score(dtype: torch.dtype) -> float:
+    """The score of a key that is hidden; of float64 float32's, in which families take the softmax.
+
+    In float32 the least float64 is minus infinity, and a row of padding, which sees nothing, would have NaN.
+    """
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
 
 
 _SOFTMAX = {functional.softmax, torch.softmax, Tensor.softmax}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.attention.interface import hidden_score
 from interp.errors import InterpError
 from interp.interventions.intervention import Intervention
 from interp.interventions.perform import noise, perform
@@ -169,7 +170,7 @@ class Edit:
     def _apply_to_maps(self, live: Tensor, window: Window) -> Tensor:
         """Of `scores` and `pattern`, row by row: keys of a row begin behind its padding."""
         new, shift = live.clone(), window.stop - live.shape[3]  # of a sliding window, a cache has the last keys
-        lowest = torch.finfo(live.dtype).min  # what the models' own masks write
+        lowest = hidden_score(live.dtype)  # what the models' own masks write
         heads = self._chosen(live.shape[1]).to(live.device)[:, None, None]
         for row, (example, queries) in enumerate(window.changed(self)):
             if not queries:
@@ -214,7 +215,7 @@ class Edit:
         Raises:
             InterpError: a query that looked at something looks at nothing now.
         """
-        limit = torch.finfo(before.dtype).min / 2
+        limit = hidden_score(before.dtype) / 2
         if bool(((before > limit).any(-1) & ~(after > limit).any(-1)).any()):
             raise InterpError(
                 f"{self.name}: it cuts everything that a token sees in this layer, and a softmax over nothing is not "

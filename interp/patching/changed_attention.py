@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from interp import passes
+from interp.attention.interface import hidden_score
 from interp.errors import InterpError
 from interp.forward.rope import forget_lengths
 from interp.matmul import faster_products
@@ -147,7 +148,7 @@ def run_blocked(
     with products, model.trace(**inputs, use_cache=False) as tracer:
         for layer in layers:
             scores = model.read(Site("scores", layer))
-            lowest = torch.finfo(scores.dtype).min  # what the models' own masks write
+            lowest = hidden_score(scores.dtype)  # what the models' own masks write
             seen.append((scores > lowest / 2).any(1))
             here = blocked[:, None]
             if heads is not None:

@@ -99,3 +99,17 @@ def test_an_example_is_resampled_from_another_image(seeing: Made) -> None:
     torch.testing.assert_close(found, expected.logits)
     with pytest.raises(InterpError, match="there is no other example to resample from"):
         model.run(texts, resample, images=[image(0), image(0)])
+
+
+def test_patterns_of_padded_prompts_in_float64(seeing: Made) -> None:
+    """Families take the softmax in float32, where the least float64 is minus infinity: padding would have NaN."""
+    sees = seeing("llava")
+    cut = Intervention("scores.0", "last", "knockout", from_positions="first")
+    together = sees.model.run(sees.texts, [cut], images=sees.images).logits
+    _, cache = sees.model.run_with_cache(
+        sees.texts, images=sees.images, sites="pattern.0 resid_post.2", positions="last"
+    )
+    for row, (text, images) in enumerate(zip(sees.texts, sees.images, strict=True)):
+        torch.testing.assert_close(together[row], sees.model.run(text, [cut], images=images).logits[0])
+        expected = sees.plain.outputs(text, images, list(sees.plain.layers))[-1][0, -1]
+        torch.testing.assert_close(cache["resid_post.2"][row, 0], expected, rtol=1e-4, atol=1e-4)
