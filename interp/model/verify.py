@@ -176,8 +176,8 @@ def _prove_images(model: StandardizedTransformer) -> list[Proof]:
     except (ValueError, RuntimeError, IndexError) as error:
         raise InterpError(
             f"{type(model._module).__name__} cannot run an image as its processor prepares it "
-            f"({str(error).splitlines()[0]:.200}). Load model and processor from one checkpoint; a model in memory takes "
-            "its own as processor=."
+            f"({str(error).splitlines()[0]:.200}). Load model and processor from one checkpoint; a model in memory "
+            "takes its own as processor=."
         ) from error
     table = ProofTable(model, beside=", with an image")
     for layer in range(model.num_layers):
