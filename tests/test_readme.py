@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
+
+import pytest
 
 from interp.architectures import known_model_types
 from pipeline.demo.lexicon import load_lexicon
@@ -15,11 +16,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUNS = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
 
 
-def test_the_notebook_examples_run() -> None:
-    code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    ran = subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    lines, changed = ran.stdout.splitlines()[:8], ran.stdout.splitlines()[8:]
+def test_the_notebook_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)), encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    runpy.run_path(str(script))
+    said = capsys.readouterr().out.splitlines()
+    lines, changed = said[:8], said[8:]
     assert "['pecora'," in lines[-1], "the last layer says the answer"
     assert "['pecora'," not in lines[0], "the first one does not"
     assert changed[:2] == ["2 ['pecora']", "6 ['libro']"]

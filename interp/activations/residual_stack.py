@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.architectures import vision_layout
 from interp.errors import InterpError, nearest
 from interp.model.model_spec.lookups import is_linear
 from interp.model.places import norm_gain
@@ -326,7 +327,10 @@ def _end(cache: ActivationCache, layer: int | None) -> int:
 def _entering(cache: ActivationCache, layer: int) -> Tensor:
     """The residual stream that enters a layer, by whichever name it is cached."""
     names = [Site("resid_post", layer - 1)] if layer else [Site("embed")]
-    names += [Site("resid_pre", layer)] if layer < cache.about.num_layers else []
+    own = [Site("resid_pre", layer)] if layer < cache.about.num_layers else []
+    layout = vision_layout(cache.model._module.config)
+    # Where a vision tower adds to the stream between layers, what leaves one is not what enters the next.
+    names = own if own and layer and layout is not None and layout.between_layers else names + own
     return cache[next((site for site in names if site in cache), names[-1])]
 
 

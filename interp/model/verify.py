@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from interp.architectures import Sublayer, vision_layout
+from interp.errors import InterpError
 from interp.model.image_inputs import sample_with_image
 from interp.model.places import HeadOutPlace
 from interp.model.resolve import head_out_place, place_of
@@ -170,7 +171,14 @@ def _prove_images(model: StandardizedTransformer) -> list[Proof]:
     inputs, seen = sample_with_image(model)
     depth = num_vision_layers(model) or 0
     tower = [Site(kind, layer) for layer in range(depth) for kind in VISION_KINDS]
-    values = _read_everything(model, inputs, tower)
+    try:
+        values = _read_everything(model, inputs, tower)
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise InterpError(
+            f"{type(model._module).__name__} cannot run an image as its processor prepares it "
+            f"({str(error).splitlines()[0]:.200}). Load model and processor from one checkpoint; a model in memory "
+            "takes its own as processor=."
+        ) from error
     table = ProofTable(model, beside=", with an image")
     for layer in range(model.num_layers):
         own = dict(values)

@@ -51,6 +51,8 @@ def run_circuits(
     corrupted: Any,
     circuits: Sequence[Circuit],
     *,
+    images: Any = None,
+    corrupted_images: Any = None,
     metric: Metric = "logit_difference",
     answers: Answers | None = None,
     batch_size: int | None = None,
@@ -61,7 +63,7 @@ def run_circuits(
         model: the model.
         clean, corrupted: as many prompts, two and two of the same number of tokens.
         circuits: each the edges that it has; for one of nodes, `ComputationGraph.mask_of_nodes`.
-        metric, answers, batch_size: as of `edge_attribution_patching`.
+        images, corrupted_images, metric, answers, batch_size: as of `edge_attribution_patching`.
 
     Returns:
         (circuit, example), the metric.
@@ -69,7 +71,7 @@ def run_circuits(
     Raises:
         InterpError: an edge that the model does not have; and as `edge_attribution_patching`.
     """
-    pairs = PromptPairs.of(model, clean, corrupted, metric, answers)
+    pairs = PromptPairs.of(model, clean, corrupted, metric, answers, images, corrupted_images)
     return _run(pairs, [_mask(pairs.graph, circuit) for circuit in circuits], batch_size)[0]
 
 
@@ -80,6 +82,8 @@ def faithfulness(
     corrupted: Any,
     scores: EdgeScores | Mapping[str, float],
     *,
+    images: Any = None,
+    corrupted_images: Any = None,
     metric: Metric = "logit_difference",
     answers: Answers | None = None,
     proportions: Sequence[float] = PROPORTIONS,
@@ -97,7 +101,7 @@ def faithfulness(
         clean, corrupted: as many prompts, two and two of the same number of tokens; not those that scores are from.
         scores: of edges; or name -> score of edges, or of nodes (`embed`, `head_out.0.h1`, `mlp_out.3`), in which case
             circuits are made of nodes with all edges between them. What has no score has the score 0.
-        metric, answers, batch_size: as of `edge_attribution_patching`.
+        images, corrupted_images, metric, answers, batch_size: as of `edge_attribution_patching`.
         proportions: shares of all edges (nodes), ascending, up to 1.
         selection: `top`: the highest scores; `greedy`: from the logits backwards, always the highest-scored edge into
             what is in the circuit already, so that every edge leads to the logits.
@@ -113,7 +117,7 @@ def faithfulness(
     proportions = [float(share) for share in proportions]
     if not proportions or sorted(set(proportions)) != proportions or not 0 <= proportions[0] <= proportions[-1] <= 1:
         raise InterpError(f"proportions: expected shares from 0 to 1, ascending, got {proportions}.")
-    pairs = PromptPairs.of(model, clean, corrupted, metric, answers)
+    pairs = PromptPairs.of(model, clean, corrupted, metric, answers, images, corrupted_images)
     graph = pairs.graph
     masks = list(_circuits(graph, scores, proportions, selection, absolute))
     values, (of_clean, of_corrupted) = _run(pairs, masks, batch_size)
@@ -197,6 +201,8 @@ def exact_edge_effects(
     corrupted: Any,
     edges: Collection[str] | None = None,
     *,
+    images: Any = None,
+    corrupted_images: Any = None,
     metric: Metric = "logit_difference",
     answers: Answers | None = None,
     batch_size: int | None = None,
@@ -207,7 +213,7 @@ def exact_edge_effects(
         model: the model.
         clean, corrupted: as many prompts, two and two of the same number of tokens.
         edges: which; None: all, a run of every prompt for each.
-        metric, answers, batch_size: as of `edge_attribution_patching`.
+        images, corrupted_images, metric, answers, batch_size: as of `edge_attribution_patching`.
 
     Returns:
         patched - unpatched for each example and edge; NaN for edges that were not asked for.
@@ -215,7 +221,7 @@ def exact_edge_effects(
     Raises:
         InterpError: an edge that the model does not have; and as `edge_attribution_patching`.
     """
-    pairs = PromptPairs.of(model, clean, corrupted, metric, answers)
+    pairs = PromptPairs.of(model, clean, corrupted, metric, answers, images, corrupted_images)
     graph = pairs.graph
     chosen = np.argwhere(graph.exists if edges is None else graph.mask(edges))
     masks = [graph.exists.copy() for _ in chosen]
@@ -246,13 +252,16 @@ def _run(
     values = np.empty((len(masks), len(pairs)), dtype=np.float32)
     ends = np.empty((2, len(pairs)), dtype=np.float32)
     with torch.no_grad():
-        for rows, clean, corrupted in pairs.batches(batch_size):
-            given = CleanRun.of(pairs.model, clean, 0)
-            outputs = NodeOutputs.of(pairs.model, clean), NodeOutputs.of(pairs.model, corrupted)
+        for rows, ids, media in pairs.batches(batch_size):
+            given = CleanRun.of(pairs.model, ids[0], 0, media[0])
+            outputs = [NodeOutputs.of(pairs.model, one, own) for one, own in zip(ids, media, strict=True)]
             of_clean = outputs[0].final
+            if any(own for both in media for own in both):
+                found = _CircuitRuns(pairs.model, pairs.graph, given, outputs[1], _ends_of(pairs.graph)).final()
+                pairs.check_seen(rows, found, torch.stack([one.final for one in outputs]))
             for index, one in enumerate(outputs):
                 ends[index, rows] = pairs.measure(one.final, rows, of_clean).float().cpu()
-            size = pairs.how_many_circuits(clean)
+            size = pairs.how_many_circuits(ids[0])
             for start in range(0, len(masks), size):
                 some = masks[start : start + size]
                 final = _CircuitRuns(
@@ -279,9 +288,7 @@ def _check_exact(pairs: PromptPairs) -> None:
         @torch.no_grad()
         def as_circuits() -> Tensor:
             outputs = NodeOutputs.of(model, corrupted)
-            masks = [graph.exists, graph.exists.copy()]
-            masks[1][0] = False
-            return _CircuitRuns(model, graph, CleanRun.of(model, clean, 0), outputs, masks).final()
+            return _CircuitRuns(model, graph, CleanRun.of(model, clean, 0), outputs, _ends_of(graph)).final()
 
         @torch.no_grad()
         def as_they_are() -> Tensor:
@@ -296,6 +303,13 @@ def _check_exact(pairs: PromptPairs) -> None:
             "layers that hand things to each other or hold a row for each of the batch, a gate that reads the residual "
             "stream too). Patch sites instead."
         )
+
+
+def _ends_of(graph: ComputationGraph) -> list[NDArray[np.bool_]]:
+    """The circuit of all edges, which is the clean run, and the one without the embedding's, the corrupted run."""
+    without = graph.exists.copy()
+    without[0] = False
+    return [graph.exists, without]
 
 
 class _CircuitRuns:

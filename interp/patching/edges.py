@@ -29,7 +29,7 @@ from torch import Tensor
 from interp.batching import batches_alike, how_many
 from interp.errors import InterpError, nearest
 from interp.forward import check_ready
-from interp.model.verdicts import Pair, sample_ids, verdict
+from interp.model.verdicts import Pair, off_by, sample_ids, verdict
 from interp.passes import check_gradients, in_turn
 from interp.patching.activation_patching import Pairs
 from interp.patching.attribution_patching import check_slope
@@ -38,7 +38,7 @@ from interp.patching.computation_graph import ComputationGraph
 from interp.patching.effects import Answers, Metric, Metrics
 from interp.patching.node_outputs import LayerGradients, NodeOutputs, OutputDifferences, run_layer
 from interp.patching.patched_runs import CleanRun
-from interp.prompts.images import check_no_images
+from interp.prompts import Media
 from interp.results import Coordinate, Direction, EdgeScores
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class PromptPairs:
         model: the model.
         graph: its nodes and edges.
         clean, corrupted: token ids of each prompt.
+        media: what each clean and each corrupted prompt is fed beside them.
         metrics: one metric.
     """
 
@@ -62,20 +63,26 @@ class PromptPairs:
     graph: ComputationGraph
     clean: list[list[int]]
     corrupted: list[list[int]]
+    media: tuple[list[Media | None], list[Media | None]]
     metrics: Metrics
 
     @classmethod
     def of(
-        cls, model: StandardizedTransformer, clean: Any, corrupted: Any, metric: Metric, answers: Answers | None
+        cls,
+        model: StandardizedTransformer,
+        clean: Any,
+        corrupted: Any,
+        metric: Metric,
+        answers: Answers | None,
+        images: Any = None,
+        corrupted_images: Any = None,
     ) -> PromptPairs:
         """The same, checked; arguments as of `edge_attribution_patching`."""
         check_ready(model)
         graph = ComputationGraph.of(model)
-        pairs = Pairs.of(model, clean, corrupted)
+        pairs = Pairs.of(model, clean, corrupted, images, corrupted_images)
         ids = [[one.input_ids for one in prompts] for prompts in (pairs.clean, pairs.corrupted)]
-        why = "edges run layers one by one, on token ids alone. Patch sites: activation_patching, attribution_patching"
-        for name, prompts in (("clean", pairs.clean), ("corrupted", pairs.corrupted)):
-            check_no_images(prompts, name, why)
+        media = [one.media for one in pairs.clean], [one.media for one in pairs.corrupted]
         lengths = [[len(one) for one in prompts] for prompts in ids]
         for example, (one, other) in enumerate(zip(*lengths, strict=True)):
             if one != other:
@@ -94,13 +101,15 @@ class PromptPairs:
                 f"edges of {type(model._module).__name__}: its layers cannot be run one by one (hooks or edits of "
                 "yours, or layers that hand things to each other), which edges need. Patch sites instead."
             )
-        return cls(model, graph, ids[0], ids[1], metrics)
+        return cls(model, graph, ids[0], ids[1], media, metrics)
 
     def __len__(self) -> int:
         return len(self.clean)
 
-    def batches(self, batch_size: int | None) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Pairs of one length: their numbers, and (row, position) of clean and corrupted token ids.
+    def batches(self, batch_size: int | None) -> Iterator[tuple[list[int], list[Tensor], list[list[Media | None]]]]:
+        """Pairs of one length: their numbers, and of clean and corrupted prompts (row, position) token ids and media.
+
+        A pair with images goes alone: its layers may be given positions and masks of its own.
 
         Arguments:
             batch_size: pairs in a batch at most; None: as many as suit the device.
@@ -109,12 +118,28 @@ class PromptPairs:
             raise InterpError(f"batch_size: expected at least 1, got {batch_size}.")
         if batch_size is None:
             batch_size = self._how_many(self.graph.attention_inputs(0).stop + self.graph.num_heads, self._longest)
-        for rows in batches_alike(self.clean, [0] * len(self), batch_size, 1):
-            clean, corrupted = (
-                torch.tensor([ids[row] for row in rows], device=self.model.device)
-                for ids in (self.clean, self.corrupted)
+        alone = [pair if any(own) else -1 for pair, own in enumerate(zip(*self.media, strict=True))]
+        for rows in batches_alike(self.clean, alone, batch_size, 1):
+            both = [[ids[row] for row in rows] for ids in (self.clean, self.corrupted)]
+            media = [[own[row] for row in rows] for own in self.media]
+            yield rows, [torch.tensor(ids, device=self.model.device) for ids in both], media
+
+    def check_seen(self, rows: list[int], found: Tensor, expected: Tensor) -> None:
+        """Refuse images of which layers, run one by one, give something else than whole passes.
+
+        Arguments:
+            rows: the pairs.
+            found, expected: what their runs end with; looked at where they have images.
+
+        Raises:
+            InterpError: they differ.
+        """
+        if any(own[row] for own in self.media for row in rows) and off_by(self.model, found, expected) is not None:
+            raise InterpError(
+                f"pair {rows[0]} has images of which {type(self.model._module).__name__} shows its layers more than "
+                "embeddings, or at other tokens in the one prompt than in the other, so its layers cannot be run one "
+                "by one. Patch sites instead: activation_patching, attribution_patching."
             )
-            yield rows, clean, corrupted
 
     def how_many_circuits(self, input_ids: Tensor) -> int:
         """How many circuits run side by side on a batch of (row, position)."""
@@ -165,6 +190,8 @@ def edge_attribution_patching(
     clean: Any,
     corrupted: Any,
     *,
+    images: Any = None,
+    corrupted_images: Any = None,
     metric: Metric = "logit_difference",
     answers: Answers | None = None,
     steps: int | None = None,
@@ -179,6 +206,7 @@ def edge_attribution_patching(
     Arguments:
         model: the model.
         clean, corrupted: as many prompts, two and two of the same number of tokens (texts, `Prompt`s, token ids).
+        images: of both prompts of each pair; corrupted_images: of the corrupted ones, where these are others.
         metric: one of `interp.patching.METRICS`, or a function of logits.
         answers: per example, for a named metric (`Metrics`).
         steps: None: the gradient is taken at the run that is patched (EAP). A number m: the mean of the gradients at m
@@ -190,7 +218,8 @@ def edge_attribution_patching(
         A score for each example and edge.
 
     Raises:
-        InterpError: pairs that differ in length, a model that is no such graph (`ComputationGraph`), or bad arguments.
+        InterpError: pairs that differ in length, a model that is no such graph (`ComputationGraph`), images of which
+            layers are shown more than embeddings, or bad arguments.
 
     Syed, Rager & Conmy (2023), arXiv 2310.10348; Hanna, Pezzelle & Belinkov (2024), arXiv 2403.17806.
     """
@@ -198,22 +227,25 @@ def edge_attribution_patching(
         raise InterpError(f"direction: unknown {direction!r}.{nearest(str(direction), get_args(Direction))}")
     if steps is not None and steps < 1:
         raise InterpError(f"steps: expected at least 1, or None for the gradient at the patched run, got {steps}.")
-    pairs = PromptPairs.of(model, clean, corrupted, metric, answers)
+    pairs = PromptPairs.of(model, clean, corrupted, metric, answers, images, corrupted_images)
     check_slope(pairs.metrics, direction, steps)
     check_gradients("edge_attribution_patching")
     graph = pairs.graph
     score = np.full((len(pairs), len(graph.senders), len(graph.receivers)), np.nan, dtype=np.float32)
     values = np.empty((2, len(pairs)), dtype=np.float32)
-    for rows, *ids in pairs.batches(batch_size):
-        ends = [NodeOutputs.of(model, one) for one in ids]
+    for rows, ids, media in pairs.batches(batch_size):
+        ends = [NodeOutputs.of(model, one, own) for one, own in zip(ids, media, strict=True)]
         with torch.no_grad():
             for index, end in enumerate(ends):
                 values[index, rows] = pairs.measure(end.final, rows, ends[0].final).float().cpu()
         base, other = (0, 1) if direction == "noising" else (1, 0)
-        final, of_clean = ends[base].final, ends[0].final
+        final, of_clean, of_other = ends[base].final, ends[0].final, ends[other].final
         differences = ends[other].less(ends[base], model)
         del ends
-        run = CleanRun.of(model, ids[base], 0)
+        run = CleanRun.of(model, ids[base], 0, media[base])
+        if any(own for both in media for own in both):
+            pairs.check_seen(rows, _streams(run)[1], final)
+            pairs.check_seen(rows, _streams(run, differences.embed)[1], of_other)
         found = torch.zeros(len(rows), *graph.exists.shape, dtype=torch.float32, device=final.device)
         points = [0.0] if steps is None else [(step + 0.5) / steps for step in range(steps)]
         for point in points:

@@ -7,7 +7,7 @@ wrote is held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.forward import forget_lengths
-from interp.model.fed import whole_inputs
+from interp.model.image_inputs import inputs_of_prompts
 from interp.model.places import HeadOutPlace
 from interp.model.resolve import head_out_place, place_of
 from interp.model.visits import Visit, run_visiting, visit_part
 from interp.patching.computation_graph import ComputationGraph
 from interp.patching.patched_runs import CleanRun
+from interp.prompts import Media
 from interp.sites import Site
 
 if TYPE_CHECKING:
@@ -72,12 +73,13 @@ class NodeOutputs:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: StandardizedTransformer, input_ids: Tensor) -> NodeOutputs:
+    def of(cls, model: StandardizedTransformer, input_ids: Tensor, media: Sequence[Media | None] = ()) -> NodeOutputs:
         """Run prompts of one length.
 
         Arguments:
             model: the model.
             input_ids: (row, position), without padding.
+            media: what each row is fed beside them, all or none of them.
 
         Raises:
             InterpError: something else writes into the residual stream too.
@@ -108,7 +110,8 @@ class NodeOutputs:
         last = Site("resid_post", model.num_layers - 1)
         visits.append(Visit(str(last), place_of(model, last), end))
         forget_lengths(model)
-        run_visiting(model, visits, stop=True, use_cache=False, **whole_inputs(model, input_ids.tolist()))
+        fed = inputs_of_prompts(model, input_ids.tolist(), media or None)
+        run_visiting(model, visits, stop=True, use_cache=False, **fed)
         for layer, z in enumerate(kept["z"]):
             check_heads(model, "z", layer, z.shape[2], model.num_heads)
         off = float((total[0] - final[0]).norm() / final[0].norm())

@@ -153,7 +153,9 @@ class CleanRun:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, model: StandardizedTransformer, input_ids: Tensor, changed: int) -> CleanRun:
+    def of(
+        cls, model: StandardizedTransformer, input_ids: Tensor, changed: int, media: Sequence[Media | None] = ()
+    ) -> CleanRun:
         """Run some prompts.
 
         They are run as a whole, from position 0 on, where they are so long that the rotation depends on their length:
@@ -163,11 +165,13 @@ class CleanRun:
             model: the model.
             input_ids: (row, length), without padding.
             changed: the first position that anything is changed at, counted from 0.
+            media: what each row is fed beside its ids, all or none of them; then anything may change, from 0 on.
         """
+        assert not (changed and any(media))
         forget_lengths(model)
         start = first_changed(model, input_ids.shape[1], changed)
         prefix = FrozenPrefix.of(model, input_ids[:, :start])
-        return cls(model, prefix, calls_of(model, prefix, input_ids[:, start:]))
+        return cls(model, prefix, calls_of(model, prefix, input_ids[:, start:], media))
 
     @property
     def start(self) -> int:
@@ -321,13 +325,16 @@ class Call:
 
 
 @torch.no_grad()
-def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Tensor) -> list[Call]:
+def calls_of(
+    model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Tensor, media: Sequence[Media | None] = ()
+) -> list[Call]:
     """Run what follows a prefix, and keep how each layer is called.
 
     Arguments:
         model: the model.
         prefix: of the same rows.
         input_ids: (row, position), the tokens that follow.
+        media: what each row is fed beside them, all or none of them.
 
     Returns:
         A call for each layer.
@@ -350,7 +357,7 @@ def calls_of(model: StandardizedTransformer, prefix: FrozenPrefix, input_ids: Te
     hooks = [passes.before(layer, before) for layer in layers]
     hooks += [passes.after(layer, after) for layer in layers]
     try:
-        run_layers(model, input_ids, prefix.cache, prefix.length)
+        run_layers(model, input_ids, prefix.cache, prefix.length, media)
     finally:
         for hook in hooks:
             hook.remove()

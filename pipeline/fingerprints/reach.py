@@ -20,7 +20,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class Kept:
             self.asked.keys() == self.known.keys() if whole else self.asked.keys() <= self.known.keys()
         ):
             return
-        kept = {key: self.known.get(key) or asdict(meaning) for key, meaning in self.asked.items()}
+        kept = {key: self.known.get(key) or kept_as(meaning) for key, meaning in self.asked.items()}
         if not whole:
             kept = self.known | kept
         staged = self.place.with_name(f".{self.place.name}.{os.getpid()}")  # others may write at the same time
@@ -134,6 +134,14 @@ class Kept:
             staged.parent.mkdir(parents=True, exist_ok=True)
             staged.write_text(json.dumps({"rules": self.rules, "meanings": kept}, separators=(",", ":")))
             os.replace(staged, self.place)
+
+
+def kept_as(meaning: Meaning) -> dict[str, Any]:
+    """The plain values of a meaning, for JSON; they are its own, not copies."""
+    return {
+        **vars(meaning),
+        **{name: [vars(entry) for entry in getattr(meaning, name)] for name in ("imports", "typing")},
+    }
 
 
 def restored(values: Mapping[str, Any]) -> Meaning:

@@ -13,6 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from pipeline.project import CODE
+from tests.pipeline.copies import copy_code
 
 PROGRAMS = ("chromium", "chromedriver")
 # without these it asks for hosts on the network at every start
@@ -25,7 +26,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository's code, so that its cache, its locks and its tracking are the tests' own."""
     copy = tmp_path_factory.mktemp("repository")
     for folder in ("conf", "interp", "pipeline"):
-        shutil.copytree(CODE / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_code(CODE / folder, copy / folder)
     (copy / ".dvc").mkdir()
     for file in ("dvc.yaml", ".dvcignore", ".dvc/config"):
         shutil.copy(CODE / file, copy / file)

@@ -25,7 +25,9 @@ def test_experiment(experiment: str, repository: Path, pipeline: Run) -> None:
     params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert set(metrics) == set(params["lens"])
-    for numbers in metrics.values():
+    for name, numbers in metrics.items():
         assert numbers["n"] > 0
-        for curve in (numbers.get("probability") or numbers["generation_accuracy"]).values():
-            assert 0 <= curve["peak"] <= 1
+        curves = (numbers.get("probability") or numbers["generation_accuracy"]).values()
+        by_block = params["lens"][name]["kind"] == "knockout"
+        for curve in [block for group in curves for block in group.values()] if by_block else curves:
+            assert 0 <= curve["lowest" if by_block else "peak"] <= 1

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.project import CODE
+from tests.pipeline.copies import copy_code
 from tests.pipeline.test_main import CommandLine, command_line
 
 __all__ = ["command_line"]
@@ -58,7 +59,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository with one stage, which fails on the title `bad`."""
     root = tmp_path_factory.mktemp("sweeps") / "interpipe"
     for name in ("conf", "interp", "pipeline"):
-        shutil.copytree(CODE / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_code(CODE / name, root / name)
     for name in (".dvcignore", ".dvc/config"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(CODE / name, root / name)

@@ -33,7 +33,8 @@ class Intervention:
             (a pair: queries, keys); the same with `_pre_softmax`, of the scores; `block-img-txt`, `block-img-img`,
             `keep-self-attn` (of these queries), as of ablation queries.
         activation: a key as the cache has it: `resid_out_3`, `pattern_L0H2`, `values_L3`, `head_out_L3H1`. Values and
-            keys of a head are those of its group; queries and keys are before rotation.
+            keys of a head are those of its group; queries and keys are written as their projections give them, and
+            multiplied as attention receives them, behind norms and rotation.
         token_positions: names of positions; of `grid` a pair of lists. Of images, [] will do.
         patching_values: what is written: (example, position, number), the positions in their order, or what broadcasts
             to it; of a pattern (position, position), of all tokens. None or "ablation": it is multiplied.

@@ -61,3 +61,12 @@ def test_generation_with_an_ablation_and_a_patch_is_that_without_a_cache(family:
 
         assert new == ours.plain.greedy(text, own, _STEPS, edited)
         assert ours.plain.greedy(text, own, _STEPS) == ours.plain.generated(text, own, _STEPS)
+
+
+def test_what_enters_a_layer_is_more_than_what_left_the_one_below_in_qwen3_vl(seeing: SeeingFamily) -> None:
+    ours = seeing("qwen3_vl")
+    _, cache = ours.model.run_with_cache(ours.texts[1], images=ours.images[1])
+    seen = ours.plain.inputs(ours.texts[1], ours.images[1])["input_ids"][0] == ours.model._module.config.image_token_id
+    entering, left = cache["resid_pre.1"][0], cache["resid_post.0"][0]
+    assert torch.equal(entering[~seen], left[~seen]) and not torch.isclose(entering[seen], left[seen]).all(-1).any()
+    assert torch.equal(cache.accumulated_residual()["resid_pre.1"][0], entering)

@@ -66,7 +66,7 @@ def test_attention_in_one_row_is_that_of_each_prompt(data: st.DataObject) -> Non
 
 
 @pytest.mark.parametrize("name", DRAWN)
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(data=st.data())
 @torch.no_grad()
 def test_continuations_of_any_lengths_are_what_whole_prompts_are(name: str, data: st.DataObject) -> None:

@@ -186,7 +186,7 @@ def test_batches_order_memory_and_the_slow_way_change_nothing(name: str, monkeyp
         np.testing.assert_allclose(slow.arrays()[key], values, atol=1e-4, rtol=1e-4, err_msg=key)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     name=st.sampled_from(["llama", "mistral", "gpt2", "cohere"]),
     num_layers=st.integers(1, 5),
@@ -197,7 +197,7 @@ def test_any_window_and_position(name: str, num_layers: int, layers: list[int], 
     check_any(name, num_layers, layers, sources(name), [[min(position, len(ids) - 1)] for ids in TARGETS])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     name=st.sampled_from(["llama", "mistral", "gpt2", "cohere"]),
     num_layers=st.integers(1, 5),

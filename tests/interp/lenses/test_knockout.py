@@ -157,7 +157,7 @@ def test_all_heads_are_what_no_heads_mean_and_each_alone_is_less() -> None:
     assert np.abs(alone.log_prob - every.log_prob).max() > 1e-3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     name=st.sampled_from(["llama", "mistral", "gpt2", "mpt"]),
     window=st.integers(1, 4),
@@ -272,7 +272,7 @@ def test_the_slow_way_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 POSITIONS = st.sets(st.integers(0, 6), min_size=1, max_size=3).map(sorted)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     name=st.sampled_from(["llama", "mistral", "gpt2", "cohere"]),
     window=st.integers(1, 5),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from interp.architectures import vision_layout
 from interp.errors import InterpError
 from interp.model import StandardizedTransformer
+from interp.model.processor import load_processor
 from interp.model.verify import failures, prove
 from interp.prompts import Prompt
 from tests.vision import FAMILIES, image
@@ -162,3 +165,12 @@ def test_proofs_run_with_an_image_in_the_prompt(
         monkeypatch.setattr("interp.model.verify.vision_layout", lambda config: layout)
         (failed,) = failures(prove(model))
         assert failed.identity == "resid_pre == resid_post of the layer before, with an image"
+
+
+def test_a_processor_of_another_size_is_found_out_at_load(vision_folder: Callable[[str], Path]) -> None:
+    folder = vision_folder("llava")
+    processor: Any = load_processor(folder)
+    processor.image_processor.crop_size = {"height": 32, "width": 32}
+    processor.image_processor.size = {"shortest_edge": 32}
+    with pytest.raises(InterpError, match="cannot run an image as its processor prepares it"):
+        StandardizedTransformer(folder, processor=processor, dtype="float32")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from interp import InterpError
 from interp.interventions import Intervention
 from interp.patching import activation_patching, attribution_patching, edge_attribution_patching, path_patching
-from interp.patching.circuits import run_circuits
+from interp.patching.circuits import exact_edge_effects, run_circuits
+from interp.patching.computation_graph import ComputationGraph
 from interp.prompts import Prompt
 from tests.vision import FAMILIES, image
 from tests.vision.seeing import Seeing
@@ -117,10 +119,33 @@ def test_what_is_no_way_between_embeddings_is_refused(seeing: Made) -> None:
     attribution_patching(model, clean[:2], corrupted[:2], "resid_post", "last", steps=1, way="sites", **given)
 
 
-def test_edges_and_circuits_refuse_images(seeing: Made) -> None:
-    model = seeing("llava").model
-    prompts = [Prompt("<image> the cat is", images=(image(0),))]
-    with pytest.raises(InterpError, match="clean: prompt 0 has images, and edges run layers one by one"):
-        edge_attribution_patching(model, prompts, prompts, metric=difference)
-    with pytest.raises(InterpError, match="corrupted: prompt 0 has images"):
-        run_circuits(model, [[5] * 21], prompts, [[]], metric=difference)
+def test_edges_of_images_are_what_their_circuits_say(seeing: Made) -> None:
+    model, (clean, corrupted) = seeing("gemma3").model, pairs("gemma3")
+    given: dict[str, Any] = dict(images=OURS, corrupted_images=OTHERS, metric=difference)
+    graph = ComputationGraph.of(model)
+    ends = run_circuits(model, clean, corrupted, [graph.exists, []], **given)
+    whole = activation_patching(model, clean, corrupted, "resid_post", "last", layers=[0], **given)
+    np.testing.assert_allclose(ends[0], whole.clean[:, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(ends[1], whole.corrupted[:, 0], rtol=1e-4, atol=1e-4)
+    # What the last MLP says to the logits, by hand.
+    edge, last = "mlp_out.2 -> logits", model.num_layers - 1
+    sites = ["mlp_out.2", f"resid_post.{last}"]
+    ours, theirs = (model.run(text, images=own, read=sites) for text, own in ((clean, OURS), (corrupted, OTHERS)))
+    change, at = (theirs[sites[0]] - ours[sites[0]])[:, 0], ours[sites[1]][:, 0].clone().requires_grad_()
+    measured = difference(model.readout(at))
+    (gradient,) = torch.autograd.grad(measured.sum(), at)
+    place = tuple(np.argwhere(graph.mask([edge]))[0])
+    exact = exact_edge_effects(model, clean, corrupted, [edge], **given).score[:, *place]
+    patched = difference(model.readout(at.detach() + change)) - measured
+    np.testing.assert_allclose(exact, patched.detach(), rtol=1e-3, atol=1e-4)
+    estimate = edge_attribution_patching(model, clean, corrupted, **given).score[:, *place]
+    np.testing.assert_allclose(estimate, (change * gradient).sum(1), rtol=1e-3, atol=1e-4)
+    assert abs(exact).min() > 1e-3
+
+
+def test_images_that_layers_are_shown_besides_have_no_edges(seeing: Made) -> None:
+    model, (clean, corrupted) = seeing("qwen3_vl").model, pairs("qwen3_vl")
+    given: dict[str, Any] = dict(images=OURS[:1], corrupted_images=OTHERS[:1], metric=difference)
+    for function, more in ((edge_attribution_patching, ()), (run_circuits, ([[]],))):
+        with pytest.raises(InterpError, match=r"do not add up to the residual stream|shows its layers more than"):
+            function(model, clean[:1], corrupted[:1], *more, **given)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,15 @@ from interp.model.processor import load_processor
 from interp.positions import Position
 from interp.prompts.images import opened
 from pipeline.artifacts.tokens import load_prompts, load_tokens, prompts_digest
+from pipeline.config.model import ModelConfig
+from pipeline.config.section import load
 from pipeline.files import file_digest
 from pipeline.project import CODE
 from pipeline.stages import collect, tokenize
 from pipeline.stages.code import IMAGES, write_code
 from pipeline.stages.evaluate import __main__ as evaluate
 from pipeline.stages.lens import __main__ as lens
+from pipeline.stages.loading import load_model, media_of
 from pipeline.stages.report import __main__ as report
 from pipeline.store import open_store
 from pipeline.validate import validate
@@ -223,20 +227,19 @@ def test_a_changed_image_is_another_run(make_run: Callable[..., Path], monkeypat
 def test_images_that_are_lost_or_read_otherwise_are_refused(
     make_run: Callable[..., Path], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = make_run()
-    monkeypatch.chdir(folder)
+    own = tmp_path / "own"
+    shutil.copytree(model, own)
+    monkeypatch.chdir(make_run(f"model.source={own}"))
     tokenize.tokenize()
-    other = tmp_path / "other"
-    shutil.copytree(model, other)
-    smaller = json.loads((other / "preprocessor_config.json").read_text())
-    for key in ("size", "crop_size"):
-        smaller[key] = dict.fromkeys(smaller[key], 12)
-    (other / "preprocessor_config.json").write_text(json.dumps(smaller))
-    params = OmegaConf.load("params.yaml")
-    OmegaConf.save({**params, "model": {**params.model, "source": str(other)}}, "params.yaml")
+    [row, *_] = rows = load_prompts()
     with pytest.raises(InterpError, match=r"it has changed\. Run the stage `tokenize` again"):
-        collect.collect_activations()
-    OmegaConf.save(params, "params.yaml")
-    next(iter(Path("tokens/images").iterdir())).unlink()
+        media_of(load_model(load(ModelConfig)), [replace(row, input_ids=[*row.input_ids, 7])])
+    collect.collect_activations()
+    settings = json.loads((own / "preprocessor_config.json").read_text())
+    settings["image_mean"] = [0.1, 0.2, 0.3]
+    (own / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InterpError, match="was collected with another image processor"):
+        lens.run()
+    (Path("tokens/images") / rows[0].images[0]).unlink()
     with pytest.raises(InterpError, match=r"expected the image tokens/images/.*, found none. Run the stage `tokenize`"):
         collect.collect_activations()

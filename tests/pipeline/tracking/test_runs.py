@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,11 +21,25 @@ from interp.errors import InterpError
 from pipeline.config.tracking import TrackingConfig
 from pipeline.sweep import job_ended, new_sweep, sweep_ended
 from pipeline.tracking import __main__ as main_module
+from pipeline.tracking import runs as runs_module
 from pipeline.tracking import sending as sending_module
 from pipeline.tracking.__main__ import main
+from pipeline.tracking.bounded import Mlflow
 from pipeline.tracking.runs import Allowance, begin_sweep, end_sweep, log_run, prepare
 from pipeline.tracking.sending import KEY_TAG, Target, connect, send, target_of, the_one, tracking_uri
 from tests.pipeline.tracking.run_folders import make_run_folder, write_run
+
+
+@pytest.fixture(scope="module")
+def mlflow() -> Iterator[Mlflow]:
+    """One process with MLflow for all questions: each would start its own, and importing MLflow is most of its time."""
+    with contextlib.closing(Mlflow()) as process:
+        yield process
+
+
+@pytest.fixture(autouse=True)
+def one_process(mlflow: Mlflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_module, "ask", mlflow.ask)
 
 
 @pytest.fixture
@@ -33,8 +49,17 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database with no run in it: to make its tables takes longer than all that a test asks of it."""
+    place = tmp_path_factory.mktemp("database") / "tracked.db"
+    connect(f"sqlite:///{place}").search_experiments()
+    return place
+
+
 @pytest.fixture
-def config(root: Path) -> TrackingConfig:
+def config(root: Path, database: Path) -> TrackingConfig:
+    shutil.copy(database, root / "tracked.db")
     return TrackingConfig(uri=f"sqlite:///{root}/tracked.db", experiment="tests")
 
 
@@ -108,18 +133,19 @@ def test_a_run_whose_sending_broke_off_is_found_again(
     assert run.info.status == "FINISHED" and len(run.inputs.dataset_inputs) == 1
 
 
-@pytest.mark.parametrize("left", ["", '{"key": "0a'])
-def test_a_record_cut_short_costs_a_second_run_and_a_warning(
-    root: Path, config: TrackingConfig, caplog: pytest.LogCaptureFixture, left: str
+def test_a_record_cut_short_costs_another_run_and_a_warning(
+    root: Path, config: TrackingConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_run_folder(root / "run", str(config.uri))
     assert log_run(folder)
-    (folder / "tracking.json").write_text(left)
+    for number, left in enumerate(["", '{"key": "0a'], start=2):
+        (folder / "tracking.json").write_text(left)
+        caplog.clear()
+        assert log_run(folder)
+        assert "tracking.json cannot be read" in caplog.text
+        assert [run.info.status for run in all_runs(config)] == ["FINISHED"] * number
     assert log_run(folder)
-    assert "tracking.json cannot be read" in caplog.text
-    assert [run.info.status for run in all_runs(config)] == ["FINISHED", "FINISHED"]
-    assert log_run(folder)
-    assert len(all_runs(config)) == 2
+    assert len(all_runs(config)) == 3
 
 
 SWEEP = {"name": 'it\'s one, "two"=3', "key": '/tmp/it\'s, "here"=1', "overrides": ["lens=a,b"]}
@@ -149,11 +175,14 @@ def test_a_sweep_has_one_parent_whatever_it_is_called(root: Path) -> None:
 
 
 def test_sync_closes_a_sweep_that_could_not_be_closed(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    root: Path,
+    config: TrackingConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its server was gone from the first job on; one run is synced, then the whole sweep."""
     monkeypatch.setattr(main_module, "project_root", lambda: root)
-    config = TrackingConfig(uri=f"sqlite:///{root}/tracked.db", experiment="tests")
     folder = root / "outputs/it's"
     folder.mkdir(parents=True)
     sweep = new_sweep(folder, "outputs/it's", ["lens=a,b"], [])

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.pipeline.copies import copy_code
+
 REPOSITORY = Path(__file__).resolve().parents[3]
 COPIED = (
     "interp/__init__.py", "interp/errors.py", "pipeline/__init__.py", "pipeline/files.py", "pipeline/process.py",
@@ -116,7 +118,7 @@ except KeyboardInterrupt:
 def build(root: Path) -> Path:
     """Make the miniature repository in an empty folder; returns the folder."""
     for name in WHOLE:
-        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_code(REPOSITORY / name, root / name)
     for name in (
         *COPIED,
         ".dvcignore",

@@ -20,6 +20,7 @@ import yaml
 from pipeline.object_cache import Cache
 from pipeline.store import open_store
 from pipeline.tracking.sending import connect
+from tests.pipeline.copies import copy_code
 from tests.pipeline.workflow.damage import flip, locked
 from tests.pipeline.workflow.miniature import REPOSITORY
 
@@ -35,7 +36,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository, committed, in which one run, `outputs/first`, is finished."""
     root = tmp_path_factory.mktemp("copy") / "interpipe"
     for name in FOLDERS:
-        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_code(REPOSITORY / name, root / name)
     for name in FILES:
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(REPOSITORY / name, root / name)
