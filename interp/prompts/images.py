@@ -141,7 +141,7 @@ def with_images(prompts: Any, images: Any, name: str = "prompts") -> Any:
 
 
 def _listed(entry: Any) -> tuple[Any, ...]:
-    if entry is None:
+    if entry is None or (isinstance(entry, float) and entry != entry):  # a table's missing value
         return ()
     return tuple(entry) if isinstance(entry, list | tuple) else (entry,)
 
