@@ -132,7 +132,8 @@ class FrozenNorm:
         factor = (normed * shape).sum(-1, keepdim=True) / (shape * shape).sum(-1, keepdim=True)
         frozen = cls((weight * factor).float(), bias[0].float(), centred)
         wrong = float((frozen(hidden.float()) + frozen.bias - norm(hidden).float()).abs().max())
-        if not wrong <= 16 * torch.finfo(hidden.dtype).eps * float(norm(hidden).abs().max()):
+        eps = max(torch.finfo(hidden.dtype).eps, torch.finfo(torch.float32).eps)  # what is compared is float32
+        if not wrong <= 16 * eps * float(norm(hidden).abs().max()):
             raise InterpError(
                 f"direct logit attribution: the final norm {type(norm).__name__} is not linear once its scale is held "
                 f"(off by {wrong:.2g}), so contributions through it do not add up."

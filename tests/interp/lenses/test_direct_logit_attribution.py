@@ -131,6 +131,13 @@ def test_bfloat16_is_near_float32() -> None:
         np.testing.assert_allclose(half.remainder, 0, atol=0.1)
 
 
+def test_float64_is_float32() -> None:
+    """Its norms count in float32, which the final one is not refused for."""
+    double = direct_logit_attribution(standardized("llama", torch.float64), PROMPTS, TARGETS)
+    single = direct_logit_attribution(standardized("llama"), PROMPTS, TARGETS)
+    np.testing.assert_allclose(double.contribution, single.contribution, atol=1e-4)
+
+
 def test_dtypes_that_torch_is_told_to_use_elsewhere_change_no_results_dtype() -> None:
     wanted = direct_logit_attribution(standardized("llama"), PROMPTS, TARGETS)
     torch.set_default_dtype(torch.float64)
