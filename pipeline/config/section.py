@@ -102,11 +102,11 @@ class Kinds:
         """
         kind = values.get("kind")
         if kind is None:
-            section = where.rpartition(".")
+            group, _, name = where.rpartition(".")
             raise ConfigError(
                 f"{where}: {', '.join(sorted(values)) or 'nothing'} set for a {cls.noun} that is not chosen. Choose it "
-                f"too ({section[0] or section[2]}=[..., {section[2]}]); an experiment sets values of its own choices, so "
-                f"leave them be, or give {where}.kind for one of your own."
+                f"too ({group or name}=[..., {name}]); an experiment sets values of its own choices, so leave them be, "
+                f"or give {where}.kind for one of your own."
             )
         if kind not in cls.kinds:
             raise ConfigError(f"{where}.kind: unknown {cls.noun} {kind!r}.{nearest(str(kind), list(cls.kinds))}")
