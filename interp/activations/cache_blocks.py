@@ -13,6 +13,7 @@ from interp.activations.cached_run import CacheRequest, Positions
 from interp.activations.chosen_sites import Sites
 from interp.activations.forward_passes import ForwardPasses
 from interp.errors import InterpError
+from interp.prompts.images import image_digests
 from interp.sites import MAP_KINDS, Site
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ class CacheBlocks:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """No values beside the cache's own."""
-        return {}
+        """Which images the prompts have, so that no store goes on with others; nothing where there are none."""
+        return image_digests([one.media for one in self.request.passes.encoded])
 
     def axes(self, site: Site) -> tuple[str, ...]:
         """Names of the axes of a site's tensor."""

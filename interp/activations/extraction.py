@@ -270,12 +270,12 @@ class Extraction:
         if block_size < 1:
             raise InterpError(f"block_size: expected at least 1, got {block_size}.")
         encoded: list[Encoded] = []
-        images: dict[int, Any] = {}
+        images: dict[int, tuple[Any, str]] = {}
         saved = []
         for batch in given_batches(batches, batch_size, column):
             for prompt, one in zip(batch.prompts, found := _encoded(model, batch, spans), strict=True):
                 if one.media is not None:  # pixels of all prompts would not be in memory at once
-                    images[len(encoded)] = prompt
+                    images[len(encoded)] = (prompt, one.media.digest())
                 encoded.append(replace(one, media=None))
             if batch_saver is not None:
                 saved.append((len(found), batch_saver(batch.given) or {}))

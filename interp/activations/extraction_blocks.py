@@ -13,6 +13,7 @@ from interp.activations.activation_cache import CachedModel
 from interp.activations.extracted_kinds import Extracted
 from interp.activations.extraction_pass import BatchSlots, BatchValues, ExtractionPlan
 from interp.activations.prompt_batches import PaddingSide, encoded_prompts
+from interp.errors import InterpError
 from interp.interventions import Intervention
 from interp.prompts import Encoded
 
@@ -54,7 +55,8 @@ class ExtractionBlocks:
         plan: what is taken.
         extraction: the same, as data.
         encoded: the prompts, without their images.
-        images: of those prompts that have some, by number: the prompts again, which are encoded with their block.
+        images: of those prompts that have some, by number: the prompts again, which are encoded with their block, and
+            the digest of their images.
         slots: their tokens that something is taken at.
         saved: what a batch saver kept of them.
         ranges: which prompts each block has.
@@ -63,7 +65,7 @@ class ExtractionBlocks:
     plan: ExtractionPlan
     extraction: Mapping[str, Any]
     encoded: Sequence[Encoded]
-    images: Mapping[int, Any]
+    images: Mapping[int, tuple[Any, str]]
     slots: BatchSlots
     saved: Mapping[str, Any]
     ranges: Sequence[range]
@@ -130,7 +132,12 @@ class ExtractionBlocks:
             "axes": named,
             "saved": texts,
             "interventions": [one.to_dict() for one in edits],
+            **({"images": self._digests()} if self.images else {}),
         }
+
+    def _digests(self) -> list[str | None]:
+        """Of each prompt that of its images, so that no store goes on with others."""
+        return [self.images[row][1] if row in self.images else None for row in range(len(self.encoded))]
 
     def axes(self, one: Extracted) -> tuple[str, ...]:
         """Names of the axes of what is taken."""
@@ -151,8 +158,10 @@ class ExtractionBlocks:
         light = self.encoded[row]
         if row not in self.images:
             return light
-        prompt = self.images[row]
+        prompt, digest = self.images[row]
         [whole] = [prompt] if isinstance(prompt, Encoded) else encoded_prompts(self.plan.model, [prompt])
+        if whole.media is None or whole.media.digest() != digest:
+            raise InterpError(f"batches: the images of prompt {row} have changed since they were read. Begin anew.")
         return replace(light, media=whole.media)
 
     def __len__(self) -> int:

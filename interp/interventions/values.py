@@ -20,7 +20,7 @@ from interp.errors import InterpError, nearest
 from interp.interventions.where import as_where, plain_where
 from interp.prompts import Prompt
 from interp.prompts.given import is_ids
-from interp.prompts.images import opened
+from interp.prompts.opening import opened
 from interp.sites import canonical
 
 __all__ = ["AnotherRun", "SavedTensor", "Value", "as_value", "plain_value", "same_value"]

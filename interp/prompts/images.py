@@ -7,15 +7,16 @@ media_inputs([encoded.media])                                        # pixel val
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError
 from interp.positions import Span, TokenSet
 from interp.prompts.encoding import Encoded, check_unicode
 from interp.prompts.given import is_ids, listed
+from interp.prompts.opening import opened
 from interp.prompts.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ __all__ = [
     "by_token",
     "check_no_images",
     "encode_with_images",
+    "image_digests",
     "image_markers",
     "image_spans",
     "media_inputs",
     "media_of",
-    "opened",
     "same_prompt",
     "with_images",
 ]
@@ -64,6 +65,14 @@ class Media:
     by_row: bool = False
     of_text: Mapping[str, int] = field(default_factory=dict)
 
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of what the images are fed as."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.inputs.items()):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.cpu().double().numpy().tobytes())
+        return found.hexdigest()
+
     def followed(self, more: int, numbers: Mapping[str, int] | None = None) -> Media:
         """The same with tokens behind the prompt that are no part of an image.
 
@@ -75,6 +84,11 @@ class Media:
         return replace(
             self, by_token={name: [*own, *[after.get(name, 0)] * more] for name, own in self.by_token.items()}
         )
+
+
+def image_digests(media: Sequence[Media | None]) -> dict[str, list[str | None]]:
+    """`images`: of each prompt the digest of its images, or None; nothing where no prompt has any."""
+    return {"images": [None if one is None else one.digest() for one in media]} if any(media) else {}
 
 
 def same_prompt(one: Encoded, other: Encoded) -> bool:
@@ -127,7 +141,7 @@ def with_images(prompts: Any, images: Any, name: str = "prompts") -> Any:
 
 
 def _listed(entry: Any) -> tuple[Any, ...]:
-    if entry is None:
+    if entry is None or (isinstance(entry, float) and entry != entry):  # a table's missing value
         return ()
     return tuple(entry) if isinstance(entry, list | tuple) else (entry,)
 
@@ -160,61 +174,6 @@ def check_no_images(prompts: Sequence[Encoded | Prompt | Any], name: str, why: s
     for index, one in enumerate(prompts):
         if getattr(one, "images", ()) or getattr(one, "media", None) is not None:
             raise InterpError(f"{name}: prompt {index} has images, and {why}.")
-
-
-def opened(image: Any) -> Any:
-    """An image as a processor takes it: upright where a camera says how it was held, in eight bits a channel.
-
-    Raises:
-        InterpError: no such file, something that is no image, or one whose numbers are not 0 to 255.
-    """
-    from PIL import Image
-
-    if isinstance(image, str | Path):
-        path = Path(image).expanduser()
-        try:
-            with Image.open(path) as file:
-                return _upright(file)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise InterpError(f"images: expected the path of an image, got {str(image)!r} ({error}).") from error
-    if isinstance(image, Image.Image):
-        return _upright(image)
-    shape = getattr(image, "shape", None)
-    if shape is None or len(shape) != 3 or shape[-1] != 3:
-        came = type(image).__name__ if shape is None else f"shape {tuple(shape)}"
-        raise InterpError(
-            f"images: expected a PIL image, a path, or an array (height, width, 3) of numbers 0 to 255, got {came}."
-        )
-    return Image.fromarray(_in_eight_bits(image))
-
-
-def _upright(image: Any) -> Any:
-    """As `transformers.image_utils.load_image` has it."""
-    from PIL import ImageOps
-
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # it would be cut off at 255
-        raise InterpError(
-            f"images: expected eight bits a channel, got a PIL image of mode {image.mode!r}. Scale its numbers to 0 to "
-            "255, and save it as 'L' or 'RGB'."
-        )
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def _in_eight_bits(image: Any) -> Any:
-    import numpy as np
-    import torch
-
-    numbers = image.detach().cpu() if isinstance(image, torch.Tensor) else image
-    numbers = np.asarray(numbers.float() if getattr(numbers, "dtype", None) == torch.bfloat16 else numbers)
-    with np.errstate(invalid="ignore"):
-        pixels = numbers.astype(np.uint8)
-    is_scaled = numbers.dtype.kind in "fb" and bool(numbers.any()) and numbers.max() <= 1
-    if is_scaled or not (pixels == numbers).all():
-        which = f"numbers of {numbers.dtype} from {numbers.min():g} to {numbers.max():g}" if numbers.size else "none"
-        raise InterpError(
-            f"images: expected whole numbers 0 to 255, got {which}. Write (255 * image).round() of one from 0 to 1."
-        )
-    return pixels
 
 
 # Encoding -------------------------------------------------------------------------------------------------------------

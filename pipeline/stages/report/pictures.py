@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from interp.prompts.images import opened
+from interp.prompts.opening import opened
 from interp.text import readable
 from pipeline.artifacts.tokens import IMAGES, Row
 

@@ -49,7 +49,7 @@ def test_prompts_with_images(family: str, vision_folder: Callable[[str], Path]) 
     result = extraction.run(model, [prompts], progress=False)
     blocks = extraction.blocks(model, prompts, block_size=2, batch_size=2)
     in_blocks = [blocks.block(index) for index in range(2)]
-    rows = [{"text": marked, "image": image(0)}, {"text": "hello hello king", "image": None}]
+    rows = [{"text": marked, "image": image(0)}, {"text": "hello hello king", "image": float("nan")}]  # as of a table
     of_rows = extraction.run(model, rows, progress=False)
     for row, prompt in enumerate(prompts):
         alone = extraction.run(model, [prompt], progress=False)

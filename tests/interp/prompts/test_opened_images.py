@@ -11,7 +11,7 @@ from PIL import Image
 from transformers.image_utils import load_image
 
 from interp import InterpError
-from interp.prompts.images import opened
+from interp.prompts.opening import opened
 from tests.vision import image
 
 PIXELS = np.asarray(image(0, 6, 4))

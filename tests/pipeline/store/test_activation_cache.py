@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from interp.activations import CacheBlocks
+from interp.activations import CacheBlocks, Extraction
 from interp.errors import InterpError
+from interp.model import StandardizedTransformer
+from interp.prompts import Prompt
 from pipeline.store import open_store, write_cache
 from tests.interp.reference import wrapped
+from tests.vision import image
 
 PROMPTS = [[1, 17, 250, 33, 94, 301], [1, 88, 5, 260], [1, 2, 3], [4, 5, 6, 7, 8], [9, 10]]
 SITES = "resid_post.* mlp_post.1 z.0.h2 pattern.1"
@@ -56,3 +60,30 @@ def test_it_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
         write_cache(tmp_path / "cache.zarr", model.cache_blocks(PROMPTS, sites="resid_post.2", block_size=2))
     with pytest.raises(InterpError, match="at least one block"):
         write_cache(tmp_path / "none.zarr", replace(blocks, ranges=[]))
+
+
+def test_a_store_does_not_go_on_with_other_images(tmp_path: Path, vision_folder: Callable[[str], Path]) -> None:
+    """One text with several images: the token ids do not tell them apart."""
+    model = StandardizedTransformer(vision_folder("llava"), device_map="cpu")
+    texts = ["<image> dog"] * 3
+
+    def cached(seeds: list[int]) -> Any:
+        images = [image(seed) for seed in seeds]
+        return model.cache_blocks(texts, images=images, sites="resid_post.1", positions="last", block_size=2)
+
+    def extracted(seeds: list[int]) -> Any:
+        prompts = [Prompt(text, images=(image(seed),)) for text, seed in zip(texts, seeds, strict=True)]
+        return Extraction("resid_post.1").blocks(model, prompts, block_size=2)
+
+    for index, blocks in enumerate((cached, extracted)):
+        path = tmp_path / f"{index}.zarr"
+        assert write_cache(path, blocks([0, 1, 2])) == {"blocks": 2, "written": 2}
+        assert write_cache(path, blocks([0, 1, 2])) == {"blocks": 2, "written": 0}
+        with pytest.raises(InterpError, match="another config"):
+            write_cache(path, blocks([0, 1, 3]))
+    path = tmp_path / "a.png"
+    image(0).save(path)
+    late = Extraction("resid_post.1").blocks(model, [Prompt(texts[0], images=(path,))])
+    image(1).save(path)
+    with pytest.raises(InterpError, match="images of prompt 0 have changed"):
+        late.block(0)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from interp.errors import InterpError
 from interp.positions import Position
-from interp.prompts.images import opened
+from interp.prompts.opening import opened
 from pipeline.artifacts.tokens import Row
 from pipeline.config.model import ModelConfig
 from pipeline.config.section import ConfigError
