@@ -98,9 +98,16 @@ class Kinds:
             where: its path in the config, for messages.
 
         Raises:
-            ConfigError: an unknown kind.
+            ConfigError: no kind, or an unknown one.
         """
         kind = values.get("kind")
+        if kind is None:
+            group, _, name = where.rpartition(".")
+            raise ConfigError(
+                f"{where}: {', '.join(sorted(values)) or 'nothing'} set for a {cls.noun} that is not chosen. Choose it "
+                f"too ({group or name}=[..., {name}]); an experiment sets values of its own choices, so leave them be, "
+                f"or give {where}.kind for one of your own."
+            )
         if kind not in cls.kinds:
             raise ConfigError(f"{where}.kind: unknown {cls.noun} {kind!r}.{nearest(str(kind), list(cls.kinds))}")
         return cls.kinds[kind]
