@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.tables.image_files import check_image, combined_digest, folder_of, image_file, read_image_rows
 from pipeline.tables.table import TableError
@@ -99,6 +101,9 @@ def test_an_image_is_read_to_its_end(folder: Path) -> None:
     (folder / "text.png").write_text("no image")
     with pytest.raises(TableError, match="cannot identify image file"):
         check_image(folder / "text.png")
+    Image.fromarray(np.full((4, 4), 300, dtype=np.uint16)).save(folder / "deep.png")
+    with pytest.raises(TableError, match="deep.png as an image .*more than eight bits a channel"):
+        check_image(folder / "deep.png")
 
 
 def test_a_path_that_leads_nowhere_says_where_it_was_looked_for(folder: Path) -> None:
