@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_a_folder_with_metadata_is_read_as_datasets_reads_it(folder: Path, tmp_p
     theirs = datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=str(cache))
     assert list(table.columns) == theirs.column_names == ["image", "mask", "answer"]
     assert [row[2] for row in table.rows] == list(theirs["answer"])
+    gc.collect()  # it is closed here, under this test's filter
     assert table.written == "folder of images with metadata.csv (CSV)"
     assert table.notes == ()
     write_metadata(folder, {"file_name": ["b.png"], "answer": ["x"]})
@@ -102,7 +104,7 @@ def test_an_image_is_read_to_its_end(folder: Path) -> None:
     with pytest.raises(TableError, match="cannot identify image file"):
         check_image(folder / "text.png")
     Image.fromarray(np.full((4, 4), 300, dtype=np.uint16)).save(folder / "deep.png")
-    with pytest.raises(TableError, match="deep.png as an image .*more than eight bits a channel"):
+    with pytest.raises(TableError, match=r"deep\.png as an image .*more than eight bits a channel"):
         check_image(folder / "deep.png")
 
 
