@@ -128,7 +128,10 @@ def _of_columns(entry: Mapping[str, Any], column: str | None) -> Any:
         found = listed({key: entry[key] for key in _BY_TOKEN if entry.get(key) is not None}, "batches")
         return found[0] if single else found
     value = entry[name]
-    images = next((entry[key] for key in IMAGE_COLUMNS if entry.get(key) is not None), None)
+    seen = [key for key in IMAGE_COLUMNS if entry.get(key) is not None and key != name]
+    if len(seen) > 1:
+        raise InterpError(f"batches: expected one column of images, got {' and '.join(seen)}. Leave one out.")
+    images = entry[seen[0]] if seen else None
     if isinstance(value, str | Prompt):
         found = with_images(value, images, name)
         return found[0] if isinstance(found, list) else found

@@ -119,6 +119,7 @@ def test_what_holds_no_prompts_is_refused() -> None:
         ([{"sentence": "king"}], "Name the column"),
         ([{"input_ids": [[1, 2]], "pixel_values": torch.ones(1)}], "processor's output"),
         ([7.5], "got 7.5"),
+        ([{"text": "king", "image": "a.png", "images": ["b.png"]}], "one column of images, got images and image"),
     ]:
         with pytest.raises(InterpError, match=message):
             EXTRACTION.run(model, batches, progress=False)
