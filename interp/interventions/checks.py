@@ -53,7 +53,8 @@ def plan_edits(
         InterpError: a site that the model lacks, a position that an example lacks, a value that does not fit, two
             interventions that contradict each other; says what would fit.
     """
-    listed = [interventions] if isinstance(interventions, Intervention | Mapping) else list(interventions)
+    alone = isinstance(interventions, Intervention | Mapping) or not isinstance(interventions, Iterable)
+    listed: list[Any] = [interventions] if alone else list(interventions)  # type: ignore[arg-type]
     planners = []
     for index, one in enumerate(listed):
         if not isinstance(one, Intervention):
