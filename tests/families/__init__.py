@@ -1,5 +1,5 @@
 """Every family of the table, tiny and random: what the table and the proofs are tested on."""
 
-from tests.families.cases import FAMILIES, Family, build
+from tests.families.cases import FAMILIES, Family, auto_class, build
 
-__all__ = ["FAMILIES", "Family", "build"]
+__all__ = ["FAMILIES", "Family", "auto_class", "build"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,13 +43,17 @@ def build(name: str) -> nn.Module:
     return initialized(FAMILIES[name])
 
 
+def auto_class(config: object) -> Any:
+    """What makes a model of a config: a causal language model where transformers has one, else one that sees."""
+    return AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
+
+
 def initialized(family: Family) -> nn.Module:
     """The same of any config."""
     config = CONFIG_MAPPING[family.model_type](**family.config)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-        model = (AutoModelForCausalLM if is_causal else AutoModelForImageTextToText).from_config(config)
+        model = auto_class(config).from_config(config)
         for parameter in model.parameters():  # larger than the usual start, so that predictions differ visibly
             nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.15)
         for path, buffer in model.named_buffers():

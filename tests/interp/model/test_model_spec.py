@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -17,7 +16,7 @@ from interp.architectures import find_architecture, submodule
 from interp.errors import InterpError
 from interp.model.model_spec import TRANSFORMER_LENS_NAMES, ModelSpec
 from interp.model.model_spec.attention_spec import read_norm
-from tests.families import FAMILIES, build
+from tests.families import FAMILIES, auto_class, build
 from tests.interp.model.spec_expected import EXPECTED, LLAMA
 
 IDS = torch.tensor([[1, 17, 250, 33, 94, 301, 77, 12, 9, 45]])
@@ -29,7 +28,9 @@ def shapes(name: str) -> Any:
     """A family's model without weights."""
     family = FAMILIES[name]
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(CONFIG_MAPPING[family.model_type](**family.config))
+        config = CONFIG_MAPPING[family.model_type](**family.config)
+        model: nn.Module = auto_class(config).from_config(config)
+        return model
 
 
 @cache
