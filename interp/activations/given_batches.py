@@ -117,11 +117,11 @@ def _of_columns(entry: Mapping[str, Any], column: str | None) -> Any:
             "Name the column of the prompts: column=..."
         )
     if name == "input_ids":
-        seen = [key for key in keys if key.startswith("pixel_values")]
+        seen = [key for key in keys if key.startswith("pixel_values") or (key in IMAGE_COLUMNS and _any(entry[key]))]
         if seen:
             raise InterpError(
-                f"batches: a processor's output ({seen[0]}) cannot be cut into prompts. Give texts and images: Prompts "
-                "with images, or rows with a column of texts and one of images."
+                f"batches: token ids beside {seen[0]} cannot be cut into prompts with images. Give texts and images: "
+                "Prompts with images, or rows with a column of texts and one of images (column=... names the texts)."
             )
         ids = entry["input_ids"]
         single = is_ids(ids) or getattr(ids, "ndim", 2) == 1
@@ -135,7 +135,16 @@ def _of_columns(entry: Mapping[str, Any], column: str | None) -> Any:
     if isinstance(value, str | Prompt):
         found = with_images(value, images, name)
         return found[0] if isinstance(found, list) else found
-    return value if is_ids(value) else with_images(listed(value, name), images, name)
+    if is_ids(value) and not _any(images):
+        return value
+    return with_images(listed(value, name), images, name)
+
+
+def _any(images: Any) -> bool:
+    """Whether a column, or an entry of one, has an image."""
+    if isinstance(images, list | tuple):
+        return any(_any(one) for one in images)
+    return images is not None and not (isinstance(images, float) and images != images)  # NaN: nothing, in a table
 
 
 def _together(waiting: Sequence[tuple[Any, Any]]) -> GivenBatch:

@@ -117,7 +117,9 @@ def test_what_holds_no_prompts_is_refused() -> None:
         ([], "at least one prompt"),
         (7, "expected batches or prompts"),
         ([{"sentence": "king"}], "Name the column"),
-        ([{"input_ids": [[1, 2]], "pixel_values": torch.ones(1)}], "processor's output"),
+        ([{"input_ids": [[1, 2]], "pixel_values": torch.ones(1)}], "token ids beside pixel_values"),
+        ([{"input_ids": [1, 2], "image": "a.png"}], "token ids beside image"),
+        ([{"input_ids": [[1, 2], [3, 4]], "images": [None, ["a.png"]]}], "token ids beside images"),
         ([7.5], "got 7.5"),
         ([{"text": "king", "image": "a.png", "images": ["b.png"]}], "one column of images, got images and image"),
     ]:

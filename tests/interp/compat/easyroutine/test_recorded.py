@@ -67,7 +67,12 @@ def test_interventions(model: HookedModel, name: str) -> None:
 
 
 def test_generation(model: HookedModel) -> None:
-    assert model.generate(GIVEN, max_new_tokens=4, eos_token_id=None)["sequences"][0].tolist() == RECORDED["generate"]
+    written: dict[str, Any] = dict(max_new_tokens=4, eos_token_id=None)
+    assert model.generate(GIVEN, **written)["sequences"][0].tolist() == RECORDED["generate"]
+    text = model.hf_tokenizer.decode(RECORDED["generate"], skip_special_tokens=True)
+    assert model.generate(GIVEN, return_text=True, **written) == text
+    twice = {name: value.repeat(2, 1) for name, value in GIVEN.items()}
+    assert model.generate(twice, return_text=True, **written) == [text, text]
 
 
 def test_prediction(model: HookedModel) -> None:
