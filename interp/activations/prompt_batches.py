@@ -19,9 +19,9 @@ from interp.forward.rope import whole_batches
 from interp.interventions.edits import Window
 from interp.matmul import faster_products
 from interp.model.fed import check_fed, first_position
-from interp.model.image_inputs import batches_images, encoded_with_images, with_media
+from interp.model.image_inputs import batches_images, encoded_prompt, with_media
 from interp.positions import Position
-from interp.prompts import Encoded, Media, Prompt, encode
+from interp.prompts import Encoded, Media
 from interp.prompts.given import is_ids, listed
 
 if TYPE_CHECKING:
@@ -60,21 +60,9 @@ def encoded_prompts(
     several = listed(prompts, name)
     if not several or is_ids(several):
         raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, at least one; e.g. [[1, 17, 33]].")
-    encoded = [_encoded(model, prompt, name) for prompt in several]
+    encoded = [encoded_prompt(model, prompt, name) for prompt in several]
     check_fed(model, [one.input_ids for one in encoded], name, more, [one.media for one in encoded])
     return encoded
-
-
-def _encoded(model: StandardizedTransformer, prompt: Any, name: str) -> Encoded:
-    if isinstance(prompt, Prompt) and prompt.images:
-        return encoded_with_images(model, prompt)
-    if isinstance(prompt, Prompt):
-        return prompt.encode(model.tokenizer)
-    if isinstance(prompt, str):
-        return encode(model.tokenizer, prompt)
-    if is_ids(prompt):
-        return Encoded([int(token) for token in prompt], {})
-    raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, got {prompt!r:.80} among them.")
 
 
 def resolved(positions: Sequence[Position], encoded: Sequence[Encoded]) -> tuple[list[list[int]], list[str]]:

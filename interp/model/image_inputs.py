@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.architectures import vision_layout
 from interp.errors import InterpError
 from interp.model.fed import whole_inputs
-from interp.model.processor import image_feeds, load_processor, sees_images
+from interp.model.processor import image_feeds
 from interp.positions import TokenSet
 from interp.prompts import Encoded, Media, Prompt, encode, encode_with_images, with_images
 from interp.prompts.given import is_ids, listed
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "batches_images",
     "check_text_goes_on",
+    "encoded_prompt",
     "encoded_with_images",
     "inputs_of_invokes",
     "inputs_of_prompts",
@@ -41,12 +42,29 @@ def encoded_with_images(model: StandardizedTransformer, prompt: Prompt) -> Encod
         InterpError: the model takes no images, or has no processor; the processor cannot read the prompt.
     """
     if model.processor is None:
-        why = "takes no images" if not sees_images(model._module) else "was given no processor: pass processor="
-        if sees_images(model._module) and model.repo_id:
-            load_processor(model.repo_id, revision=model.revision)  # says why there is none
-        raise InterpError(f"images: {type(model._module).__name__} {why}.")
+        raise InterpError(f"images: {model.no_processor}")
     config: Any = model._module.config
     return encode_with_images(model.processor, prompt, image_feeds(model._module), config.image_token_id)
+
+
+def encoded_prompt(model: StandardizedTransformer, prompt: Any, name: str) -> Encoded:
+    """A text, a `Prompt` with or without images, or token ids, as a model is fed it.
+
+    Arguments:
+        model: the model, whose tokenizer and processor are used.
+        prompt: one prompt.
+        name: what the caller calls the prompts, for messages.
+
+    Raises:
+        InterpError: something else, or images that the model cannot be shown.
+    """
+    if isinstance(prompt, Prompt):
+        return encoded_with_images(model, prompt) if prompt.images else prompt.encode(model.tokenizer)
+    if isinstance(prompt, str):
+        return encode(model.tokenizer, prompt)
+    if is_ids(prompt):
+        return Encoded([int(token) for token in prompt], {})
+    raise InterpError(f"{name}: expected texts, Prompts or lists of token ids, got {prompt!r:.80} among them.")
 
 
 def batches_images(model: StandardizedTransformer) -> bool:
@@ -166,7 +184,7 @@ def inputs_of_invokes(model: StandardizedTransformer, invokes: Sequence[Invoke],
     others: dict[str, Any] = {}
     for inputs, given in invokes:
         keywords = dict(given)
-        encoded += [_encoded(model, prompt) for prompt in _prompts(inputs, keywords)]
+        encoded += [encoded_prompt(model, prompt, "prompts") for prompt in _prompts(inputs, keywords)]
         others |= keywords
     if not generates:
         _check_keywords(model, others)
@@ -198,16 +216,6 @@ def _prompts(inputs: Sequence[Any], keywords: dict[str, Any]) -> list[Any]:
         return list(with_images(data, images)) if images is not None else [data]
     several: list[Any] = listed(data, "prompts")
     return list(with_images(several, images))
-
-
-def _encoded(model: StandardizedTransformer, prompt: Any) -> Encoded:
-    if isinstance(prompt, Prompt):
-        return encoded_with_images(model, prompt) if prompt.images else prompt.encode(model.tokenizer)
-    if isinstance(prompt, str):
-        return encode(model.tokenizer, prompt)
-    if is_ids(prompt):
-        return Encoded([int(token) for token in prompt], {})
-    raise InterpError(f"images: beside them expected texts, Prompts or lists of token ids, got {prompt!r:.80}.")
 
 
 def _check_keywords(model: StandardizedTransformer, keywords: Collection[str]) -> None:

@@ -37,6 +37,8 @@ __all__ = ["image_feeds", "image_token", "load_processor", "processor_of", "quie
 
 # Where the hub's repositories say which processor is theirs, in the order in which transformers looks.
 _FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+# Keyword arguments of `from_pretrained` that say where files are.
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "subfolder", "token")
 # What its parts may need beyond what the library does.
 _PACKAGES = ("torchvision", "num2words", "pillow")
 # What a bad folder, a hub that is down, a missing package or a config of another version raise inside transformers.
@@ -102,7 +104,7 @@ def load_processor(
                     "or preprocessor_config.json beside the weights; or pass processor=, an object."
                 )
             return found
-        tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code, options=options)
         return _assembled(kind, name, tokenizer, hub)
     except InterpError:
         raise
@@ -127,18 +129,35 @@ def processor_of(
     revision: str | None,
     *,
     trust_remote_code: bool,
-) -> ProcessorMixin | None:
-    """The processor that is given, or that lies where the model is; None: there is none, and texts need none."""
+    options: Mapping[str, Any],
+) -> tuple[ProcessorMixin | None, str]:
+    """The processor that is given, or that lies where the model is; or None, which texts do without, and why.
+
+    Arguments:
+        given: what the user gave, an object or where it lies.
+        module: the model, loaded.
+        model: the same, or where it was loaded from.
+        revision, trust_remote_code: of where the model is.
+        options: keyword arguments of `from_pretrained`; those that say where files are hold for the processor too.
+
+    Raises:
+        InterpError: there is none where the user says that it is.
+    """
+    where = {name: value for name, value in options.items() if name in _WHERE}
     if isinstance(given, ProcessorMixin):
-        return given
+        return given, ""
     if given is not None:
-        return load_processor(given, trust_remote_code=trust_remote_code)
-    if isinstance(model, nn.Module) or not sees_images(module):
-        return None
+        return load_processor(given, trust_remote_code=trust_remote_code, options=where), ""
+    name = type(module).__name__
+    if not sees_images(module):
+        return None, f"{name} takes no images."
+    if isinstance(model, nn.Module):
+        return None, f"{name} was given no processor: pass processor=."
     try:
-        return load_processor(model, revision=revision, trust_remote_code=trust_remote_code)
-    except InterpError:
-        return None  # images say why
+        found = load_processor(model, revision=revision, trust_remote_code=trust_remote_code, options=where)
+    except InterpError as error:
+        return None, str(error)
+    return found, ""
 
 
 def _class_of(name: str, hub: Mapping[str, Any], trust_remote_code: bool) -> type[ProcessorMixin] | None:

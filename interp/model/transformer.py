@@ -69,11 +69,13 @@ class StandardizedTransformer(NamedValues, Sees, Runs, TransformersModel):
         layers, embed_tokens, ln_final, lm_head: nnsight envoys of these modules; `layers[i]`, `layers[i].self_attn`,
             `layers[i].mlp` of one layer, where it has them. The model's own names stay.
         tokenizer: pads on the left, so that `[:, -1]` is every prompt's last token.
-        processor: of a model that sees images, what makes inputs of them; None: there is none.
+        processor: of a model that sees images, what makes inputs of them; None: there is none, and `no_processor` says
+            why.
     """
 
     architecture: Architecture
     tokenizer: PreTrainedTokenizerBase
+    no_processor: str
     spec: ModelSpec
     tail: Tail
     parallel: bool
@@ -176,7 +178,9 @@ class StandardizedTransformer(NamedValues, Sees, Runs, TransformersModel):
                 trust_remote_code=trust_remote_code,
                 options=options,
             )
-        processor = processor_of(processor, module, model, revision, trust_remote_code=trust_remote_code)
+        processor, no_processor = processor_of(
+            processor, module, model, revision, trust_remote_code=trust_remote_code, options=options
+        )
         if tokenizer is None and processor is not None and not tokenizer_kwargs:
             tokenizer = processor.tokenizer
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -197,6 +201,7 @@ class StandardizedTransformer(NamedValues, Sees, Runs, TransformersModel):
             super().__init__(
                 module.eval(), tokenizer=tokenizer, rename=names, envoys=envoys, interleaver=interleaver, **placed
             )
+        self.no_processor = no_processor
         self.processor = processor  # not nnsight's: its pipeline is of text
         if processor is not None:
             processor.tokenizer = self.tokenizer

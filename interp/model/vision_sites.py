@@ -113,5 +113,10 @@ class VisionPlace(ModulePlace):
         return live
 
     def write(self, value: Tensor) -> None:
+        """Write in place of what is there.
+
+        Raises:
+            InterpError: the trace has invokes.
+        """
         self._live()
         super().write(value)

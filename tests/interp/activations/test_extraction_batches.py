@@ -69,8 +69,8 @@ FORMS: dict[str, Callable[[], Any]] = {
     "a data set of tensors": lambda: Dataset.from_list([{"input_ids": row} for row in all_ids()]).with_format("torch"),
     "columns": lambda: [{"text": TEXTS[:3], "label": [0, 1, 2]}, {"text": TEXTS[3:], "label": [3]}],
     "a loader of texts": lambda: DataLoader(TEXTS, batch_size=3),  # type: ignore[arg-type]
-    "a loader padded left": lambda: DataLoader(rows(), batch_size=3, collate_fn=padded("left")),  # type: ignore
-    "a loader padded right": lambda: DataLoader(rows(), batch_size=2, collate_fn=padded("right")),  # type: ignore
+    "a loader padded left": lambda: DataLoader(rows(), batch_size=3, collate_fn=padded("left")),
+    "a loader padded right": lambda: DataLoader(rows(), batch_size=2, collate_fn=padded("right")),
 }
 
 

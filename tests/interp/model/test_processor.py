@@ -12,7 +12,9 @@ import pytest
 from transformers import AutoProcessor
 
 from interp.errors import InterpError
+from interp.model import StandardizedTransformer, processor
 from interp.model.processor import load_processor
+from tests.tiny import tiny_tokenizer
 from tests.vision import FAMILIES, image
 
 # Of these transformers' own AutoProcessor loads without torchvision.
@@ -38,7 +40,6 @@ _TOKENS["paligemma"] = _TOKENS["paligemma2"] = "<image>" * 16
 
 
 def _loaded(folder: Path) -> Any:
-
     return load_processor(folder)
 
 
@@ -87,3 +88,13 @@ def test_says_what_is_missing(tmp_path: Path, vision_folder: Callable[[str], Pat
     (tmp_path / "llava" / "preprocessor_config.json").unlink()
     with pytest.raises(InterpError, match="Expected preprocessor_config"):
         _loaded(tmp_path / "llava")
+
+
+def test_what_says_where_files_are_holds_for_the_processor(
+    vision_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(processor, "load_processor", lambda source, **named: asked.append(named["options"]))
+    given: dict[str, Any] = dict(local_files_only=True, cache_dir="cache", tie_word_embeddings=False)
+    StandardizedTransformer(vision_folder("llava"), tokenizer=tiny_tokenizer(), dtype="float32", verify=False, **given)
+    assert asked == [{"local_files_only": True, "cache_dir": "cache"}]

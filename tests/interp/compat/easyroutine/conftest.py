@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,3 +42,19 @@ def llama(hooked: Callable[[str], HookedModel]) -> Iterator[HookedModel]:
 def by_transformers() -> Any:
     """The same model as transformers has it, on its own."""
     return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def seeing(vision_folder: Callable[[str], Path]) -> Callable[[str], HookedModel]:
+    """`seeing(family)`: the tiny model of a family that sees."""
+    made: dict[str, HookedModel] = {}
+
+    def model(family: str) -> HookedModel:
+        if family not in made:
+            given = StandardizedTransformer(
+                vision_folder(family), dtype="float32", attn_implementation="eager", verify=False
+            )
+            made[family] = HookedModel.from_pretrained(given)
+        return made[family]
+
+    return model

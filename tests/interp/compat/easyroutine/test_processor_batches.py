@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from interp import InterpError
 from interp.activations.prompt_batches import encoded_prompts
 from interp.compat.easyroutine import HookedModel
 from interp.compat.easyroutine.input_batch import InputBatch
-from interp.model import StandardizedTransformer
 from interp.model.processor import image_feeds
 from interp.prompts import Prompt
 from tests.vision import FAMILIES, image
@@ -24,22 +22,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 TEXTS = ("king {0} hello", "{0} hello {0} book", "hello king")
 IMAGES = ([image(0)], [image(1, 32, 48), image(2)], [])
-
-
-@pytest.fixture(scope="module")
-def seeing(vision_folder: Callable[[str], Path]) -> Callable[[str], HookedModel]:
-    """`seeing(family)`: the tiny model of a family that sees."""
-    made: dict[str, HookedModel] = {}
-
-    def model(family: str) -> HookedModel:
-        if family not in made:
-            given = StandardizedTransformer(
-                vision_folder(family), dtype="float32", attn_implementation="eager", verify=False
-            )
-            made[family] = HookedModel.from_pretrained(given)
-        return made[family]
-
-    return model
 
 
 def prompts_of(family: str, count: int) -> list[Prompt]:

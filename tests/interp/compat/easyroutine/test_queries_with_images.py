@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor
 
 from interp.compat.easyroutine import HookedModel, Intervention
-from interp.model import StandardizedTransformer
 from tests.vision import FAMILIES, image
 
 pytestmark = pytest.mark.filterwarnings(
@@ -19,22 +17,6 @@ pytestmark = pytest.mark.filterwarnings(
 )  # transformers'
 CHOSEN = ("llava", "gemma3", "qwen2_vl")
 COUPLES = [[0, 0], [1, 1], [3, 1], [2, 2]]
-
-
-@pytest.fixture(scope="module")
-def seeing(vision_folder: Callable[[str], Path]) -> Callable[[str], HookedModel]:
-    """`seeing(family)`: the tiny model of a family that sees."""
-    made: dict[str, HookedModel] = {}
-
-    def model(family: str) -> HookedModel:
-        if family not in made:
-            given = StandardizedTransformer(
-                vision_folder(family), dtype="float32", attn_implementation="eager", verify=False
-            )
-            made[family] = HookedModel.from_pretrained(given)
-        return made[family]
-
-    return model
 
 
 def processed(model: HookedModel, family: str, seeds: list[int]) -> dict[str, Any]:
