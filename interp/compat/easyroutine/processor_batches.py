@@ -58,7 +58,7 @@ def encoded_rows(model: StandardizedTransformer, inputs: Mapping[str, Any]) -> l
     wrong = next((name for name, value in beside.items() if not isinstance(value, Tensor)), None)
     if wrong is not None:
         raise InterpError(f"inputs: expected tensors of the processor (return_tensors='pt'), {wrong} is none.")
-    by_token = {name: value for name, value in beside.items() if value.shape == ids.shape}
+    by_token = {name: value for name, value in beside.items() if name.endswith("token_type_ids")}
     whole = {name: value for name, value in beside.items() if name not in by_token}
     rows: list[list[int]] = [row[own].tolist() for row, own in zip(ids.cpu(), mask, strict=True)]
     processor = model.processor
